@@ -1,0 +1,45 @@
+# `make run` starts everything on this machine; `make test` checks everything once. Nothing outside this folder is changed.
+.PHONY: run test test-all lint format clean
+.DEFAULT_GOAL := run
+PYTHON := .venv/bin/python
+
+run: .venv/runtime
+	@$(PYTHON) manage.py migrate --verbosity 0
+	@exec $(PYTHON) -m project.start
+
+# One pairing of channel layer, server and database for every test.
+test: lint
+	$(PYTHON) -m pytest --cov -m "not matrix"
+
+# Every test with every pairing.
+test-all: lint
+	$(PYTHON) -m pytest --cov
+
+lint: .venv/development
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+	.venv/bin/lint-imports
+
+format: .venv/development
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+# The database in var/ stays.
+clean:
+	rm -rf .venv build dist *.egg-info .coverage .coverage.* htmlcov
+	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps are as old as the last installation, so requirements are installed again only when they changed.
+.venv/runtime: requirements.txt project/make-venv.sh .venv/bin/python
+	@sh project/make-venv.sh requirements.txt
+	@touch $@
+
+.venv/development: requirements-dev.txt requirements.txt project/make-venv.sh .venv/bin/python
+	@sh project/make-venv.sh requirements-dev.txt
+	@touch $@ .venv/runtime
+
+# Made anew when its Python was removed from this machine.
+.venv/bin/python:
+	@sh project/make-venv.sh

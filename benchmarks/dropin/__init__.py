@@ -1,0 +1,1 @@
+"""The chat of the Channels tutorial with one word changed: the base class of its consumer."""

@@ -1,0 +1,182 @@
+"""`python -m project.start`: everything on one machine, until Ctrl-C, SIGTERM or a closed terminal.
+
+Looks first at whatever would stop it, and says in one sentence what to do. Then it runs what the Procfile
+says, and at the end it stops that in order, within five seconds.
+"""
+
+import contextlib
+import errno
+import multiprocessing
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import django
+import redis
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.core.exceptions import ImproperlyConfigured
+from django.db import DEFAULT_DB_ALIAS, OperationalError, connections
+from django.db.migrations.executor import MigrationExecutor
+from honcho import environ, manager, printer
+
+from project import private_redis
+
+#: Seconds after SIGTERM for the programs that use Redis, and then for Redis; SIGKILL follows.
+PATIENCE = 3.5
+PATIENCE_WITH_REDIS = 1.0
+
+
+class CannotStart(Exception):
+    """Something that the person at the keyboard must change first; the message is one sentence."""
+
+
+def main() -> int:
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
+    try:
+        django.setup()
+        check_port(settings.PORT)
+        check_redis()
+        check_database()
+    except (CannotStart, ImproperlyConfigured, private_redis.CannotStart) as error:
+        print(error, file=sys.stderr)
+        return 2
+    site = f"http://127.0.0.1:{settings.PORT}/"
+    print(f"Page:  {site}\nAdmin: {site}admin/  {how_to_log_in()}\nStop:  Ctrl-C", flush=True)
+    return run_procfile()
+
+
+def check_port(port: int) -> None:
+    with socket.socket() as probe:
+        # As Daphne does: connections of the last run that are still being closed are no hindrance.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+            probe.listen()
+        except OSError as error:
+            reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+            raise CannotStart(
+                f"Port {port} {reason}: stop what uses it, or choose another, like `PORT=8765 make run`."
+            ) from error
+
+
+def check_redis() -> None:
+    if settings.PRIVATE_REDIS:
+        private_redis.server_program()
+        os.close(private_redis.claim())
+        return
+    try:
+        with redis.Redis.from_url(settings.REDIS_URL, socket_connect_timeout=3, socket_timeout=3) as client:
+            client.ping()
+    except redis.RedisError as error:
+        raise CannotStart(
+            f"The Redis of REDIS_URL does not answer ({error}): "
+            "start it, or leave REDIS_URL out for a private one."
+        ) from error
+
+
+def check_database() -> None:
+    try:
+        executor = MigrationExecutor(connections[DEFAULT_DB_ALIAS])
+    except OperationalError as error:
+        raise CannotStart(f"The database does not answer: {str(error).strip()}") from error
+    if executor.migration_plan(executor.loader.graph.leaf_nodes()):
+        raise CannotStart("The database lacks tables or columns: run `python manage.py migrate` first.")
+
+
+def how_to_log_in() -> str:
+    """What stands beside the admin's address; on one machine, the first start makes a superuser."""
+    users = get_user_model()
+    if users.objects.filter(is_superuser=True, is_active=True).exists():
+        return ""
+    if not settings.DEBUG or users.objects.filter(username="admin").exists():
+        return "(for a user: python manage.py createsuperuser)"
+    password = secrets.token_urlsafe(12)
+    users.objects.create_superuser("admin", password=password)
+    return f"user admin, password {password} (shown once; another: python manage.py changepassword admin)"
+
+
+def run_procfile() -> int:
+    """Run the Procfile's programs until one ends or we are told to stop; the exit code."""
+    os.chdir(settings.BASE_DIR)
+    # The programs' `python` is this one, whether or not somebody activated the virtual environment.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    programs = environ.parse_procfile(Path("Procfile").read_text()).processes
+    if not settings.PRIVATE_REDIS:
+        del programs["redis"]
+    environment = {**os.environ, "PATH": path, "PORT": str(settings.PORT)}
+    programs_manager = Manager(Printer(sys.stdout))
+    for name, command in programs.items():
+        programs_manager.add_process(name, command, env=environment)
+    # honcho's helper processes must inherit our signal handlers, or a signal to the whole group ends them.
+    multiprocessing.set_start_method("fork", force=True)
+    # A closed terminal would end us and leave the programs, which have sessions of their own.
+    signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        programs_manager.loop()
+    except BaseException:
+        programs_manager.kill()
+        raise
+    told_to_stop = programs_manager.returncode in {entry["rc"] for entry in manager.SIGNALS.values()}
+    return 0 if told_to_stop else programs_manager.returncode or 1
+
+
+class Printer(printer.Printer):
+    """honcho's, which outlives the terminal: an error here would end us and leave the programs."""
+
+    def write(self, message: printer.Message) -> None:
+        with contextlib.suppress(OSError):
+            super().write(message)
+
+
+class Manager(manager.Manager):
+    """honcho's, which stops Redis after the programs that still have something to say to it."""
+
+    _terminating: bool
+
+    def terminate(self) -> None:
+        # In a thread: honcho calls this from its signal handler, maybe before each program has a process.
+        if not self._terminating:
+            self._terminating = True
+            threading.Thread(target=self._stop, daemon=True).start()
+
+    def _stop(self) -> None:
+        first = [name for name in self._processes if name != "redis"]
+        self._until(self._all_started, PATIENCE)
+        self._signal(first, signal.SIGTERM)
+        self._until(lambda: self._have_stopped(first), PATIENCE)
+        self._signal(first, signal.SIGKILL)
+        self._signal(["redis"], signal.SIGTERM)
+        self._until(self._all_stopped, PATIENCE_WITH_REDIS)
+        self._signal(["redis"], signal.SIGKILL)
+        self._until(self._all_stopped, PATIENCE_WITH_REDIS)
+        for program in self._processes.values():
+            # honcho waits for every program's end; one whose end nobody reported must not keep it for ever.
+            program.setdefault("returncode", -signal.SIGKILL)
+
+    def _have_stopped(self, names: list[str]) -> bool:
+        return all("returncode" in self._processes[name] for name in names)
+
+    def _signal(self, names: list[str], number: signal.Signals) -> None:
+        for name in names:
+            program = self._processes.get(name, {})
+            if "pid" in program and "returncode" not in program:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(program["pid"], number)
+
+    @staticmethod
+    def _until(done: Callable[[], bool], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not done() and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.exit(main())

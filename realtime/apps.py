@@ -1,0 +1,11 @@
+"""How Django finds this app."""
+
+from django.apps import AppConfig
+
+
+class RealtimeConfig(AppConfig):
+    name = "realtime"
+    label = "realtime"
+    verbose_name = "Realtime"
+    # Set here, so that a project's own default never asks for a migration of this app.
+    default_auto_field = "django.db.models.BigAutoField"

@@ -1,0 +1,142 @@
+"""Every setting of `REALTIME = {…}`: its default, its unit, and the relations between them.
+
+The declaration is the default. A project overrides single keys in its Django settings; nothing is written
+back to them.
+"""
+
+import difflib
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any
+
+from django.conf import settings as django_settings
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+
+from realtime.liveness import Limits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The settings of one project. Times are seconds, sizes are bytes; None switches a limit off."""
+
+    #: A connection is pinged when this time has passed since its last ping.
+    PING_INTERVAL: float = 20.0
+    #: Dead when the oldest unanswered ping, counted from the last pong if later, is older than this.
+    PONG_TIMEOUT: float = 8.0
+    #: A write arms a ping at (last proof of life + this).
+    PROBE_AFTER: float = 5.0
+    #: A ping leaves whenever this many bytes were written since the last one.
+    PROBE_BYTES: int = 256 * 1024
+    #: Evicted as slow above this, once the oldest unanswered ping is a second old.
+    MAX_UNACKED_BYTES: int = 4 * 1024 * 1024
+    #: Evicted as slow when more than this waits in our own queue because the server suspended a write.
+    MAX_UNSENT_BYTES: int = 1024 * 1024
+    #: A write that the server keeps suspended this long ends the connection as slow.
+    SEND_TIMEOUT: float = 10.0
+    #: Closed when the client sent no application frame for this long.
+    IDLE_TIMEOUT: float | None = None
+    #: Evicted when one handler runs longer.
+    HANDLER_TIMEOUT: float | None = None
+    #: The largest message taken from a client, after reassembly.
+    MAX_MESSAGE_BYTES: int = 64 * 1024
+    #: How many frames may wait for a busy handler.
+    MAX_INBOUND_QUEUE: int = 100
+    #: Told to clients: nothing at all from the server for this long means that the socket is dead.
+    MAX_SILENCE: float = 45.0
+    #: How far apart rounds are.
+    ROUND_INTERVAL: float = 10.0
+    #: How long a round waits for the answers of processes.
+    ROUND_TIMEOUT: float = 5.0
+    #: How many rounds in a row a process may leave unanswered before it is lost.
+    MISSES_ALLOWED: int = 1
+    #: Dotted path to `policy(scope, action, group) -> bool`, sync or async; `action` is "join" or "publish".
+    POLICY: str = "realtime.policy.default_policy"
+
+    def limits(self) -> Limits:
+        """The part that `liveness` decides by."""
+        return Limits(
+            ping_interval=self.PING_INTERVAL,
+            pong_timeout=self.PONG_TIMEOUT,
+            probe_after=self.PROBE_AFTER,
+            probe_bytes=self.PROBE_BYTES,
+            max_unacked_bytes=self.MAX_UNACKED_BYTES,
+            idle_timeout=self.IDLE_TIMEOUT,
+        )
+
+
+#: Settings that may be None; every other number must be above zero (MISSES_ALLOWED: zero or more).
+_MAY_BE_NONE = {"IDLE_TIMEOUT", "HANDLER_TIMEOUT"}
+
+
+def problems(given: dict[str, Any]) -> list[str]:
+    """One sentence for each key, value or relation in `REALTIME` that cannot work; empty when all is well."""
+    names = {field.name: field for field in fields(Settings)}
+    found = []
+    for key in given:
+        if key not in names:
+            near = difflib.get_close_matches(str(key).upper(), names, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(names)}."
+            found.append(f"REALTIME has no setting {key!r}; {hint}")
+    known = {key: value for key, value in given.items() if key in names}
+    found += [sentence for key, value in known.items() if (sentence := _wrong_value(key, value))]
+    return found or _wrong_relations(Settings(**known))
+
+
+def _wrong_value(key: str, value: Any) -> str | None:
+    if key == "POLICY":
+        return None if isinstance(value, str) and "." in value else f"POLICY is {value!r}; set a dotted path."
+    if value is None and key in _MAY_BE_NONE:
+        return None
+    whole = key.endswith(("_BYTES", "_QUEUE", "_ALLOWED"))
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        return f"{key} is {value!r}; set {'a whole number' if whole else 'a number of seconds'}."
+    if value < 0 or (value == 0 and key != "MISSES_ALLOWED"):
+        return f"{key} is {value!r}; set it above zero."
+    return None
+
+
+def _wrong_relations(settings: Settings) -> list[str]:
+    """Relations without which liveness would judge wrongly."""
+    found = []
+    if settings.PONG_TIMEOUT >= settings.PING_INTERVAL:
+        found.append(
+            f"PONG_TIMEOUT ({settings.PONG_TIMEOUT}) must be below PING_INTERVAL ({settings.PING_INTERVAL}): "
+            "else the next ping leaves before the last one was judged."
+        )
+    if settings.MAX_SILENCE <= settings.PING_INTERVAL + settings.PONG_TIMEOUT:
+        found.append(
+            f"MAX_SILENCE ({settings.MAX_SILENCE}) must be above PING_INTERVAL + PONG_TIMEOUT "
+            f"({settings.PING_INTERVAL + settings.PONG_TIMEOUT}): else clients give up healthy connections."
+        )
+    if settings.ROUND_TIMEOUT >= settings.ROUND_INTERVAL:
+        found.append(
+            f"ROUND_TIMEOUT ({settings.ROUND_TIMEOUT}) must be below ROUND_INTERVAL "
+            f"({settings.ROUND_INTERVAL}): else the next round comes before this one was judged."
+        )
+    if settings.PROBE_BYTES > settings.MAX_UNACKED_BYTES:
+        found.append(
+            f"PROBE_BYTES ({settings.PROBE_BYTES}) must not be above MAX_UNACKED_BYTES "
+            f"({settings.MAX_UNACKED_BYTES}): else a client is called slow before it was asked."
+        )
+    return found
+
+
+@cache
+def get() -> Settings:
+    """The settings in force.
+
+    Raises ImproperlyConfigured with every sentence of `problems()` when they cannot work.
+    """
+    given = getattr(django_settings, "REALTIME", {})
+    if found := problems(given):
+        raise ImproperlyConfigured(" ".join(found))
+    return Settings(**given)
+
+
+def _forget(*, setting: str, **_: Any) -> None:
+    if setting == "REALTIME":
+        get.cache_clear()
+
+
+setting_changed.connect(_forget)

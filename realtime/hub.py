@@ -1,0 +1,261 @@
+"""This process's connections and groups.
+
+Each process has one channel in the channel layer, and is a member of a group there while it has a local
+member of that group. A group message is received once per process and written to each local member's
+transport.
+"""
+
+import asyncio
+import itertools
+import logging
+import os
+import socket
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+from realtime import conf, groups, metrics
+from realtime.closing import CloseReason
+from realtime.connection import Connection
+from realtime.layers import STAMP
+from realtime.ledger import Ledger, RecordsUnavailable
+from realtime.pulse import Pulse
+from realtime.transport import Event
+
+logger = logging.getLogger("realtime.hub")
+
+#: Seconds to wait for the first mark of a group: a SUBSCRIBE that was written is not yet one that is active.
+MARK_TIMEOUT = 1.0
+#: Seconds of fan-out after which the loop gets a turn.
+FANOUT_SLICE = 0.005
+#: Deliveries between two looks at the clock.
+FANOUT_STRIDE = 32
+#: Connections of the hub's records are touched, for display, at most once in this many seconds.
+TOUCH_INTERVAL = 60.0
+
+
+class Hub:
+    """One per process and event loop; made by `Hub.start`."""
+
+    def __init__(self, channel: str, process: uuid.UUID, ledger: Ledger, pulse: Pulse) -> None:
+        self.channel = channel
+        self.process = process
+        self.ledger = ledger
+        self.pulse = pulse
+        self.connections: dict[uuid.UUID, Connection] = {}
+        # A dict of its members for each group: ordered, and safe to ask while others leave.
+        self.groups: dict[str, dict[Connection, None]] = {}
+        self._locks: dict[str, _Lock] = {}
+        self._marks: dict[int, asyncio.Future[None]] = {}
+        self._numbers = itertools.count(1)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._loop = asyncio.get_running_loop()
+        self._touched_at = self._loop.time()
+        self._ignored: set[str] = set()
+        self.on_kick: Callable[[Event], Coroutine[Any, Any, None]]
+        self.on_lost: Callable[[], None]
+
+    @classmethod
+    async def start(
+        cls,
+        *,
+        evict: Callable[[Connection, CloseReason], object],
+        on_kick: Callable[["Hub", Event], Coroutine[Any, Any, None]],
+        on_lost: Callable[["Hub"], None],
+    ) -> "Hub":
+        """Open the channel, record the process, and listen. Raises LayerUnavailable, RecordsUnavailable."""
+        channel = await groups.new_channel()
+        ledger = Ledger()
+        process = await ledger.start_process(channel, socket.gethostname(), os.getpid())
+        hub = cls(channel, process, ledger, Pulse(conf.get().limits(), evict))
+        hub.on_kick = lambda event: on_kick(hub, event)
+        hub.on_lost = lambda: on_lost(hub)
+        # One long-lived task reads the channel, never under a timeout: one that times out deletes a pub/sub
+        # channel.
+        hub._tasks = [hub._loop.create_task(hub._listen()), hub._loop.create_task(hub.pulse.run())]
+        return hub
+
+    async def stop(self) -> None:
+        """Stop listening; the records are the business of whoever stops it."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.ledger.shut()
+
+    # -- connections -------------------------------------------------------------------------------
+
+    def add(self, connection: Connection) -> None:
+        self.connections[connection.id] = connection
+        metrics.connections.inc()
+
+    def remove(self, connection: Connection) -> None:
+        """Take the connection out of everything that is written to: at once, without waiting for anything."""
+        if self.connections.pop(connection.id, None) is not None:
+            metrics.connections.dec()
+        for group in tuple(connection.groups):
+            self.remove_member(connection, group)
+        self.pulse.forget(connection)
+
+    # -- membership --------------------------------------------------------------------------------
+
+    async def add_member(self, connection: Connection, group: str) -> None:
+        """Returns when the connection receives what is sent to the group. Raises LayerUnavailable."""
+        async with self._locked(group):
+            if not self.groups.get(group):
+                await groups.add(group, self.channel)
+                await self._confirm(group)
+            if connection.gone:
+                # It ended while the layer was at work; whoever evicted it waits for this lock to leave the
+                # group.
+                return
+            if group not in self.groups:
+                self.groups[group] = {}
+                metrics.groups.inc()
+            self.groups[group][connection] = None
+            connection.groups.add(group)
+
+    def remove_member(self, connection: Connection, group: str) -> None:
+        """Write nothing more to this member; the layer is told by `leave`."""
+        connection.groups.discard(group)
+        members = self.groups.get(group)
+        if members is not None:
+            members.pop(connection, None)
+            if not members:
+                del self.groups[group]
+                metrics.groups.dec()
+
+    async def leave(self, group: str) -> None:
+        """Leave the layer's group unless it has a local member. Raises LayerUnavailable."""
+        async with self._locked(group):
+            # Counted again under the lock: somebody may have joined while the lock was waited for.
+            if not self.groups.get(group):
+                await groups.discard(group, self.channel)
+
+    async def _confirm(self, group: str) -> None:
+        number = next(self._numbers)
+        mark = self._marks[number] = self._loop.create_future()
+        try:
+            await groups.mark(group, number, self.channel)
+            async with asyncio.timeout(MARK_TIMEOUT):
+                await mark
+        except TimeoutError:
+            metrics.subscribe_unconfirmed.inc()
+            logger.warning("A mark sent to group %s did not come back within %s s", group, MARK_TIMEOUT)
+        finally:
+            del self._marks[number]
+
+    @asynccontextmanager
+    async def _locked(self, group: str) -> AsyncIterator[None]:
+        """One lock per group, for as long as somebody holds it or waits for it."""
+        lock = self._locks.setdefault(group, _Lock())
+        lock.users += 1
+        try:
+            async with lock:
+                yield
+        finally:
+            lock.users -= 1
+            if not lock.users:
+                del self._locks[group]
+
+    # -- what comes in -----------------------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        layer = groups.layer()
+        while True:
+            event = await layer.receive_stamped(self.channel)
+            metrics.events.labels(type=event.get("type", "")).inc()
+            try:
+                await self._take(event)
+            except Exception:
+                # One event that cannot be handled must not make the process deaf to all that follow.
+                logger.exception("The hub could not handle an event of type %r", event.get("type"))
+
+    async def _take(self, event: Event) -> None:
+        group = event.pop(STAMP, None)
+        match event.get("type"):
+            case groups.MESSAGE if group is not None:
+                await self.deliver(group, {"type": "websocket.send", "text": event["text"]})
+            case groups.MARK:
+                mark = self._marks.get(event["number"]) if event["channel"] == self.channel else None
+                if mark is not None and not mark.done():
+                    mark.set_result(None)
+            case groups.ASK:
+                self._spawn(self._answer(event["round"], event["reply_to"]))
+            case groups.KICK:
+                self._spawn(self.on_kick(event))
+            case _ if group is not None:
+                for connection in tuple(self.groups.get(group, ())):
+                    connection.on_event(dict(event))
+            case kind:
+                # Sent by a layer that is not ours, or by somebody who wrote to our channel: to whom it
+                # should go is unknown.
+                metrics.unstamped.inc()
+                self._log_once(
+                    f"An event of type {kind!r} did not say which group it was sent to; is every process "
+                    "that sends configured with a layer of realtime.layers?"
+                )
+
+    async def deliver(self, group: str, event: Event) -> None:
+        """Write one frame to every local member, in the order in which frames came in."""
+        members = self.groups.get(group)
+        if members is None:
+            return
+        size = len(event["text"].encode())
+        pause_at = self._loop.time() + FANOUT_SLICE
+        for position, connection in enumerate(tuple(members), start=1):
+            # Membership is asked for at the time of the write: anything may have ended while the loop had
+            # its turn.
+            if connection in members:
+                self.write(connection, event, size)
+            if position % FANOUT_STRIDE == 0 and self._loop.time() > pause_at:
+                await asyncio.sleep(0)
+                pause_at = self._loop.time() + FANOUT_SLICE
+        metrics.deliveries.inc(len(members))
+
+    def write(self, connection: Connection, event: Event, size: int) -> None:
+        """Hand one frame of `size` bytes to a connection; what is written has to be acknowledged by a later
+        pong.
+        """
+        connection.transport.write(event, size)
+        self.pulse.wrote(connection, size)
+
+    # -- rounds ------------------------------------------------------------------------------------
+
+    async def _answer(self, number: int, reply_to: str) -> None:
+        """Answer a round twice: a process that lost only its database, or only its layer, is not a lost
+        process.
+        """
+        try:
+            await groups.answer(reply_to, number, str(self.process))
+        except groups.LayerUnavailable as error:
+            logger.warning("Round %d could not be answered through the channel layer: %s", number, error)
+        if number == 0:
+            return
+        try:
+            running = await self.ledger.answer_round(
+                self.process, number, len(self.connections), self.pulse.lag
+            )
+            if not running:
+                self.on_lost()
+            elif self._loop.time() - self._touched_at >= TOUCH_INTERVAL:
+                self._touched_at = self._loop.time()
+                await self.ledger.touch(tuple(self.connections))
+        except RecordsUnavailable as error:
+            logger.warning("Round %d could not be answered in the database: %s", number, error)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.append(task)
+        task.add_done_callback(self._tasks.remove)
+
+    def _log_once(self, sentence: str) -> None:
+        if sentence not in self._ignored:
+            self._ignored.add(sentence)
+            logger.error(sentence)
+
+
+class _Lock(asyncio.Lock):
+    """A lock that counts who holds it or waits for it."""
+
+    users = 0

@@ -1,0 +1,118 @@
+"""The records of this process's connections, written in the order in which they are asked for.
+
+Writes run on one thread of the ledger's own, never on the thread that all consumers share for the ORM,
+where one slow query would hold up every close. One thread also keeps the order: a close cannot overtake the
+open of the same record.
+
+A cancelled or impatient waiter does not cancel its write. Opens are tried once, because somebody is waiting
+to be let in; closes and leaves are repeated until the database takes them, because nobody else in this
+process will.
+"""
+
+import asyncio
+import logging
+import random
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+
+from django.db import Error, close_old_connections, connections
+
+from realtime import metrics, records
+from realtime.errors import RealtimeError
+from realtime.records import Closing, Join, Opening
+
+logger = logging.getLogger("realtime.ledger")
+
+#: Seconds that a client waits for its record before it is told to come back later.
+OPEN_TIMEOUT = 5.0
+#: The longest pause between two tries of a close or a leave, in seconds.
+LONGEST_PAUSE = 5.0
+
+Result = TypeVar("Result")
+
+
+class RecordsUnavailable(RealtimeError):
+    """The database did not take a record in time; look at DATABASES, the client is told to come back."""
+
+
+class Ledger:
+    """Writes records for the event loop that it is used on."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="realtime-ledger")
+
+    async def start_process(self, channel_name: str, host: str, pid: int) -> uuid.UUID:
+        return await self._once(partial(records.start_process, channel_name, host, pid))
+
+    async def answer_round(self, process: uuid.UUID, number: int, connections: int, lag: float) -> bool:
+        """False when the process was declared lost. Raises RecordsUnavailable."""
+        return await self._once(
+            partial(records.answer_round, process, number, connections=connections, loop_lag=lag)
+        )
+
+    async def stop_process(self, process: uuid.UUID) -> bool:
+        return await self._once(partial(records.stop_process, process))
+
+    async def open(self, opening: Opening) -> None:
+        """Returns when the record is committed. Raises RecordsUnavailable."""
+        await self._once(partial(records.open_connections, [opening]))
+
+    async def join(self, join: Join) -> None:
+        """Returns when the membership is committed. Raises RecordsUnavailable."""
+        await self._once(partial(records.open_memberships, [join]))
+
+    async def leave(self, joins: Sequence[Join]) -> None:
+        """To be called after the `group_discard`s returned. Returns when the rows say so."""
+        if joins:
+            await self._until_done(partial(records.leave_memberships, joins))
+
+    async def close(self, closing: Closing) -> bool:
+        """Returns whether it was this call that closed the record, once it is closed."""
+        # The stamp is made before the first try: after a COMMIT whose answer was lost, the repeated call
+        # finds its own.
+        closed = await self._until_done(partial(records.close_connections, [closing], uuid.uuid4()))
+        return closing.id in closed
+
+    async def touch(self, connections: Sequence[uuid.UUID]) -> None:
+        await self._once(partial(records.touch_connections, connections))
+
+    def shut(self) -> None:
+        """Let go of the thread, and of its database connection, once what is queued has been written."""
+        self._thread.submit(connections.close_all)
+        self._thread.shutdown(wait=False)
+
+    async def _once(self, write: Callable[[], Result]) -> Result:
+        try:
+            async with asyncio.timeout(OPEN_TIMEOUT):
+                return await self._submit(write)
+        except (Error, TimeoutError) as error:
+            metrics.record_errors.inc()
+            raise RecordsUnavailable(f"The database did not take a record ({error!r}).") from error
+
+    async def _until_done(self, write: Callable[[], Result]) -> Result:
+        pause = 0.1
+        while True:
+            try:
+                return await self._submit(write)
+            except Error as error:
+                metrics.record_errors.inc()
+                logger.warning("A record could not be closed; trying again: %s", error)
+            await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - not a secret
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def _submit(self, write: Callable[[], Result]) -> Result:
+        # Shielded, because cancelling would take a write out of the queue whose outcome somebody else
+        # relies on.
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, _fresh, write))
+
+
+def _fresh(write: Callable[[], Result]) -> Result:
+    """Django drops connections that broke or grew old only between requests; here each write is one."""
+    close_old_connections()
+    try:
+        return write()
+    finally:
+        close_old_connections()

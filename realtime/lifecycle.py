@@ -1,0 +1,338 @@
+"""The life of a connection as sequences of writes, and why they stand in that order.
+
+    admit          record (committed) → hub
+    group_add      membership row (committed) → layer's group → receives
+    group_discard  receives no more → layer's group → membership row says left
+    evict          out of the hub, at once → close frame → layer's groups → rows say left and closed
+
+A membership row outlives the membership: it is committed before the layer's `group_add`, and `left_at` is
+set only after a `group_discard` that returned. Whoever dies between two steps leaves rows behind that say
+what is still to be done.
+"""
+
+import asyncio
+import logging
+import random
+import weakref
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
+from uuid import UUID
+
+from django.dispatch import Signal
+
+from realtime import frames, groups, metrics, signals
+from realtime.closing import CloseReason, by_label
+from realtime.connection import Connection
+from realtime.errors import RealtimeError
+from realtime.hub import Hub
+from realtime.records import Closing, Join, Opening
+from realtime.transport import Event
+
+logger = logging.getLogger("realtime.lifecycle")
+
+#: Reconnects of the clients of one process are spread over this many seconds.
+RECONNECT_WINDOW = 5.0
+
+Result = TypeVar("Result")
+
+
+class ConnectionGone(RealtimeError):
+    """The connection ended while something was being done for it; there is nobody left to do it for."""
+
+
+# -- the hub of this process -----------------------------------------------------------------------
+
+_hubs: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Task[Hub]] = weakref.WeakKeyDictionary()
+_tasks: set[asyncio.Task[Any]] = set()
+
+
+async def hub() -> Hub:
+    """The hub of this event loop, started when first asked for. Raises LayerUnavailable,
+    RecordsUnavailable.
+    """
+    loop = asyncio.get_running_loop()
+    starting = _hubs.get(loop)
+    if starting is None or (starting.done() and (starting.cancelled() or starting.exception() is not None)):
+        starting = _hubs[loop] = _spawn(Hub.start(evict=evict, on_kick=_kick, on_lost=_start_anew))
+    return await asyncio.shield(starting)
+
+
+def _start_anew(lost: Hub) -> None:
+    """This process was declared lost, and its rows were closed, while it could not answer.
+
+    Its connections have no open record any more, so they end; the next one finds a new hub with a new
+    channel and a new row. The old hub stays until its evictions have left the groups under the old channel.
+    """
+    logger.error(
+        "This process was declared lost; it closes %d connections and starts anew", len(lost.connections)
+    )
+    loop = asyncio.get_running_loop()
+    current = _hubs.get(loop)
+    if current is not None and current.done() and current.result() is lost:
+        del _hubs[loop]
+    _spawn(_retire(lost))
+
+
+async def _retire(lost: Hub) -> None:
+    evictions = [
+        evict(connection, CloseReason.SERVER_LOST) for connection in tuple(lost.connections.values())
+    ]
+    await asyncio.gather(*evictions)
+    await lost.stop()
+
+
+async def stop() -> None:
+    """End this loop's hub as a planned stop: evict every connection, then record that the process has
+    stopped.
+    """
+    starting = _hubs.pop(asyncio.get_running_loop(), None)
+    if starting is None or not starting.done() or starting.exception() is not None:
+        return
+    stopping = starting.result()
+    connections = tuple(stopping.connections.values())
+    await asyncio.gather(*(evict(connection, CloseReason.SERVER_RESTART) for connection in connections))
+    await stopping.ledger.stop_process(stopping.process)
+    await stopping.stop()
+
+
+# -- in --------------------------------------------------------------------------------------------
+
+
+async def admit(connection: Connection) -> None:
+    """Record the connection and put it in the hub; repeated calls wait for the same admission.
+
+    Raises LayerUnavailable or RecordsUnavailable when it cannot be let in, ConnectionGone when it ended
+    meanwhile.
+    """
+    if connection.admission is None:
+        connection.admission = _spawn(_admit(connection))
+    # Shielded: a consumer that is cancelled here leaves a write in flight, whose outcome eviction has to
+    # know.
+    await asyncio.shield(connection.admission)
+    if connection.gone:
+        raise ConnectionGone
+
+
+async def _admit(connection: Connection) -> None:
+    home = await hub()
+    scope = connection.scope
+    headers = dict(scope.get("headers", ()))
+    opening = Opening(
+        id=connection.id,
+        process_id=home.process,
+        user_id=connection.user_id,
+        path=scope.get("path", ""),
+        remote_address=connection.remote_address,
+        user_agent=headers.get(b"user-agent", b"").decode("latin-1"),
+        subprotocol=connection.subprotocol,
+    )
+    connection.hub = home
+    # Set before the write: once it is under way the record may exist, whatever the answer, and eviction has
+    # to close it.
+    connection.opening = opening
+    await home.ledger.open(opening)
+    if not connection.gone:
+        home.add(connection)
+        metrics.opened.inc()
+        connection.announced = True
+        await _tell(signals.connection_opened, connection=opening)
+
+
+def accepted(connection: Connection) -> None:
+    """The handshake is complete: from now on the connection has to prove that it lives."""
+    if connection.hub is not None and not connection.gone:
+        connection.hub.pulse.watch(connection)
+
+
+async def group_add(connection: Connection, group: str) -> None:
+    """Returns when the connection receives what is sent to the group.
+
+    Raises BadGroup, LayerUnavailable, RecordsUnavailable, ConnectionGone.
+    """
+    groups.require_valid(group)
+    await admit(connection)
+    if group in connection.groups:
+        return
+    # A task of its own, like every sequence here: cancelled half-way, nobody would know whether the layer
+    # has the membership.
+    await asyncio.shield(_spawn(_group_add(connection, group)))
+    if connection.gone:
+        raise ConnectionGone
+
+
+async def _group_add(connection: Connection, group: str) -> None:
+    home = _home(connection)
+    async with connection.changing:
+        # The row goes first. After a crash between the two there is a row for a membership that never was,
+        # and to discard that does no harm; the other way round there would be a membership that nobody
+        # knows of.
+        connection.joined.add(group)
+        await home.ledger.join(_join(connection, group))
+        try:
+            await home.add_member(connection, group)
+        except groups.LayerUnavailable:
+            # The layer may have done it all the same, so this is left like any other membership.
+            _spawn(_leave(connection, [group]))
+            raise
+
+
+# -- writing ------------------------------------------------------------------------------------------
+
+
+def send(connection: Connection, event: Event) -> None:
+    """Hand one `websocket.send` event to the connection, without waiting; what cannot be sent evicts it."""
+    text = event.get("text")
+    size = len(event.get("bytes") or b"") if text is None else len(text.encode())
+    if connection.hub is None:
+        connection.transport.write(event, size)
+    else:
+        connection.hub.write(connection, event, size)
+
+
+def write(connection: Connection, frame: frames.ServerFrame) -> None:
+    """`send` for a frame of the protocol."""
+    send(connection, {"type": "websocket.send", "text": frames.build(frame)})
+
+
+# -- out -------------------------------------------------------------------------------------------
+
+
+async def group_discard(connection: Connection, group: str) -> None:
+    """Nothing more from this group is written to the connection, from the moment of the call.
+
+    The membership that the layer fails to discard stays on the to-do list, and a later round brings it back
+    here.
+    """
+    if connection.hub is None or group not in connection.joined:
+        return
+    connection.hub.remove_member(connection, group)
+    await asyncio.shield(_spawn(_leave(connection, [group])))
+
+
+def evict(connection: Connection, reason: CloseReason, event: Event | None = None) -> asyncio.Task[None]:
+    """The only way out. The first reason counts; a second call gets the same task.
+
+    `event` is the ASGI event that began it, where there is one: the application's close, or the server's
+    disconnect.
+
+    The connection is out of the hub when this returns, so nothing is sent to it between an error and the
+    close event. The rest runs in a task of its own, which no cancellation of the consumer can stop.
+    """
+    if connection.eviction is None:
+        connection.reason = reason
+        # Begins to run when this has returned, and whatever happens below.
+        connection.eviction = _spawn(_evict(connection))
+        connection.close_code = reason.code if event is None else event.get("code", reason.code)
+        if connection.hub is not None:
+            connection.hub.remove(connection)
+        # The socket goes before the slow, shared clean-up: a client that waits behind a slow Redis to be
+        # closed opens a second connection meanwhile, and a third (centrifuge-js#371).
+        if event is not None and event["type"] == "websocket.disconnect":
+            connection.transport.abandon()
+        else:
+            close = event or {"type": "websocket.close", "code": reason.code}
+            connection.transport.close(close, _last_words(connection))
+        connection.on_event({"type": "realtime.evicted"})
+    return connection.eviction
+
+
+async def _evict(connection: Connection) -> None:
+    if connection.admission is not None:
+        await asyncio.wait([connection.admission])
+    opening, reason = connection.opening, connection.reason
+    if opening is None or reason is None:
+        return
+    closing = Closing(id=opening.id, reason=reason, code=connection.close_code)
+    # Side by side, because neither may wait for the other: a hung Redis must not keep the record open, nor
+    # a hung database the membership alive.
+    results = await asyncio.gather(
+        _home(connection).ledger.close(closing),
+        _leave(connection, tuple(connection.joined)),
+        return_exceptions=True,
+    )
+    for error in results:
+        if isinstance(error, Exception):
+            logger.error("An eviction left something undone", exc_info=error, extra=connection.log_fields())
+    metrics.closed.labels(reason=reason.value).inc()
+    logger.info("Connection closed: %s", reason.value, extra=connection.log_fields())
+    if connection.announced:
+        await _tell(signals.connection_closed, connection=opening, reason=reason)
+
+
+async def _leave(connection: Connection, names: Sequence[str]) -> None:
+    """The layer first, the rows after it: a row that says left must be true."""
+    home = _home(connection)
+    async with connection.changing:
+        left = []
+        for group in names:
+            # Again, because a `group_add` that held the lock until now may have brought it back.
+            home.remove_member(connection, group)
+            try:
+                await home.leave(group)
+            except groups.LayerUnavailable as error:
+                logger.warning("Group %s was not left; a later round will: %s", group, error)
+            else:
+                left.append(group)
+        connection.joined.difference_update(left)
+        await home.ledger.leave([_join(connection, group) for group in left])
+
+
+async def _kick(home: Hub, event: Event) -> None:
+    """Somebody else's word about connections of this process: evict those that are here, settle the groups of
+    all.
+    """
+    reason = by_label(event["reason"])
+    for connection_id in event["connections"]:
+        connection = home.connections.get(UUID(connection_id))
+        if connection is not None:
+            evict(connection, reason)
+    left = []
+    for connection_id, group in event["memberships"]:
+        try:
+            await home.leave(group)
+        except groups.LayerUnavailable as error:
+            logger.warning("Group %s was not left; a later round will: %s", group, error)
+        else:
+            left.append(Join(UUID(connection_id), home.process, group))
+    await home.ledger.leave(left)
+
+
+# -- small parts -----------------------------------------------------------------------------------
+
+
+def _last_words(connection: Connection) -> Event | None:
+    reason = connection.reason
+    if reason is None or not reason.goodbye or not connection.speaks_v1:
+        return None
+    return goodbye(reason)
+
+
+def goodbye(reason: CloseReason) -> Event:
+    """The frame that tells a client why it is closed, whether to come back, and when."""
+    # Spread, because all clients of a process that stops would otherwise come back in the same instant.
+    after = round(random.uniform(0.2, RECONNECT_WINDOW), 3) if reason.reconnect else None  # noqa: S311 - not a secret
+    text = frames.build(frames.Goodbye(reason=reason.value, reconnect=reason.reconnect, retry_after=after))
+    return {"type": "websocket.send", "text": text}
+
+
+def _home(connection: Connection) -> Hub:
+    assert connection.hub is not None, "an admission comes before every membership and every record"  # noqa: S101
+    return connection.hub
+
+
+def _join(connection: Connection, group: str) -> Join:
+    return Join(connection_id=connection.id, process_id=_home(connection).process, group=group)
+
+
+async def _tell(signal: Signal, **what: Any) -> None:
+    for receiver, error in await signal.asend_robust(Connection, **what) if signal.receivers else ():
+        if isinstance(error, Exception):
+            logger.error("A receiver of a signal failed: %r", receiver, exc_info=error)
+
+
+def _spawn(work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+    task = asyncio.get_running_loop().create_task(work)
+    # The loop keeps only weak references to tasks.
+    _tasks.add(task)
+    task.add_done_callback(_tasks.discard)
+    return task

@@ -1,0 +1,42 @@
+"""`manage.py publish GROUP [JSON]`: send to everybody in a group from the command line."""
+
+import json
+import sys
+from argparse import ArgumentParser
+from collections.abc import Iterable
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from realtime import frames, groups
+
+
+class Command(BaseCommand):
+    help = "Publish JSON to a group: the one given, or without it one JSON value per line of standard input."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("group", metavar="GROUP")
+        parser.add_argument(
+            "json", metavar="JSON", nargs="?", help="read from standard input, line by line, when absent"
+        )
+
+    def handle(self, *, group: str, **options: Any) -> None:
+        given: str | None = options["json"]
+        lines: Iterable[str] = sys.stdin if given is None else [given]
+        count = 0
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                groups.publish(group, json.loads(line))
+            except json.JSONDecodeError as error:
+                where = "" if given is not None else f"line {number}: "
+                raise CommandError(
+                    f"{where}{line.strip()[:80]!r} is not JSON ({error}); {count} published before it. "
+                    "A text needs its quotes: '\"hello\"'."
+                ) from error
+            except (groups.BadGroup, groups.LayerUnavailable, frames.UnpublishableData) as error:
+                raise CommandError(f"{error} {count} published before it.") from error
+            count += 1
+        if given is None:
+            self.stdout.write(f"{count} published to {group}")

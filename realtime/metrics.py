@@ -1,0 +1,52 @@
+"""The Prometheus instruments. They are declared here and moved where the thing happens; this file counts
+nothing itself.
+"""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+connections = Gauge("realtime_connections", "Connections that this process holds.")
+opened = Counter("realtime_connections_opened", "Connections admitted by this process.")
+closed = Counter(
+    "realtime_connections_closed", "Connections that ended in this process, by close reason.", ["reason"]
+)
+refused = Counter(
+    "realtime_connections_refused", "Connections refused before they were admitted.", ["reason"]
+)
+groups = Gauge("realtime_groups", "Channel-layer groups of which this process is a member.")
+
+events = Counter("realtime_events_received", "Events that reached this process's hub, by type.", ["type"])
+unstamped = Counter(
+    "realtime_events_unstamped", "Group events that did not say which group they were sent to."
+)
+events_dropped = Counter(
+    "realtime_events_dropped", "Events of the layer dropped because a handler was too busy to take them."
+)
+deliveries = Counter("realtime_deliveries", "Frames handed to transports by fan-out.")
+published = Counter("realtime_messages_published", "Messages published by this process.")
+subscribe_unconfirmed = Counter(
+    "realtime_subscribe_unconfirmed", "Groups whose first mark did not come back within a second."
+)
+layer_errors = Counter("realtime_layer_errors", "Calls to the channel layer that failed.", ["call"])
+record_errors = Counter(
+    "realtime_record_errors", "Writes of records that failed and were repeated or given up."
+)
+
+pings = Counter("realtime_pings_sent", "Pings sent to connections.")
+round_trip = Histogram(
+    "realtime_ping_round_trip_seconds",
+    "From ping to pong.",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+zombie_lifetime = Histogram(
+    "realtime_zombie_lifetime_seconds",
+    "From the last proof of life of a connection to its removal, by close reason.",
+    ["reason"],
+    buckets=(0.1, 0.5, 1, 2.5, 5, 10, 15, 20, 30, 45, 60, 120),
+)
+stalled = Counter(
+    "realtime_loop_stalled_seconds", "Time for which the event loop stood still; it counts against nobody."
+)
+loop_lag = Gauge("realtime_loop_lag_seconds", "How late the event loop ran its last tick.")
+
+rounds = Counter("realtime_rounds", "Rounds run by this process, by outcome.", ["outcome"])
+processes_lost = Counter("realtime_processes_lost", "Processes that rounds of this process declared lost.")

@@ -1,0 +1,117 @@
+"""The clock of one process: pings its connections, judges their silence, and knows when the process itself
+stood still.
+
+Pings follow this clock, one interval apart for each connection, whether or not rounds come.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from realtime import frames, metrics
+from realtime.closing import CloseReason
+from realtime.connection import Connection
+from realtime.liveness import Limits, Liveness, RunningTime, Verdict
+from realtime.schedule import Schedule
+
+logger = logging.getLogger("realtime.pulse")
+
+#: Seconds between two looks.
+TICK = 0.1
+#: A gap between two ticks counts as running time up to here; the rest is a stall, and nobody's silence.
+LONGEST_STEP = 0.5
+#: Loop turns from the readiness of a socket to its frame being read: the server's read, its queue's getter,
+#: our reader.
+READ_TURNS = 3
+#: Connections judged before the loop gets a turn.
+BATCH = 200
+
+_REASONS = {
+    Verdict.SILENT: CloseReason.PING_TIMEOUT,
+    Verdict.SLOW: CloseReason.SLOW_CONSUMER,
+    Verdict.IDLE: CloseReason.IDLE,
+}
+
+
+class Pulse:
+    """Liveness of the connections of one process. `evict` is called for those that failed."""
+
+    def __init__(self, limits: Limits, evict: Callable[[Connection, CloseReason], object]) -> None:
+        self._limits = limits
+        self._evict = evict
+        self._schedule: Schedule[Connection] = Schedule()
+        self._loop = asyncio.get_running_loop()
+        self._time = RunningTime(self._loop.time(), longest_step=LONGEST_STEP)
+        self.lag = 0.0
+        """Seconds by which the last tick was late."""
+
+    def now(self) -> float:
+        """Running time: the time of ours in which a client's silence counts."""
+        return self._time.now(self._loop.time())
+
+    def watch(self, connection: Connection) -> None:
+        """From now on the connection has to prove that it lives; called when it has been accepted."""
+        spread = connection.id.int % 1024 / 1024
+        connection.liveness = Liveness(self._limits, self.now(), spread=spread, pingable=connection.speaks_v1)
+        self._schedule.set(connection, connection.liveness.look_at)
+
+    def forget(self, connection: Connection) -> None:
+        self._schedule.discard(connection)
+        if connection.liveness is not None and connection.reason is not None:
+            silence = self.now() - connection.liveness.last_proof_at
+            metrics.zombie_lifetime.labels(reason=connection.reason.value).observe(silence)
+
+    def wrote(self, connection: Connection, size: int) -> None:
+        liveness = connection.liveness
+        if liveness is not None and liveness.wrote(size, self.now()):
+            self._schedule.set(connection, liveness.look_at)
+
+    def heard(self, connection: Connection) -> None:
+        """An application frame came in; the next regular ping moves."""
+        if connection.liveness is not None:
+            connection.liveness.heard(self.now())
+
+    def ponged(self, connection: Connection, n: int) -> None:
+        liveness = connection.liveness
+        if liveness is not None and liveness.ponged(n, self.now()):
+            if liveness.round_trip is not None:
+                metrics.round_trip.observe(liveness.round_trip)
+            self._schedule.set(connection, liveness.look_at)
+
+    async def run(self) -> None:
+        """Tick until cancelled."""
+        while True:
+            asked = self._loop.time()
+            await asyncio.sleep(TICK)
+            self.lag = max(0.0, self._loop.time() - asked - TICK)
+            metrics.loop_lag.set(self.lag)
+            stalled = self._time.stalled
+            now = self.now()
+            if self._time.stalled > stalled:
+                metrics.stalled.inc(self._time.stalled - stalled)
+                logger.warning("The event loop stood still for %.1f s; nobody is evicted for it", self.lag)
+            if due := self._schedule.due(now):
+                # What arrived while we were late is read first, so that an answer in time is never judged
+                # as silence.
+                for _ in range(READ_TURNS):
+                    await asyncio.sleep(0)
+                await self._look_at(due, now)
+
+    async def _look_at(self, due: list[Connection], now: float) -> None:
+        for position, connection in enumerate(due, start=1):
+            if not connection.gone and connection.liveness is not None:
+                self._judge(connection, connection.liveness, now)
+            if position % BATCH == 0:
+                await asyncio.sleep(0)
+
+    def _judge(self, connection: Connection, liveness: Liveness, now: float) -> None:
+        verdict = liveness.verdict(now)
+        if verdict in _REASONS:
+            self._evict(connection, _REASONS[verdict])
+            return
+        if verdict is Verdict.PROBE:
+            text = frames.build(frames.Ping(n=liveness.pinged(now)))
+            connection.transport.write({"type": "websocket.send", "text": text}, len(text))
+            metrics.pings.inc()
+        if not connection.gone:
+            self._schedule.set(connection, liveness.look_at)

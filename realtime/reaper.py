@@ -1,0 +1,285 @@
+"""Rounds: ask every process, wait, judge those that stay silent, sweep what the lost ones held.
+
+Any number of reapers may run: each round has one number, and the database gives each number to one reaper.
+One that dies in the middle of a round leaves only to-do items behind (`left_at` is null, `closed_at` is
+null), which the next round finds.
+"""
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TypeVar
+
+from channels.db import database_sync_to_async
+from django.db import Error as DatabaseFailure
+
+from realtime import groups, metrics, records
+from realtime.closing import CloseReason
+from realtime.liveness import RollCall
+from realtime.records import Asked, Leftover, LostProcess
+
+logger = logging.getLogger("realtime.reaper")
+
+#: How often in an interval somebody who did not get a round looks for the next one.
+LOOKS_PER_INTERVAL = 20
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one round found and did. `seconds` is how long it took."""
+
+    number: int
+    asked: int
+    answered: int
+    lost: int
+    reaped: int
+    """Records closed on behalf of lost processes."""
+    discarded: int
+    """(group, channel) pairs discarded on behalf of lost processes."""
+    kicked: int
+    """Memberships that living processes were told to settle."""
+    seconds: float
+
+    @property
+    def repaired(self) -> bool:
+        return bool(self.lost or self.reaped or self.discarded or self.kicked)
+
+
+class Reaper:
+    """Runs rounds on the event loop that it is used on; `interval` and `timeout` in seconds."""
+
+    def __init__(self, *, interval: float, timeout: float, misses_allowed: int) -> None:
+        self.interval = interval
+        self.timeout = timeout
+        self.misses_allowed = misses_allowed
+        self.stopping = asyncio.Event()
+        self._claimed_at = 0.0
+        self._channel: str | None = None
+        self._listening: asyncio.Task[None] | None = None
+        self._answers: dict[int, set[uuid.UUID]] = {}
+        self._news = asyncio.Event()
+
+    async def round(self) -> Report | None:
+        """One round, or None when it is not due or another reaper has it.
+
+        Raises LayerUnavailable or a `django.db.Error` when it could not be carried through; what is left to
+        do stays on the to-do list.
+        """
+        await self._listen()
+        number = await _database(records.claim_round, self.interval)
+        if number is None:
+            return None
+        clock = asyncio.get_running_loop().time
+        began = self._claimed_at = clock()
+        asked, roll_call = await self._ask(number)
+        await self._wait(number, roll_call, asked)
+        # Who was not given the whole time to answer has not missed the round.
+        lost = [] if self.stopping.is_set() else await self._judge(number, asked, roll_call)
+        reaped, discarded, kicked = await self._sweep()
+        answered = sum(roll_call.outcome(process.id, 0).missed == 0 for process in asked)
+        return Report(number, len(asked), answered, len(lost), reaped, discarded, kicked, clock() - began)
+
+    async def preview(self) -> Report:
+        """Ask, and say what a round would do, without writing anything anywhere. `lost` counts processes that
+        stay silent.
+        """
+        await self._listen()
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        asked, roll_call = await self._ask(0)
+        await self._wait(0, roll_call, asked)
+        silent = [process for process in asked if roll_call.outcome(process.id, 0).missed]
+        to_sweep = [process.id for process in silent]
+        to_sweep += [process.id for process in await _database(records.lost_processes_to_sweep)]
+        reaped = discarded = 0
+        for process in to_sweep:
+            reaped += await _database(records.count_open_records, process)
+            discarded += len(await _database(records.groups_to_leave, process))
+        kicked = len(await _database(records.leftovers))
+        return Report(
+            0, len(asked), len(asked) - len(silent), len(silent), reaped, discarded, kicked, clock() - began
+        )
+
+    async def until_next(self) -> None:
+        """Wait until this reaper's next round is due, or it is time to look whether another's has come."""
+        now = asyncio.get_running_loop().time()
+        due = self._claimed_at + self.interval
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(self.interval / LOOKS_PER_INTERVAL, due - now)):
+                await self.stopping.wait()
+
+    def stop(self) -> None:
+        """Wait for nobody any more and begin no new batch; what is being written is finished."""
+        self.stopping.set()
+        self._news.set()
+
+    async def close(self) -> None:
+        """Stop listening for answers."""
+        if self._listening is not None:
+            self._listening.cancel()
+            await asyncio.wait([self._listening])
+
+    # -- ask ---------------------------------------------------------------------------------------
+
+    async def _ask(self, number: int) -> tuple[list[Asked], RollCall[uuid.UUID]]:
+        assert self._channel is not None, "answers are listened for before anybody is asked"  # noqa: S101
+        roll_call: RollCall[uuid.UUID] = RollCall(misses_allowed=self.misses_allowed)
+        processes = await _database(records.processes_to_ask)
+        self._answers = {number: set()}
+        for process in processes:
+            try:
+                await groups.ask(process.channel_name, number, self._channel)
+            except groups.LayerUnavailable as error:
+                # A question that was not delivered makes no silence.
+                roll_call.not_asked(process.id)
+                logger.warning("%s:%d was not asked: %s", process.host, process.pid, error)
+            else:
+                roll_call.asked(process.id)
+        return processes, roll_call
+
+    # -- wait --------------------------------------------------------------------------------------
+
+    async def _wait(self, number: int, roll_call: RollCall[uuid.UUID], asked: list[Asked]) -> None:
+        """Until everybody has answered, or the time is up, or the reaper is to stop."""
+        everybody = {process.id for process in asked}
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.timeout):
+                while not everybody <= self._answers[number] and not self.stopping.is_set():
+                    self._news.clear()
+                    await self._news.wait()
+        for process in self._answers.pop(number):
+            roll_call.answered(process)
+
+    # -- judge -------------------------------------------------------------------------------------
+
+    async def _judge(
+        self, number: int, asked: list[Asked], roll_call: RollCall[uuid.UUID]
+    ) -> list[LostProcess]:
+        silent = [
+            process.id
+            for process in asked
+            if roll_call.outcome(process.id, process.missed).missed > process.missed
+        ]
+        if not silent:
+            return []
+        # The database has the last word: a process may have answered there, or another reaper judged it
+        # meanwhile.
+        lost = await _database(records.judge, number, silent, self.misses_allowed)
+        for process in lost:
+            logger.error(
+                "Process %s:%d is lost: it left %d rounds unanswered",
+                process.host,
+                process.pid,
+                self.misses_allowed + 1,
+            )
+        metrics.processes_lost.inc(len(lost))
+        return lost
+
+    # -- sweep -------------------------------------------------------------------------------------
+
+    async def _sweep(self) -> tuple[int, int, int]:
+        """Put right what ended processes held, and tell living ones what they have left undone."""
+        reaped = discarded = 0
+        for process in await _database(records.lost_processes_to_sweep):
+            reaped += await self._close_records(process)
+            discarded += await self._leave_groups(process)
+        return reaped, discarded, await self._kick(await _database(records.leftovers))
+
+    async def _close_records(self, process: LostProcess) -> int:
+        """In batches, each a transaction of its own, so that nobody else waits long for the tables."""
+        stamp, closed = uuid.uuid4(), 0
+        while not self.stopping.is_set() and (
+            batch := await _database(records.close_lost_records, process.id, stamp)
+        ):
+            closed += batch
+        metrics.closed.labels(reason=CloseReason.SERVER_LOST.value).inc(closed)
+        return closed
+
+    async def _leave_groups(self, process: LostProcess) -> int:
+        discarded = 0
+        while not self.stopping.is_set() and (batch := await _database(records.groups_to_leave, process.id)):
+            for group in batch:
+                await groups.discard(group, process.channel_name)
+            # Only what was discarded is written off: a layer that fails half-way leaves the rest on the
+            # to-do list.
+            await _database(records.left_groups, process.id, batch)
+            discarded += len(batch)
+        await groups.forget_channel(process.channel_name)
+        return discarded
+
+    async def _kick(self, leftovers: list[Leftover]) -> int:
+        """A living process leaves its groups itself: only it knows whether somebody else has joined them
+        meanwhile.
+        """
+        by_channel: dict[str, list[Leftover]] = {}
+        for leftover in leftovers:
+            by_channel.setdefault(leftover.channel_name, []).append(leftover)
+        for channel, some in by_channel.items():
+            connections = sorted({str(leftover.connection_id) for leftover in some})
+            memberships = [(str(leftover.connection_id), leftover.group) for leftover in some]
+            await groups.kick(channel, connections, memberships, CloseReason.SERVER_LOST.value)
+        return len(leftovers)
+
+    # -- answers -----------------------------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        if self._channel is None:
+            self._channel = await groups.new_channel()
+            self._listening = asyncio.create_task(self._read(self._channel))
+
+    async def _read(self, channel: str) -> None:
+        layer = groups.layer()
+        while True:
+            event = await layer.receive(channel)
+            # A late answer to an earlier round is not this round's, though it has reset the process's
+            # misses by its row.
+            answers = self._answers.get(event.get("round", -1))
+            if event.get("type") == groups.ANSWER and answers is not None:
+                answers.add(uuid.UUID(event["process"]))
+                self._news.set()
+
+
+async def rounds(reaper: Reaper, report: Callable[[Report | Exception], None]) -> None:
+    """Round after round until the reaper is to stop.
+
+    A round that fails is reported and the next one tries again: a reaper is most needed when things are down.
+    """
+    while not reaper.stopping.is_set():
+        try:
+            done = await reaper.round()
+        except (groups.LayerUnavailable, DatabaseFailure) as error:
+            metrics.rounds.labels(outcome="failed").inc()
+            report(error)
+        else:
+            if done is not None:
+                metrics.rounds.labels(outcome="done").inc()
+                report(done)
+        await reaper.until_next()
+
+
+async def enough_rounds(reaper: Reaper, report: Callable[[Report], None]) -> bool:
+    """As many rounds as it takes to find a process that has just died; returns whether anything was mended.
+
+    Rounds that other reapers run meanwhile count: they ask and judge the same processes. Raises what
+    `Reaper.round` raises.
+    """
+    first, repaired = await _database(records.current_round), False
+    while not reaper.stopping.is_set():
+        done = await reaper.round()
+        if done is not None:
+            report(done)
+            repaired = repaired or done.repaired
+        if await _database(records.current_round) > first + reaper.misses_allowed:
+            break
+        await reaper.until_next()
+    return repaired
+
+
+async def _database(call: Callable[..., Result], *arguments: object) -> Result:
+    result: Result = await database_sync_to_async(call)(*arguments)
+    return result

@@ -1,0 +1,756 @@
+/**
+ * Browser client of the `realtime.v1` protocol: an ES module without dependencies and without a build step.
+ *
+ *     import { RealtimeConnection } from "/static/realtime/realtime.js";
+ *
+ *     const connection = new RealtimeConnection("/ws/");
+ *     connection.addEventListener("message", ({ detail }) => console.log(detail.group, detail.data));
+ *     connection.connect();
+ *     await connection.join("public.lobby");
+ *     await connection.publish("public.lobby", { hello: 1 });
+ *
+ * A connection looks after itself: it answers the server's pings, notices a dead socket even when the browser
+ * does not, reconnects with back-off, and joins its groups again. All durations are seconds, all times are
+ * `Date.now()` milliseconds.
+ *
+ * @module realtime
+ */
+
+export const SUBPROTOCOL = "realtime.v1";
+
+/** Assumed until the server's welcome says otherwise. */
+const DEFAULT_MAX_SILENCE = 45;
+
+/** How often a link looks at the clock. */
+const LOOK_EVERY = 1;
+
+/** A connection that stayed open this long has shown that the server is well, and back-off starts anew. */
+const STABLE_AFTER = 10;
+
+/** No wait is longer, whatever the server asks: setTimeout() fires at once beyond 2^31 ms. */
+const LONGEST_WAIT = 3600;
+
+/** Errors that say "not now"; every other refusal of a join is final. */
+const PASSING_ERRORS = new Set(["rate_limited", "internal"]);
+
+/**
+ * @typedef {"closed" | "connecting" | "open" | "waiting"} State
+ *   `closed`: nothing happens until connect(). `waiting`: a reconnect is due at `retryAt`.
+ *
+ * @typedef {object} Frame  One JSON object of the wire protocol; unknown fields are kept.
+ * @property {string} type
+ * @property {number} [n]
+ * @property {number | string} [ref]
+ * @property {string} [group]
+ * @property {unknown} [data]
+ * @property {string | null} [from]  Set by the server on what another client published.
+ * @property {string} [connection]
+ * @property {number} [max_silence]
+ * @property {string[]} [groups]
+ * @property {string} [code]
+ * @property {string} [detail]
+ * @property {string} [reason]
+ * @property {boolean} [reconnect]
+ * @property {number} [retry_after]
+ * @property {string} [epoch]
+ * @property {number} [offset]
+ * @property {boolean} [recovered]
+ *
+ * @typedef {object} Close  How the last socket ended.
+ * @property {number | null} code  The close code; null where this client ended the socket itself.
+ * @property {string} reason  The server's goodbye, else the reason in the close frame, else our own (`silent`,
+ *   `never_opened`, `closed_here`), else "".
+ * @property {number} at
+ *
+ * @typedef {object} Options  Durations in seconds.
+ * @property {number} backoffBase  The first reconnect waits between 0 and this.
+ * @property {number} backoffCap  No back-off is longer than this.
+ * @property {number} connectTimeout  From connect() until the server's welcome. Longer than a server takes to
+ *   accept in a connection storm (Daphne gives up after 20 s), or giving up would feed the storm.
+ * @property {number} answerTimeout  A server that was asked answers within this, or the socket is dead.
+ */
+
+/** @type {Readonly<Options>} */
+const DEFAULTS = Object.freeze({ backoffBase: 1, backoffCap: 30, connectTimeout: 30, answerTimeout: 5 });
+
+/** A command that the server refused (`code` is the error frame's) or that could not be delivered. */
+export class RealtimeError extends Error {
+  /**
+   * @param {string} code  An error code of the protocol, or `not_connected` (never sent), `disconnected` (sent,
+   *   but the connection was lost before the answer: it may or may not have happened), `closed`, `left`.
+   * @param {string} message
+   */
+  constructor(code, message) {
+    super(message);
+    this.name = "RealtimeError";
+    this.code = code;
+  }
+}
+
+/**
+ * Whether a connection that was closed with this code may come back.
+ *
+ * Everything but 4500-4999 is worth another attempt, 1000 too: Daphne closes a connection of 24 h with it.
+ *
+ * @param {number | null} code
+ * @returns {boolean}
+ */
+export function mayReconnect(code) {
+  return code === null || code < 4500 || code > 4999;
+}
+
+/**
+ * Full-jitter exponential back-off: thousands of clients that lost one server come back spread over the window.
+ *
+ * @param {number} attempt  0 for the first.
+ * @param {number} base
+ * @param {number} cap
+ * @returns {number}  Seconds.
+ */
+function backoff(attempt, base, cap) {
+  return Math.random() * Math.min(cap, base * 2 ** Math.min(attempt, 30));
+}
+
+/**
+ * @template T
+ * @typedef {object} Deferred
+ * @property {Promise<T>} promise
+ * @property {(value: T) => void} resolve
+ * @property {(error: Error) => void} reject
+ */
+
+/**
+ * @template T
+ * @returns {Deferred<T>}
+ */
+function deferred() {
+  /** @type {any} */
+  const settle = {};
+  const promise = new Promise((resolve, reject) => Object.assign(settle, { resolve, reject }));
+  return { promise, ...settle };
+}
+
+/**
+ * One WebSocket from its first packet to its end, and the only judge of whether it still lives.
+ *
+ * Once it is over it is mute: the browser may deliver the old socket's events minutes later (it waits for a close
+ * handshake with a peer that is gone), and nothing of that may reach whoever has a new socket by then.
+ */
+class Link {
+  /** @type {WebSocket} */ #socket;
+  /** @type {Options} */ #options;
+  /** @type {(frame: Frame) => void} */ #onFrame;
+  /** @type {(code: number | null, reason: string) => void} */ #onOver;
+  /** @type {ReturnType<typeof setInterval>} */ #timer;
+  #over = false;
+  #maxSilence = DEFAULT_MAX_SILENCE;
+
+  // The clock is the wall clock, because timers and performance.now() stand still on some platforms while the
+  // machine sleeps: only this one shows on waking how long nothing was heard.
+  #lookedAt = Date.now();
+  /** When the link is dead unless a frame arrives before. */
+  #deadline = 0;
+  /** When a command that got no answer at all makes us ask; Infinity: nothing waits. */
+  #askAt = Infinity;
+
+  #n = 0;
+  #asking = false;
+  /** @type {Map<number, Deferred<number> & { sentAt: number }>} */ #pings = new Map();
+
+  /** @type {number | null} When the last frame arrived. */ heardAt = null;
+  /** @type {number | null} When the server's welcome arrived. */ openedAt = null;
+  /** @type {number | null} */ roundTrip = null;
+
+  /**
+   * @param {string} url
+   * @param {Options} options
+   * @param {(frame: Frame) => void} onFrame
+   * @param {(code: number | null, reason: string) => void} onOver  Called once, synchronously by end().
+   */
+  constructor(url, options, onFrame, onOver) {
+    this.#options = options;
+    this.#onFrame = onFrame;
+    this.#onOver = onOver;
+    this.#deadline = Date.now() + options.connectTimeout * 1000;
+    this.#socket = new WebSocket(url, [SUBPROTOCOL]);
+    this.#socket.onmessage = (event) => this.#hear(event.data);
+    // No onerror: it says nothing, and a close event follows it.
+    this.#socket.onclose = (event) => this.end(event.code, event.reason);
+    this.#timer = setInterval(() => this.look(), LOOK_EVERY * 1000);
+  }
+
+  /**
+   * The welcome arrived: from now on the server may be silent for at most so long.
+   *
+   * @param {unknown} maxSilence  Seconds.
+   */
+  opened(maxSilence) {
+    const usable = typeof maxSilence === "number" && Number.isFinite(maxSilence) && maxSilence > 0;
+    this.#maxSilence = usable ? maxSilence : DEFAULT_MAX_SILENCE;
+    this.openedAt = Date.now();
+    this.#deadline = this.openedAt + this.#maxSilence * 1000;
+  }
+
+  get maxSilence() {
+    return this.#maxSilence;
+  }
+
+  /**
+   * Sends a command, to which the server owes an answer. One that is met with complete silence is followed by a
+   * ping, so somebody who publishes into a dead socket learns it in two answerTimeouts and not in max_silence.
+   *
+   * @param {Frame} frame
+   */
+  command(frame) {
+    this.#askAt = Math.min(this.#askAt, Date.now() + this.#options.answerTimeout * 1000);
+    this.#write(frame);
+  }
+
+  /**
+   * Pings the server. The socket is dead when nothing arrives for answerTimeout before the pong does; a pong that
+   * stands in line behind other frames is waited for as long as they come.
+   *
+   * @returns {Promise<number>}  The round trip in seconds; rejected when the link ends first.
+   */
+  ask() {
+    const last = this.#pings.get(this.#n);
+    if (this.#asking && last) return last.promise; // A wake-up fires several events: they share one question.
+    /** @type {Deferred<number> & { sentAt: number }} */
+    const ping = { ...deferred(), sentAt: performance.now() };
+    // Most askers only want the side effect, and an unobserved rejection would be reported as an error.
+    ping.promise.catch(() => {});
+    this.#pings.set(++this.#n, ping);
+    this.#asking = true;
+    this.#deadline = Math.min(this.#deadline, Date.now() + this.#options.answerTimeout * 1000);
+    this.#write({ type: "ping", n: this.#n });
+    return ping.promise;
+  }
+
+  /** The server said goodbye: if its close frame is lost on the way, do not wait for it. */
+  expectClose() {
+    this.#deadline = Math.min(this.#deadline, Date.now() + this.#options.answerTimeout * 1000);
+  }
+
+  /** Looks at the clock. */
+  look() {
+    const now = Date.now();
+    const late = now - this.#lookedAt > 2 * LOOK_EVERY * 1000;
+    this.#lookedAt = now;
+    // After a stall of ours, frames that arrived in time may queue behind this very timer: let them go first.
+    if (late) setTimeout(() => this.#judge(), 0);
+    else this.#judge();
+  }
+
+  #judge() {
+    if (this.#over) return;
+    const now = Date.now();
+    if (now >= this.#deadline) {
+      this.end(null, this.openedAt === null ? "never_opened" : "silent");
+      return;
+    }
+    // A clock that was set back must not put the deadline hours away.
+    this.#deadline = Math.min(this.#deadline, now + Math.max(this.#maxSilence, this.#options.connectTimeout) * 1000);
+    if (now >= this.#askAt) {
+      this.#askAt = Infinity;
+      this.ask();
+    }
+  }
+
+  /**
+   * Ends the link now. The socket's own close event is not waited for: without a network it takes minutes.
+   *
+   * @param {number | null} code
+   * @param {string} reason
+   */
+  end(code, reason) {
+    if (this.#over) return;
+    this.#over = true;
+    clearInterval(this.#timer);
+    this.#socket.close();
+    for (const ping of this.#pings.values()) ping.reject(new RealtimeError("disconnected", "The connection was lost."));
+    this.#pings.clear();
+    this.#onOver(code, reason);
+  }
+
+  /** @param {unknown} payload */
+  #hear(payload) {
+    if (this.#over) return;
+    const frame = decode(payload);
+    // Answered here and not from a timer, because timers of a hidden tab run once a minute; and before listeners
+    // see anything, so that a slow listener costs no connection.
+    if (frame?.type === "ping") this.#write({ type: "pong", n: frame.n });
+    if (frame?.type === "pong") this.#ponged(frame.n);
+    // Anything at all breaks the silence, also what we do not understand. An open question stays open, though: what
+    // was waiting in a buffer while the page slept proves nothing about the server of now.
+    this.heardAt = Date.now();
+    this.#askAt = Infinity;
+    const silence = this.#asking ? Math.min(this.#options.answerTimeout, this.#maxSilence) : this.#maxSilence;
+    if (this.openedAt !== null) this.#deadline = this.heardAt + silence * 1000;
+    if (frame !== null) this.#onFrame(frame);
+  }
+
+  /** @param {unknown} n */
+  #ponged(n) {
+    if (typeof n !== "number") return;
+    if (n >= this.#n) this.#asking = false;
+    for (const [number, ping] of this.#pings) {
+      if (number > n) continue;
+      this.#pings.delete(number);
+      if (number === n) this.roundTrip = (performance.now() - ping.sentAt) / 1000;
+      ping.resolve((performance.now() - ping.sentAt) / 1000);
+    }
+  }
+
+  /** @param {Frame} frame */
+  #write(frame) {
+    if (this.#socket.readyState === WebSocket.OPEN) this.#socket.send(JSON.stringify(frame));
+  }
+}
+
+/**
+ * @param {unknown} payload
+ * @returns {Frame | null}  null for what is no frame: binary, not JSON, not an object with a type.
+ */
+function decode(payload) {
+  if (typeof payload !== "string") return null;
+  try {
+    const frame = JSON.parse(payload);
+    return frame !== null && typeof frame === "object" && typeof frame.type === "string" ? frame : null;
+  } catch {
+    return null;
+  }
+}
+
+/**
+ * A connection that is kept: it outlives any number of sockets.
+ *
+ * Events, each a CustomEvent:
+ * - `state`: `detail` is `{state, previous}`. `connection.lastClose` and `connection.retryAt` say why and when.
+ * - `message`: `detail` is the frame: `{group, data, from?, offset?, epoch?}`.
+ * - `groups`: `detail` is `{groups}`, the groups that the server has confirmed.
+ * - `ping`: `detail` is `{n}`; already answered.
+ * - `goodbye`: `detail` is the frame: `{reason, reconnect, retry_after}`; the close follows.
+ * - `error`: `detail` is `{code, detail, ref?, group?}`: an error that no promise of yours reports.
+ */
+export class RealtimeConnection extends EventTarget {
+  /** @type {string} */ #url;
+  /** @type {Options} */ #options;
+  /** @type {State} */ #state = "closed";
+  /** @type {Link | null} */ #link = null;
+  /** @type {string | null} */ #id = null;
+  /** @type {Close | null} */ #lastClose = null;
+  /** @type {Frame | null} */ #goodbye = null;
+
+  #attempt = 0;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */ #retryTimer;
+  /** @type {number | null} */ #retryAt = null;
+  /** The server chose the time of the next attempt. */
+  #slotted = false;
+  /** @type {AbortController | null} */ #listening = null;
+
+  #ref = 0;
+  /** Commands on the current socket that wait for an answer, by ref.
+   * @type {Map<number | string, { type: string, group: string, tries: number, answer: Deferred<Frame> | null }>} */
+  #commands = new Map();
+  /** Joins that the application waits for; they survive a reconnect. @type {Map<string, Deferred<Frame>>} */
+  #joins = new Map();
+  /** What the application asked to be in. @type {Set<string>} */
+  #wanted = new Set();
+  /** What it left on purpose: the URL or the server may put it there again on the next socket. @type {Set<string>} */
+  #unwanted = new Set();
+  /** What the server confirmed on the current socket. @type {Set<string>} */
+  #joined = new Set();
+
+  /**
+   * @param {string | URL} [url]  Relative to the page; http(s) becomes ws(s).
+   * @param {Partial<Options>} [options]
+   */
+  constructor(url = "/ws/", options = {}) {
+    super();
+    const absolute = new URL(url, globalThis.location?.href);
+    absolute.protocol = absolute.protocol.replace(/^http/, "ws");
+    this.#url = absolute.href;
+    this.#options = { ...DEFAULTS, ...options };
+  }
+
+  get url() {
+    return this.#url;
+  }
+
+  get state() {
+    return this.#state;
+  }
+
+  /** The server's name for this connection while it is open, else null. */
+  get id() {
+    return this.#id;
+  }
+
+  /** The groups that the server has confirmed on this socket. */
+  get groups() {
+    return [...this.#joined];
+  }
+
+  get lastClose() {
+    return this.#lastClose;
+  }
+
+  /** While `waiting`: when the next attempt starts. */
+  get retryAt() {
+    return this.#retryAt;
+  }
+
+  /** When the last frame arrived on this socket, or null. */
+  get heardAt() {
+    return this.#link?.heardAt ?? null;
+  }
+
+  /** How long the server may be silent, in seconds. */
+  get maxSilence() {
+    return this.#link?.maxSilence ?? DEFAULT_MAX_SILENCE;
+  }
+
+  /** The last measured round trip on this socket in seconds, or null; check() measures one. */
+  get roundTrip() {
+    return this.#link?.roundTrip ?? null;
+  }
+
+  /** Connects; while waiting for a reconnect, tries now. */
+  connect() {
+    if (this.#state === "connecting" || this.#state === "open") return;
+    if (this.#state === "closed") this.#attempt = 0;
+    this.#listen();
+    this.#open();
+  }
+
+  /** Closes for good, until connect() is called again; the groups are remembered. */
+  close() {
+    if (this.#state === "closed") return;
+    if (this.#link) this.#link.end(null, "closed_here");
+    else this.#stop();
+  }
+
+  /**
+   * Joins a group, now or as soon as the connection is open, and again after every reconnect.
+   *
+   * @param {string} group
+   * @returns {Promise<Frame>}  The `joined` frame.
+   * @throws {RealtimeError}  The server refused, or the connection closed for good first.
+   */
+  join(group) {
+    const waiting = this.#joins.get(group);
+    if (waiting) return waiting.promise;
+    /** @type {Deferred<Frame>} */
+    const answer = deferred();
+    this.#joins.set(group, answer);
+    this.#wanted.add(group);
+    this.#unwanted.delete(group);
+    if (this.#state === "open") this.#sendJoin(group);
+    return answer.promise;
+  }
+
+  /**
+   * Leaves a group, and does not join it again.
+   *
+   * @param {string} group
+   * @returns {Promise<Frame>}  The `left` frame.
+   */
+  async leave(group) {
+    this.#wanted.delete(group);
+    this.#unwanted.add(group);
+    this.#joins.get(group)?.reject(new RealtimeError("left", `The group ${group} was left before it was joined.`));
+    this.#joins.delete(group);
+    // Without a socket there is nothing to leave: membership ends with the connection.
+    if (this.#state !== "open") return { type: "left", group };
+    return this.#command({ type: "leave", group });
+  }
+
+  /**
+   * Publishes to a group; no membership is needed, and members get their own messages too.
+   *
+   * Nothing is queued while the connection is not open: only the application knows whether a message is still
+   * worth sending later.
+   *
+   * @param {string} group
+   * @param {unknown} data  Anything that JSON can say.
+   * @returns {Promise<Frame>}  The `published` frame.
+   * @throws {RealtimeError | TypeError}
+   */
+  async publish(group, data) {
+    if (JSON.stringify(data) === undefined) throw new TypeError(`JSON cannot say ${typeof data}.`);
+    return this.#command({ type: "publish", group, data });
+  }
+
+  /**
+   * Asks the server for a sign of life; when `answerTimeout` passes in silence, the socket is given up.
+   *
+   * @returns {Promise<number>}  The round trip in seconds.
+   * @throws {RealtimeError}  Not connected, or the connection was lost.
+   */
+  async check() {
+    if (this.#state !== "open" || !this.#link) throw notConnected();
+    return this.#link.ask();
+  }
+
+  #open() {
+    clearTimeout(this.#retryTimer);
+    this.#retryAt = null;
+    this.#slotted = false;
+    this.#goodbye = null;
+    this.#link = new Link(
+      this.#url,
+      this.#options,
+      (frame) => this.#receive(frame),
+      (code, reason) => this.#lost(code, reason),
+    );
+    this.#enter("connecting");
+  }
+
+  /** @param {Frame} frame */
+  #receive(frame) {
+    switch (frame.type) {
+      case "welcome":
+        return this.#welcome(frame);
+      case "ping":
+        return this.#emit("ping", { n: frame.n });
+      case "message":
+        return this.#emit("message", frame);
+      case "joined":
+      case "left":
+      case "published":
+        return this.#answered(frame);
+      case "error":
+        return this.#refused(frame);
+      case "goodbye":
+        this.#goodbye = frame;
+        this.#link?.expectClose();
+        return this.#emit("goodbye", frame);
+      default: // Unknown types are for newer clients.
+    }
+  }
+
+  /** @param {Frame} frame */
+  #welcome(frame) {
+    this.#id = frame.connection ?? null;
+    this.#link?.opened(frame.max_silence);
+    this.#joined = new Set(Array.isArray(frame.groups) ? frame.groups : []);
+    for (const group of this.#wanted) {
+      if (!this.#joined.has(group)) this.#sendJoin(group);
+      else this.#settleJoin(group, { type: "joined", group });
+    }
+    for (const group of this.#joined) {
+      if (this.#unwanted.has(group)) this.#send({ type: "leave", group }, null);
+    }
+    // Last, because a listener may join, publish or close.
+    this.#enter("open");
+    this.#emitGroups();
+  }
+
+  /** @param {Frame} frame */
+  #answered(frame) {
+    const command = this.#take(frame.ref);
+    const group = frame.group ?? command?.group;
+    if (group !== undefined && frame.type === "joined") {
+      this.#joined.add(group);
+      this.#settleJoin(group, frame);
+      this.#emitGroups();
+    }
+    if (group !== undefined && frame.type === "left") {
+      // Without a ref the server took us out, and a rejoin would only contradict it.
+      if (!command) this.#wanted.delete(group);
+      this.#joined.delete(group);
+      this.#emitGroups();
+    }
+    command?.answer?.resolve(frame);
+  }
+
+  /** @param {Frame} frame */
+  #refused(frame) {
+    const { code = "internal", detail = "" } = frame;
+    const command = this.#take(frame.ref);
+    if (command?.answer) {
+      command.answer.reject(new RealtimeError(code, detail));
+      return;
+    }
+    if (command?.type !== "join") {
+      this.#emit("error", { code, detail, ref: frame.ref });
+      return;
+    }
+    const { group, tries } = command;
+    const waiting = this.#joins.get(group);
+    if (!waiting && PASSING_ERRORS.has(code)) {
+      this.#rejoinLater(group, tries);
+      return;
+    }
+    this.#wanted.delete(group);
+    this.#joins.delete(group);
+    if (waiting) waiting.reject(new RealtimeError(code, detail));
+    else this.#emit("error", { code, detail, ref: frame.ref, group });
+  }
+
+  /**
+   * @param {string} group
+   * @param {number} tries
+   */
+  #rejoinLater(group, tries) {
+    const link = this.#link;
+    const wait = backoff(tries, this.#options.backoffBase, this.#options.backoffCap);
+    setTimeout(() => {
+      // On a newer socket the welcome has already seen to it.
+      if (this.#link === link && this.#wanted.has(group) && !this.#joined.has(group)) this.#sendJoin(group, tries + 1);
+    }, wait * 1000);
+  }
+
+  /**
+   * The current socket is over, for whatever reason.
+   *
+   * @param {number | null} code
+   * @param {string} reason
+   */
+  #lost(code, reason) {
+    const link = this.#link;
+    const goodbye = this.#goodbye;
+    const closedHere = code === null && reason === "closed_here"; // A close frame always has a code.
+    this.#link = null;
+    this.#id = null;
+    this.#lastClose = { code, reason: goodbye?.reason || reason, at: Date.now() };
+    for (const { type, group, answer } of this.#commands.values()) {
+      if (type === "leave") answer?.resolve({ type: "left", group }); // Gone with the connection.
+      else answer?.reject(new RealtimeError("disconnected", "The connection was lost before the server answered."));
+    }
+    this.#commands.clear();
+    this.#joined.clear();
+    // Reset only by a connection that lasted: a server that accepts and drops at once is no reason to hurry.
+    if (link?.openedAt && Date.now() - link.openedAt >= STABLE_AFTER * 1000) this.#attempt = 0;
+    if (closedHere || !mayReconnect(code) || goodbye?.reconnect === false) this.#stop();
+    else this.#retry(goodbye?.retry_after);
+    this.#emitGroups();
+  }
+
+  /** @param {unknown} retryAfter  Seconds, where the server chose this client's slot. */
+  #retry(retryAfter) {
+    let wait = backoff(this.#attempt, this.#options.backoffBase, this.#options.backoffCap);
+    this.#slotted = typeof retryAfter === "number" && retryAfter >= 0;
+    if (typeof retryAfter === "number" && this.#slotted) {
+      // The first slot is kept exactly, because the server has spread its clients already.
+      wait = this.#attempt === 0 ? retryAfter : Math.max(retryAfter, wait);
+    }
+    wait = Math.min(wait, LONGEST_WAIT);
+    this.#attempt += 1;
+    this.#retryAt = Date.now() + wait * 1000;
+    this.#retryTimer = setTimeout(() => this.#open(), wait * 1000);
+    this.#enter("waiting");
+  }
+
+  #stop() {
+    clearTimeout(this.#retryTimer);
+    this.#retryAt = null;
+    this.#listening?.abort();
+    this.#listening = null;
+    for (const [group, answer] of this.#joins) {
+      this.#wanted.delete(group);
+      answer.reject(new RealtimeError("closed", "The connection was closed."));
+    }
+    this.#joins.clear();
+    this.#enter("closed");
+  }
+
+  /**
+   * Listens for the moments at which a socket that looks open may have died unnoticed: a phone that slept until the
+   * server dropped it hears of it never.
+   */
+  #listen() {
+    if (this.#listening) return;
+    this.#listening = new AbortController();
+    const { signal } = this.#listening;
+    const wake = () => this.#wake();
+    globalThis.addEventListener?.("online", wake, { signal });
+    globalThis.addEventListener?.("pageshow", (event) => event.persisted && wake(), { signal });
+    const page = globalThis.document;
+    page?.addEventListener("visibilitychange", () => page.visibilityState === "visible" && wake(), { signal });
+    page?.addEventListener("resume", wake, { signal });
+  }
+
+  #wake() {
+    if (this.#state === "waiting") {
+      // What the server asked us to wait for stays; a back-off of our own has nothing more to wait for.
+      if (!this.#slotted || (this.#retryAt !== null && Date.now() >= this.#retryAt)) this.#open();
+      return;
+    }
+    this.#link?.look();
+    if (this.#state === "open") this.#link?.ask();
+  }
+
+  /**
+   * @param {string} group
+   * @param {number} [tries]
+   */
+  #sendJoin(group, tries = 0) {
+    // Its promise lives in #joins, because it may be answered on a later socket.
+    this.#send({ type: "join", group }, null, tries);
+  }
+
+  /**
+   * @param {Frame & { group: string }} frame
+   * @returns {Promise<Frame>}
+   */
+  async #command(frame) {
+    if (this.#state !== "open") throw notConnected();
+    /** @type {Deferred<Frame>} */
+    const answer = deferred();
+    this.#send(frame, answer);
+    return answer.promise;
+  }
+
+  /**
+   * @param {Frame & { group: string }} frame
+   * @param {Deferred<Frame> | null} answer
+   * @param {number} [tries]
+   */
+  #send(frame, answer, tries = 0) {
+    // Refs are never used twice, so no answer can be taken for another's.
+    const ref = ++this.#ref;
+    this.#commands.set(ref, { type: frame.type, group: frame.group, tries, answer });
+    this.#link?.command({ ...frame, ref });
+  }
+
+  /** @param {number | string | undefined} ref */
+  #take(ref) {
+    if (ref === undefined) return undefined;
+    const command = this.#commands.get(ref);
+    this.#commands.delete(ref);
+    return command;
+  }
+
+  /**
+   * @param {string} group
+   * @param {Frame} frame
+   */
+  #settleJoin(group, frame) {
+    this.#joins.get(group)?.resolve(frame);
+    this.#joins.delete(group);
+  }
+
+  /** @param {State} state */
+  #enter(state) {
+    const previous = this.#state;
+    this.#state = state;
+    if (state !== previous) this.#emit("state", { state, previous });
+  }
+
+  #emitGroups() {
+    this.#emit("groups", { groups: this.groups });
+  }
+
+  /**
+   * @param {string} name
+   * @param {object} detail
+   */
+  #emit(name, detail) {
+    this.dispatchEvent(new CustomEvent(name, { detail }));
+  }
+}
+
+function notConnected() {
+  return new RealtimeError("not_connected", "There is no open connection.");
+}

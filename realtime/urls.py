@@ -1,0 +1,11 @@
+"""The HTTP paths that operators and probes ask."""
+
+from django.urls import path
+
+from realtime import views
+
+urlpatterns = [
+    path("metrics", views.metrics, name="realtime-metrics"),
+    path("health/live", views.live, name="realtime-live"),
+    path("health/ready", views.ready, name="realtime-ready"),
+]

@@ -1,0 +1,363 @@
+"""The README's commands as a person runs them: in a copy of this checkout, with a .venv of its own."""
+
+import contextlib
+import functools
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from http.cookiejar import CookieJar
+from pathlib import Path
+from typing import Self
+
+import psutil
+import pytest
+from websockets.sync.client import connect
+
+from tests.support.eventually import eventually
+from tests.support.servers import CHECKOUT, RedisServer, free_port
+
+pytestmark = pytest.mark.acceptance
+
+LOCAL_ONLY = (".git", ".venv", "var", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis", ".coverage*")
+#: What CONTRIBUTING and the README promise.
+STOPS_WITHIN = 5.0
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """A fresh terminal's environment: nothing that the project reads, and no trace of the running tests."""
+    ours = ("DJANGO", "COV", "PYTEST", "REALTIME", "MAKE", "MFLAGS", "VIRTUAL_ENV", "REQUIRE_ALL")
+    read = (
+        "DATABASE_URL",
+        "REDIS_URL",
+        "CHANNEL_LAYER_BACKEND",
+        "SECRET_KEY",
+        "DEBUG",
+        "ALLOWED_HOSTS",
+        "PORT",
+    )
+    return {
+        key: value for key, value in os.environ.items() if key not in read and not key.startswith(ours)
+    } | extra
+
+
+def plain_commands() -> list[str]:
+    """The README's commands for people without make."""
+    block = re.search(r"```sh\n(python3 -m venv.*?)```", (CHECKOUT / "README.md").read_text(), re.DOTALL)
+    assert block is not None, "the README has no block of plain commands"
+    return [line.partition(" #")[0].strip() for line in block[1].splitlines()]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of this checkout, set up by the README's plain commands up to the last, which starts it."""
+    folder = tmp_path_factory.mktemp("clone") / "checkout"
+    shutil.copytree(CHECKOUT, folder, ignore=shutil.ignore_patterns(*LOCAL_ONLY))
+    for command in plain_commands()[:-1]:
+        done = subprocess.run(
+            ["/bin/sh", "-c", command],
+            cwd=folder,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if "No matching distribution" in done.stderr:
+            pytest.skip(f"no package index for {command!r}")
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return folder
+
+
+@functools.cache
+def redis_folder(checkout: Path) -> str:
+    """The working folder of the Redis that a checkout starts for itself."""
+    code = "from project import private_redis; print(private_redis.socket_path().parent, end='')"
+    python = [checkout / ".venv/bin/python", "-c", code]
+    return subprocess.run(
+        python, cwd=checkout, env=environment(), capture_output=True, text=True, check=True
+    ).stdout
+
+
+class Terminal:
+    """One command in a session of its own; all that it starts is marked, so that no process hides."""
+
+    def __init__(self, command: str, folder: Path, **extra: str) -> None:
+        self.mark = uuid.uuid4().hex
+        self.port = int(extra.setdefault("PORT", str(free_port())))
+        self.folder = folder
+        self.started_at = time.time()
+        self.log = folder.parent / f"{self.mark}.log"
+        with self.log.open("wb") as output:
+            self.process = subprocess.Popen(
+                ["/bin/sh", "-c", f"exec {command}"],
+                cwd=folder,
+                env=environment(TERMINAL_MARK=self.mark, **extra),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def wait_for(self, text: str, *, within: float = 60.0) -> None:
+        def seen() -> bool:
+            over = self.process.poll() is not None
+            if text in self.output:
+                return True
+            if over:
+                raise RuntimeError(f"ended without saying {text!r}:\n{self.output}")
+            return False
+
+        eventually(seen, within=within)
+
+    def wait_until_it_serves(self) -> Self:
+        self.wait_for("Listening on TCP address")
+        return self
+
+    def ctrl_c(self) -> None:
+        """What a terminal does: SIGINT to every process of the foreground group."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def exit_code(self, *, within: float = STOPS_WITHIN) -> int:
+        return self.process.wait(within)
+
+    def processes(self) -> list[psutil.Process]:
+        """Every living process that the command started, at whatever depth."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.status() != psutil.STATUS_ZOMBIE and (
+                    self._marked(process) or self._redis(process)
+                ):
+                    found.append(process)
+        return found
+
+    def _marked(self, process: psutil.Process) -> bool:
+        return process.environ().get("TERMINAL_MARK") == self.mark
+
+    def _redis(self, process: psutil.Process) -> bool:
+        # Redis writes its title over its environment, so it is known by its folder, and by being younger.
+        return process.cwd() == redis_folder(self.folder) and process.create_time() > self.started_at
+
+    def programs(self) -> set[str]:
+        """The programs of the Procfile that run."""
+        words = {"daphne": "project.asgi", "reaper": "reap_connections", "redis": redis_folder(self.folder)}
+        lines = [" ".join(process.cmdline()) for process in self.processes()]
+        return {name for name, word in words.items() if any(word in line for line in lines)}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        self.process.wait()
+
+
+def browser() -> urllib.request.OpenerDirector:
+    return urllib.request.build_opener(urllib.request.HTTPCookieProcessor(CookieJar()))
+
+
+@pytest.fixture(scope="class")
+def running(checkout: Path) -> Iterator[Terminal]:
+    with Terminal("make run", checkout) as terminal:
+        yield terminal.wait_until_it_serves()
+
+
+class TestRunning:
+    """What one `make run` offers, looked at from outside."""
+
+    def test_make_run_starts_everything_and_says_where(self, running: Terminal) -> None:
+        assert f"Page:  http://127.0.0.1:{running.port}/" in running.output
+        assert f"Admin: http://127.0.0.1:{running.port}/admin/" in running.output
+        eventually(lambda: running.programs() == {"daphne", "reaper", "redis"}, within=10)
+
+    def test_the_page_comes_with_its_static_files(self, running: Terminal) -> None:
+        site = f"http://127.0.0.1:{running.port}/"
+        with browser().open(site) as page:
+            html = page.read().decode()
+        files = re.findall(r'(?:src|href)="(/static/[^"]+)"', html)
+        assert files
+        for file in files:
+            with browser().open(urllib.parse.urljoin(site, file)) as answer:
+                assert answer.status == 200
+
+    @pytest.mark.parametrize("path", ["metrics", "health/live", "health/ready"])
+    def test_what_monitoring_reads_is_there(self, running: Terminal, path: str) -> None:
+        with browser().open(f"http://127.0.0.1:{running.port}/{path}") as answer:
+            assert answer.status == 200
+
+    def test_what_the_publish_command_sends_reaches_a_client_of_ten_lines(
+        self, checkout: Path, running: Terminal
+    ) -> None:
+        with connect(f"ws://127.0.0.1:{running.port}/ws/public.lobby/") as client:
+            subprocess.run(
+                [".venv/bin/python", "manage.py", "publish", "public.lobby", '{"hello": 1}'],
+                cwd=checkout,
+                env=environment(),
+                check=True,
+            )
+
+            assert '"data":{"hello":1}' in client.recv(timeout=10)
+
+    def test_a_second_start_of_one_checkout_is_refused_and_the_first_goes_on(
+        self, checkout: Path, running: Terminal
+    ) -> None:
+        with Terminal("make run", checkout) as second:
+            assert second.exit_code(within=60) != 0
+            assert "A private Redis of this checkout runs already" in second.output
+            assert "Traceback" not in second.output
+        with connect(f"ws://127.0.0.1:{running.port}/ws/public.lobby/") as client:
+            client.ping()
+
+
+def test_the_last_plain_command_serves_the_page_and_stops_at_ctrl_c(checkout: Path) -> None:
+    with Terminal(plain_commands()[-1], checkout) as terminal:
+        terminal.wait_until_it_serves()
+        with browser().open(f"http://127.0.0.1:{terminal.port}/") as page:
+            assert page.status == 200
+
+        terminal.ctrl_c()
+
+        assert terminal.exit_code() == 0
+        assert terminal.processes() == []
+
+
+def test_the_first_start_makes_an_admin_and_prints_the_password_once(checkout: Path, tmp_path: Path) -> None:
+    database = f"sqlite:///{tmp_path / 'db.sqlite3'}"
+    with Terminal("make run", checkout, DATABASE_URL=database) as first:
+        first.wait_until_it_serves()
+        password = re.search(r"user admin, password (\S+)", first.output)
+        assert password is not None
+        login = f"http://127.0.0.1:{first.port}/admin/login/"
+        person = browser()
+        with person.open(login) as form:
+            token = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', form.read().decode())
+        assert token is not None
+        fields = {
+            "username": "admin",
+            "password": password[1],
+            "csrfmiddlewaretoken": token[1],
+            "next": "/admin/",
+        }
+        with person.open(login, urllib.parse.urlencode(fields).encode()) as admin:
+            assert "Log out" in admin.read().decode()
+        first.ctrl_c()
+        first.exit_code()
+
+    with Terminal("make run", checkout, DATABASE_URL=database) as second:
+        second.wait_until_it_serves()
+        assert "password" not in second.output
+
+
+def test_without_debug_it_says_how_to_make_a_user_and_makes_none(checkout: Path, tmp_path: Path) -> None:
+    database = f"sqlite:///{tmp_path / 'db.sqlite3'}"
+    with Terminal("make run", checkout, DATABASE_URL=database, DEBUG="0", SECRET_KEY="x" * 50) as terminal:
+        terminal.wait_until_it_serves()
+        assert "python manage.py createsuperuser" in terminal.output
+        assert "password" not in terminal.output
+
+
+@pytest.mark.parametrize("stop", ["ctrl-c", "sigterm to make", "closed terminal"])
+def test_stopping_ends_every_process_within_five_seconds(checkout: Path, stop: str) -> None:
+    with Terminal("make run", checkout) as terminal:
+        terminal.wait_until_it_serves()
+        with contextlib.ExitStack() as clients:
+            for _ in range(20):
+                clients.enter_context(connect(f"ws://127.0.0.1:{terminal.port}/ws/public.lobby/"))
+            started = time.monotonic()
+            if stop == "ctrl-c":
+                terminal.ctrl_c()
+            elif stop == "sigterm to make":
+                terminal.process.terminate()
+            else:
+                os.killpg(terminal.process.pid, signal.SIGHUP)
+
+            terminal.exit_code()
+            eventually(lambda: terminal.processes() == [], within=STOPS_WITHIN)
+
+        assert time.monotonic() - started < STOPS_WITHIN
+        assert "Traceback" not in terminal.output
+
+
+@pytest.mark.parametrize("after", [0.0, 0.02, 0.05, 0.2])
+def test_ctrl_c_during_the_start_leaves_no_process(checkout: Path, after: float) -> None:
+    with Terminal("make run", checkout) as terminal:
+        terminal.wait_for("Stop:  Ctrl-C")
+        time.sleep(after)
+
+        terminal.ctrl_c()
+
+        terminal.exit_code()
+        eventually(lambda: terminal.processes() == [], within=STOPS_WITHIN)
+
+
+def test_a_program_that_dies_takes_the_others_with_it(checkout: Path) -> None:
+    with Terminal(".venv/bin/python -m project.start", checkout) as terminal:
+        terminal.wait_until_it_serves()
+        (redis,) = [process for process in terminal.processes() if process.cwd() == redis_folder(checkout)]
+
+        redis.kill()
+
+        assert terminal.exit_code(within=2 * STOPS_WITHIN) != 0
+        assert terminal.processes() == []
+
+
+def test_a_port_in_use_is_named_and_nothing_starts(checkout: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        with Terminal("make run", checkout, PORT=port) as terminal:
+            assert terminal.exit_code(within=60) != 0
+            assert f"Port {port} is in use" in terminal.output
+            assert "Traceback" not in terminal.output
+            assert "Page:" not in terminal.output
+
+
+def test_a_redis_of_ones_own_leaves_the_private_one_out(checkout: Path, tmp_path: Path) -> None:
+    with RedisServer(tmp_path) as redis, Terminal("make run", checkout, REDIS_URL=redis.url) as terminal:
+        terminal.wait_until_it_serves()
+        eventually(lambda: terminal.programs() == {"daphne", "reaper"}, within=10)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "sentence"),
+    [
+        ("REDIS_URL", "redis://127.0.0.1:1/0", "The Redis of REDIS_URL does not answer"),
+        ("DATABASE_URL", "postgres://127.0.0.1:1/none", "The database does not answer"),
+        (
+            "CHANNEL_LAYER_BACKEND",
+            "memory",
+            "CHANNEL_LAYER_BACKEND is 'memory'; set it to one of: pubsub, core.",
+        ),
+        ("PORT", "99999", "PORT is '99999'; set it to a number from 1 to 65535."),
+    ],
+)
+def test_a_setting_that_cannot_work_is_one_sentence(
+    checkout: Path, variable: str, value: str, sentence: str
+) -> None:
+    done = subprocess.run(
+        [".venv/bin/python", "-m", "project.start"],
+        cwd=checkout,
+        env=environment(**{variable: value}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr

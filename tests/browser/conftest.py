@@ -1,0 +1,40 @@
+"""Chromium for the tests in this folder, driven through Playwright."""
+
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, async_playwright
+
+from tests.support.fixtures import databases, start_shared_site
+
+__all__ = ["databases", "start_shared_site"]
+
+CHROMIUM = Path("/usr/bin/chromium")
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def chromium_path() -> str:
+    if not CHROMIUM.exists():
+        pytest.skip(f"there is no {CHROMIUM}")
+    return str(CHROMIUM)
+
+
+# Not for the whole session, and not through Playwright's synchronous interface: both would leave an event
+# loop running under all other tests.
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def chromium(chromium_path: str) -> AsyncGenerator[Browser]:
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=chromium_path, args=ARGUMENTS)
+        yield browser
+        await browser.close()

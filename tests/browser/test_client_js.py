@@ -1,0 +1,572 @@
+"""realtime.js in Chromium, with the test as its clock, its network and its server.
+
+Frames to the client are built and frames from it parsed by `realtime.frames`, so the two ends of the protocol
+cannot drift apart.
+"""
+
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Self
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, Page, Route
+
+from realtime import closing, frames
+
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
+
+HERE = Path(__file__).parent
+MODULE = HERE.parent.parent / "realtime" / "static" / "realtime" / "realtime.js"
+ORIGIN = "https://site.test"
+HALF = 0.5  # what Math.random() always says here: a back-off takes half of its window
+
+
+async def _site(route: Route) -> None:
+    if route.request.url == f"{ORIGIN}/realtime.js":
+        await route.fulfill(body=MODULE.read_text(), content_type="text/javascript")
+    else:
+        await route.fulfill(body="<!doctype html><title>client</title>", content_type="text/html")
+
+
+class Client:
+    """A RealtimeConnection in a page, and everything around it. Durations are seconds of the page's clock."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+
+    async def start(self, url: str = "/ws/", connect: bool = True) -> Self:
+        await self.page.route(f"{ORIGIN}/**", _site)
+        await self.page.add_init_script(path=HERE / "fake_websocket.js")
+        await self.page.clock.install(time=1_700_000_000)
+        await self.page.goto(ORIGIN)
+        await self.page.clock.pause_at(1_700_000_100)
+        await self.page.evaluate(
+            """async ([url, connect, random]) => {
+                Math.random = () => random;
+                const module = await import("/realtime.js");
+                window.module = module;
+                window.connection = new module.RealtimeConnection(url);
+                window.seen = [];
+                for (const name of ["state", "message", "groups", "ping", "goodbye", "error"]) {
+                    connection.addEventListener(name, ({ detail }) => seen.push({ event: name, ...detail }));
+                }
+                // Settles later: outcome(promise) says how, or that it is still pending.
+                window.outcomes = {};
+                window.watch = (name, promise) => {
+                    outcomes[name] = "pending";
+                    const keep = (outcome) => (outcomes[name] = outcome);
+                    promise.then(keep, (error) => keep(error.code ?? error.name));
+                };
+                if (connect) connection.connect();
+            }""",
+            [url, connect, HALF],
+        )
+        return self
+
+    async def run(self, script: str, argument: object = None) -> object:
+        return await self.page.evaluate(f"(argument) => {{ {script} }}", argument)
+
+    async def get(self, expression: str) -> object:
+        return await self.page.evaluate(expression)
+
+    async def state(self) -> object:
+        return await self.get("connection.state")
+
+    async def events(self, name: str) -> list[dict[str, object]]:
+        return [event for event in await self.get("seen") if event["event"] == name]  # type: ignore[attr-defined]
+
+    async def passes(self, seconds: float) -> None:
+        """Time goes by, and every timer fires when it is due."""
+        await self.page.clock.run_for(round(seconds * 1000))
+
+    async def sleeps(self, seconds: float) -> None:
+        """The machine sleeps: on waking, the wall clock has jumped, and each timer fires once at most."""
+        await self.page.clock.fast_forward(round(seconds * 1000))
+
+    async def shown(self) -> None:
+        """The page becomes visible again."""
+        await self.run("document.dispatchEvent(new Event('visibilitychange'))")
+
+    async def sockets(self) -> int:
+        return int(await self.get("WebSocket.all.length"))  # type: ignore[call-overload]
+
+    async def waited(self) -> float:
+        """Seconds from the end of one socket to the making of the next one that it is waiting for."""
+        return float(await self.get("(connection.retryAt - connection.lastClose.at) / 1000"))  # type: ignore[arg-type]
+
+    # The server.
+
+    async def accept(self, *, groups: list[str] | None = None, max_silence: float = 45.0) -> None:
+        """The newest socket opens, and the server says welcome."""
+        await self.run("WebSocket.all.at(-1).accept()")
+        await self.says(frames.Welcome(f"connection-{await self.sockets()}", max_silence, groups or []))
+
+    async def says(self, frame: frames.ServerFrame, *, socket: int = -1) -> None:
+        await self.sends(frames.build(frame), socket=socket)
+
+    async def sends(self, text: str, *, socket: int = -1) -> None:
+        await self.run("WebSocket.all.at(argument[0]).deliver(argument[1])", [socket, text])
+
+    async def drops(self, code: int, reason: str = "", *, socket: int = -1) -> None:
+        await self.run("WebSocket.all.at(argument[0]).drop(argument[1], argument[2])", [socket, code, reason])
+
+    async def sent(self, *, socket: int = -1) -> list[frames.ClientFrame]:
+        """Everything that the client sent on this socket, as the server reads it."""
+        texts = await self.page.evaluate("(socket) => WebSocket.all.at(socket).sent", socket)
+        return [frames.parse(text) for text in texts]
+
+    async def ref(self) -> frames.Ref:
+        """The ref of the last command."""
+        return (await self.sent())[-1].ref  # type: ignore[union-attr]
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def page(chromium: Browser) -> AsyncGenerator[Page]:
+    context = await chromium.new_context()
+    page = await context.new_page()
+    failures: list[str] = []
+    page.on("pageerror", lambda error: failures.append(str(error)))
+    yield page
+    await context.close()
+    assert failures == [], "an exception or a rejection that nobody handled"
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def client(page: Page) -> Client:
+    return await Client(page).start()
+
+
+# The protocol.
+
+
+async def test_it_offers_the_subprotocol_at_the_websocket_scheme_of_the_page(client: Client) -> None:
+    assert await client.get("WebSocket.all[0].url") == "wss://site.test/ws/"
+    assert await client.get("WebSocket.all[0].protocols") == [frames.SUBPROTOCOL]
+
+
+async def test_it_is_open_only_after_the_welcome(client: Client) -> None:
+    await client.run("WebSocket.all[0].accept()")
+    assert await client.state() == "connecting"
+    await client.says(frames.Welcome("c-1", 30.0, ["user.7"]))
+    assert await client.state() == "open"
+    assert await client.get("[connection.id, connection.maxSilence]") == ["c-1", 30]
+    assert await client.get("connection.groups") == ["user.7"]
+
+
+async def test_a_ping_is_answered_before_any_listener_runs_and_without_a_timer(client: Client) -> None:
+    await client.accept()
+    await client.run(
+        "connection.addEventListener('ping', () => (window.sentBefore = WebSocket.all[0].sent.length))"
+    )
+    await client.says(frames.Ping(17))
+    assert await client.sent() == [frames.ClientPong(17)]
+    assert await client.get("sentBefore") == 1
+
+
+async def test_messages_arrive_with_what_the_server_said_of_them(client: Client) -> None:
+    await client.accept()
+    await client.says(
+        frames.Message("public.lobby", frames.encode_data({"hello": 1}), from_=None, offset=4, epoch="e")
+    )
+    assert await client.events("message") == [
+        {
+            "event": "message",
+            "type": "message",
+            "group": "public.lobby",
+            "data": {"hello": 1},
+            "from": None,
+            "offset": 4,
+            "epoch": "e",
+        }
+    ]
+
+
+async def test_what_it_does_not_understand_is_ignored(client: Client) -> None:
+    await client.accept()
+    for text in (
+        '{"type":"presence","group":"public.lobby","count":3}',
+        '{"type":"constructor"}',
+        '{"type":5}',
+        "{}",
+        "[]",
+        "null",
+        "not JSON",
+        '{"type":"pong"}',
+        '{"type":"joined"}',
+    ):
+        await client.sends(text)
+    await client.sends('{"type":"ping","n":1,"colour":"green"}')
+    assert await client.state() == "open"
+    assert await client.sent() == [frames.ClientPong(1)]
+
+
+async def test_the_promise_of_a_command_resolves_with_the_frame_of_that_ref(client: Client) -> None:
+    await client.accept()
+    await client.run("watch('first', connection.publish('public.a', {x: 1}))")
+    await client.run("watch('second', connection.publish('public.a', 'text'))")
+    first, second = await client.sent()
+    assert first == frames.Publish("public.a", frames.Raw(b'{"x":1}'), first.ref)  # type: ignore[union-attr]
+    await client.says(frames.Published(second.ref, "public.a"))  # type: ignore[union-attr]
+    outcomes = await client.get("outcomes")
+    assert outcomes["first"] == "pending"  # type: ignore[index]
+    assert outcomes["second"]["type"] == "published"  # type: ignore[index]
+
+
+async def test_a_refused_command_rejects_with_the_code_of_the_error_frame(client: Client) -> None:
+    await client.accept()
+    await client.run("watch('join', connection.join('staff.news'))")
+    await client.says(frames.Error("forbidden", "Only staff may join.", await client.ref()))
+    assert await client.get("outcomes.join") == "forbidden"
+    assert await client.get("connection.groups") == []
+    assert await client.events("error") == []
+
+
+async def test_an_error_that_answers_no_command_is_an_event(client: Client) -> None:
+    await client.accept()
+    await client.says(frames.Error("rate_limited", "Slow down."))
+    [error] = await client.events("error")
+    assert (error["code"], error["detail"]) == ("rate_limited", "Slow down.")
+
+
+async def test_publishing_without_a_connection_or_without_data_fails_at_once(client: Client) -> None:
+    await client.run("watch('early', connection.publish('public.a', 1))")
+    await client.accept()
+    await client.run("watch('nothing', connection.publish('public.a', undefined))")
+    assert await client.get("outcomes") == {"early": "not_connected", "nothing": "TypeError"}
+    assert await client.sent() == []
+
+
+async def test_a_command_that_was_sent_rejects_when_the_connection_is_lost(client: Client) -> None:
+    await client.accept()
+    await client.run("watch('publish', connection.publish('public.a', 1))")
+    await client.drops(1006)
+    assert await client.get("outcomes.publish") == "disconnected"
+
+
+# Reconnecting.
+
+
+async def test_it_reconnects_after_exactly_the_codes_that_the_server_means(client: Client) -> None:
+    for code in sorted(
+        {reason.code for reason in closing.CloseReason} | {1000, 1001, 1006, 1011, 4499, 4999}
+    ):
+        sockets = await client.sockets()
+        await client.accept()
+        await client.drops(code)
+        await client.passes(30)
+        reconnected = await client.sockets() > sockets
+        assert reconnected is closing.may_reconnect(code), code
+        if not reconnected:
+            assert await client.state() == "closed", code
+            await client.run("connection.connect()")
+
+
+async def test_4503_is_final_until_the_page_connects_again(client: Client) -> None:
+    await client.accept()
+    await client.says(frames.Goodbye("forbidden", False))
+    await client.drops(4503)
+    await client.passes(3600)
+    await client.shown()
+    assert await client.sockets() == 1
+    assert await client.get("connection.lastClose.reason") == "forbidden"
+    await client.run("connection.connect()")
+    assert await client.sockets() == 2
+
+
+async def test_a_goodbye_without_reconnect_is_final_even_when_the_close_code_is_lost(client: Client) -> None:
+    await client.accept()
+    await client.says(frames.Goodbye("kicked", False))
+    await client.drops(1006)
+    await client.passes(60)
+    assert (await client.state(), await client.sockets()) == ("closed", 1)
+
+
+async def test_the_slot_that_the_server_gave_is_kept_even_when_the_page_wakes_up(client: Client) -> None:
+    await client.accept()
+    await client.says(frames.Goodbye("server_restart", True, 7.5))
+    await client.drops(4000)
+    assert await client.state() == "waiting"
+    await client.passes(7.4)
+    await client.shown()
+    assert await client.sockets() == 1
+    await client.passes(0.2)
+    assert await client.sockets() == 2
+
+
+async def test_a_goodbye_whose_close_never_comes_is_a_close(client: Client) -> None:
+    await client.accept()
+    await client.says(frames.Goodbye("server_restart", True, 1.0))
+    await client.passes(7)
+    assert await client.sockets() == 2
+
+
+async def test_back_off_doubles_up_to_its_cap_and_takes_a_random_part(client: Client) -> None:
+    waits = []
+    for _ in range(8):
+        await client.drops(1006)
+        waits.append(await client.waited())
+        await client.passes(waits[-1])
+    assert waits == [HALF * window for window in (1, 2, 4, 8, 16, 30, 30, 30)]
+
+
+async def test_only_a_connection_that_lasted_starts_back_off_anew(client: Client) -> None:
+    for lasted, expected in ((0, 1), (1, 2), (9, 4), (11, 1), (1, 2)):
+        await client.accept()
+        await client.passes(lasted)
+        await client.drops(1006)
+        assert await client.waited() == HALF * expected
+        await client.passes(HALF * expected)
+
+
+async def test_a_server_that_never_says_welcome_is_given_up(client: Client) -> None:
+    await client.run("WebSocket.all[0].accept()")
+    await client.passes(29)
+    assert await client.state() == "connecting"
+    await client.passes(2)
+    assert await client.get("connection.lastClose.reason") == "never_opened"
+    await client.passes(1)
+    assert await client.sockets() == 2
+
+
+async def test_close_is_final_and_cancels_a_reconnect_that_is_due(client: Client) -> None:
+    await client.accept()
+    await client.drops(1006)
+    await client.run("connection.close()")
+    await client.passes(60)
+    await client.shown()
+    assert (await client.state(), await client.sockets()) == ("closed", 1)
+
+
+async def test_an_ended_socket_is_closed_and_nothing_that_it_still_says_is_heard(client: Client) -> None:
+    await client.accept(max_silence=10)
+    await client.passes(11)
+    await client.passes(1)
+    await client.accept(groups=["public.lobby"])
+    assert await client.get("WebSocket.all[0].readyState") == 2, "the old socket was not closed"
+    await client.says(frames.Message("public.lobby", frames.Raw(b'"late"')), socket=0)
+    await client.says(frames.Ping(9), socket=0)
+    await client.says(frames.Goodbye("kicked", False), socket=0)
+    await client.drops(4503, socket=0)
+    assert (await client.state(), await client.get("connection.id")) == ("open", "connection-2")
+    assert await client.get("connection.groups") == ["public.lobby"]
+    assert await client.get("connection.lastClose.reason") == "silent"
+    assert await client.events("message") == []
+    assert await client.sent(socket=0) == []
+    await client.passes(9)
+    assert (await client.state(), await client.sockets()) == ("open", 2)
+
+
+# Silence.
+
+
+async def test_a_silent_server_is_given_up_after_max_silence_and_not_before(client: Client) -> None:
+    await client.accept(max_silence=45.0)
+    await client.passes(44)
+    assert await client.state() == "open"
+    await client.passes(2)
+    assert await client.get("connection.lastClose.reason") == "silent"
+    await client.passes(1)
+    assert await client.sockets() == 2
+
+
+@pytest.mark.parametrize("text", ['{"type":"ping","n":1}', '{"type":"from-the-future"}', "not JSON"])
+async def test_any_frame_breaks_the_silence(client: Client, text: str) -> None:
+    await client.accept(max_silence=10)
+    for _ in range(5):
+        await client.passes(8)
+        await client.sends(text)
+    assert (await client.state(), await client.sockets()) == ("open", 1)
+
+
+async def test_a_machine_that_slept_longer_than_max_silence_notices_at_once(client: Client) -> None:
+    await client.accept(max_silence=45)
+    await client.passes(3)
+    await client.sleeps(600)
+    await client.passes(1)
+    assert await client.get("connection.lastClose.reason") == "silent"
+
+
+async def test_frames_that_queued_while_the_page_stood_still_are_heard_first(client: Client) -> None:
+    await client.accept(max_silence=10)
+    # Behind the timers that are due, but before those that they start: as after a long task in the page.
+    await client.run('setTimeout(() => WebSocket.all[0].deliver(\'{"type":"ping","n":1}\'), 1000)')
+    await client.sleeps(30)
+    await client.passes(5)
+    assert (await client.state(), await client.sockets()) == ("open", 1)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        "document.dispatchEvent(new Event('visibilitychange'))",
+        "document.dispatchEvent(new Event('resume'))",
+        "window.dispatchEvent(new Event('online'))",
+        "window.dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true }))",
+    ],
+)
+async def test_waking_up_asks_the_server_and_gives_a_silent_one_up(client: Client, event: str) -> None:
+    await client.accept()
+    await client.passes(20)
+    await client.run(event)
+    assert await client.sent() == [frames.ClientPing(1)]
+    await client.passes(4)
+    assert await client.state() == "open"
+    await client.passes(2)
+    assert await client.get("connection.lastClose.reason") == "silent"
+
+
+async def test_waking_up_on_a_living_socket_changes_nothing(client: Client) -> None:
+    await client.accept()
+    await client.shown()
+    await client.passes(1)
+    await client.says(frames.Pong(1))
+    await client.passes(40)
+    assert (await client.state(), await client.sockets()) == ("open", 1)
+
+
+async def test_the_events_of_one_wake_up_share_one_question(client: Client) -> None:
+    await client.accept()
+    for _ in range(3):
+        await client.shown()
+    assert await client.sent() == [frames.ClientPing(1)]
+    await client.says(frames.Pong(1))
+    await client.shown()
+    assert (await client.sent())[1:] == [frames.ClientPing(2)]
+
+
+async def test_a_frame_from_before_the_sleep_does_not_answer_for_the_server_of_now(client: Client) -> None:
+    await client.accept()
+    await client.shown()
+    await client.says(frames.Message("public.lobby", frames.Raw(b'"was in a buffer"')))
+    await client.passes(7)
+    assert await client.get("connection.lastClose.reason") == "silent"
+
+
+async def test_a_pong_that_stands_in_line_behind_other_frames_is_waited_for(client: Client) -> None:
+    await client.accept()
+    await client.shown()
+    for _ in range(5):
+        await client.passes(4)
+        await client.says(frames.Message("public.lobby", frames.Raw(b"1")))
+    await client.says(frames.Pong(1))
+    await client.passes(40)
+    assert (await client.state(), await client.sockets()) == ("open", 1)
+
+
+async def test_waking_up_while_waiting_tries_at_once(client: Client) -> None:
+    for _ in range(5):
+        await client.drops(1006)
+        await client.passes(await client.waited())
+    await client.drops(1006)
+    sockets = await client.sockets()
+    await client.shown()
+    assert await client.sockets() == sockets + 1
+
+
+async def test_a_command_that_meets_silence_makes_it_ask(client: Client) -> None:
+    await client.accept()
+    await client.run("watch('publish', connection.publish('public.a', 1))")
+    await client.passes(6)
+    assert (await client.sent())[1:] == [frames.ClientPing(1)]
+    await client.passes(6)
+    assert await client.get("outcomes.publish") == "disconnected"
+
+
+async def test_check_measures_the_round_trip(client: Client) -> None:
+    await client.accept()
+    await client.run("watch('check', connection.check())")
+    await client.passes(0.25)
+    await client.says(frames.Pong(1))
+    assert await client.get("outcomes.check") == pytest.approx(0.25)
+    assert await client.get("connection.roundTrip") == pytest.approx(0.25)
+
+
+async def test_a_clock_that_is_set_back_does_not_put_the_end_hours_away(client: Client) -> None:
+    await client.accept()
+    await client.page.clock.set_system_time(1_700_000_100 - 36_000)
+    await client.passes(50)
+    assert await client.get("connection.lastClose.reason") == "silent"
+
+
+# Groups.
+
+
+async def test_groups_are_joined_again_after_a_reconnect(client: Client) -> None:
+    await client.accept()
+    for group in ("public.a", "public.b"):
+        await client.run("connection.join(argument)", group)
+        await client.says(frames.Joined(await client.ref(), group))
+    await client.run("connection.leave('public.a')")
+    await client.says(frames.Left(await client.ref(), "public.a"))
+    await client.drops(1006)
+    assert await client.get("connection.groups") == []
+    await client.passes(1)
+    await client.accept()
+    assert [frame.group for frame in await client.sent()] == ["public.b"]  # type: ignore[union-attr]
+    await client.says(frames.Joined(await client.ref(), "public.b"))
+    assert await client.get("connection.groups") == ["public.b"]
+
+
+async def test_a_join_waits_for_the_connection_however_often_it_breaks(client: Client) -> None:
+    await client.run("watch('join', connection.join('public.a'))")
+    await client.accept()
+    await client.drops(1006)
+    await client.passes(1)
+    await client.accept()
+    assert await client.get("outcomes.join") == "pending"
+    await client.says(frames.Joined(await client.ref(), "public.a"))
+    assert (await client.get("outcomes.join"))["group"] == "public.a"  # type: ignore[index]
+
+
+async def test_a_group_that_the_address_joins_can_be_left_for_good(client: Client) -> None:
+    await client.run("watch('join', connection.join('public.a'))")
+    await client.accept(groups=["public.a"])
+    assert await client.sent() == []
+    assert (await client.get("outcomes.join"))["group"] == "public.a"  # type: ignore[index]
+    await client.run("connection.leave('public.a')")
+    await client.says(frames.Left(await client.ref(), "public.a"))
+    await client.drops(1006)
+    await client.passes(1)
+    await client.accept(groups=["public.a"])
+    assert await client.sent() == [frames.Leave("public.a", await client.ref())]
+
+
+async def test_a_rejoin_that_is_refused_is_given_up_and_reported(client: Client) -> None:
+    await client.accept()
+    await client.run("connection.join('public.a')")
+    await client.says(frames.Joined(await client.ref(), "public.a"))
+    await client.drops(1006)
+    await client.passes(1)
+    await client.accept()
+    await client.says(frames.Error("forbidden", "No longer.", await client.ref()))
+    [error] = await client.events("error")
+    assert (error["code"], error["group"]) == ("forbidden", "public.a")
+    await client.passes(40)
+    assert len(await client.sent()) == 1
+
+
+async def test_a_rejoin_that_came_too_fast_is_tried_again_later(client: Client) -> None:
+    await client.accept()
+    await client.run("connection.join('public.a')")
+    await client.says(frames.Joined(await client.ref(), "public.a"))
+    await client.drops(1006)
+    await client.passes(1)
+    await client.accept()
+    await client.says(frames.Error("rate_limited", "Slow down.", await client.ref()))
+    assert len(await client.sent()) == 1
+    await client.passes(1)
+    assert len(await client.sent()) == 2
+    await client.says(frames.Joined(await client.ref(), "public.a"))
+    assert await client.get("connection.groups") == ["public.a"]
+
+
+async def test_a_listener_that_closes_on_open_leaves_nothing_behind(client: Client) -> None:
+    await client.run(
+        "connection.addEventListener('state', ({ detail }) => detail.state === 'open' && connection.close())"
+    )
+    await client.run("watch('join', connection.join('public.a'))")
+    await client.accept()
+    await client.passes(60)
+    assert (await client.state(), await client.sockets()) == ("closed", 1)
+    assert await client.get("outcomes.join") == "closed"

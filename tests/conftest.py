@@ -1,0 +1,30 @@
+"""Rules for every test of this project."""
+
+import os
+from collections.abc import Generator
+
+import pytest
+
+#: With REQUIRE_ALL=1, as in CI, a test that would be skipped fails instead: what is missing there is a fault.
+REQUIRE_ALL = os.environ.get("REQUIRE_ALL") == "1"
+
+
+def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if REQUIRE_ALL and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
+        report.outcome = "failed"
+        report.longrepr = f"REQUIRE_ALL=1, and this would be skipped: {str(reason).removeprefix('Skipped: ')}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    _fail_if_skipped(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    _fail_if_skipped(report)
+    return report

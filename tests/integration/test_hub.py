@@ -1,0 +1,96 @@
+"""What the hub does with events that are not messages, and with rounds."""
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+import pytest
+from channels.layers import get_channel_layer
+
+from realtime import groups, hub, lifecycle
+from realtime.models import Process
+from tests.support.eventually import eventually_async
+
+pytestmark = pytest.mark.usefixtures("site")
+
+
+async def answers_to(home: hub.Hub, number: int) -> dict[str, Any]:
+    layer = get_channel_layer()
+    channel = await layer.new_channel()
+    await groups.ask(home.channel, number, channel)
+    event: dict[str, Any] = await asyncio.wait_for(layer.receive(channel), 5)
+    return event
+
+
+async def test_a_round_is_answered_through_the_layer_and_in_the_database() -> None:
+    home = await lifecycle.hub()
+    answer = await answers_to(home, 7)
+    assert answer == {"type": groups.ANSWER, "round": 7, "process": str(home.process)}
+    async with asyncio.timeout(5):
+        while (await Process.objects.aget(pk=home.process)).last_round != 7:
+            await asyncio.sleep(0.01)
+
+
+async def test_round_zero_is_answered_and_writes_nothing() -> None:
+    home = await lifecycle.hub()
+    assert (await answers_to(home, 0))["round"] == 0
+    assert (await Process.objects.aget(pk=home.process)).answered_at is None
+
+
+async def test_a_group_event_without_a_stamp_is_counted_and_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    home = await lifecycle.hub()
+    with caplog.at_level(logging.ERROR, logger="realtime.hub"):
+        for _ in range(3):
+            await get_channel_layer().send(home.channel, {"type": "chat.message"})
+        await answers_to(home, 0)
+    assert len(caplog.records) == 1
+    assert "did not say which group" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "event", [{"type": groups.MESSAGE}, {"type": groups.MARK}, {"type": groups.KICK}, {}]
+)
+async def test_an_event_that_makes_no_sense_does_not_make_the_hub_deaf(event: dict[str, Any]) -> None:
+    home = await lifecycle.hub()
+    await get_channel_layer().group_add("g", home.channel)
+    await get_channel_layer().group_send("g", event)
+    assert (await answers_to(home, 0))["type"] == groups.ANSWER
+
+
+async def test_a_mark_that_does_not_come_back_is_waited_for_a_second_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hub, "MARK_TIMEOUT", 0.1)
+    home = await lifecycle.hub()
+
+    async def lost(*_: Any) -> None: ...
+
+    monkeypatch.setattr(groups, "mark", lost)
+    async with asyncio.timeout(5):
+        await home._confirm("g")
+
+
+async def test_a_stall_of_the_loop_is_nobodys_silence(caplog: pytest.LogCaptureFixture) -> None:
+    home = await lifecycle.hub()
+    before = home.pulse.now()
+    await asyncio.sleep(0.2)
+    time.sleep(1.5)  # noqa: ASYNC251 - the fault under test
+    await eventually_async(lambda: "stood still" in caplog.text, within=5)
+    assert home.pulse.now() - before < 1.3
+
+
+async def test_the_hub_of_a_loop_is_started_once_however_many_ask() -> None:
+    first, *others = await asyncio.gather(*(lifecycle.hub() for _ in range(10)))
+    assert all(other is first for other in others)
+    assert await Process.objects.acount() == 1
+
+
+async def test_a_planned_stop_is_recorded() -> None:
+    home = await lifecycle.hub()
+    await lifecycle.stop()
+    row = await Process.objects.aget(pk=home.process)
+    assert row.stopped_at is not None
+    assert not row.lost

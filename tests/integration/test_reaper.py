@@ -1,0 +1,276 @@
+"""Rounds over real rows and a real layer; the processes are rows and channels that answer as a test says."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from channels.db import database_sync_to_async
+from channels.layers import get_channel_layer
+
+from realtime import groups, records
+from realtime.closing import CloseReason
+from realtime.models import Connection, Membership, Process
+from realtime.reaper import Reaper, Report, enough_rounds, rounds
+from realtime.records import Closing, Join, Opening
+
+pytestmark = pytest.mark.usefixtures("memory_layer")
+
+Answer = Callable[[dict[str, Any]], Any]
+
+
+class FakeProcess:
+    """A process that answers rounds through the layer, in the database, both or not at all."""
+
+    def __init__(self, *, through_layer: bool = True, in_database: bool = True) -> None:
+        self.through_layer = through_layer
+        self.in_database = in_database
+        self.kicks: list[dict[str, Any]] = []
+
+    async def start(self) -> "FakeProcess":
+        self.channel = await get_channel_layer().new_channel()
+        self.id: uuid.UUID = await database_sync_to_async(records.start_process)(self.channel, "host", 1)
+        self.task = asyncio.create_task(self._run())
+        return self
+
+    async def hold(self, *names: str) -> uuid.UUID:
+        """One open connection, a member of these groups."""
+        opening = Opening(uuid.uuid4(), self.id, "", "/ws/", "127.0.0.1", "", "")
+        await database_sync_to_async(records.open_connections)([opening])
+        joins = [Join(opening.id, self.id, name) for name in names]
+        await database_sync_to_async(records.open_memberships)(joins)
+        for name in names:
+            await get_channel_layer().group_add(name, self.channel)
+        return opening.id
+
+    async def _run(self) -> None:
+        while True:
+            event = await get_channel_layer().receive(self.channel)
+            if event["type"] == groups.KICK:
+                self.kicks.append(event)
+                continue
+            if self.through_layer:
+                await groups.answer(event["reply_to"], event["round"], str(self.id))
+            if self.in_database and event["round"]:
+                await database_sync_to_async(records.answer_round)(
+                    self.id, event["round"], connections=0, loop_lag=0.0
+                )
+
+    async def row(self) -> Process:
+        return await Process.objects.aget(pk=self.id)
+
+
+@pytest_asyncio.fixture
+async def processes() -> AsyncIterator[Callable[..., Any]]:
+    running: list[FakeProcess] = []
+
+    async def start(**options: bool) -> FakeProcess:
+        process = await FakeProcess(**options).start()
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        process.task.cancel()
+
+
+@pytest_asyncio.fixture
+async def reaper() -> AsyncIterator[Reaper]:
+    made = Reaper(interval=0.2, timeout=0.15, misses_allowed=1)
+    yield made
+    await made.close()
+
+
+async def next_round(reaper: Reaper) -> Report:
+    while (report := await reaper.round()) is None:
+        await asyncio.sleep(0.01)
+    return report
+
+
+async def test_a_round_asks_every_process_and_ends_when_all_have_answered(
+    reaper: Reaper, processes: Callable[..., Any]
+) -> None:
+    for _ in range(3):
+        await processes()
+    report = await next_round(reaper)
+    assert (report.number, report.asked, report.answered, report.lost) == (1, 3, 3, 0)
+    assert not report.repaired
+
+
+@pytest.mark.parametrize("options", [{"through_layer": False}, {"in_database": False}])
+async def test_a_process_that_answers_on_one_way_only_is_not_lost(
+    reaper: Reaper, processes: Callable[..., Any], options: dict[str, bool]
+) -> None:
+    process = await processes(**options)
+    for _ in range(4):
+        await next_round(reaper)
+    assert (await process.row()).stopped_at is None
+
+
+async def test_a_silent_process_is_lost_after_the_second_round_and_swept(
+    reaper: Reaper, processes: Callable[..., Any]
+) -> None:
+    dead, living = await processes(through_layer=False, in_database=False), await processes()
+    lost_one, kept_one = await dead.hold("g", "h"), await living.hold("g")
+    first = await next_round(reaper)
+    assert (first.lost, (await dead.row()).missed) == (0, 1)
+    second = await next_round(reaper)
+    assert (second.lost, second.reaped, second.discarded) == (1, 1, 2)
+    assert second.repaired
+    record = await Connection.objects.aget(pk=lost_one)
+    assert record.close_reason == CloseReason.SERVER_LOST.value
+    assert set(get_channel_layer().groups["g"]) == {living.channel}
+    assert not get_channel_layer().groups.get("h")
+    assert await Membership.objects.to_leave().acount() == 1
+    assert (await Connection.objects.aget(pk=kept_one)).closed_at is None
+    assert not (await next_round(reaper)).repaired
+
+
+async def test_a_process_that_could_not_be_asked_has_missed_nothing(
+    reaper: Reaper, processes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = await processes(through_layer=False, in_database=False)
+
+    async def failing(*_: Any) -> None:
+        raise groups.LayerUnavailable("full")
+
+    monkeypatch.setattr(groups, "ask", failing)
+    for _ in range(4):
+        await next_round(reaper)
+    row = await process.row()
+    assert (row.missed, row.stopped_at) == (0, None)
+
+
+async def test_two_reapers_share_the_rounds_and_count_nothing_twice(processes: Callable[..., Any]) -> None:
+    dead = await processes(through_layer=False, in_database=False)
+    for _ in range(5):
+        await dead.hold("g")
+    reapers = [Reaper(interval=0.2, timeout=0.1, misses_allowed=1) for _ in range(2)]
+    reports: list[Report] = []
+
+    async def run(reaper: Reaper) -> None:
+        await rounds(reaper, lambda report: reports.append(report) if isinstance(report, Report) else None)
+
+    tasks = [asyncio.create_task(run(reaper)) for reaper in reapers]
+    async with asyncio.timeout(20):
+        while await Connection.objects.open().aexists() or len(reports) < 4:
+            await asyncio.sleep(0.05)
+    for reaper in reapers:
+        reaper.stop()
+    await asyncio.gather(*tasks, *(reaper.close() for reaper in reapers))
+    numbers = [report.number for report in reports]
+    assert len(numbers) == len(set(numbers))
+    assert sum(report.reaped for report in reports) == 5
+    assert sum(report.lost for report in reports) == 1
+
+
+async def test_what_a_dead_reaper_left_half_done_is_finished_by_the_next_round(
+    reaper: Reaper, processes: Callable[..., Any]
+) -> None:
+    dead = await processes()
+    dead.task.cancel()
+    await dead.hold("g")
+    await database_sync_to_async(records.judge)(1, [dead.id], 0)
+    report = await next_round(reaper)
+    assert (report.lost, report.reaped, report.discarded) == (0, 1, 1)
+
+
+async def test_a_layer_that_fails_in_a_sweep_leaves_the_rest_on_the_to_do_list(
+    reaper: Reaper, processes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = await processes()
+    dead.task.cancel()
+    await dead.hold("g")
+    await database_sync_to_async(records.judge)(1, [dead.id], 0)
+    discard = groups.discard
+
+    async def failing(*_: Any) -> None:
+        raise groups.LayerUnavailable("hung")
+
+    monkeypatch.setattr(groups, "discard", failing)
+    with pytest.raises(groups.LayerUnavailable):
+        await next_round(reaper)
+    assert await Membership.objects.to_leave().acount() == 1
+    monkeypatch.setattr(groups, "discard", discard)
+    assert (await next_round(reaper)).discarded == 1
+
+
+async def test_a_living_process_is_told_what_it_has_left_undone(
+    reaper: Reaper, processes: Callable[..., Any]
+) -> None:
+    process = await processes()
+    connection = await process.hold("g")
+    await database_sync_to_async(records.close_connections)(
+        [Closing(connection, CloseReason.CLIENT_LOST, None)], uuid.uuid4()
+    )
+    report = await next_round(reaper)
+    assert report.kicked == 1
+    async with asyncio.timeout(5):
+        while not process.kicks:
+            await asyncio.sleep(0.01)
+    assert process.kicks[0]["memberships"] == [(str(connection), "g")]
+
+
+async def test_a_preview_writes_nothing(reaper: Reaper, processes: Callable[..., Any]) -> None:
+    dead = await processes(through_layer=False, in_database=False)
+    await dead.hold("g")
+    report = await reaper.preview()
+    assert (report.asked, report.lost, report.reaped, report.discarded) == (1, 1, 1, 1)
+    row = await dead.row()
+    assert (row.missed, row.stopped_at) == (0, None)
+    assert await Connection.objects.open().acount() == 1
+    assert await database_sync_to_async(records.current_round)() == 0
+
+
+async def test_enough_rounds_find_a_process_that_has_just_died(
+    reaper: Reaper, processes: Callable[..., Any]
+) -> None:
+    dead = await processes(through_layer=False, in_database=False)
+    await dead.hold("g")
+    reports: list[Report] = []
+    assert await enough_rounds(reaper, reports.append)
+    assert [report.number for report in reports] == [1, 2]
+    assert not await enough_rounds(reaper, reports.append)
+
+
+async def test_a_stopped_reaper_counts_no_miss_for_whom_it_did_not_wait_out(
+    processes: Callable[..., Any],
+) -> None:
+    process = await processes(through_layer=False, in_database=False)
+    reaper = Reaper(interval=60, timeout=30, misses_allowed=0)
+    task = asyncio.create_task(rounds(reaper, lambda report: None))
+    async with asyncio.timeout(5):
+        while not await database_sync_to_async(records.current_round)():
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        reaper.stop()
+        await task
+    await reaper.close()
+    assert (await process.row()).missed == 0
+
+
+async def test_a_round_that_fails_is_reported_and_the_next_one_comes(
+    processes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reaper = Reaper(interval=0.2, timeout=0.1, misses_allowed=1)
+    reports: list[Any] = []
+    failures = [groups.LayerUnavailable("down")]
+    ask = records.processes_to_ask
+
+    def failing() -> Any:
+        if failures:
+            raise failures.pop()
+        return ask()
+
+    monkeypatch.setattr(records, "processes_to_ask", failing)
+    task = asyncio.create_task(rounds(reaper, reports.append))
+    async with asyncio.timeout(10):
+        while len(reports) < 2:
+            await asyncio.sleep(0.02)
+    reaper.stop()
+    await task
+    await reaper.close()
+    assert isinstance(reports[0], groups.LayerUnavailable)
+    assert isinstance(reports[1], Report)

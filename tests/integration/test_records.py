@@ -1,0 +1,642 @@
+"""Runs on the database of DATABASE_URL; tests/integration/test_postgresql.py repeats it on PostgreSQL."""
+
+import itertools
+import time
+import uuid
+from collections import Counter
+from datetime import timedelta
+
+import pytest
+from django.db import IntegrityError, connection, transaction
+from django.db.models import F
+from django.db.models.functions import Now
+
+from realtime import records
+from realtime.closing import CloseReason
+from realtime.models import Connection, Membership, Process, Round
+from tests.support.eventually import eventually
+from tests.support.racing import race, race_processes
+from tests.support.rows import a_process, an_opening, closings, joins, make_lost, open_connections
+
+pytestmark = pytest.mark.django_db(transaction=True)  # other threads and processes have to see the rows
+
+DAY = 86400.0
+
+
+# Processes
+
+
+def test_a_process_that_starts_is_running_and_has_answered_nothing():
+    process = Process.objects.get(pk=records.start_process("specific.abc", "web-1", 4711))
+
+    assert (process.channel_name, process.host, process.pid) == ("specific.abc", "web-1", 4711)
+    assert (process.last_round, process.missed, process.answered_at) == (0, 0, None)
+    assert (process.stopped_at, process.lost) == (None, False)
+
+
+def test_a_process_can_change_its_channel():
+    process = a_process(channel_name="old")
+
+    records.rename_process(process, "new")
+
+    assert [asked.channel_name for asked in records.processes_to_ask()] == ["new"]
+
+
+def test_an_answer_forgives_the_rounds_that_were_missed():
+    process = a_process()
+    records.judge(1, [process], misses_allowed=1)
+
+    assert records.answer_round(process, 2, connections=12, loop_lag=0.25) is True
+
+    row = Process.objects.get(pk=process)
+    assert (row.last_round, row.missed, row.connections, row.loop_lag) == (2, 0, 12, 0.25)
+    assert row.answered_at is not None
+
+
+def test_a_late_answer_to_an_earlier_round_does_not_take_back_a_later_one():
+    process = a_process()
+    records.answer_round(process, 7, connections=1, loop_lag=0.0)
+
+    assert records.answer_round(process, 6, connections=1, loop_lag=0.0) is True
+
+    assert Process.objects.get(pk=process).last_round == 7
+
+
+@pytest.mark.parametrize("ending", ["stopped", "lost", "removed"])
+def test_a_process_that_has_ended_cannot_answer(ending):
+    process = a_process()
+    if ending == "stopped":
+        records.stop_process(process)
+    elif ending == "lost":
+        make_lost(process)
+    else:
+        Process.objects.all().delete()
+
+    assert records.answer_round(process, 1, connections=0, loop_lag=0.0) is False
+
+
+def test_a_planned_stop_happens_once():
+    process = a_process()
+
+    assert records.stop_process(process) is True
+    stopped_at = Process.objects.get(pk=process).stopped_at
+    assert records.stop_process(process) is False
+
+    row = Process.objects.get(pk=process)
+    assert (row.stopped_at, row.lost) == (stopped_at, False)
+
+
+def test_only_running_processes_are_asked():
+    running, stopped, lost = (a_process(pid=pid) for pid in (1, 2, 3))
+    records.stop_process(stopped)
+    make_lost(lost)
+    records.judge(2, [running], misses_allowed=1)
+
+    assert records.processes_to_ask() == [
+        records.Asked(running, "specific.0123456789abcdef", "web-1", 1, missed=1)
+    ]
+
+
+# Connections
+
+
+def test_an_opened_connection_is_open_and_has_been_seen_now():
+    opening = an_opening(a_process())
+
+    records.open_connections([opening])
+
+    row = Connection.objects.get()
+    assert (row.id, row.process_id, row.user_id) == (opening.id, opening.process_id, "7")
+    assert (row.path, row.remote_address, row.user_agent) == ("/ws/", "192.0.2.1", "Mozilla/5.0")
+    assert (row.subprotocol, row.opened_at) == ("realtime.v1", row.last_seen_at)
+    assert (row.closed_at, row.close_reason, row.close_code, row.closed_by) == (None, "", None, None)
+
+
+def test_opening_again_changes_nothing():
+    opening = an_opening(a_process())
+    records.open_connections([opening])
+    before = Connection.objects.values().get()
+
+    records.open_connections([opening, opening])
+
+    assert Connection.objects.values().get() == before
+
+
+def test_opening_again_does_not_reopen_what_was_closed_meanwhile():
+    opening = an_opening(a_process())
+    records.open_connections([opening])
+    records.close_connections(closings([opening.id]), uuid.uuid4())
+
+    records.open_connections([opening])
+
+    assert Connection.objects.open().count() == 0
+
+
+def test_text_from_a_client_is_cleaned_and_cut_to_what_the_columns_hold():
+    opening = an_opening(
+        a_process(host="h" * 300),
+        path="/ws/\0/" + "p" * 600,
+        user_agent="lone \ud800 surrogate",
+        remote_address="r" * 100,
+        subprotocol="s" * 200,
+        user_id="u" * 300,
+    )
+
+    records.open_connections([opening])
+
+    row = Connection.objects.select_related("process").get()
+    assert row.path == ("/ws/\ufffd/" + "p" * 600)[:512]
+    assert row.user_agent == "lone ? surrogate"
+    lengths = map(len, (row.remote_address, row.subprotocol, row.user_id, row.process.host))
+    assert list(lengths) == [64, 100, 255, 255]
+
+
+def test_a_connection_of_an_unknown_process_is_refused():
+    with pytest.raises(IntegrityError):
+        records.open_connections([an_opening(uuid.uuid4())])
+
+
+def test_a_storm_larger_than_a_batch_is_opened_joined_left_and_closed():
+    process = a_process()
+    count = records.BATCH * 2 + 1
+
+    ids = open_connections(process, count)
+    records.open_memberships(joins(process, ids, "news"))
+    assert records.counts() == records.Counts(processes=1, connections=count, memberships=count)
+
+    records.touch_connections(ids)
+    assert Connection.objects.filter(last_seen_at__gt=F("opened_at")).count() == count
+    assert records.leave_memberships(joins(process, ids, "news")) == count
+    assert records.close_connections(closings(ids), uuid.uuid4()) == set(ids)
+    assert records.counts() == records.Counts(processes=1, connections=0, memberships=0)
+
+
+def test_a_close_records_reason_code_and_stamp():
+    closed, lost = open_connections(a_process(), 2)
+    stamp = uuid.uuid4()
+
+    endings = [
+        records.Closing(closed, CloseReason.CLIENT_CLOSED, 1001),
+        records.Closing(lost, CloseReason.PING_TIMEOUT, None),
+    ]
+    assert records.close_connections(endings, stamp) == {closed, lost}
+
+    rows = {row.id: row for row in Connection.objects.all()}
+    assert (rows[closed].close_reason, rows[closed].close_code) == ("client_closed", 1001)
+    assert (rows[lost].close_reason, rows[lost].close_code) == ("ping_timeout", None)
+    assert all(row.closed_by == stamp and row.closed_at >= row.opened_at for row in rows.values())
+
+
+def test_the_first_reason_for_a_close_counts():
+    (id,) = open_connections(a_process(), 1)
+    records.close_connections(closings([id], CloseReason.SEND_FAILED), uuid.uuid4())
+    before = Connection.objects.values().get()
+
+    assert records.close_connections(closings([id], CloseReason.CLIENT_CLOSED), uuid.uuid4()) == set()
+
+    assert Connection.objects.values().get() == before
+
+
+def test_a_close_that_is_repeated_with_its_stamp_reports_the_same_connections_again():
+    ids = open_connections(a_process(), 3)
+    stamp = uuid.uuid4()
+
+    first = records.close_connections(closings(ids), stamp)
+    again = records.close_connections(closings(ids), stamp)
+
+    assert first == again == set(ids)
+
+
+@pytest.mark.parametrize("code", [-1, 0, 999, 5000, 65535])
+def test_a_close_code_that_rfc_6455_does_not_allow_is_not_stored(code):
+    (id,) = open_connections(a_process(), 1)
+
+    records.close_connections([records.Closing(id, CloseReason.CLIENT_CLOSED, code)], uuid.uuid4())
+
+    assert Connection.objects.get().close_code is None
+
+
+def test_writers_that_race_for_the_same_connections_get_each_of_them_once():
+    process = a_process()
+    records.stop_process(process)
+
+    def race_for(ids):
+        stamps = [uuid.uuid4() for _ in range(3)]
+        # Each reason is a statement of its own, so the first two come to the same rows in opposite orders.
+        endings = closings(ids[::2], CloseReason.IDLE) + closings(ids[1::2], CloseReason.KICKED)
+
+        forwards, backwards, reaped = race(
+            lambda: records.close_connections(endings, stamps[0]),
+            lambda: records.close_connections(endings[::-1], stamps[1]),
+            lambda: sum(iter(lambda: records.close_lost_records(process, stamps[2], limit=30), 0)),
+        )
+
+        assert not forwards & backwards
+        assert len(forwards) + len(backwards) + reaped == len(ids)
+        stored = Counter(Connection.objects.filter(pk__in=ids).values_list("closed_by", flat=True))
+        counted = dict(zip(stamps, [len(forwards), len(backwards), reaped], strict=True))
+        assert stored == +Counter(counted)
+
+    for _ in range(5):
+        race_for(open_connections(process, 100))
+
+
+def test_a_closed_connection_is_not_touched():
+    ids = open_connections(a_process(), 1)
+    records.close_connections(closings(ids), uuid.uuid4())
+    before = Connection.objects.values().get()
+
+    records.touch_connections(ids)
+
+    assert Connection.objects.values().get() == before
+
+
+# Memberships
+
+
+def test_joining_again_changes_nothing_while_the_membership_is_open():
+    process = a_process()
+    joining = joins(process, open_connections(process, 1), "news")
+    records.open_memberships(joining)
+    before = Membership.objects.values().get()
+
+    records.open_memberships(joining * 2)
+
+    assert Membership.objects.values().get() == before
+
+
+def test_leaving_counts_what_this_call_left_and_happens_once():
+    process = a_process()
+    first, second = open_connections(process, 2)
+    records.open_memberships(joins(process, [first, second], "news", "sport"))
+
+    leaving = [*joins(process, [first], "news", "sport"), *joins(process, [second], "news")]
+    assert records.leave_memberships(leaving) == 3
+    assert records.leave_memberships(leaving) == 0
+
+    remaining = Membership.objects.to_leave().get()
+    assert (remaining.connection_id, remaining.group) == (second, "sport")
+
+
+def test_a_group_that_was_left_can_be_joined_again():
+    process = a_process()
+    joining = joins(process, open_connections(process, 1), "news")
+    records.open_memberships(joining)
+    records.leave_memberships(joining)
+
+    records.open_memberships(joining)
+
+    assert Membership.objects.count() == 2
+    assert Membership.objects.to_leave().count() == 1
+
+
+def test_leaving_nothing_leaves_nothing():
+    process = a_process()
+    records.open_memberships(joins(process, open_connections(process, 1), "news"))
+
+    assert records.leave_memberships([]) == 0
+
+    assert Membership.objects.to_leave().count() == 1
+
+
+# Claiming a round
+
+
+def test_the_first_round_may_be_claimed_at_once():
+    assert records.claim_round(3600.0) == 1
+
+
+def test_the_next_round_waits_for_the_interval():
+    records.claim_round(10.0)
+    Round.objects.update(started_at=Now() - timedelta(seconds=9))
+    assert records.claim_round(10.0) is None
+
+    Round.objects.update(started_at=Now() - timedelta(seconds=10))
+    assert records.claim_round(10.0) == 2
+    assert records.claim_round(10.0) is None
+
+
+def test_an_interval_below_a_second_is_kept_on_the_databases_clock():
+    starts = []
+    for _ in range(5):
+        eventually(lambda: records.claim_round(0.2), within=5, every=0.005)
+        starts.append(Round.objects.get().started_at)
+
+    gaps = [later - earlier for earlier, later in itertools.pairwise(starts)]
+    assert min(gaps) >= timedelta(seconds=0.199)  # SQLite's clock has milliseconds
+
+
+def test_the_clock_goes_on_inside_a_transaction():
+    with transaction.atomic():
+        records.claim_round(0.2)
+        assert eventually(lambda: records.claim_round(0.2), within=5, every=0.01) == 2
+
+
+def test_rounds_go_on_when_the_databases_clock_was_set_back():
+    records.claim_round(10.0)
+    Round.objects.update(started_at=Now() + timedelta(hours=1))
+
+    assert records.claim_round(10.0) == 2
+    assert records.claim_round(10.0) is None
+
+
+def test_of_many_reapers_one_gets_the_first_round():
+    for _ in range(5):
+        Round.objects.all().delete()
+
+        claims = race(*[lambda: records.claim_round(3600.0)] * 4)
+
+        assert Counter(claims) == {1: 1, None: 3}
+
+
+def test_the_current_round_is_the_last_one_that_was_claimed():
+    assert records.current_round() == 0
+    records.claim_round(0.0)
+    assert records.current_round() == 1
+
+
+def claim_rounds() -> list[int]:
+    """Claim rounds 20 ms apart, for a second."""
+    deadline = time.monotonic() + 1.0
+    claimed = []
+    while time.monotonic() < deadline:
+        number = records.claim_round(0.02)
+        if number is not None:
+            claimed.append(number)
+    return claimed
+
+
+@pytest.mark.parametrize("racers", ["threads", "processes"])
+def test_each_round_is_claimed_once_and_none_before_its_time(racers):
+    records.claim_round(0.0)
+    first = Round.objects.get()
+
+    claims = race(*[claim_rounds] * 4) if racers == "threads" else race_processes(3, claim_rounds)
+
+    last = Round.objects.get()
+    numbers = sorted(number for claimed in claims for number in claimed)
+    assert numbers == list(range(2, last.number + 1))
+    assert len(numbers) >= 3, "too few for a race"
+    assert last.started_at - first.started_at >= len(numbers) * timedelta(seconds=0.019)
+
+
+# Judging
+
+
+def test_a_process_is_lost_when_it_missed_more_rounds_than_allowed():
+    process = a_process(channel_name="specific.abc", host="web-1", pid=4711)
+
+    assert records.judge(1, [process], misses_allowed=1) == []
+    assert records.judge(2, [process], misses_allowed=1) == [
+        records.LostProcess(process, "specific.abc", "web-1", 4711)
+    ]
+
+    row = Process.objects.get()
+    assert (row.missed, row.lost) == (2, True)
+    assert row.stopped_at is not None
+
+
+def test_a_process_that_has_written_its_answer_is_spared():
+    answered, silent = a_process(pid=1), a_process(pid=2)
+    records.answer_round(answered, 5, connections=0, loop_lag=0.0)
+
+    lost = records.judge(5, [answered, silent], misses_allowed=0)
+
+    assert [process.id for process in lost] == [silent]
+    assert Process.objects.get(pk=answered).missed == 0
+
+
+def test_a_process_that_was_not_accused_is_not_judged():
+    a_process()
+
+    assert records.judge(1, [], misses_allowed=0) == []
+
+    assert Process.objects.get().missed == 0
+
+
+def test_a_process_that_stopped_by_plan_is_not_declared_lost():
+    process = a_process()
+    records.stop_process(process)
+
+    assert records.judge(1, [process], misses_allowed=0) == []
+
+    assert Process.objects.get().lost is False
+
+
+def test_of_two_reapers_one_declares_a_process_lost():
+    for _ in range(10):
+        process = a_process()
+
+        verdicts = race(*[lambda process=process: records.judge(1, [process], misses_allowed=0)] * 2)
+
+        assert sorted(map(len, verdicts)) == [0, 1]
+
+
+def test_a_process_either_answers_in_time_or_learns_that_it_is_lost():
+    for number in range(1, 21):
+        process = a_process()
+
+        lost, answered = race(
+            lambda process=process, number=number: bool(records.judge(number, [process], misses_allowed=0)),
+            lambda process=process, number=number: records.answer_round(
+                process, number, connections=0, loop_lag=0.0
+            ),
+        )
+
+        assert lost is not answered
+        assert Process.objects.get(pk=process).lost is lost
+
+
+def test_reapers_and_answers_in_any_order_do_not_deadlock():
+    processes = [a_process(pid=pid) for pid in range(20)]
+
+    def answer_all(number):
+        for process in processes:
+            records.answer_round(process, number, connections=0, loop_lag=0.0)
+
+    race(
+        *[lambda n=n: records.judge(n, processes[:: (-1) ** n], misses_allowed=100) for n in (1, 2, 3)],
+        lambda: answer_all(1),
+    )
+
+    assert Process.objects.running().count() == 20
+
+
+# Sweeping
+
+
+def test_an_ended_process_is_swept_until_it_holds_nothing():
+    running, lost, stopped, clean = (a_process(pid=pid) for pid in range(4))
+    for process in (running, lost):
+        records.open_memberships(joins(process, open_connections(process, 1), "news"))
+    open_connections(stopped, 1)
+    make_lost(lost, clean)
+    records.stop_process(stopped)
+
+    assert {process.id for process in records.lost_processes_to_sweep()} == {lost, stopped}
+    for process in (lost, stopped):
+        assert records.close_lost_records(process, uuid.uuid4()) == 1
+    assert {process.id for process in records.lost_processes_to_sweep()} == {lost}
+    assert records.left_groups(lost, records.groups_to_leave(lost)) == 1
+    assert records.lost_processes_to_sweep() == []
+
+    assert records.counts() == records.Counts(processes=1, connections=1, memberships=1)
+
+
+def test_what_a_lost_process_held_is_closed_in_batches():
+    process = a_process()
+    ids = open_connections(process, 7)
+    records.close_connections(closings(ids[:1]), uuid.uuid4())
+    make_lost(process)
+    stamp = uuid.uuid4()
+
+    assert [records.close_lost_records(process, stamp, limit=4) for _ in range(3)] == [4, 2, 0]
+
+    reaped = Connection.objects.filter(closed_by=stamp)
+    assert set(reaped.values_list("close_reason", "close_code")) == {("server_lost", None)}
+    assert reaped.count() == 6
+
+
+def test_the_open_records_of_one_process_are_counted():
+    process, other = a_process(), a_process()
+    ids = open_connections(process, 3)
+    open_connections(other, 1)
+    records.close_connections(closings(ids[:1]), uuid.uuid4())
+
+    assert records.count_open_records(process) == 2
+
+
+def test_the_records_of_a_running_process_are_not_swept():
+    process = a_process()
+    open_connections(process, 1)
+
+    assert records.close_lost_records(process, uuid.uuid4()) == 0
+
+    assert Connection.objects.open().count() == 1
+
+
+def test_the_groups_of_a_lost_process_are_named_once_each_and_in_batches():
+    process, other = a_process(), a_process()
+    records.open_memberships(joins(process, open_connections(process, 3), "b", "a", "c"))
+    records.open_memberships(joins(other, open_connections(other, 1), "d"))
+
+    assert records.groups_to_leave(process, limit=2) == ["a", "b"]
+    assert records.left_groups(process, ["a", "b"]) == 6
+    assert records.groups_to_leave(process, limit=2) == ["c"]
+    assert records.left_groups(process, ["c", "d"]) == 3
+    assert records.groups_to_leave(process) == []
+    assert records.groups_to_leave(other) == ["d"]
+
+
+def test_leftovers_are_memberships_of_closed_connections_in_running_processes():
+    process, lost = a_process(channel_name="specific.abc"), a_process()
+    still_open, closed = open_connections(process, 2)
+    orphan = open_connections(lost, 1)
+    records.open_memberships(joins(process, [still_open, closed], "news", "sport"))
+    records.open_memberships(joins(lost, orphan, "news"))
+    records.leave_memberships(joins(process, [closed], "sport"))
+    records.close_connections(closings([closed, *orphan]), uuid.uuid4())
+    make_lost(lost)
+
+    assert records.leftovers() == [records.Leftover(process, "specific.abc", closed, "news")]
+
+    records.leave_memberships(joins(process, [closed], "news"))
+    assert records.leftovers() == []
+
+
+def test_leftovers_come_in_batches_with_the_oldest_first():
+    process = a_process()
+    ids = open_connections(process, 3)
+    for id in ids:
+        records.open_memberships(joins(process, [id], "news"))
+    records.close_connections(closings(ids), uuid.uuid4())
+
+    assert [leftover.connection_id for leftover in records.leftovers(limit=2)] == ids[:2]
+
+
+# Purging
+
+
+def test_old_closed_records_are_purged_with_their_memberships():
+    process = a_process()
+    old, recent, held, still_open = open_connections(process, 4)
+    records.open_memberships(joins(process, [old, held], "news"))
+    records.leave_memberships(joins(process, [old], "news"))
+    records.close_connections(closings([old, recent, held]), uuid.uuid4())
+    Connection.objects.filter(pk__in=[old, held]).update(closed_at=Now() - timedelta(days=8))
+
+    assert records.purge_closed(7 * DAY, limit=10) == 1
+
+    assert set(Connection.objects.values_list("pk", flat=True)) == {recent, held, still_open}
+    assert set(Membership.objects.values_list("connection_id", flat=True)) == {held}
+
+
+def test_a_purge_keeps_to_its_limit_and_begins_with_the_oldest():
+    ids = open_connections(a_process(), 3)
+    records.close_connections(closings(ids), uuid.uuid4())
+    for days, id in enumerate(ids, start=10):
+        Connection.objects.filter(pk=id).update(closed_at=Now() - timedelta(days=days))
+
+    assert records.purge_closed(DAY, limit=2) == 2
+
+    assert Connection.objects.get().pk == ids[0]
+
+
+def test_purges_that_race_delete_each_record_once():
+    ids = open_connections(a_process(), 60)
+    records.close_connections(closings(ids), uuid.uuid4())
+    Connection.objects.update(closed_at=Now() - timedelta(days=2))
+
+    def purge_all():
+        return sum(iter(lambda: records.purge_closed(DAY, limit=10), 0))
+
+    assert sum(race(purge_all, purge_all)) == 60
+
+
+def test_ended_processes_are_purged_once_their_records_are():
+    running, ended, recent, with_history = (a_process(pid=pid) for pid in range(4))
+    records.close_connections(closings(open_connections(with_history, 1)), uuid.uuid4())
+    for process in (ended, recent, with_history):
+        records.stop_process(process)
+    Process.objects.filter(pk__in=[ended, with_history]).update(stopped_at=Now() - timedelta(days=8))
+
+    assert records.purge_processes(7 * DAY) == 1
+
+    assert set(Process.objects.values_list("pk", flat=True)) == {running, recent, with_history}
+
+
+# What the tables refuse
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"closed_at": Now()}, {"close_reason": "idle"}],
+    ids=["time without reason", "reason without time"],
+)
+def test_a_record_is_not_half_closed(change):
+    open_connections(a_process(), 1)
+
+    with pytest.raises(IntegrityError):
+        Connection.objects.update(**change)
+
+
+def test_a_lost_process_is_a_stopped_one():
+    a_process()
+
+    with pytest.raises(IntegrityError):
+        Process.objects.update(lost=True)
+
+
+def test_there_is_one_round():
+    with pytest.raises(IntegrityError):
+        Round.objects.create(id=2)
+
+
+def test_deleting_a_user_leaves_the_record(django_user_model):
+    user = django_user_model.objects.create_user("ada")
+    records.open_connections([an_opening(a_process(), user_id=str(user.pk))])
+
+    user.delete()
+
+    assert Connection.objects.get().user_id != ""
+    assert connection.is_usable()

@@ -1,0 +1,56 @@
+"""What operators and probes see."""
+
+from typing import Any
+
+import pytest
+from channels.layers import channel_layers
+from django.db import OperationalError
+from django.test import AsyncClient
+
+from realtime import records
+
+
+@pytest.fixture
+def client(memory_layer: None) -> AsyncClient:
+    return AsyncClient()
+
+
+async def test_metrics_are_in_prometheus_text_format(client: AsyncClient) -> None:
+    response = await client.get("/metrics")
+    assert response.status_code == 200
+    assert response["Content-Type"].startswith("text/plain")
+    assert b"# HELP realtime_connections " in response.content
+
+
+async def test_a_process_that_turns_its_loop_is_live(client: AsyncClient) -> None:
+    assert (await client.get("/health/live")).json() == {"live": True}
+
+
+async def test_a_process_with_database_and_layer_is_ready(client: AsyncClient) -> None:
+    response = await client.get("/health/ready")
+    assert (response.status_code, response.json()) == (200, {"ready": True})
+
+
+async def test_a_process_without_its_layer_is_not_ready(client: AsyncClient, settings: Any) -> None:
+    settings.CHANNEL_LAYERS = {
+        "default": {
+            "BACKEND": "realtime.layers.CoreLayer",
+            "CONFIG": {"hosts": ["unix:///nowhere/redis.sock"]},
+        }
+    }
+    channel_layers.backends.clear()
+    response = await client.get("/health/ready")
+    assert response.status_code == 503
+    assert response.json()["channel_layer"] == "ConnectionError"
+
+
+async def test_a_process_without_its_database_is_not_ready(
+    client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing() -> int:
+        raise OperationalError("secret words of the database")
+
+    monkeypatch.setattr(records, "current_round", failing)
+    response = await client.get("/health/ready")
+    assert response.status_code == 503
+    assert response.json() == {"ready": False, "database": "OperationalError"}

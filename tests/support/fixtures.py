@@ -1,0 +1,53 @@
+"""Fixtures for tests with real servers: what `conftest.py` of the acceptance and fault tests imports."""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.databases import Databases
+from tests.support.pairings import Pairing
+from tests.support.site import Site
+
+StartSite = Callable[..., Site]
+
+_databases = pytest.StashKey[Databases]()
+
+
+@pytest.fixture(scope="session")
+def databases(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Databases:
+    """Shared by all tests of the run, also by those under another conftest.py."""
+    if _databases not in pytestconfig.stash:
+        made = pytestconfig.stash[_databases] = Databases(tmp_path_factory.mktemp("databases"))
+        pytestconfig.add_cleanup(made.close)
+    return pytestconfig.stash[_databases]
+
+
+@pytest.fixture(scope="module")
+def start_shared_site(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartSite]:
+    """Starts sites that live as long as the tests of one module: `start_shared_site(pairing, **REALTIME)`."""
+    with _sites(databases, tmp_path_factory.mktemp("site")) as start:
+        yield start
+
+
+@pytest.fixture
+def start_site(databases: Databases, tmp_path: Path) -> Iterator[StartSite]:
+    """Starts sites for one test: `start_site(pairing, **REALTIME)`."""
+    with _sites(databases, tmp_path) as start:
+        yield start
+
+
+@contextlib.contextmanager
+def _sites(databases: Databases, folder: Path) -> Iterator[StartSite]:
+    numbers = itertools.count(1)
+    with contextlib.ExitStack() as running:
+
+        def start(pairing: Pairing, **options: object) -> Site:
+            site_folder = folder / f"site-{next(numbers)}"
+            site_folder.mkdir()
+            database = databases.new(pairing.database)
+            return running.enter_context(Site(site_folder, pairing, database, **options))  # type: ignore[arg-type]
+
+        yield start

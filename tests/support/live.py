@@ -1,0 +1,12 @@
+"""Settings of the programs that tests start: the project's own, with REALTIME from REALTIME_JSON."""
+
+import json
+import os
+
+# Only a default: a test of the settings themselves may set another.
+os.environ.setdefault("SECRET_KEY", "tests")
+
+from project.settings import *  # noqa: F403 - a settings module extends another by importing all of it
+
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+REALTIME = json.loads(os.environ.get("REALTIME_JSON") or "{}")

@@ -1,0 +1,33 @@
+"""Which layer, server and database a test runs on: one pairing in `make test`, all in `make test-all`."""
+
+from dataclasses import dataclass
+
+import pytest
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    layer: str  # pubsub or core
+    server: str  # daphne or uvicorn
+    database: str  # sqlite or postgres
+
+    def __str__(self) -> str:
+        return f"{self.layer}-{self.server}-{self.database}"
+
+
+# Four of the eight in which every two values meet once.
+PAIRINGS = (
+    Pairing("pubsub", "daphne", "sqlite"),
+    Pairing("core", "daphne", "postgres"),
+    Pairing("pubsub", "uvicorn", "postgres"),
+    Pairing("core", "uvicorn", "sqlite"),
+)
+
+
+def pairings(everyday: str) -> list[object]:
+    """Parameters for a test: the `everyday` pairing runs always, the others carry the mark `matrix`."""
+    assert everyday in map(str, PAIRINGS), everyday
+    return [
+        pytest.param(each, id=str(each), marks=() if str(each) == everyday else pytest.mark.matrix)
+        for each in PAIRINGS
+    ]

@@ -1,0 +1,44 @@
+"""Rows for tests that begin in the middle: a running process, its open connections, their memberships."""
+
+import uuid
+
+from realtime import records
+from realtime.closing import CloseReason
+
+
+def a_process(
+    *, channel_name: str = "specific.0123456789abcdef", host: str = "web-1", pid: int = 4711
+) -> uuid.UUID:
+    return records.start_process(channel_name, host, pid)
+
+
+def an_opening(process_id: uuid.UUID, **changes: object) -> records.Opening:
+    values = {
+        "id": uuid.uuid4(),
+        "process_id": process_id,
+        "user_id": "7",
+        "path": "/ws/",
+        "remote_address": "192.0.2.1",
+        "user_agent": "Mozilla/5.0",
+        "subprotocol": "realtime.v1",
+    }
+    return records.Opening(**(values | changes))  # type: ignore[arg-type]
+
+
+def open_connections(process_id: uuid.UUID, count: int) -> list[uuid.UUID]:
+    openings = [an_opening(process_id) for _ in range(count)]
+    records.open_connections(openings)
+    return [opening.id for opening in openings]
+
+
+def closings(ids: list[uuid.UUID], reason: CloseReason = CloseReason.PING_TIMEOUT) -> list[records.Closing]:
+    return [records.Closing(id, reason, reason.code) for id in ids]
+
+
+def joins(process_id: uuid.UUID, ids: list[uuid.UUID], *groups: str) -> list[records.Join]:
+    return [records.Join(id, process_id, group) for id in ids for group in groups]
+
+
+def make_lost(*process_ids: uuid.UUID, number: int = 1) -> list[records.LostProcess]:
+    """Declare processes lost by a round that they did not answer."""
+    return records.judge(number, process_ids, misses_allowed=0)

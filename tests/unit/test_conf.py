@@ -1,0 +1,59 @@
+"""The settings: every wrong key, value and relation has its sentence."""
+
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.test import override_settings
+
+from realtime import conf
+
+
+def test_the_defaults_have_no_problem() -> None:
+    assert conf.problems({}) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"PING_INTERVALL": 5}, "did you mean PING_INTERVAL?"),
+        ({"ping_interval": 5}, "did you mean PING_INTERVAL?"),
+        ({"COLOUR": 5}, "known keys are"),
+        ({"PING_INTERVAL": "20"}, "PING_INTERVAL is '20'; set a number of seconds"),
+        ({"PING_INTERVAL": True}, "set a number of seconds"),
+        ({"PING_INTERVAL": None}, "set a number of seconds"),
+        ({"PING_INTERVAL": 0}, "set it above zero"),
+        ({"PING_INTERVAL": -1}, "set it above zero"),
+        ({"MAX_MESSAGE_BYTES": 1.5}, "set a whole number"),
+        ({"MISSES_ALLOWED": -1}, "set it above zero"),
+        ({"POLICY": "policy"}, "set a dotted path"),
+        ({"PONG_TIMEOUT": 20.0}, "PONG_TIMEOUT (20.0) must be below PING_INTERVAL (20.0)"),
+        ({"MAX_SILENCE": 28.0}, "MAX_SILENCE (28.0) must be above PING_INTERVAL + PONG_TIMEOUT"),
+        ({"ROUND_TIMEOUT": 10.0}, "ROUND_TIMEOUT (10.0) must be below ROUND_INTERVAL"),
+        ({"PROBE_BYTES": 2**30}, "must not be above MAX_UNACKED_BYTES"),
+    ],
+)
+def test_what_cannot_work_is_named(given: dict[str, Any], words: str) -> None:
+    (problem,) = conf.problems(given)
+    assert words in problem
+
+
+@pytest.mark.parametrize(
+    "given", [{"IDLE_TIMEOUT": None}, {"HANDLER_TIMEOUT": 5}, {"MISSES_ALLOWED": 0}, {"PING_INTERVAL": 10}]
+)
+def test_what_can_work_is_taken(given: dict[str, Any]) -> None:
+    assert conf.problems(given) == []
+
+
+def test_the_project_settings_are_read_anew_when_they_change() -> None:
+    with override_settings(REALTIME={"PING_INTERVAL": 9}):
+        assert conf.get().PING_INTERVAL == 9
+    assert conf.get().PING_INTERVAL == 20
+
+
+def test_wrong_project_settings_raise_all_their_sentences() -> None:
+    with (
+        override_settings(REALTIME={"PING": 9, "PROBE_AFTER": "x"}),
+        pytest.raises(ImproperlyConfigured, match=r"no setting 'PING'.*PROBE_AFTER is 'x'"),
+    ):
+        conf.get()

@@ -1,0 +1,586 @@
+"""`realtime.liveness`: nobody who answers is evicted, nobody who does not is kept.
+
+All times are multiples of 1/64 s, which floats add without rounding, so bounds are checked to the instant.
+"""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from realtime.liveness import Limits, Liveness, RunningTime, Verdict
+
+INSTANT = 1 / 64
+EVICTIONS = {Verdict.SILENT, Verdict.SLOW, Verdict.IDLE}
+
+
+def durations(least, most):
+    return st.integers(int(least / INSTANT), int(most / INSTANT)).map(lambda instants: instants * INSTANT)
+
+
+spreads = st.integers(0, 63).map(lambda part: part / 64)
+
+
+def opened(now=0.0, *, spread=0.0, pingable=True, **limits):
+    return Liveness(Limits(**limits), now, spread=spread, pingable=pingable)
+
+
+def test_the_defaults_are_those_of_the_settings():
+    assert Limits() == Limits(
+        ping_interval=20.0,
+        pong_timeout=8.0,
+        probe_after=5.0,
+        probe_bytes=262_144,
+        max_unacked_bytes=4_194_304,
+        slow_after=1.0,
+        idle_timeout=None,
+    )
+
+
+# Regular pings.
+
+
+@pytest.mark.parametrize(("spread", "first_at"), [(0.0, 110.0), (0.5, 115.0), (0.75, 117.5)])
+def test_the_first_ping_comes_after_half_an_interval_to_a_whole_one(spread, first_at):
+    live = opened(100.0, spread=spread)
+    assert live.look_at == first_at
+    assert live.verdict(first_at - INSTANT) is Verdict.ALIVE
+    assert live.verdict(first_at) is Verdict.PROBE
+
+
+def test_the_next_ping_comes_one_interval_after_the_last():
+    live = opened()
+    live.pinged(10.0)
+    live.ponged(1, 11.0)
+    assert live.look_at == 30.0
+    assert live.verdict(30.0) is Verdict.PROBE
+
+
+def test_pings_are_numbered_from_one():
+    live = opened()
+    assert [live.pinged(1.0), live.pinged(2.0), live.pinged(3.0)] == [1, 2, 3]
+    live.ponged(3, 3.0)
+    assert live.pinged(4.0) == 4
+
+
+def test_other_frames_postpone_the_next_ping_by_one_interval():
+    live = opened()
+    live.heard(4.0)
+    assert live.look_at == 24.0
+
+
+def test_other_frames_postpone_a_ping_to_two_intervals_after_the_last_and_no_more():
+    live = opened()
+    live.pinged(10.0)
+    live.ponged(1, 10.0)
+    for now in range(11, 50):
+        live.heard(float(now))
+    assert live.look_at == 50.0
+
+
+# Pongs.
+
+
+def test_silent_when_a_ping_is_not_answered_in_time():
+    live = opened()
+    live.pinged(10.0)
+    assert live.verdict(18.0 - INSTANT) is Verdict.ALIVE
+    assert live.look_at == 18.0
+    assert live.verdict(18.0) is Verdict.SILENT
+
+
+def test_a_pong_answers_its_ping_and_every_earlier_one():
+    live = opened()
+    for now in (1.0, 2.0, 3.0):
+        live.pinged(now)
+    assert live.ponged(2, 4.0)
+    assert live.outstanding == 1
+    assert live.ponged(3, 4.0)
+    assert live.outstanding == 0
+
+
+@pytest.mark.parametrize("n", [-1, 0, 1, 2, 5, 2**53])
+def test_a_pong_to_a_ping_that_is_not_outstanding_has_no_effect(n):
+    live = opened()
+    for now in (1.0, 2.0):
+        live.pinged(now)
+    live.ponged(2, 2.5)
+    live.wrote(10, 2.5)
+    live.pinged(3.0)
+    live.pinged(4.0)
+    before = (live.look_at, live.outstanding, live.unacked_bytes, live.last_proof_at, live.round_trip)
+    assert not live.ponged(n, 9.0)
+    assert (live.look_at, live.outstanding, live.unacked_bytes, live.last_proof_at, live.round_trip) == before
+    assert live.verdict(11.0) is Verdict.SILENT
+
+
+def test_a_pong_before_any_ping_has_no_effect():
+    live = opened()
+    assert not live.ponged(1, 5.0)
+    assert live.last_proof_at == 0.0
+
+
+def test_other_frames_answer_no_ping():
+    live = opened()
+    live.pinged(10.0)
+    live.heard(17.0)
+    assert live.verdict(18.0) is Verdict.SILENT
+
+
+def test_a_pong_grants_the_next_ping_its_own_time():
+    live = opened()
+    for now in (1.0, 2.0, 3.0):
+        live.pinged(now)
+    for n, now in ((1, 9.0), (2, 17.0), (3, 25.0)):
+        assert live.verdict(now - INSTANT) is not Verdict.SILENT
+        assert live.ponged(n, now)
+        assert live.verdict(now) is not Verdict.SILENT
+    assert live.outstanding == 0
+
+
+def test_the_round_trip_is_that_of_the_last_answered_ping():
+    live = opened()
+    assert live.round_trip is None
+    live.pinged(1.0)
+    live.pinged(2.0)
+    live.ponged(2, 2.25)
+    assert live.round_trip == 0.25
+
+
+def test_pongs_and_other_frames_are_proofs_of_life():
+    live = opened(1.0)
+    assert live.last_proof_at == 1.0
+    live.pinged(2.0)
+    live.wrote(1, 3.0)
+    assert live.last_proof_at == 1.0
+    live.ponged(1, 4.0)
+    assert live.last_proof_at == 4.0
+    live.heard(5.0)
+    assert live.last_proof_at == 5.0
+
+
+# Probes.
+
+
+def test_a_write_soon_after_a_proof_is_probed_when_the_proof_is_old():
+    live = opened(spread=0.5)
+    live.pinged(10.0)
+    live.ponged(1, 11.0)
+    live.wrote(10, 12.5)
+    assert live.look_at == 16.0
+    assert live.verdict(16.0) is Verdict.PROBE
+
+
+def test_a_write_long_after_a_proof_is_probed_at_the_offset_of_the_connection():
+    live = opened(spread=0.5)
+    live.wrote(10, 9.0)
+    assert live.look_at == 11.5
+    assert opened(spread=0.0).look_at == 10.0
+
+
+def test_further_writes_do_not_postpone_a_probe():
+    live = opened(spread=0.5)
+    assert live.wrote(10, 4.0)
+    for tenth in range(41, 65):
+        assert not live.wrote(10, tenth / 10)
+    assert live.look_at == 6.5
+
+
+def test_other_frames_do_not_postpone_a_probe():
+    live = opened()
+    live.wrote(10, 1.0)
+    live.heard(4.0)
+    assert live.look_at == 5.0
+
+
+def test_a_write_during_a_ping_is_probed_after_its_pong():
+    live = opened()
+    live.pinged(10.0)
+    live.wrote(10, 11.0)
+    assert live.look_at == 18.0
+    live.ponged(1, 12.0)
+    assert live.unacked_bytes == 10
+    assert live.look_at == 17.0
+
+
+def test_a_pong_arms_no_probe_while_a_later_ping_is_out():
+    live = opened()
+    live.pinged(1.0)
+    live.wrote(10, 1.5)
+    live.pinged(2.0)
+    live.ponged(1, 3.0)
+    assert live.unacked_bytes == 10
+    assert live.look_at == 11.0
+
+
+def test_a_pong_does_not_put_off_a_probe_that_is_due():
+    live = opened(probe_bytes=100)
+    live.pinged(1.0)
+    live.wrote(100, 2.0)
+    live.ponged(1, 2.0)
+    assert live.verdict(2.0) is Verdict.PROBE
+
+
+def test_a_ping_acknowledges_all_that_was_written_before_it():
+    live = opened()
+    live.wrote(10, 1.0)
+    live.pinged(2.0)
+    live.wrote(5, 3.0)
+    assert live.unacked_bytes == 15
+    live.ponged(1, 4.0)
+    assert live.unacked_bytes == 5
+
+
+def test_a_probe_follows_so_many_bytes_at_once():
+    live = opened(probe_bytes=100)
+    live.wrote(99, 1.0)
+    assert live.verdict(1.0) is Verdict.ALIVE
+    live.wrote(1, 2.0)
+    assert live.look_at == 2.0
+    assert live.verdict(2.0) is Verdict.PROBE
+    live.pinged(2.0)
+    live.wrote(99, 2.0)
+    assert live.verdict(2.0) is Verdict.ALIVE
+    live.wrote(1, 2.0)
+    assert live.verdict(2.0) is Verdict.PROBE
+
+
+# Slow and idle.
+
+
+def test_slow_above_the_cap_with_a_ping_unanswered_for_a_second():
+    live = opened(probe_bytes=100, max_unacked_bytes=250)
+    live.wrote(100, 1.0)
+    live.pinged(1.0)
+    live.wrote(150, 1.5)
+    live.pinged(1.5)
+    assert live.verdict(2.0) is Verdict.ALIVE
+    live.wrote(1, 1.5)
+    assert live.look_at == 2.0
+    assert live.verdict(2.0 - INSTANT) is Verdict.ALIVE
+    assert live.verdict(2.0) is Verdict.SLOW
+    live.ponged(1, 2.0)
+    assert live.verdict(2.0) is Verdict.ALIVE
+
+
+def test_a_burst_above_the_cap_is_not_slow_while_its_ping_is_young():
+    live = opened()
+    live.wrote(10 * 1024 * 1024, 1.0)
+    assert live.verdict(1.0) is Verdict.PROBE
+    live.pinged(1.0)
+    assert live.verdict(1.9) is Verdict.ALIVE
+    live.ponged(1, 1.9)
+    assert live.verdict(2.0) is Verdict.ALIVE
+
+
+def test_idle_when_the_client_sends_nothing_of_its_own():
+    live = opened(idle_timeout=60.0)
+    live.heard(5.0)
+    for now in (20.0, 40.0, 60.0):
+        live.ponged(live.pinged(now), now)
+    assert live.look_at == 65.0
+    assert live.verdict(65.0) is Verdict.IDLE
+
+
+def test_a_connection_that_cannot_be_pinged_can_only_become_idle():
+    live = opened(pingable=False)
+    live.wrote(100 * 1024 * 1024, 1.0)
+    assert live.look_at == math.inf
+    assert live.verdict(1e9) is Verdict.ALIVE
+    live = opened(pingable=False, idle_timeout=60.0)
+    live.wrote(10, 50.0)
+    assert live.look_at == 60.0
+    assert live.verdict(60.0) is Verdict.IDLE
+
+
+@given(spread=spreads, wrote_at=durations(0, 60))
+def test_a_fan_out_is_probed_within_probe_after_at_the_offset_of_each_connection(spread, wrote_at):
+    live = opened(spread=spread, ping_interval=1000.0)
+    live.wrote(10, wrote_at)
+    assert live.look_at == max(5.0, wrote_at + 5.0 * spread)
+    assert live.look_at <= wrote_at + 5.0
+
+
+# Any interleaving.
+
+TICK = 1.0
+
+
+class Peer:
+    """The other end, and what a bystander writes down about it on a clock of his own.
+
+    It knows nothing of `Liveness` but the numbers of its pings.
+    """
+
+    def __init__(self, now):
+        self.honest = True
+        self.sent = 0
+        self.pings = []  # (n, sent_at, bytes written before it), unanswered
+        self.last_ping = None  # (sent_at, bytes written before it)
+        self.last_pong_at = now
+        self.written = 0
+        self.acked = 0
+        self.heard_at = now
+        self.stopped_at = None
+        self.stalled_since_stop = False
+        self.heard_since_stop = False
+        self.first_write_since_stop = None
+
+    def answer_by(self, limits):
+        """The last instant at which an honest peer answers its next ping."""
+        return max(self.pings[0][1], self.last_pong_at) + limits.pong_timeout
+
+    def gone_by(self, limits):
+        """The instant at which one that stopped answering must have been found."""
+        bounds = [self.stopped_at + 2 * limits.ping_interval]
+        if not self.heard_since_stop:
+            bounds.append(self.stopped_at + limits.ping_interval)
+        if self.first_write_since_stop is not None:
+            bounds.append(self.first_write_since_stop + limits.probe_after)
+        return min(bounds) + limits.pong_timeout
+
+
+class ConnectionLife(RuleBasedStateMachine):
+    """One connection under a hub that looks as late as it may, and a process that stalls.
+
+    The hub reads its clock every tick or oftener, tells answers before it judges, and pings when told to.
+    It looks at every instant that `look_at` names or, if it is lazy, only at ticks.
+    """
+
+    @initialize(
+        limits=st.builds(
+            Limits,
+            ping_interval=durations(2, 30),
+            pong_timeout=durations(1, 40),
+            probe_after=durations(1, 10),
+            probe_bytes=st.integers(1, 1000),
+            max_unacked_bytes=st.integers(1, 3000),
+            slow_after=durations(0.5, 2),
+            idle_timeout=st.none() | durations(5, 100),
+        ),
+        spread=spreads,
+        lazy=st.booleans(),
+        opened_at=durations(0, 5),
+    )
+    def open(self, limits, spread, lazy, opened_at):
+        self.limits = limits
+        self.spread = spread
+        self.lazy = lazy
+        self.real = self.ours = opened_at
+        self.clock = RunningTime(self.real, longest_step=TICK)
+        self.connect()
+
+    def connect(self):
+        self.peer = Peer(self.ours)
+        self.live = Liveness(self.limits, self.ours, spread=self.spread)
+
+    # Time.
+
+    def step(self, seconds, *, stalled=False):
+        """Let time pass; what the bystander counts of a stall is a tick."""
+        self.real += seconds
+        self.ours += min(seconds, TICK) if stalled else seconds
+        assert self.clock.now(self.real) == self.ours
+
+    def judge(self):
+        """What the hub does at a look; an evicted client is followed by another one."""
+        peer, limits, now = self.peer, self.limits, self.ours
+        announced = now >= self.live.look_at
+        verdict = self.live.verdict(now)
+        assert (verdict is not Verdict.ALIVE) == announced
+        self.check_that_nobody_is_kept_too_long(found=verdict in EVICTIONS)
+        match verdict:
+            case Verdict.PROBE:
+                self.send_a_ping()
+                # Otherwise the hub would turn in circles.
+                assert self.live.verdict(now) is Verdict.ALIVE
+                assert self.live.look_at > now
+            case Verdict.SILENT:
+                assert not peer.honest
+            case Verdict.SLOW:
+                assert peer.written - peer.acked > limits.max_unacked_bytes
+                assert now - peer.pings[0][1] >= limits.slow_after
+            case Verdict.IDLE:
+                assert now - peer.heard_at >= limits.idle_timeout
+        if verdict in EVICTIONS:
+            self.connect()
+
+    def send_a_ping(self):
+        peer = self.peer
+        if peer.last_ping is not None:
+            self.check_that_this_ping_is_needed(*peer.last_ping)
+        peer.sent += 1
+        assert self.live.pinged(self.ours) == peer.sent
+        peer.last_ping = (self.ours, peer.written)
+        peer.pings.append((peer.sent, *peer.last_ping))
+
+    def check_that_nobody_is_kept_too_long(self, *, found):
+        if not self.peer.honest:
+            # A hub that is lazy, or stalled, is up to a tick late with the ping, and again with the verdict.
+            late = 2 * TICK if self.lazy or self.peer.stalled_since_stop else 0
+            bound = self.peer.gone_by(self.limits) + late
+            assert self.ours < bound or (found and self.ours == bound)
+
+    def check_that_this_ping_is_needed(self, sent_at, written):
+        enough_bytes = self.peer.written - written >= self.limits.probe_bytes
+        assert enough_bytes or self.ours - sent_at >= min(self.limits.probe_after, self.limits.ping_interval)
+
+    def answer_in_time(self):
+        """An honest peer answers at the last instant, and before the hub judges."""
+        peer = self.peer
+        while peer.honest and peer.pings and self.ours >= peer.answer_by(self.limits):
+            self.answer(0)
+
+    def answer(self, position):
+        peer = self.peer
+        n, _, peer.acked = peer.pings[position]
+        del peer.pings[: position + 1]
+        peer.last_pong_at = self.ours
+        assert self.live.ponged(n, self.ours)
+
+    def next_stop(self, until):
+        """The next instant at which anything happens by itself."""
+        stops = [until]
+        if self.peer.honest and self.peer.pings:
+            stops.append(self.peer.answer_by(self.limits))
+        if not self.lazy and self.live.look_at > self.ours:
+            stops.append(self.live.look_at)
+        return min(stops)
+
+    @rule(
+        seconds=durations(INSTANT, 40),
+        at_every_tick=st.sampled_from(
+            ["nothing", "a frame comes", "we write", "a false pong comes", "all that"]
+        ),
+    )
+    def time_passes(self, seconds, at_every_tick):
+        end = self.ours + seconds
+        while self.ours < end:
+            tick_ends = min(self.ours + TICK, end)
+            while self.ours < tick_ends:
+                self.step(self.next_stop(tick_ends) - self.ours)
+                self.answer_in_time()
+                if not self.lazy or self.ours == tick_ends:
+                    self.judge()
+            if at_every_tick in ("a frame comes", "all that"):
+                self.the_peer_sends_another_frame()
+            if at_every_tick in ("we write", "all that"):
+                self.we_write(20)
+            if at_every_tick in ("a false pong comes", "all that"):
+                self.the_peer_answers_a_ping_that_was_not_sent(1)
+                self.the_peer_repeats_an_answer(0)
+
+    @rule(seconds=durations(1, 600))
+    def the_process_stalls(self, seconds):
+        self.peer.stalled_since_stop = not self.peer.honest
+        self.step(seconds, stalled=True)
+        self.answer_in_time()
+        self.judge()
+
+    # The two ends.
+
+    @precondition(lambda self: self.peer.honest and self.peer.pings)
+    @rule(data=st.data())
+    def the_peer_answers(self, data):
+        self.answer(data.draw(st.integers(0, len(self.peer.pings) - 1)))
+
+    @rule(ahead=st.integers(1, 10))
+    def the_peer_answers_a_ping_that_was_not_sent(self, ahead):
+        assert not self.live.ponged(self.peer.sent + ahead, self.ours)
+
+    @rule(back=st.integers(0, 10))
+    def the_peer_repeats_an_answer(self, back):
+        answered = self.peer.sent - len(self.peer.pings)
+        assert not self.live.ponged(answered - back, self.ours)
+
+    @rule()
+    def the_peer_sends_another_frame(self):
+        self.peer.heard_at = self.ours
+        if not self.peer.honest:
+            self.peer.heard_since_stop = True
+        self.live.heard(self.ours)
+
+    @rule(size=st.integers(1, 400))
+    def we_write(self, size):
+        peer = self.peer
+        peer.written += size
+        if not peer.honest and peer.first_write_since_stop is None:
+            peer.first_write_since_stop = self.ours
+        before = self.live.look_at
+        moved = self.live.wrote(size, self.ours)
+        assert moved or self.live.look_at == before or before <= self.ours
+        if not self.lazy:
+            self.judge()
+
+    @rule()
+    def the_hub_looks(self):
+        self.judge()
+
+    @precondition(lambda self: self.peer.honest)
+    @rule()
+    def the_peer_stops_answering(self):
+        self.peer.honest = False
+        self.peer.stopped_at = self.ours
+
+    @invariant()
+    def both_ends_count_the_same(self):
+        assert self.live.outstanding == len(self.peer.pings)
+        assert self.live.unacked_bytes == self.peer.written - self.peer.acked
+
+
+TestConnectionLife = ConnectionLife.TestCase
+TestConnectionLife.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+
+
+# Running time.
+
+
+def test_running_time_follows_the_real_time_of_a_process_that_runs():
+    clock = RunningTime(100.0, longest_step=1.0)
+    assert [clock.now(real) for real in (100.0, 100.5, 101.5, 101.5)] == [100.0, 100.5, 101.5, 101.5]
+    assert clock.stalled == 0.0
+
+
+def test_running_time_counts_one_step_of_a_stall():
+    clock = RunningTime(100.0, longest_step=1.0)
+    assert clock.now(3700.0) == 101.0
+    assert clock.stalled == 3599.0
+    assert clock.now(3700.25) == 101.25
+    assert clock.stalled == 3599.0
+
+
+def test_running_time_never_goes_back():
+    clock = RunningTime(100.0, longest_step=1.0)
+    assert clock.now(100.5) == 100.5
+    assert clock.now(90.0) == 100.5
+    assert clock.now(100.75) == 100.75
+    assert clock.stalled == 0.0
+
+
+@given(st.lists(durations(-5, 50), max_size=30))
+@settings(deadline=None)
+def test_running_time_and_stalls_make_up_the_real_time(steps):
+    clock = RunningTime(0.0, longest_step=2.0)
+    real = latest = before = 0.0
+    for step in steps:
+        real += step
+        latest = max(latest, real)
+        now = clock.now(real)
+        assert before <= now <= before + 2.0
+        assert now + clock.stalled == latest
+        before = now
+
+
+def test_a_process_that_was_stopped_for_an_hour_evicts_nobody_who_answers_on_waking():
+    clock = RunningTime(0.0, longest_step=1.0)
+    live = opened(clock.now(0.0))
+    for real in range(1, 11):
+        now = clock.now(float(real))
+    assert live.verdict(now) is Verdict.PROBE
+    live.pinged(now)
+    now = clock.now(3600.0)
+    assert live.verdict(now) is Verdict.ALIVE
+    assert live.ponged(1, now)
+    assert live.verdict(now) is Verdict.ALIVE

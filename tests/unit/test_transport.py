@@ -1,0 +1,178 @@
+"""The transport, driven without an event loop wherever a real server would not need one."""
+
+import functools
+import types
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any
+
+import pytest
+
+from realtime.closing import CloseReason
+from realtime.transport import AsgiTransport, Event, finishes_at_once
+
+MESSAGE: Event = {"type": "websocket.send", "text": "hello"}
+
+
+class Server:
+    """A server's side of `send`: records events, raises or suspends when told to."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.raises: Exception | None = None
+        self.suspends = False
+        self.failures: list[tuple[CloseReason, BaseException | None]] = []
+
+    async def send(self, event: Event) -> None:
+        if self.raises is not None:
+            raise self.raises
+        if self.suspends:
+            await _suspend()
+        self.events.append(event)
+
+    send.__module__ = "daphne.server"
+
+    def transport(self, *, max_unsent: int = 1000) -> AsgiTransport:
+        return AsgiTransport(
+            self.send,
+            max_unsent=max_unsent,
+            send_timeout=10.0,
+            on_failure=lambda reason, error: self.failures.append((reason, error)),
+        )
+
+    def accepted(self, **options: Any) -> AsgiTransport:
+        transport = self.transport(**options)
+        run(transport.accept({"type": "websocket.accept"}))
+        return transport
+
+    @property
+    def types(self) -> list[str]:
+        return [event["type"].removeprefix("websocket.") for event in self.events]
+
+
+@types.coroutine
+def _suspend() -> Generator[None, None, None]:
+    yield
+
+
+def run(coroutine: Coroutine[Any, Any, None]) -> None:
+    with pytest.raises(StopIteration):
+        coroutine.send(None)
+
+
+def test_a_prompt_send_is_finished_when_write_returns() -> None:
+    server = Server()
+    transport = server.accepted()
+    transport.write(MESSAGE, 5)
+    assert server.types == ["accept", "send"]
+    assert transport.unsent == 0
+
+
+def test_what_is_written_before_accept_waits_and_is_counted() -> None:
+    server = Server()
+    transport = server.transport()
+    transport.write(MESSAGE, 5)
+    assert server.events == []
+    assert transport.unsent == 5
+
+
+@pytest.mark.parametrize("error", [RuntimeError("closed"), OSError("gone"), Exception("invalid state")])
+def test_a_send_that_raises_is_told_once_and_never_to_the_writer(error: Exception) -> None:
+    server = Server()
+    transport = server.accepted()
+    server.raises = error
+    transport.write(MESSAGE, 5)
+    assert server.failures == [(CloseReason.SEND_FAILED, error)]
+
+
+def test_more_unsent_bytes_than_allowed_are_a_slow_consumer() -> None:
+    server = Server()
+    transport = server.transport(max_unsent=9)
+    transport.write(MESSAGE, 5)
+    assert server.failures == []
+    transport.write(MESSAGE, 5)
+    assert server.failures == [(CloseReason.SLOW_CONSUMER, None)]
+
+
+def test_nothing_is_written_after_close() -> None:
+    server = Server()
+    transport = server.accepted()
+    transport.close({"type": "websocket.close", "code": 4000})
+    transport.write(MESSAGE, 5)
+    transport.close({"type": "websocket.close", "code": 4000})
+    assert server.types == ["accept", "close"]
+
+
+def test_last_words_precede_the_close() -> None:
+    server = Server()
+    server.accepted().close({"type": "websocket.close", "code": 4000}, MESSAGE)
+    assert server.types == ["accept", "send", "close"]
+
+
+def test_last_words_are_not_sent_before_the_handshake_is_complete() -> None:
+    server = Server()
+    server.transport().close({"type": "websocket.close", "code": 4000}, MESSAGE)
+    assert server.types == ["close"]
+
+
+def test_a_close_code_that_the_server_refuses_becomes_a_plain_close() -> None:
+    server = Server()
+    transport = server.accepted()
+    refused: list[Event] = []
+
+    async def picky(event: Event) -> None:
+        if event.get("code") == 1011:
+            refused.append(event)
+            raise Exception("invalid close code 1011")
+        server.events.append(event)
+
+    transport._send = picky
+    transport.close({"type": "websocket.close", "code": 1011})
+    assert refused
+    assert server.events[-1] == {"type": "websocket.close"}
+
+
+def test_a_peer_that_is_gone_is_sent_nothing_at_all() -> None:
+    server = Server()
+    transport = server.accepted()
+    transport.abandon()
+    transport.close({"type": "websocket.close", "code": 4000}, MESSAGE)
+    assert server.types == ["accept"]
+
+
+def test_a_close_that_would_wait_is_given_up() -> None:
+    server = Server()
+    transport = server.accepted()
+    server.suspends = True
+    transport.close({"type": "websocket.close", "code": 4000})
+    assert server.types == ["accept"]
+    assert server.failures == []
+
+
+def _of_module(module: str) -> Callable[..., Any]:
+    async def send(event: Event) -> None: ...
+
+    send.__module__ = module
+    return send
+
+
+class _Wrapper:
+    def __init__(self, send: Any) -> None:
+        self.real_send = send
+
+    async def send(self, event: Event) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("send", "expected"),
+    [
+        (_of_module("daphne.server"), True),
+        (_of_module("uvicorn.protocols.websockets.websockets_sansio_impl"), True),
+        (functools.partial(_of_module("daphne.server"), object()), True),
+        (_Wrapper(functools.partial(_of_module("daphne.server"), object())).send, True),
+        (_of_module("hypercorn.asyncio"), False),
+        (_of_module("sentry_sdk.integrations.asgi"), False),
+        (_Wrapper(_of_module("hypercorn.asyncio")).send, False),
+    ],
+)
+def test_only_a_known_server_is_driven_by_hand(send: Any, expected: bool) -> None:
+    assert finishes_at_once(send) is expected
