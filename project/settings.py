@@ -97,7 +97,7 @@ if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
         **DATABASES["default"].get("OPTIONS", {}),
     }
 
-# Kept between uses: the ledger of a process writes on one connection, and opening one costs more than a write.
+# Kept between uses: opening a connection costs more than a write on it, and each ledger has one of its own.
 DATABASES["default"] = {"CONN_MAX_AGE": 60, "CONN_HEALTH_CHECKS": True, **DATABASES["default"]}
 
 _redis_url = env.str("REDIS_URL", default="")

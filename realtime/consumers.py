@@ -305,11 +305,11 @@ class GroupConsumer(RealtimeConsumer):
     own_channel = False
     closes_old_connections = False
 
-    #: So many error frames in a minute end the connection.
+    #: More error frames than this in a minute end the connection.
     MAX_ERRORS_PER_MINUTE = 10
 
     async def connect(self) -> None:
-        self._error_times: deque[float] = deque(maxlen=self.MAX_ERRORS_PER_MINUTE)
+        self._error_times: deque[float] = deque(maxlen=self.MAX_ERRORS_PER_MINUTE + 1)
         group = self.scope.get("url_route", {}).get("kwargs", {}).get("group")
         if group is not None:
             if not frames.valid_group(group):
@@ -376,5 +376,5 @@ class GroupConsumer(RealtimeConsumer):
         self.write_frame(frames.Error(code=code, detail=detail, ref=ref))
         now = asyncio.get_running_loop().time()
         self._error_times.append(now)
-        if len(self._error_times) == self.MAX_ERRORS_PER_MINUTE and now - self._error_times[0] < 60:
+        if len(self._error_times) > self.MAX_ERRORS_PER_MINUTE and now - self._error_times[0] < 60:
             lifecycle.evict(self.connection, CloseReason.PROTOCOL_ERROR)

@@ -1,0 +1,71 @@
+"""What the documentation lists is what the code has."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import get_args
+
+import msgspec
+import pytest
+from prometheus_client.metrics import MetricWrapperBase
+
+from realtime import frames, metrics
+from realtime.closing import CloseReason
+from realtime.conf import Settings
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+REFERENCE = (ROOT / "docs" / "reference.md").read_text()
+README = (ROOT / "README.md").read_text()
+
+
+def rows(text: str, heading: str) -> list[list[str]]:
+    """The cells of the table rows below a heading, without backquotes."""
+    section = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| `")]
+    return [[cell.strip().replace("`", "") for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_every_close_reason_is_listed_with_its_code() -> None:
+    expected = [
+        [reason.value, str(reason.code), "yes" if reason.goodbye else "no", reason.text]
+        for reason in CloseReason
+    ]
+    assert rows(REFERENCE, "Close reasons") == expected
+
+
+def test_every_setting_is_listed_with_its_default() -> None:
+    listed = {row[0]: row[1] for row in rows(README, "Settings") if row[0] in Settings.__dataclass_fields__}
+    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
+    assert listed == {
+        name: f'"{default}"' if isinstance(default, str) else str(default)
+        for name, default in defaults.items()
+    }
+
+
+def fields_of(frame: type[msgspec.Struct]) -> set[str]:
+    return {field.encode_name for field in msgspec.structs.fields(frame)}
+
+
+def test_every_frame_is_listed_with_its_fields() -> None:
+    listed = [(row[0], set(row[1].split(", "))) for row in rows(REFERENCE, "Frames")]
+    every = (*get_args(frames.ServerFrame), *get_args(frames.ClientFrame))
+    expected = [(frame.__struct_config__.tag, fields_of(frame)) for frame in every]
+    assert sorted(listed, key=str) == sorted(expected, key=str)
+
+
+@pytest.mark.parametrize("code", list(frames.ErrorCode))
+def test_every_code_of_an_error_frame_is_listed(code: frames.ErrorCode) -> None:
+    assert f"`{code}`" in REFERENCE
+
+
+def test_every_metric_is_listed() -> None:
+    declared = [metric for metric in vars(metrics).values() if isinstance(metric, MetricWrapperBase)]
+    listed = {re.sub(r"\{.*\}", "", row[0]) for row in rows(REFERENCE, "Metrics")}
+    expected = {metric._name + ("_total" if metric._type == "counter" else "") for metric in declared}
+    assert listed == expected
+
+
+def test_every_option_of_the_commands_is_listed() -> None:
+    source = (ROOT / "realtime/management/commands/reap_connections.py").read_text()
+    for option in re.findall(r'"(--[a-z-]+)"', source):
+        assert option in REFERENCE
