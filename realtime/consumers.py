@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import logging
 from collections import deque
+from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any, ClassVar
 
@@ -66,19 +67,23 @@ class RealtimeConsumer(AsyncWebsocketConsumer):
             send_timeout=self._settings.SEND_TIMEOUT,
             on_failure=self._send_failed,
         )
-        readers = [asyncio.create_task(self._inbox.read(receive))]
+        self._disconnect_owed = False
+        tasks = [self._start_reader(self._inbox.read(receive))]
         try:
             if await self._open_channel():
-                readers.append(asyncio.create_task(self._read_channel()))
+                tasks.append(self._start_reader(self._read_channel()))
             await self._handle_events()
         finally:
             # Every ending comes through here, cancellation included: `disconnect()` alone would miss most
             # of them (channels#1466). Whatever ended the connection first has evicted it already, and its
             # reason stays.
             eviction = lifecycle.evict(connection, CloseReason.CANCELLED)
-            for reader in readers:
+            for reader in tasks:
                 reader.cancel()
-            await asyncio.wait([eviction, *readers], timeout=CLEANUP_WAIT)
+            if self._disconnect_owed:
+                # A task of its own, because a server that cancels does so again while `disconnect` runs.
+                tasks.append(asyncio.create_task(self._tell_disconnect(self._report())))
+            await asyncio.wait([eviction, *tasks], timeout=CLEANUP_WAIT)
 
     async def group_add(self, group: str) -> None:
         """Receive what is sent to the group, from the moment that this returns.
@@ -121,6 +126,18 @@ class RealtimeConsumer(AsyncWebsocketConsumer):
             return False
         return True
 
+    def _start_reader(self, reading: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        reader = asyncio.create_task(reading)
+        reader.add_done_callback(self._reader_ended)
+        return reader
+
+    def _reader_ended(self, reader: asyncio.Task[None]) -> None:
+        """A connection of which one half is no longer read would be deaf, so it ends."""
+        error = None if reader.cancelled() else reader.exception()
+        if error is not None:
+            logger.error("Reading failed", exc_info=error, extra=self.connection.log_fields())
+            lifecycle.evict(self.connection, CloseReason.SERVER_UNAVAILABLE)
+
     async def _read_channel(self) -> None:
         layer = groups.layer(self.channel_layer_alias)
         while True:
@@ -130,16 +147,15 @@ class RealtimeConsumer(AsyncWebsocketConsumer):
 
     async def _handle_events(self) -> None:
         """One event at a time, in order of arrival, until it has ended and `disconnect` has run."""
-        connecting = False
         while True:
             event = await self._inbox.next()
             if self.connection.gone:
                 break
-            connecting = connecting or event["type"] == "websocket.connect"
+            self._disconnect_owed = self._disconnect_owed or event["type"] == "websocket.connect"
             if not await self._handle(event):
                 break
-        if connecting:
-            await self._handle(await self._disconnect_event(event))
+        if self._disconnect_owed:
+            await self._tell_disconnect(await self._disconnect_event(event))
 
     async def _disconnect_event(self, event: Event) -> Event:
         """The server's report that the connection is over, or one in its place; the rest is passed over."""
@@ -148,7 +164,14 @@ class RealtimeConsumer(AsyncWebsocketConsumer):
                 while event["type"] != "websocket.disconnect":
                     event = await self._inbox.next()
                 return event
+        return self._report()
+
+    def _report(self) -> Event:
         return {"type": "websocket.disconnect", "code": self.connection.close_code}
+
+    async def _tell_disconnect(self, event: Event) -> None:
+        self._disconnect_owed = False
+        await self._handle(event)
 
     async def _handle(self, event: Event) -> bool:
         """Let a handler have the event; returns whether the consumer goes on."""

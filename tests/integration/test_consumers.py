@@ -346,15 +346,44 @@ class TestRealtimeConsumer:
         await client.send_to(text_data="x")
         assert await closed(client) == 1000
 
-    async def test_a_cancelled_consumer_is_cleaned_up_all_the_same(self) -> None:
+    async def test_a_consumer_that_is_cancelled_again_and_again_is_cleaned_up_all_the_same(self) -> None:
+        told: list[int] = []
+
         class Member(RealtimeConsumer):
             groups = ("g",)
 
+            async def disconnect(self, code: int) -> None:
+                await asyncio.sleep(0.1)
+                told.append(code)
+
         client = communicator(Member.as_asgi())
         await client.connect()
-        client.future.cancel()
-        record = await ended()
-        assert record.close_reason == "cancelled"
+        for _ in range(3):
+            client.future.cancel()
+            await asyncio.sleep(0.01)
+        assert (await ended()).close_reason == "cancelled"
+        await eventually_async(lambda: told == [4000], within=5)
+
+    async def test_a_server_whose_receive_fails_ends_the_connection(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        sent: list[Any] = []
+        events = [{"type": "websocket.connect"}]
+
+        async def receive() -> Any:
+            if events:
+                return events.pop()
+            await eventually_async(lambda: sent, within=5)
+            raise OSError("the server broke")
+
+        async def send(event: Any) -> None:
+            sent.append(event)
+
+        scope = {"type": "websocket", "path": "/", "headers": [], "subprotocols": []}
+        await RealtimeConsumer.as_asgi()(scope, receive, send)
+        assert [event["type"] for event in sent] == ["websocket.accept", "websocket.close"]
+        assert (await ended()).close_reason == "server_unavailable"
+        assert "the server broke" in caplog.text
 
     async def test_a_handler_above_its_time_is_evicted_when_that_is_set(
         self, realtime_settings: Any, caplog: pytest.LogCaptureFixture
