@@ -105,6 +105,9 @@ def how_to_log_in() -> str:
 def run_procfile() -> int:
     """Run the Procfile's programs until one ends or we are told to stop; the exit code."""
     os.chdir(settings.BASE_DIR)
+    connections.close_all()
+    # honcho's helper processes must inherit our signal handlers, or a signal to the whole group ends them.
+    multiprocessing.set_start_method("fork", force=True)
     # The programs' `python` is this one, whether or not somebody activated the virtual environment.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     programs = environ.parse_procfile(Path("Procfile").read_text()).processes
@@ -114,8 +117,6 @@ def run_procfile() -> int:
     programs_manager = Manager(Printer(sys.stdout))
     for name, command in programs.items():
         programs_manager.add_process(name, command, env=environment)
-    # honcho's helper processes must inherit our signal handlers, or a signal to the whole group ends them.
-    multiprocessing.set_start_method("fork", force=True)
     # A closed terminal would end us and leave the programs, which have sessions of their own.
     signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:

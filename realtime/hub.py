@@ -43,6 +43,10 @@ class Hub:
         self.process = process
         self.ledger = ledger
         self.pulse = pulse
+        self.ending: CloseReason | None = None
+        """Set when this hub takes nobody in any more: why its connections end."""
+        self.admitting: set[Connection] = set()
+        """Connections whose record is being written."""
         self.connections: dict[uuid.UUID, Connection] = {}
         # A dict of its members for each group: ordered, and safe to ask while others leave.
         self.groups: dict[str, dict[Connection, None]] = {}

@@ -25,6 +25,7 @@ from realtime.closing import CloseReason, by_label
 from realtime.connection import Connection
 from realtime.errors import RealtimeError
 from realtime.hub import Hub
+from realtime.ledger import RecordsUnavailable
 from realtime.records import Closing, Join, Opening
 from realtime.transport import Event
 
@@ -70,29 +71,28 @@ def _start_anew(lost: Hub) -> None:
     current = _hubs.get(loop)
     if current is not None and current.done() and current.result() is lost:
         del _hubs[loop]
-    _spawn(_retire(lost))
-
-
-async def _retire(lost: Hub) -> None:
-    evictions = [
-        evict(connection, CloseReason.SERVER_LOST) for connection in tuple(lost.connections.values())
-    ]
-    await asyncio.gather(*evictions)
-    await lost.stop()
+    _spawn(_retire(lost, CloseReason.SERVER_LOST))
 
 
 async def stop() -> None:
-    """End this loop's hub as a planned stop: evict every connection, then record that the process has
-    stopped.
-    """
+    """End this loop's hub as planned: evict every connection, then record that the process has stopped."""
     starting = _hubs.pop(asyncio.get_running_loop(), None)
     if starting is None or not starting.done() or starting.exception() is not None:
         return
     stopping = starting.result()
-    connections = tuple(stopping.connections.values())
-    await asyncio.gather(*(evict(connection, CloseReason.SERVER_RESTART) for connection in connections))
-    await stopping.ledger.stop_process(stopping.process)
-    await stopping.stop()
+    await _retire(stopping, CloseReason.SERVER_RESTART)
+
+
+async def _retire(old: Hub, reason: CloseReason) -> None:
+    old.ending = reason
+    # Those whose record is being written now have to end with the others, or they would outlive the hub.
+    while present := {*old.connections.values(), *old.admitting}:
+        await asyncio.gather(*(evict(connection, reason) for connection in present))
+    try:
+        await old.ledger.stop_process(old.process)
+    except RecordsUnavailable as error:
+        logger.warning("The end of this process was not recorded; rounds will find it lost: %s", error)
+    await old.stop()
 
 
 # -- in --------------------------------------------------------------------------------------------
@@ -115,6 +115,9 @@ async def admit(connection: Connection) -> None:
 
 async def _admit(connection: Connection) -> None:
     home = await hub()
+    if home.ending is not None:
+        evict(connection, home.ending)
+        return
     scope = connection.scope
     headers = dict(scope.get("headers", ()))
     opening = Opening(
@@ -130,7 +133,11 @@ async def _admit(connection: Connection) -> None:
     # Set before the write: once it is under way the record may exist, whatever the answer, and eviction has
     # to close it.
     connection.opening = opening
-    await home.ledger.open(opening)
+    home.admitting.add(connection)
+    try:
+        await home.ledger.open(opening)
+    finally:
+        home.admitting.discard(connection)
     if not connection.gone:
         home.add(connection)
         metrics.opened.inc()

@@ -570,3 +570,21 @@ async def test_a_listener_that_closes_on_open_leaves_nothing_behind(client: Clie
     await client.passes(60)
     assert (await client.state(), await client.sockets()) == ("closed", 1)
     assert await client.get("outcomes.join") == "closed"
+
+
+async def test_a_closed_connection_listens_to_the_page_no_longer(page: Page) -> None:
+    client = await Client(page).start(connect=False)
+    await client.run(
+        """window.signals = [];
+        for (const target of [window, document]) {
+            const add = target.addEventListener;
+            target.addEventListener = function (name, listener, options) {
+                signals.push(options.signal);
+                add.call(this, name, listener, options);
+            };
+        }
+        connection.connect();"""
+    )
+    assert await client.get("signals.map((signal) => signal.aborted)") == [False] * 4
+    await client.run("connection.close()")
+    assert await client.get("signals.map((signal) => signal.aborted)") == [True] * 4

@@ -319,6 +319,20 @@ async def test_a_process_that_was_declared_lost_starts_anew() -> None:
     assert await members_in_layer("g") == {new.channel}
 
 
+async def test_who_is_being_let_in_while_the_process_stops_does_not_outlive_it() -> None:
+    await lifecycle.hub()
+    peer = Peer()
+    opening = asyncio.ensure_future(lifecycle.admit(peer.connection))
+    while peer.connection.opening is None:
+        await asyncio.sleep(0)
+    await lifecycle.stop()
+    with pytest.raises(lifecycle.ConnectionGone):
+        await opening
+    assert peer.connection.eviction is not None
+    await peer.connection.eviction
+    assert (await peer.record()).close_reason == "server_restart"
+
+
 async def test_each_connection_is_announced_once_when_it_opens_and_once_when_it_closes(
     request: pytest.FixtureRequest,
 ) -> None:

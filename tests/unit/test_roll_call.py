@@ -47,6 +47,10 @@ def test_one_process_answers_for_itself_only():
     assert roll.outcome("other", 0) == Outcome(missed=1, lost=True)
 
 
+sendings = st.sampled_from(["well", "well", "failed", "failed after it was noted", "failed but arrived"])
+answerings = st.sampled_from(["row", "message", "both"])
+
+
 class Row:
     """What the database keeps of a process."""
 
@@ -83,28 +87,14 @@ class Rounds(RuleBasedStateMachine):
         self.ever_ignored = set()
         self.reapers = []
 
-    def draw_reaper(self, data, *, to_ask=False):
-        return data.draw(st.sampled_from([reaper for reaper in self.reapers if reaper.to_ask or not to_ask]))
+    # What happens.
 
-    def answer_by_row(self, name, number):
-        self.rows[name].last_round = max(self.rows[name].last_round, number)
-        self.rows[name].missed = 0
-
-    @precondition(lambda self: len(self.reapers) < 3)
-    @rule()
-    def a_reaper_claims_a_round(self):
+    def claim_a_round(self):
         self.number += 1
         running = [name for name, row in self.rows.items() if not row.lost]
         self.reapers.append(Reaper(self.number, RollCall(misses_allowed=self.misses_allowed), running))
 
-    @precondition(lambda self: any(reaper.to_ask for reaper in self.reapers))
-    @rule(
-        data=st.data(),
-        sent=st.sampled_from(["well", "well", "failed", "failed after it was noted", "failed but arrived"]),
-        answers_by=st.sampled_from(["row", "message", "both"]),
-    )
-    def a_process_is_asked(self, data, sent, answers_by):
-        reaper = self.draw_reaper(data, to_ask=True)
+    def ask_the_next(self, reaper, sent, answers_by):
         name = reaper.to_ask.pop()
         if sent in ("well", "failed after it was noted"):
             reaper.roll.asked(name)
@@ -122,31 +112,54 @@ class Rounds(RuleBasedStateMachine):
             reaper.ignored.add(name)
             self.ever_ignored.add(name)
 
-    @precondition(lambda self: self.reapers)
-    @rule(data=st.data())
-    def a_reaper_judges(self, data):
-        reaper = self.draw_reaper(data)
+    def answer_by_row(self, name, number):
+        self.rows[name].last_round = max(self.rows[name].last_round, number)
+        self.rows[name].missed = 0
+
+    def judge(self, reaper):
         self.reapers.remove(reaper)
         for name, row in self.rows.items():
             if row.lost:
                 continue
-            before = row.missed
             if row.last_round >= reaper.number:
                 reaper.roll.answered(name)
                 reaper.answered.add(name)
+            ignored = name in reaper.ignored - reaper.answered
+            expected = 0 if name in reaper.answered else row.missed + ignored
             row.missed, row.lost = reaper.roll.outcome(name, row.missed)
-            if name in reaper.answered:
-                assert row.missed == 0
-            elif name in reaper.ignored:
-                assert row.missed == before + 1
-            else:
-                assert row.missed == before
-            assert row.lost == (name in reaper.ignored - reaper.answered and row.missed > self.misses_allowed)
+            assert row.missed == expected
+            assert row.lost == (ignored and row.missed > self.misses_allowed)
+
+    # In any order.
+
+    @precondition(lambda self: len(self.reapers) < 3)
+    @rule()
+    def a_reaper_claims_a_round(self):
+        self.claim_a_round()
+
+    @precondition(lambda self: any(reaper.to_ask for reaper in self.reapers))
+    @rule(data=st.data(), sent=sendings, answers_by=answerings)
+    def a_process_is_asked(self, data, sent, answers_by):
+        reaper = data.draw(st.sampled_from([reaper for reaper in self.reapers if reaper.to_ask]))
+        self.ask_the_next(reaper, sent, answers_by)
+
+    @precondition(lambda self: self.reapers)
+    @rule(data=st.data())
+    def a_reaper_judges(self, data):
+        self.judge(data.draw(st.sampled_from(self.reapers)))
 
     @precondition(lambda self: self.reapers)
     @rule(data=st.data())
     def a_reaper_is_killed(self, data):
-        self.reapers.remove(self.draw_reaper(data))
+        self.reapers.remove(data.draw(st.sampled_from(self.reapers)))
+
+    @rule(happens=st.lists(st.tuples(sendings, answerings), min_size=3, max_size=3))
+    def a_whole_round_passes(self, happens):
+        self.claim_a_round()
+        reaper = self.reapers[-1]
+        for sent, answers_by in happens[: len(reaper.to_ask)]:
+            self.ask_the_next(reaper, sent, answers_by)
+        self.judge(reaper)
 
     @rule(data=st.data())
     def a_process_falls_asleep(self, data):
