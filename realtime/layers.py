@@ -80,7 +80,7 @@ class CoreLayer(_Stamps, RedisChannelLayer):
     def __init__(self, hosts: Any = None, *, capacity: int = CAPACITY, **options: Any) -> None:
         super().__init__(hosts=hosts, capacity=capacity, **options)
 
-    def create_pool(self, index: int) -> "aioredis.ConnectionPool[Any]":
+    def create_pool(self, index: int) -> aioredis.ConnectionPool:
         return _pool(self.hosts[index])
 
     async def receive_stamped(self, channel: str) -> Message:
@@ -178,7 +178,7 @@ class _Outage:
             self._failures = 0
 
 
-def _pool(host: dict[str, Any]) -> "aioredis.ConnectionPool[Any]":
+def _pool(host: dict[str, Any]) -> aioredis.ConnectionPool:
     """A pool with the options that this stack needs; what the project set itself is kept.
 
     `socket_timeout` None: any other value ends idle reads (redis-py#4091) and, before Python 3.12, loses
@@ -187,7 +187,7 @@ def _pool(host: dict[str, Any]) -> "aioredis.ConnectionPool[Any]":
     """
     options = {"socket_timeout": None, "socket_connect_timeout": 5.0, **host}
     if "master_name" in options:
-        pool: aioredis.ConnectionPool[Any] = create_pool(options)
+        pool: aioredis.ConnectionPool = create_pool(options)
         return pool
     address = options.pop("address", None)
     if address is None or not address.startswith("unix:"):

@@ -98,7 +98,8 @@ connection.addEventListener("state", ({ detail }) => {
     say("last-ping", "none yet");
   }
   // An attempt that failed is told by the state; ten of them would only push the messages away.
-  if (detail.state === "waiting" && detail.previous === "open") note(`Connection lost: ${describe(connection.lastClose)}`);
+  const wasLost = detail.state === "waiting" && detail.previous === "open";
+  if (wasLost) note(`Connection lost: ${describe(connection.lastClose)}`);
   if (detail.state === "closed") note(`Connection closed: ${describe(connection.lastClose)}`);
 });
 connection.addEventListener("ping", ({ detail }) => {
