@@ -1,4 +1,4 @@
-# `make run` starts everything on this machine; `make test` checks everything once. Nothing outside this folder is changed.
+# `make run` starts everything on this machine; `make test` checks everything once. Nothing is installed outside this folder.
 .PHONY: run test test-all lint format clean
 .DEFAULT_GOAL := run
 PYTHON := .venv/bin/python

@@ -361,8 +361,10 @@ class GroupConsumer(RealtimeConsumer):
                 await self._leave(frame)
             case frames.Publish():
                 await self._publish(frame)
-            case frames.ClientPing(n=n):
-                self.write_frame(frames.Pong(n=n))
+            case frames.ClientPing():
+                # Those of `realtime.v1` were answered in the inbox; nobody else is sent a pong.
+                detail = "Offer the subprotocol realtime.v1 to be answered pings."
+                self._refuse_frame(frames.ErrorCode.UNKNOWN_TYPE, detail, None)
 
     async def _join(self, frame: frames.Join) -> None:
         if not await policy.allows(self.scope, "join", frame.group):

@@ -20,6 +20,7 @@ from realtime.closing import CloseReason
 from realtime.connection import Connection
 from realtime.layers import STAMP
 from realtime.ledger import Ledger, RecordsUnavailable
+from realtime.ledger import make as make_ledger
 from realtime.pulse import Pulse
 from realtime.transport import Event
 
@@ -70,7 +71,7 @@ class Hub:
     ) -> "Hub":
         """Open the channel, record the process, and listen. Raises LayerUnavailable, RecordsUnavailable."""
         channel = await groups.new_channel()
-        ledger = Ledger()
+        ledger = make_ledger()
         process = await ledger.start_process(channel, socket.gethostname(), os.getpid())
         hub = cls(channel, process, ledger, Pulse(conf.get().limits(), evict))
         hub.on_kick = lambda event: on_kick(hub, event)

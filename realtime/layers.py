@@ -71,7 +71,32 @@ class _Stamps:
 
 
 class MemoryLayer(_Stamps, InMemoryChannelLayer):
-    """Channels' in-memory layer: for tests, and for one process that nobody else publishes to."""
+    """Channels' in-memory layer: for tests, and for one process that nobody else publishes to.
+
+    Its queues belong to the event loop that waits on them, so what comes from another loop (synchronous
+    code that publishes) is handed over to that one.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._loops: dict[str, asyncio.AbstractEventLoop] = {}
+
+    async def send(self, channel: str, message: Message) -> None:
+        home, here = self._loops.get(channel), asyncio.get_running_loop()
+        if home is None or home is here or home.is_closed():
+            await super().send(channel, message)
+        else:
+            sending = asyncio.run_coroutine_threadsafe(super().send(channel, message), home)
+            await asyncio.wrap_future(sending)
+
+    async def receive_stamped(self, channel: str) -> Message:
+        self._loops[channel] = asyncio.get_running_loop()
+        try:
+            return await super().receive_stamped(channel)
+        except asyncio.CancelledError:
+            # As with the other layers, whoever stops receiving is gone.
+            self._loops.pop(channel, None)
+            raise
 
 
 class CoreLayer(_Stamps, RedisChannelLayer):

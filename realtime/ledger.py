@@ -12,15 +12,18 @@ process will.
 import asyncio
 import logging
 import random
+import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
+from asgiref.sync import sync_to_async
 from django.db import Error, close_old_connections, connections
 
-from realtime import metrics, records
+from realtime import conf, metrics, records
 from realtime.errors import RealtimeError
 from realtime.records import Closing, Join, Opening
 
@@ -107,6 +110,41 @@ class Ledger:
         # Shielded, because cancelling would take a write out of the queue whose outcome somebody else
         # relies on.
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, _fresh, write))
+
+
+class InlineLedger(Ledger):
+    """Writes in the thread and the transaction of a test, whose data no other thread would see."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+
+    def shut(self) -> None:
+        """There is nothing to let go of."""
+
+    async def _submit(self, write: Callable[[], Result]) -> Result:
+        async with self._lock:
+            if threading.current_thread() is threading.main_thread():
+                # pytest-asyncio: the loop runs in the thread that holds the test's transaction.
+                with _off_the_loop():
+                    return write()
+            # Django's TestCase: the loop runs beside that thread, and this is the way into it.
+            return await sync_to_async(write)()
+
+
+@contextmanager
+def _off_the_loop() -> Iterator[None]:
+    """On a running loop Django has other connections, and refuses to use them; a write waits for nothing."""
+    loop = asyncio.get_running_loop()
+    asyncio._set_running_loop(None)
+    try:
+        yield
+    finally:
+        asyncio._set_running_loop(loop)
+
+
+def make() -> Ledger:
+    """The ledger that the settings name."""
+    return InlineLedger() if conf.get().LEDGER == "inline" else Ledger()
 
 
 def _fresh(write: Callable[[], Result]) -> Result:

@@ -80,37 +80,46 @@ class Pulse:
 
     async def run(self) -> None:
         """Tick until cancelled."""
+        counted = self._time.stalled
         while True:
             asked = self._loop.time()
             await asyncio.sleep(TICK)
             self.lag = max(0.0, self._loop.time() - asked - TICK)
             metrics.loop_lag.set(self.lag)
-            stalled = self._time.stalled
             now = self.now()
-            if self._time.stalled > stalled:
-                metrics.stalled.inc(self._time.stalled - stalled)
+            # Since the last tick, because somebody else who asked for the time may have noticed the stall.
+            if (stalled := self._time.stalled - counted) > 0:
+                counted = self._time.stalled
+                metrics.stalled.inc(stalled)
                 logger.warning("The event loop stood still for %.1f s; nobody is evicted for it", self.lag)
             if due := self._schedule.due(now):
-                # What arrived while we were late is read first, so that an answer in time is never judged
-                # as silence.
+                # What arrived while we were late is read first, so that an answer in time is never silence.
                 for _ in range(READ_TURNS):
                     await asyncio.sleep(0)
                 await self._look_at(due, now)
 
     async def _look_at(self, due: list[Connection], now: float) -> None:
         for position, connection in enumerate(due, start=1):
-            if not connection.gone and connection.liveness is not None:
-                self._judge(connection, connection.liveness, now)
+            try:
+                self._judge(connection, now)
+            except Exception:
+                # One connection that cannot be judged must not keep all others from being pinged and judged.
+                logger.exception("A connection could not be judged", extra=connection.log_fields())
+                self._schedule.set(connection, now + self._limits.ping_interval)
             if position % BATCH == 0:
                 await asyncio.sleep(0)
 
-    def _judge(self, connection: Connection, liveness: Liveness, now: float) -> None:
+    def _judge(self, connection: Connection, now: float) -> None:
+        liveness = connection.liveness
+        if liveness is None or connection.gone:
+            return
         verdict = liveness.verdict(now)
         if verdict in _REASONS:
             self._evict(connection, _REASONS[verdict])
             return
         if verdict is Verdict.PROBE:
-            text = frames.build(frames.Ping(n=liveness.pinged(now)))
+            # The time of the ping itself: loop turns since this look must not shorten its deadline.
+            text = frames.build(frames.Ping(n=liveness.pinged(self.now())))
             connection.transport.write({"type": "websocket.send", "text": text}, len(text))
             metrics.pings.inc()
         if not connection.gone:

@@ -160,15 +160,14 @@ class Reaper:
     async def _judge(
         self, number: int, asked: list[Asked], roll_call: RollCall[uuid.UUID]
     ) -> list[LostProcess]:
-        silent = [
-            process.id
-            for process in asked
-            if roll_call.outcome(process.id, process.missed).missed > process.missed
-        ]
+        missed = {process.id: roll_call.outcome(process.id, process.missed).missed for process in asked}
+        if back := [process.id for process in asked if missed[process.id] < process.missed]:
+            # Who answered by message only, its database being down, has not written so in its row.
+            await _database(records.answered, back)
+        silent = [process.id for process in asked if missed[process.id] > process.missed]
         if not silent:
             return []
-        # The database has the last word: a process may have answered there, or another reaper judged it
-        # meanwhile.
+        # The database has the last word: who answered there, or was judged meanwhile, is spared.
         lost = await _database(records.judge, number, silent, self.misses_allowed)
         for process in lost:
             logger.error(

@@ -280,6 +280,11 @@ def judge(number: int, silent: Collection[uuid.UUID], misses_allowed: int) -> li
     return lost
 
 
+def answered(processes: Collection[uuid.UUID]) -> None:
+    """Forget the misses of processes that answered a round, though perhaps not in their own row."""
+    Process.objects.using(_database()).running().filter(pk__in=processes).update(missed=0)
+
+
 # Sweeps
 
 

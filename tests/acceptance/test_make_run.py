@@ -20,7 +20,9 @@ from typing import Self
 
 import psutil
 import pytest
+from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
+from websockets.typing import Origin
 
 from tests.support.eventually import eventually
 from tests.support.servers import CHECKOUT, RedisServer, free_port
@@ -57,7 +59,7 @@ def plain_commands() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A copy of this checkout, set up by the README's plain commands up to the last, which starts it."""
     folder = tmp_path_factory.mktemp("clone") / "checkout"
     shutil.copytree(CHECKOUT, folder, ignore=shutil.ignore_patterns(*LOCAL_ONLY))
@@ -73,7 +75,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if "No matching distribution" in done.stderr:
             pytest.skip(f"no package index for {command!r}")
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-    return folder
+    yield folder
+    shutil.rmtree(redis_folder(folder), ignore_errors=True)
 
 
 @functools.cache
@@ -211,6 +214,17 @@ class TestRunning:
             )
 
             assert '"data":{"hello":1}' in client.recv(timeout=10)
+
+    def test_a_page_of_another_site_cannot_open_a_websocket(self, running: Terminal) -> None:
+        address = f"ws://127.0.0.1:{running.port}/ws/public.lobby/"
+        with connect(address, origin=Origin(f"http://127.0.0.1:{running.port}")) as client:
+            client.ping()
+
+        with (
+            pytest.raises(InvalidStatus, match="403"),
+            connect(address, origin=Origin("http://evil.example")),
+        ):
+            pass
 
     def test_a_second_start_of_one_checkout_is_refused_and_the_first_goes_on(
         self, checkout: Path, running: Terminal

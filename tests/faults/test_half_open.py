@@ -137,7 +137,8 @@ async def test_written_to_clients_whose_network_vanished_are_evicted_within_the_
 ) -> None:
     bound = PROBE_AFTER + PONG_TIMEOUT
     # Regular pings are far away: only the probe that a write arms can find these clients in time.
-    site = start_site(pairing, PING_INTERVAL=30.0, PONG_TIMEOUT=PONG_TIMEOUT, PROBE_AFTER=PROBE_AFTER)
+    times = {"PING_INTERVAL": 30.0, "PONG_TIMEOUT": PONG_TIMEOUT, "PROBE_AFTER": PROBE_AFTER}
+    site = start_site(pairing, **times, MAX_SILENCE=90.0)
     scene = Scene(site, network, tmp_path)
     if reaping:
         site.reaper("--interval", "1", "--timeout", "0.5")

@@ -114,9 +114,16 @@ class TestGroupConsumer:
         await client.disconnect()
 
     async def test_a_ping_is_answered(self) -> None:
+        client = groups_app("/ws/", v1=True)
+        await client.connect()
+        assert (await receive(client))["type"] == "welcome"
+        assert await send(client, type="ping", n=7) == {"type": "pong", "n": 7}
+        await client.disconnect()
+
+    async def test_a_plain_clients_ping_is_answered_by_an_error_frame_only(self) -> None:
         client = groups_app("/ws/")
         await client.connect()
-        assert await send(client, type="ping", n=7) == {"type": "pong", "n": 7}
+        assert (await send(client, type="ping", n=7))["code"] == "unknown_type"
         await client.disconnect()
 
     @pytest.mark.parametrize(

@@ -82,6 +82,33 @@ async def test_a_stall_of_the_loop_is_nobodys_silence(caplog: pytest.LogCaptureF
     assert home.pulse.now() - before < 1.3
 
 
+async def test_a_connection_that_cannot_be_judged_keeps_nobody_else_from_being_judged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    home = await lifecycle.hub()
+    judged: list[str] = []
+
+    class Judged:
+        gone = False
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        @property
+        def liveness(self) -> None:
+            judged.append(self.name)
+            if self.name == "broken":
+                raise ZeroDivisionError("a bug")
+
+        def log_fields(self) -> dict[str, str]:
+            return {}
+
+    for name in ("broken", "well"):
+        home.pulse._schedule.set(Judged(name), home.pulse.now())  # type: ignore[arg-type]
+    await eventually_async(lambda: judged == ["broken", "well"], within=5)
+    assert "could not be judged" in caplog.text
+
+
 async def test_the_hub_of_a_loop_is_started_once_however_many_ask() -> None:
     first, *others = await asyncio.gather(*(lifecycle.hub() for _ in range(10)))
     assert all(other is first for other in others)

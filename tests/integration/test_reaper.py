@@ -109,6 +109,15 @@ async def test_a_process_that_answers_on_one_way_only_is_not_lost(
     assert (await process.row()).stopped_at is None
 
 
+async def test_an_answer_through_the_layer_alone_ends_a_series_of_misses(
+    reaper: Reaper, processes: Callable[..., Any]
+) -> None:
+    process = await processes(in_database=False)
+    await Process.objects.filter(pk=process.id).aupdate(missed=1)
+    await next_round(reaper)
+    assert (await process.row()).missed == 0
+
+
 async def test_a_silent_process_is_lost_after_the_second_round_and_swept(
     reaper: Reaper, processes: Callable[..., Any]
 ) -> None:

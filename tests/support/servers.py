@@ -260,16 +260,17 @@ class ReaperProcess(Program):
 class Publisher:
     """`manage.py publish GROUP` reading one JSON value per line of its standard input."""
 
-    def __init__(self, group: str, *, environment: Mapping[str, str]) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "manage.py", "publish", group],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            cwd=CHECKOUT,
-            env=dict(environment),
-            text=True,
-        )
+    def __init__(self, group: str, *, log: Path, environment: Mapping[str, str]) -> None:
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "manage.py", "publish", group],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=CHECKOUT,
+                env=dict(environment),
+                text=True,
+            )
 
     def send(self, line: str) -> None:
         assert self.process.stdin is not None
@@ -291,7 +292,6 @@ class Publisher:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        for pipe in (self.process.stdin, self.process.stderr):
-            if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()

@@ -75,7 +75,9 @@ class Site:
 
     def publisher(self, group: str) -> Publisher:
         """A process that publishes to `group` what its `send` is given, line by line."""
-        return self._running.enter_context(Publisher(group, environment=self.environment))
+        return self._running.enter_context(
+            Publisher(group, log=self._log("publisher"), environment=self.environment)
+        )
 
     def manage(
         self, *arguments: str, stdin: str = "", timeout: float = 60.0, **environment: str

@@ -436,8 +436,12 @@ class ConnectionLife(RuleBasedStateMachine):
             assert self.ours < bound or (found and self.ours == bound)
 
     def check_that_this_ping_is_needed(self, sent_at, written):
-        enough_bytes = self.peer.written - written >= self.limits.probe_bytes
-        assert enough_bytes or self.ours - sent_at >= min(self.limits.probe_after, self.limits.ping_interval)
+        limits, since = self.limits, self.ours - sent_at
+        assert (
+            since >= limits.ping_interval
+            or (since >= limits.probe_after and self.peer.written > self.peer.acked)
+            or self.peer.written - written >= limits.probe_bytes
+        )
 
     def answer_in_time(self):
         """An honest peer answers at the last instant, and before the hub judges."""

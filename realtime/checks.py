@@ -1,0 +1,145 @@
+"""What is wrong with a project's settings, found at start and said with its remedy.
+
+Errors are what cannot work. Warnings are what works until the day that it is needed, and can be silenced by
+their id.
+"""
+
+import importlib.metadata
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from django.apps import AppConfig
+from django.conf import settings
+from django.core import checks
+from django.core.checks import CheckMessage, Error, Warning
+from django.utils.module_loading import import_string
+
+from realtime import conf
+from realtime.layers import CAPACITY, CoreLayer, MemoryLayer, PubSubLayer
+
+#: The name under which this package is distributed; another distribution claims its import name.
+DISTRIBUTION = "django-channels-realtime"
+
+_OUR_LAYER = 'Set BACKEND to "realtime.layers.PubSubLayer" or "realtime.layers.CoreLayer".'
+
+
+def check_settings(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
+    """E001: keys, values and relations of `REALTIME`; E002: its policy."""
+    given = getattr(settings, "REALTIME", {})
+    if found := conf.problems(given):
+        return [
+            Error(problem, hint="See the settings table in the README.", id="realtime.E001")
+            for problem in found
+        ]
+    policy = given.get("POLICY", conf.Settings().POLICY)
+    try:
+        import_string(policy)
+    except ImportError as error:
+        hint = "Set POLICY to the dotted path of `policy(scope, action, group) -> bool`."
+        return [Error(f"POLICY {policy!r} cannot be imported: {error}.", hint=hint, id="realtime.E002")]
+    return []
+
+
+def check_layer(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
+    """E003-E005 and W003: the channel layer and its options."""
+    config = getattr(settings, "CHANNEL_LAYERS", {}).get("default")
+    if config is None:
+        return [Error('CHANNEL_LAYERS has no "default" layer.', hint=_OUR_LAYER, id="realtime.E003")]
+    name = config.get("BACKEND", "")
+    try:
+        backend = import_string(name)
+    except ImportError as error:
+        return [
+            Error(
+                f"The channel layer {name!r} cannot be imported: {error}.",
+                hint=_OUR_LAYER,
+                id="realtime.E003",
+            )
+        ]
+    if not issubclass(backend, CoreLayer | MemoryLayer | PubSubLayer):
+        problem = f"The channel layer {name!r} does not say which group a message was sent to."
+        return [Error(problem, hint=_OUR_LAYER, id="realtime.E003")]
+    if issubclass(backend, MemoryLayer):
+        return [] if settings.DEBUG else [_memory_layer()]
+    return list(_redis_options(config.get("CONFIG", {}), core=issubclass(backend, CoreLayer)))
+
+
+def _memory_layer() -> CheckMessage:
+    problem = (
+        "The in-memory channel layer connects nothing outside its own process, not even `reap_connections`."
+    )
+    return Warning(problem, hint=_OUR_LAYER, id="realtime.W003")
+
+
+def _redis_options(config: dict[str, Any], *, core: bool) -> Iterator[CheckMessage]:
+    hosts = config.get("hosts") or []
+    for host in hosts:
+        if isinstance(host, dict) and host.get("socket_timeout") is not None:
+            yield Error(
+                f"socket_timeout is {host['socket_timeout']!r} for a Redis of CHANNEL_LAYERS.",
+                hint="Leave it out: it ends idle reads and, before Python 3.12, loses cancellations.",
+                id="realtime.E004",
+            )
+    if core and len(hosts) > 1:
+        yield Error(
+            "The core layer with more than one Redis loses messages to single channels (channels#1492).",
+            hint="Name one host, or use realtime.layers.PubSubLayer, which may be sharded.",
+            id="realtime.E005",
+        )
+    if core and config.get("capacity", CAPACITY) < CAPACITY:
+        yield Warning(
+            f"The capacity of the core layer is {config['capacity']}: one queue holds a whole process's "
+            "messages, and what is above its capacity is dropped in silence.",
+            hint=f"Leave it out, or set {CAPACITY} or more, in every process that sends.",
+            id="realtime.W004",
+        )
+
+
+def check_database(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
+    """W001: SQLite as Django opens it by default refuses most concurrent writes."""
+    database = settings.DATABASES.get("default", {})
+    if database.get("ENGINE") != "django.db.backends.sqlite3":
+        return []
+    options = database.get("OPTIONS", {})
+    ready = str(options.get("transaction_mode", "")).upper() == "IMMEDIATE"
+    if ready and "journal_mode=wal" in str(options.get("init_command", "")).lower().replace(" ", ""):
+        return []
+    return [
+        Warning(
+            'SQLite without WAL and IMMEDIATE transactions refuses concurrent writes ("locked").',
+            hint='OPTIONS: {"timeout": 20, "transaction_mode": "IMMEDIATE", "init_command": '
+            '"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;"}',
+            id="realtime.W001",
+        )
+    ]
+
+
+def check_installation(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
+    """W002: another distribution of the import name; W005: `runserver` would not serve WebSockets."""
+    found: list[CheckMessage] = []
+    others = set(importlib.metadata.packages_distributions().get("realtime", ())) - {DISTRIBUTION}
+    if others:
+        found.append(
+            Warning(
+                f"Another distribution installs a package named realtime too: {', '.join(sorted(others))}.",
+                hint=f"Uninstall it, then reinstall {DISTRIBUTION}: one has overwritten files of the other.",
+                id="realtime.W002",
+            )
+        )
+    apps = list(settings.INSTALLED_APPS)
+    static = "django.contrib.staticfiles"
+    if "daphne" in apps and static in apps and apps.index("daphne") > apps.index(static):
+        found.append(
+            Warning(
+                "daphne stands after django.contrib.staticfiles: `runserver` serves no WebSockets.",
+                hint="Put daphne first.",
+                id="realtime.W005",
+            )
+        )
+    return found
+
+
+def register() -> None:
+    """Have Django run these with its own checks, under the tag "realtime"."""
+    for check in (check_settings, check_layer, check_database, check_installation):
+        checks.register(check, "realtime")

@@ -1,0 +1,181 @@
+"""For the test suites of applications: a connection to a consumer, without Redis, a reaper or a server.
+
+    async with connect(application, "/ws/public.lobby/", user=anne) as client:
+        await apublish("public.lobby", {"hello": 1})
+        assert await client.receive_message() == {"hello": 1}
+
+Inside the block, groups are kept in memory and records are written in the test's own thread and
+transaction, so this works in Django's `TestCase` and with pytest-django's `db`. Each client answers the
+pings of `realtime.v1` like a browser's.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from unittest import mock
+
+from channels.layers import channel_layers
+from channels.testing import WebsocketCommunicator
+from django.conf import settings
+from django.contrib.auth.models import AnonymousUser
+from django.test import override_settings
+
+from realtime import frames, lifecycle
+from realtime.closing import CloseReason
+
+#: Seconds to wait for something that the application is expected to do.
+PATIENCE = 5.0
+
+_IN_MEMORY = {"default": {"BACKEND": "realtime.layers.MemoryLayer"}}
+
+
+class Client:
+    """The far end of one connection."""
+
+    def __init__(self, communicator: WebsocketCommunicator) -> None:
+        self._communicator = communicator
+        self._connection: Any = None
+        self.subprotocol: str | None = None
+        self.welcome: dict[str, Any] | None = None
+        """The welcome frame, where the client offered `realtime.v1`."""
+
+    async def send(self, frame: Any = None, *, text: str | None = None, data: bytes | None = None) -> None:
+        """Send one frame: an object as JSON, or a text or bytes as they are."""
+        if data is not None:
+            await self._communicator.send_to(bytes_data=data)
+        else:
+            await self._communicator.send_to(text_data=json.dumps(frame) if text is None else text)
+
+    async def receive(self, *, within: float = PATIENCE) -> str | bytes:
+        """The next frame that is no ping, as text or bytes.
+
+        Raises AssertionError, with the code, when the connection was closed instead, and when nothing came.
+        """
+        deadline = asyncio.get_running_loop().time() + within
+        while True:
+            event = await self._event(deadline)
+            if event["type"] == "websocket.close":
+                raise AssertionError(f"The connection was closed with {event.get('code', 1000)}.")
+            content: str | bytes = event["bytes"] if event.get("text") is None else event["text"]
+            if not await self._answered(content):
+                return content
+
+    async def receive_frame(self, *, within: float = PATIENCE) -> Any:
+        """The next frame as decoded JSON."""
+        return json.loads(await self.receive(within=within))
+
+    async def receive_message(self, *, within: float = PATIENCE) -> Any:
+        """The data of the next message; frames of other types before it are passed over."""
+        while True:
+            frame = await self.receive_frame(within=within)
+            if frame.get("type") == "message":
+                return frame["data"]
+
+    async def assert_closed(self, reason: CloseReason | int, *, within: float = PATIENCE) -> None:
+        """The server closes for this reason, or with this code; frames before the close are passed over."""
+        code = reason if isinstance(reason, int) else reason.code
+        deadline = asyncio.get_running_loop().time() + within
+        while (event := await self._event(deadline))["type"] != "websocket.close":
+            pass
+        found = event.get("code", 1000)
+        if found != code:
+            raise AssertionError(f"The connection was closed with {found}, not with {code}.")
+
+    async def close(self, code: int = 1000) -> None:
+        """Close from the client's side, and wait for the application to finish; again does nothing."""
+        if not self._communicator.future.done():
+            await self._communicator.disconnect(code=code, timeout=PATIENCE)
+
+    async def _event(self, deadline: float) -> dict[str, Any]:
+        """The next ASGI event, read past the method of Channels' client that ends the application when it is late."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                event: dict[str, Any] = await self._communicator.output_queue.get()
+        except TimeoutError as error:
+            if self._communicator.future.done():
+                self._communicator.future.result()
+            raise AssertionError("Nothing came from the application in time.") from error
+        return event
+
+    async def _answered(self, content: str | bytes) -> bool:
+        if self.subprotocol != frames.SUBPROTOCOL or not isinstance(content, str):
+            return False
+        try:
+            frame = frames.parse_server(content)
+        except frames.BadFrame:
+            # What the author of a consumer sends need not be a frame of the protocol.
+            return False
+        if isinstance(frame, frames.Ping):
+            await self.send(text=frames.build(frames.ClientPong(n=frame.n)))
+            return True
+        return False
+
+
+@asynccontextmanager
+async def connect(
+    application: Any,
+    path: str,
+    user: Any = None,
+    *,
+    subprotocols: tuple[str, ...] = (frames.SUBPROTOCOL,),
+    headers: tuple[tuple[bytes, bytes], ...] = (),
+    scope: dict[str, Any] | None = None,
+) -> AsyncIterator[Client]:
+    """A client of an ASGI application, accepted; `user` stands in for what Channels' auth middleware would
+    find.
+
+    Raises Refused when the application does not accept. At the end of the block the connection is closed,
+    and with the last one the process is stopped as it would be at a planned end.
+    """
+    async with _process():
+        communicator = WebsocketCommunicator(application, path, list(headers), list(subprotocols))
+        communicator.scope.update(
+            {"user": user or AnonymousUser(), "client": ["127.0.0.1", 0], **(scope or {})}
+        )
+        client = Client(communicator)
+        accepted, answer = await communicator.connect(timeout=PATIENCE)
+        if not accepted:
+            await client.close()
+            raise Refused(f"The application refused the handshake (code {answer}).")
+        client.subprotocol = answer
+        if answer == frames.SUBPROTOCOL:
+            client.welcome = await client.receive_frame()
+        try:
+            yield client
+        finally:
+            await client.close()
+
+
+class Refused(AssertionError):
+    """The application did not accept the connection."""
+
+
+_open: dict[asyncio.AbstractEventLoop, int] = {}
+
+
+@asynccontextmanager
+async def _process() -> AsyncIterator[None]:
+    """One server process per event loop, for as long as a client of it is connected."""
+    loop = asyncio.get_running_loop()
+    if loop in _open:
+        _open[loop] += 1
+        try:
+            yield
+        finally:
+            _open[loop] -= 1
+        return
+    _open[loop] = 1
+    settings_of_tests = override_settings(
+        CHANNEL_LAYERS=_IN_MEMORY, REALTIME={**getattr(settings, "REALTIME", {}), "LEDGER": "inline"}
+    )
+    # Channels closes old connections around each event, and takes one inside a test's transaction for old.
+    # Django's own test client leaves that out likewise.
+    with settings_of_tests, mock.patch("channels.db.close_old_connections"):
+        channel_layers.backends.clear()
+        try:
+            yield
+        finally:
+            del _open[loop]
+            await lifecycle.stop()

@@ -1,0 +1,119 @@
+"""The system checks: each fault has its id, and its hint says what to do."""
+
+import importlib.metadata
+from typing import Any
+
+import pytest
+from django.core import checks as django_checks
+from django.test import override_settings
+
+from realtime import checks
+
+PUBSUB = {"BACKEND": "realtime.layers.PubSubLayer", "CONFIG": {"hosts": ["redis://localhost"]}}
+CORE = {"BACKEND": "realtime.layers.CoreLayer", "CONFIG": {"hosts": ["redis://localhost"]}}
+GOOD_SQLITE = {
+    "transaction_mode": "IMMEDIATE",
+    "init_command": "PRAGMA journal_mode = WAL; PRAGMA synchronous=NORMAL;",
+}
+
+
+def ids(found: list[django_checks.CheckMessage]) -> list[str | None]:
+    assert all(message.hint for message in found)
+    return [message.id for message in found]
+
+
+@pytest.mark.parametrize(
+    ("realtime", "expected"),
+    [
+        ({}, []),
+        ({"PING_INTERVAL": 30, "MAX_SILENCE": 61}, []),
+        ({"PING_INTERVALL": 30}, ["realtime.E001"]),
+        ({"PING_INTERVAL": "x", "PONG_TIMEOUT": -1}, ["realtime.E001", "realtime.E001"]),
+        ({"PONG_TIMEOUT": 21}, ["realtime.E001"]),
+        ({"POLICY": "no.such.policy"}, ["realtime.E002"]),
+    ],
+)
+def test_settings(realtime: dict[str, Any], expected: list[str]) -> None:
+    with override_settings(REALTIME=realtime):
+        assert ids(checks.check_settings(None)) == expected
+
+
+def with_config(layer: dict[str, Any], **config: Any) -> dict[str, Any]:
+    return {**layer, "CONFIG": {**layer["CONFIG"], **config}}
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (PUBSUB, []),
+        (CORE, []),
+        (with_config(PUBSUB, hosts=["redis://a", "redis://b"]), []),
+        (with_config(CORE, hosts=["redis://a", "redis://b"]), ["realtime.E005"]),
+        (with_config(CORE, capacity=100), ["realtime.W004"]),
+        (with_config(CORE, capacity=10_000), []),
+        (with_config(CORE, hosts=[{"address": "redis://a", "socket_timeout": 5}]), ["realtime.E004"]),
+        (with_config(PUBSUB, hosts=[{"address": "redis://a", "socket_timeout": 30}]), ["realtime.E004"]),
+        (with_config(PUBSUB, hosts=[{"address": "redis://a", "socket_timeout": None}]), []),
+        (None, ["realtime.E003"]),
+        ({"BACKEND": "channels_redis.core.RedisChannelLayer"}, ["realtime.E003"]),
+        ({"BACKEND": "channels.layers.InMemoryChannelLayer"}, ["realtime.E003"]),
+        ({"BACKEND": "no.such.Layer"}, ["realtime.E003"]),
+        ({"BACKEND": "realtime.layers.MemoryLayer"}, ["realtime.W003"]),
+    ],
+)
+def test_channel_layer(layer: dict[str, Any] | None, expected: list[str]) -> None:
+    layers = {} if layer is None else {"default": layer}
+    with override_settings(CHANNEL_LAYERS=layers, DEBUG=False):
+        assert ids(checks.check_layer(None)) == expected
+
+
+def test_the_in_memory_layer_is_well_enough_in_debug() -> None:
+    with override_settings(
+        CHANNEL_LAYERS={"default": {"BACKEND": "realtime.layers.MemoryLayer"}}, DEBUG=True
+    ):
+        assert checks.check_layer(None) == []
+
+
+@pytest.mark.parametrize(
+    ("engine", "options", "expected"),
+    [
+        ("sqlite3", {}, ["realtime.W001"]),
+        ("sqlite3", {"transaction_mode": "IMMEDIATE"}, ["realtime.W001"]),
+        ("sqlite3", {"init_command": "PRAGMA journal_mode=WAL;"}, ["realtime.W001"]),
+        ("sqlite3", GOOD_SQLITE, []),
+        ("postgresql", {}, []),
+    ],
+)
+def test_database(
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    engine: str,
+    options: dict[str, str],
+    expected: list[str],
+) -> None:
+    database = {"ENGINE": f"django.db.backends.{engine}", "OPTIONS": options}
+    monkeypatch.setitem(settings.DATABASES, "default", database)
+    assert ids(checks.check_database(None)) == expected
+
+
+@pytest.mark.parametrize(
+    ("apps", "expected"),
+    [
+        (["daphne", "django.contrib.staticfiles"], []),
+        (["django.contrib.staticfiles", "daphne"], ["realtime.W005"]),
+        (["django.contrib.staticfiles"], []),
+    ],
+)
+def test_order_of_the_installed_apps(settings: Any, apps: list[str], expected: list[str]) -> None:
+    settings.INSTALLED_APPS = apps
+    assert ids(checks.check_installation(None)) == expected
+
+
+def test_another_distribution_of_the_import_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"realtime": ["django-channels-realtime", "realtime"]}
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", lambda: names)
+    assert ids(checks.check_installation(None)) == ["realtime.W002"]
+
+
+def test_this_project_has_nothing_to_be_said_of() -> None:
+    assert django_checks.run_checks(tags=["realtime"]) == []
