@@ -54,6 +54,12 @@ class RealtimeConsumer(AsyncWebsocketConsumer):
 
     _unknown_events: ClassVar[set[tuple[type, str]]] = set()
 
+    @classmethod
+    def as_asgi(cls, **initkwargs: Any) -> Any:
+        # At start, so that settings that cannot work stop the server and not every single connection.
+        conf.get()
+        return super().as_asgi(**initkwargs)
+
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         self.scope = scope
         self.base_send = self._send_event

@@ -35,6 +35,8 @@ class Report:
 
     number: int
     asked: int
+    unreachable: int
+    """Processes to whose channel the question could not be delivered."""
     answered: int
     lost: int
     reaped: int
@@ -76,13 +78,23 @@ class Reaper:
             return None
         clock = asyncio.get_running_loop().time
         began = self._claimed_at = clock()
-        asked, roll_call = await self._ask(number)
+        asked, unreachable, roll_call = await self._ask(number)
         await self._wait(number, roll_call, asked)
         # Who was not given the whole time to answer has not missed the round.
         lost = [] if self.stopping.is_set() else await self._judge(number, asked, roll_call)
         reaped, discarded, kicked = await self._sweep()
-        answered = sum(roll_call.outcome(process.id, 0).missed == 0 for process in asked)
-        return Report(number, len(asked), answered, len(lost), reaped, discarded, kicked, clock() - began)
+        answered = sum(not roll_call.outcome(process.id, 0).missed for process in asked)
+        return Report(
+            number=number,
+            asked=len(asked),
+            unreachable=unreachable,
+            answered=answered,
+            lost=len(lost),
+            reaped=reaped,
+            discarded=discarded,
+            kicked=kicked,
+            seconds=clock() - began,
+        )
 
     async def preview(self) -> Report:
         """Ask, and say what a round would do, without writing anything anywhere. `lost` counts processes that
@@ -91,18 +103,24 @@ class Reaper:
         await self._listen()
         clock = asyncio.get_running_loop().time
         began = clock()
-        asked, roll_call = await self._ask(0)
+        asked, unreachable, roll_call = await self._ask(0)
         await self._wait(0, roll_call, asked)
-        silent = [process for process in asked if roll_call.outcome(process.id, 0).missed]
-        to_sweep = [process.id for process in silent]
-        to_sweep += [process.id for process in await _database(records.lost_processes_to_sweep)]
+        silent = [process.id for process in asked if roll_call.outcome(process.id, 0).missed]
+        ended = [process.id for process in await _database(records.lost_processes_to_sweep)]
         reaped = discarded = 0
-        for process in to_sweep:
+        for process in silent + ended:
             reaped += await _database(records.count_open_records, process)
             discarded += len(await _database(records.groups_to_leave, process))
-        kicked = len(await _database(records.leftovers))
         return Report(
-            0, len(asked), len(asked) - len(silent), len(silent), reaped, discarded, kicked, clock() - began
+            number=0,
+            asked=len(asked),
+            unreachable=unreachable,
+            answered=len(asked) - len(silent),
+            lost=len(silent),
+            reaped=reaped,
+            discarded=discarded,
+            kicked=len(await _database(records.leftovers)),
+            seconds=clock() - began,
         )
 
     async def until_next(self) -> None:
@@ -126,10 +144,11 @@ class Reaper:
 
     # -- ask ---------------------------------------------------------------------------------------
 
-    async def _ask(self, number: int) -> tuple[list[Asked], RollCall[uuid.UUID]]:
+    async def _ask(self, number: int) -> tuple[list[Asked], int, RollCall[uuid.UUID]]:
+        """The processes that were asked, and how many could not be."""
         assert self._channel is not None, "answers are listened for before anybody is asked"  # noqa: S101
         roll_call: RollCall[uuid.UUID] = RollCall(misses_allowed=self.misses_allowed)
-        processes = await _database(records.processes_to_ask)
+        processes, asked = await _database(records.processes_to_ask), []
         self._answers = {number: set()}
         for process in processes:
             try:
@@ -140,7 +159,8 @@ class Reaper:
                 logger.warning("%s:%d was not asked: %s", process.host, process.pid, error)
             else:
                 roll_call.asked(process.id)
-        return processes, roll_call
+                asked.append(process)
+        return asked, len(processes) - len(asked), roll_call
 
     # -- wait --------------------------------------------------------------------------------------
 
@@ -273,6 +293,8 @@ async def enough_rounds(reaper: Reaper, report: Callable[[Report], None]) -> boo
         if done is not None:
             report(done)
             repaired = repaired or done.repaired
+            if done.unreachable:
+                raise groups.LayerUnavailable(f"{done.unreachable} processes could not be asked.")
         if await _database(records.current_round) > first + reaper.misses_allowed:
             break
         await reaper.until_next()

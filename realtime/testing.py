@@ -89,7 +89,7 @@ class Client:
             await self._communicator.disconnect(code=code, timeout=PATIENCE)
 
     async def _event(self, deadline: float) -> dict[str, Any]:
-        """The next ASGI event, read past the method of Channels' client that ends the application when it is late."""
+        """The next ASGI event; Channels' own method would end an application that is late."""
         try:
             async with asyncio.timeout_at(deadline):
                 event: dict[str, Any] = await self._communicator.output_queue.get()

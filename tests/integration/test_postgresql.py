@@ -13,6 +13,7 @@ from tests.support.servers import CHECKOUT
 REPEATED = ["test_records.py", "test_query_plans.py", "test_admin.py"]
 
 
+@pytest.mark.acceptance  # for its server and its time
 def test_records_and_admin_pass_their_tests_on_postgresql_too():
     if connection.vendor == "postgresql":
         pytest.skip("DATABASE_URL is a PostgreSQL already: these tests run on it")

@@ -152,6 +152,21 @@ async def test_a_process_that_could_not_be_asked_has_missed_nothing(
     assert (row.missed, row.stopped_at) == (0, None)
 
 
+async def test_enough_rounds_in_which_nobody_could_be_asked_have_failed(
+    reaper: Reaper, processes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await processes()
+
+    async def failing(*_: Any) -> None:
+        raise groups.LayerUnavailable("full")
+
+    monkeypatch.setattr(groups, "ask", failing)
+    reports: list[Report] = []
+    with pytest.raises(groups.LayerUnavailable, match="1 processes could not be asked"):
+        await enough_rounds(reaper, reports.append)
+    assert (reports[0].asked, reports[0].unreachable, reports[0].answered) == (0, 1, 0)
+
+
 async def test_two_reapers_share_the_rounds_and_count_nothing_twice(processes: Callable[..., Any]) -> None:
     dead = await processes(through_layer=False, in_database=False)
     for _ in range(5):

@@ -92,5 +92,7 @@ class Command(BaseCommand):
                 f"lost {round_.lost}, reaped {round_.reaped}, discarded {round_.discarded}, "
                 f"kicked {round_.kicked}, {round_.seconds:.2f} s"
             )
+            if round_.unreachable:
+                line += f"; {round_.unreachable} could not be asked"
         self.stdout.write(line)
         self.stdout.flush()
