@@ -12,9 +12,6 @@ import secrets
 import signal
 import socket
 import sys
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import django
@@ -24,13 +21,10 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, OperationalError, connections
 from django.db.migrations.executor import MigrationExecutor
-from honcho import environ, manager, printer
+from honcho import environ, manager
 
 from project import private_redis
-
-#: Seconds after SIGTERM for the programs that use Redis, and then for Redis; SIGKILL follows.
-PATIENCE = 3.5
-PATIENCE_WITH_REDIS = 1.0
+from project.programs import Manager, Printer
 
 
 class CannotStart(Exception):
@@ -116,7 +110,7 @@ def run_procfile() -> int:
     environment = {**os.environ, "PATH": path, "PORT": str(settings.PORT)}
     programs_manager = Manager(Printer(sys.stdout))
     for name, command in programs.items():
-        programs_manager.add_process(name, command, env=environment)
+        programs_manager.add_program(name, command, environment)
     # A closed terminal would end us and leave the programs, which have sessions of their own.
     signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
@@ -126,56 +120,6 @@ def run_procfile() -> int:
         raise
     told_to_stop = programs_manager.returncode in {entry["rc"] for entry in manager.SIGNALS.values()}
     return 0 if told_to_stop else programs_manager.returncode or 1
-
-
-class Printer(printer.Printer):
-    """honcho's, which outlives the terminal: an error here would end us and leave the programs."""
-
-    def write(self, message: printer.Message) -> None:
-        with contextlib.suppress(OSError):
-            super().write(message)
-
-
-class Manager(manager.Manager):
-    """honcho's, which stops Redis after the programs that still have something to say to it."""
-
-    _terminating: bool
-
-    def terminate(self) -> None:
-        # In a thread: honcho calls this from its signal handler, maybe before each program has a process.
-        if not self._terminating:
-            self._terminating = True
-            threading.Thread(target=self._stop, daemon=True).start()
-
-    def _stop(self) -> None:
-        first = [name for name in self._processes if name != "redis"]
-        self._until(self._all_started, PATIENCE)
-        self._signal(first, signal.SIGTERM)
-        self._until(lambda: self._have_stopped(first), PATIENCE)
-        self._signal(first, signal.SIGKILL)
-        self._signal(["redis"], signal.SIGTERM)
-        self._until(self._all_stopped, PATIENCE_WITH_REDIS)
-        self._signal(["redis"], signal.SIGKILL)
-        self._until(self._all_stopped, PATIENCE_WITH_REDIS)
-        for program in self._processes.values():
-            # honcho waits for every program's end; one whose end nobody reported must not keep it for ever.
-            program.setdefault("returncode", -signal.SIGKILL)
-
-    def _have_stopped(self, names: list[str]) -> bool:
-        return all("returncode" in self._processes[name] for name in names)
-
-    def _signal(self, names: list[str], number: signal.Signals) -> None:
-        for name in names:
-            program = self._processes.get(name, {})
-            if "pid" in program and "returncode" not in program:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(program["pid"], number)
-
-    @staticmethod
-    def _until(done: Callable[[], bool], seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while not done() and time.monotonic() < deadline:
-            time.sleep(0.02)
 
 
 if __name__ == "__main__":

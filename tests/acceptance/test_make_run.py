@@ -20,7 +20,7 @@ from typing import Self
 
 import psutil
 import pytest
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Origin
 
@@ -327,6 +327,22 @@ def test_a_program_that_dies_takes_the_others_with_it(checkout: Path) -> None:
 
         assert terminal.exit_code(within=2 * STOPS_WITHIN) != 0
         assert terminal.processes() == []
+
+
+def test_a_server_that_is_killed_starts_again_and_what_it_held_is_put_right(checkout: Path) -> None:
+    with Terminal("make run", checkout) as terminal:
+        page = f"ws://127.0.0.1:{terminal.wait_until_it_serves().port}/ws/public.lobby/"
+        with connect(page) as socket:
+            (daphne,) = [process for process in terminal.processes() if "daphne" in process.cmdline()]
+            daphne.kill()
+            with pytest.raises(ConnectionClosed):
+                socket.recv(timeout=10)
+
+        terminal.wait_for("killed; starting again")
+        # At most two rounds and the wait for an answer, at the default settings.
+        terminal.wait_for("reaped 1,", within=40)
+        with connect(page):
+            assert terminal.programs() == {"daphne", "reaper", "redis"}
 
 
 def test_a_port_in_use_is_named_and_nothing_starts(checkout: Path) -> None:
