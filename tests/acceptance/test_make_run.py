@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import time
 import urllib.error
@@ -329,10 +330,19 @@ def test_a_program_that_dies_takes_the_others_with_it(checkout: Path) -> None:
         assert terminal.processes() == []
 
 
+def left_open(checkout: Path) -> tuple[int, int]:
+    """How many records are open, and how many memberships are not left."""
+    with contextlib.closing(sqlite3.connect(checkout / "var" / "db.sqlite3")) as database:
+        records = "select count(*) from realtime_connection where closed_at is null"
+        memberships = "select count(*) from realtime_membership where left_at is null"
+        return database.execute(records).fetchone()[0], database.execute(memberships).fetchone()[0]
+
+
 def test_a_server_that_is_killed_starts_again_and_what_it_held_is_put_right(checkout: Path) -> None:
     with Terminal("make run", checkout) as terminal:
         page = f"ws://127.0.0.1:{terminal.wait_until_it_serves().port}/ws/public.lobby/"
         with connect(page) as socket:
+            assert left_open(checkout) != (0, 0)
             (daphne,) = [process for process in terminal.processes() if "daphne" in process.cmdline()]
             daphne.kill()
             with pytest.raises(ConnectionClosed):
@@ -340,7 +350,7 @@ def test_a_server_that_is_killed_starts_again_and_what_it_held_is_put_right(chec
 
         terminal.wait_for("killed; starting again")
         # At most two rounds and the wait for an answer, at the default settings.
-        terminal.wait_for("reaped 1,", within=40)
+        eventually(lambda: left_open(checkout) == (0, 0), within=40)
         with connect(page):
             assert terminal.programs() == {"daphne", "reaper", "redis"}
 

@@ -18,6 +18,7 @@ SECRET_KEY = "foreign"
 INSTALLED_APPS = ["django.contrib.auth", "django.contrib.contenttypes", "people", "realtime"]
 AUTH_USER_MODEL = "people.Person"
 DEFAULT_AUTO_FIELD = "django.db.models.AutoField"
+CHANNEL_LAYERS = {"default": {"BACKEND": "realtime.layers.PubSubLayer"}}
 LANGUAGE_CODE = "zh-hans"
 USE_TZ = False
 TIME_ZONE = "Asia/Kathmandu"
