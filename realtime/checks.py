@@ -7,11 +7,13 @@ their id.
 import importlib.metadata
 from collections.abc import Iterator, Sequence
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
-from django.apps import AppConfig
+from django.apps import AppConfig, apps
 from django.conf import settings
 from django.core import checks
 from django.core.checks import CheckMessage, Error, Warning
+from django.db import router
 from django.utils.module_loading import import_string
 
 from realtime import conf
@@ -32,19 +34,30 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[Ch
             for problem in found
         ]
     policy = given.get("POLICY", conf.Settings().POLICY)
+    hint = "Set POLICY to the dotted path of `policy(scope, action, group) -> bool`."
     try:
-        import_string(policy)
+        found_policy = import_string(policy)
     except ImportError as error:
-        hint = "Set POLICY to the dotted path of `policy(scope, action, group) -> bool`."
         return [Error(f"POLICY {policy!r} cannot be imported: {error}.", hint=hint, id="realtime.E002")]
+    if not callable(found_policy):
+        return [Error(f"POLICY {policy!r} is not a function.", hint=hint, id="realtime.E002")]
     return []
 
 
 def check_layer(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
-    """E003-E005 and W003: the channel layer and its options."""
-    config = getattr(settings, "CHANNEL_LAYERS", {}).get("default")
-    if config is None:
+    """E003-E006, W003, W004 and W006: the channel layers and their options."""
+    layers = getattr(settings, "CHANNEL_LAYERS", {})
+    if "default" not in layers:
         return [Error('CHANNEL_LAYERS has no "default" layer.', hint=_OUR_LAYER, id="realtime.E003")]
+    found = []
+    for alias, config in layers.items():
+        problems = _layer(config)
+        # Another alias may be a layer that only other code uses.
+        found += [each for each in problems if alias == "default" or each.id != "realtime.E003"]
+    return found
+
+
+def _layer(config: dict[str, Any]) -> list[CheckMessage]:
     name = config.get("BACKEND", "")
     try:
         backend = import_string(name)
@@ -73,12 +86,26 @@ def _memory_layer() -> CheckMessage:
 
 def _redis_options(config: dict[str, Any], *, core: bool) -> Iterator[CheckMessage]:
     hosts = config.get("hosts") or []
-    for host in hosts:
-        if isinstance(host, dict) and host.get("socket_timeout") is not None:
+    if not isinstance(hosts, list | tuple):
+        yield Error(
+            f"hosts is {hosts!r} in CHANNEL_LAYERS.",
+            hint='Set a list, even of one: {"hosts": ["redis://localhost:6379/0"]}.',
+            id="realtime.E006",
+        )
+        return
+    for options in map(_options_of_host, hosts):
+        if options.get("socket_timeout") is not None:
             yield Error(
-                f"socket_timeout is {host['socket_timeout']!r} for a Redis of CHANNEL_LAYERS.",
+                f"socket_timeout is {options['socket_timeout']!r} for a Redis of CHANNEL_LAYERS.",
                 hint="Leave it out: it ends idle reads and, before Python 3.12, loses cancellations.",
                 id="realtime.E004",
+            )
+        if str(options.get("socket_keepalive", True)).lower() in ("false", "0", "f", "no", "n"):
+            yield Warning(
+                "socket_keepalive is off for a Redis of CHANNEL_LAYERS: where nothing answers any more, "
+                "a read waits for ever.",
+                hint="Leave it out: it is on by default.",
+                id="realtime.W006",
             )
     if core and len(hosts) > 1:
         yield Error(
@@ -95,10 +122,19 @@ def _redis_options(config: dict[str, Any], *, core: bool) -> Iterator[CheckMessa
         )
 
 
+def _options_of_host(host: Any) -> dict[str, Any]:
+    """The options of one Redis, which may stand in its URL, too; there they count first."""
+    options = dict(host) if isinstance(host, dict) else {"address": host}
+    address = options.get("address")
+    query = urlsplit(address).query if isinstance(address, str) else ""
+    return options | dict(parse_qsl(query))
+
+
 def check_database(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
     """W001: SQLite as Django opens it by default refuses most concurrent writes."""
-    database = settings.DATABASES.get("default", {})
-    if database.get("ENGINE") != "django.db.backends.sqlite3":
+    # The app's own, which a router may keep apart; by name, because models cannot be imported here yet.
+    database = settings.DATABASES[router.db_for_write(apps.get_model("realtime", "Process"))]
+    if not database.get("ENGINE", "").endswith(("sqlite3", "spatialite")):
         return []
     options = database.get("OPTIONS", {})
     ready = str(options.get("transaction_mode", "")).upper() == "IMMEDIATE"
@@ -126,9 +162,9 @@ def check_installation(app_configs: Sequence[AppConfig] | None, **_: Any) -> lis
                 id="realtime.W002",
             )
         )
-    apps = list(settings.INSTALLED_APPS)
+    names = [config.name for config in apps.get_app_configs()]
     static = "django.contrib.staticfiles"
-    if "daphne" in apps and static in apps and apps.index("daphne") > apps.index(static):
+    if "daphne" in names and static in names and names.index("daphne") > names.index(static):
         found.append(
             Warning(
                 "daphne stands after django.contrib.staticfiles: `runserver` serves no WebSockets.",

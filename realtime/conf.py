@@ -71,8 +71,10 @@ class Settings:
 _MAY_BE_NONE = {"IDLE_TIMEOUT", "HANDLER_TIMEOUT"}
 
 
-def problems(given: dict[str, Any]) -> list[str]:
+def problems(given: Any) -> list[str]:
     """One sentence for each key, value or relation in `REALTIME` that cannot work; empty when all is well."""
+    if not isinstance(given, dict):
+        return [f"REALTIME is {given!r}; set a dict of settings."]
     names = {field.name: field for field in fields(Settings)}
     found = []
     for key in given:

@@ -5,6 +5,8 @@ import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from channels import DEFAULT_CHANNEL_LAYER
+
 from realtime.closing import CloseReason
 from realtime.frames import SUBPROTOCOL
 from realtime.liveness import Liveness
@@ -21,6 +23,7 @@ class Connection:
 
     __slots__ = (
         "admission",
+        "alias",
         "announced",
         "changing",
         "channel_name",
@@ -39,10 +42,17 @@ class Connection:
         "transport",
     )
 
-    def __init__(self, scope: dict[str, Any], on_event: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        scope: dict[str, Any],
+        on_event: Callable[[Event], None],
+        alias: str = DEFAULT_CHANNEL_LAYER,
+    ) -> None:
         self.id = uuid.uuid4()
         self.scope = scope
         self.channel_name = f"realtime.connection.{self.id.hex}"
+        self.alias = alias
+        """Of the channel layer that its groups are in."""
         self.on_event = on_event
         """Takes what the application's handlers are to see: group events that are no messages, and the
         eviction.

@@ -131,7 +131,17 @@ class Goodbye(_Frame, frozen=True, tag="goodbye"):
     retry_after: float | None = None
 
 
-ServerFrame: TypeAlias = Welcome | Ping | Message | Joined | Left | Published | Error | Pong | Goodbye
+class Presence(_Frame, frozen=True, tag="presence"):
+    """Reserved: who is in a group. Sent to nobody yet, so it has no fields."""
+
+
+class Refresh(_Frame, frozen=True, tag="refresh"):
+    """Reserved: what renews an expiring authorisation. Sent to nobody yet, so it has no fields."""
+
+
+ServerFrame: TypeAlias = (
+    Welcome | Ping | Message | Joined | Left | Published | Error | Pong | Goodbye | Presence | Refresh
+)
 
 
 # From the client.
@@ -180,7 +190,19 @@ class Publish(_Frame, frozen=True, tag="publish"):
     id: ShortText | None = None
 
 
-ClientFrame: TypeAlias = ClientPong | ClientPing | Join | Leave | Publish
+class ClientPresence(_Frame, frozen=True, tag="presence"):
+    """Reserved: asks who is in a group. Answered by an error frame until it means something."""
+
+    ref: Ref | None = None
+
+
+class ClientRefresh(_Frame, frozen=True, tag="refresh"):
+    """Reserved: renews an authorisation. Answered by an error frame until it means something."""
+
+    ref: Ref | None = None
+
+
+ClientFrame: TypeAlias = ClientPong | ClientPing | Join | Leave | Publish | ClientPresence | ClientRefresh
 
 
 def build(frame: ServerFrame | ClientFrame) -> str:

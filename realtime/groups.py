@@ -1,6 +1,9 @@
 """Every call to the channel layer: membership, publishing, and what processes say to each other.
 
 Each call is bounded, and whatever the layer raises becomes one exception, `LayerUnavailable`.
+
+A process is reached at an address: the name of its channel, and before it the alias of the layer with a colon
+where that is not the default one. Whoever knows the address of a process, as rounds do, needs nothing else.
 """
 
 import asyncio
@@ -9,10 +12,11 @@ import threading
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar, cast
 
+from channels import DEFAULT_CHANNEL_LAYER
 from channels.layers import get_channel_layer
 from msgspec import UNSET, UnsetType
 
-from realtime import frames, metrics
+from realtime import frames, layers, metrics
 from realtime.errors import RealtimeError
 from realtime.layers import LAYER_ERRORS, OURS, Layer
 
@@ -20,8 +24,8 @@ from realtime.layers import LAYER_ERRORS, OURS, Layer
 CALL_TIMEOUT = 5.0
 
 # Types of the events that processes send each other; group names starting "realtime." are ours as well.
-MESSAGE = "realtime.message"
-MARK = "realtime.mark"
+MESSAGE = layers.MESSAGE
+MARK = layers.MARK
 ASK = "realtime.ask"
 ANSWER = "realtime.answer"
 KICK = "realtime.kick"
@@ -35,16 +39,18 @@ class LayerUnavailable(RealtimeError):
     """
 
 
-class BadGroup(RealtimeError, ValueError):
+class BadGroup(RealtimeError, TypeError, ValueError):
     """use 1 to 99 ASCII letters, digits, "-", "_" and ".", not starting with "realtime."."""
 
 
-def layer(alias: str = "default") -> Layer:
-    """The project's channel layer. Raises LayerUnavailable when there is none, or not one of ours."""
+def layer(alias: str = DEFAULT_CHANNEL_LAYER) -> Layer:
+    """The project's channel layer of this alias. Raises LayerUnavailable when there is none, or not one of
+    ours.
+    """
     found = get_channel_layer(alias)
     if found is None:
         raise LayerUnavailable(
-            'CHANNEL_LAYERS has no "default" layer; set its BACKEND to "realtime.layers.PubSubLayer".'
+            f'CHANNEL_LAYERS has no "{alias}" layer; set its BACKEND to "realtime.layers.PubSubLayer".'
         )
     if not isinstance(found, OURS):
         raise LayerUnavailable(
@@ -53,6 +59,12 @@ def layer(alias: str = "default") -> Layer:
             '"realtime.layers.CoreLayer".'
         )
     return cast(Layer, found)
+
+
+def at(address: str) -> tuple[Layer, str]:
+    """The layer and the channel behind an address. Raises LayerUnavailable when this layer is not here."""
+    alias, colon, channel = address.rpartition(":")
+    return layer(alias if colon else DEFAULT_CHANNEL_LAYER), channel
 
 
 def require_valid(group: str) -> None:
@@ -74,9 +86,15 @@ async def _call(name: str, call: Coroutine[Any, Any, Result]) -> Result:
 # -- membership ------------------------------------------------------------------------------------
 
 
-async def new_channel(alias: str = "default") -> str:
+async def new_channel(alias: str = DEFAULT_CHANNEL_LAYER) -> str:
     """A channel of this process; whoever opens it has to go on receiving from it."""
     return await _call("open a channel", layer(alias).new_channel())
+
+
+async def new_address(alias: str) -> str:
+    """A channel of this process in the layer of this alias, as the address at which others reach it."""
+    channel = await new_channel(alias)
+    return channel if alias == DEFAULT_CHANNEL_LAYER else f"{alias}:{channel}"
 
 
 async def check() -> None:
@@ -84,24 +102,33 @@ async def check() -> None:
     await _call("send", layer().group_send("realtime.check", {"type": MARK, "number": 0, "channel": ""}))
 
 
-async def add(group: str, channel: str) -> None:
-    await _call("add to a group", layer().group_add(group, channel))
+async def add(group: str, address: str) -> None:
+    home, channel = at(address)
+    await _call("add to a group", home.group_add(group, channel))
 
 
-async def discard(group: str, channel: str) -> None:
-    await _call("discard from a group", layer().group_discard(group, channel))
+async def discard(group: str, address: str) -> None:
+    home, channel = at(address)
+    await _call("discard from a group", home.group_discard(group, channel))
 
 
-async def forget_channel(channel: str) -> None:
+async def forget_channel(address: str) -> None:
     """Remove what the layer stores for the channel of a process that is gone."""
-    await _call("forget a channel", layer().forget_channel(channel))
+    home, channel = at(address)
+    await _call("forget a channel", home.forget_channel(channel))
 
 
 # -- publishing ------------------------------------------------------------------------------------
 
 
-async def apublish(group: str, data: object, *, sender: str | UnsetType | None = UNSET) -> None:
-    """Send `data`, anything that JSON can carry, to every connection in `group`.
+async def apublish(
+    group: str,
+    data: object,
+    *,
+    alias: str = DEFAULT_CHANNEL_LAYER,
+    sender: str | UnsetType | None = UNSET,
+) -> None:
+    """Send `data`, anything that JSON can carry, to every connection in `group` of the layer `alias`.
 
     The frame is encoded here, once for all receivers. `sender` is set for what a client published: its
     user, or None. Raises BadGroup, frames.UnpublishableData, LayerUnavailable.
@@ -109,11 +136,11 @@ async def apublish(group: str, data: object, *, sender: str | UnsetType | None =
     require_valid(group)
     raw = data if isinstance(data, frames.Raw) else frames.encode_data(data)
     text = frames.build(frames.Message(group=group, data=raw, from_=sender))
-    await _call("publish", layer().group_send(group, {"type": MESSAGE, "text": text}))
+    await _call("publish", layer(alias).group_send(group, {"type": MESSAGE, "text": text}))
     metrics.published.inc()
 
 
-def publish(group: str, data: object) -> None:
+def publish(group: str, data: object, *, alias: str = DEFAULT_CHANNEL_LAYER) -> None:
     """`apublish` for synchronous code: returns when the channel layer has taken the message.
 
     Raises what `apublish` raises, and RealtimeError when called on a running event loop, which it would
@@ -122,7 +149,7 @@ def publish(group: str, data: object) -> None:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        _background.run(apublish(group, data))
+        _background.run(apublish(group, data, alias=alias))
     else:
         raise RealtimeError(
             "publish() would block the event loop that is running here; use `await apublish(…)`."
@@ -158,30 +185,29 @@ _background = _BackgroundLoop()
 # -- between processes -----------------------------------------------------------------------------
 
 
-async def mark(group: str, number: int, channel: str) -> None:
-    """Ask the layer to carry a mark through `group`; it comes back on `channel` once the membership is
+async def mark(group: str, number: int, address: str) -> None:
+    """Ask the layer to carry a mark through `group`; it comes back to `address` once the membership is
     active.
     """
-    await _call(
-        "mark a group", layer().group_send(group, {"type": MARK, "number": number, "channel": channel})
-    )
+    home, _ = at(address)
+    await _call("mark a group", home.group_send(group, {"type": MARK, "number": number, "channel": address}))
 
 
-async def ask(channel: str, number: int, reply_to: str) -> None:
-    """Ask the process behind `channel` to answer round `number`; 0 asks without anything being written."""
-    await _call("ask a process", layer().send(channel, {"type": ASK, "round": number, "reply_to": reply_to}))
+async def ask(address: str, number: int, reply_to: str) -> None:
+    """Ask the process at `address` to answer round `number`; 0 asks without anything being written."""
+    home, channel = at(address)
+    await _call("ask a process", home.send(channel, {"type": ASK, "round": number, "reply_to": reply_to}))
 
 
 async def answer(reply_to: str, number: int, process: str) -> None:
-    await _call(
-        "answer a round", layer().send(reply_to, {"type": ANSWER, "round": number, "process": process})
-    )
+    home, channel = at(reply_to)
+    await _call("answer a round", home.send(channel, {"type": ANSWER, "round": number, "process": process}))
 
 
 async def kick(
-    channel: str, connections: Sequence[str], memberships: Sequence[tuple[str, str]], reason: str
+    address: str, connections: Sequence[str], memberships: Sequence[tuple[str, str]], reason: str
 ) -> None:
-    """Tell the living process behind `channel` to evict these connections and to settle these (connection,
+    """Tell the living process at `address` to evict these connections and to settle these (connection,
     group) pairs.
     """
     event = {
@@ -190,4 +216,5 @@ async def kick(
         "memberships": list(memberships),
         "reason": reason,
     }
-    await _call("kick", layer().send(channel, event))
+    home, channel = at(address)
+    await _call("kick", home.send(channel, event))

@@ -6,16 +6,15 @@ transport.
 """
 
 import asyncio
+import copy
 import itertools
 import logging
-import os
-import socket
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
-from realtime import conf, groups, metrics
+from realtime import conf, groups, metrics, pids, sweep
 from realtime.closing import CloseReason
 from realtime.connection import Connection
 from realtime.layers import STAMP
@@ -28,6 +27,8 @@ logger = logging.getLogger("realtime.hub")
 
 #: Seconds to wait for the first mark of a group: a SUBSCRIBE that was written is not yet one that is active.
 MARK_TIMEOUT = 1.0
+#: Seconds until the hub goes on after an event that it could not take.
+PAUSE_AFTER_ERROR = 0.05
 #: Seconds of fan-out after which the loop gets a turn.
 FANOUT_SLICE = 0.005
 #: Deliveries between two looks at the clock.
@@ -37,7 +38,7 @@ TOUCH_INTERVAL = 60.0
 
 
 class Hub:
-    """One per process and event loop; made by `Hub.start`."""
+    """One per process, event loop and channel layer; made by `Hub.start`. `channel` is its address."""
 
     def __init__(self, channel: str, process: uuid.UUID, ledger: Ledger, pulse: Pulse) -> None:
         self.channel = channel
@@ -48,9 +49,16 @@ class Hub:
         """Set when this hub takes nobody in any more: why its connections end."""
         self.admitting: set[Connection] = set()
         """Connections whose record is being written."""
+        self.evictions: set[asyncio.Task[None]] = set()
+        """Evictions under way; the hub outlives them."""
+        self.cleanups: set[asyncio.Task[None]] = set()
+        """Clean-up steps under way; what hangs when the hub stops is left to a round."""
         self.connections: dict[uuid.UUID, Connection] = {}
         # A dict of its members for each group: ordered, and safe to ask while others leave.
         self.groups: dict[str, dict[Connection, None]] = {}
+        # Groups of which the layer may have this process as a member: from before it is asked to add until a
+        # discard has returned.
+        self._in_layer: set[str] = set()
         self._locks: dict[str, _Lock] = {}
         self._marks: dict[int, asyncio.Future[None]] = {}
         self._numbers = itertools.count(1)
@@ -64,21 +72,28 @@ class Hub:
     @classmethod
     async def start(
         cls,
+        alias: str,
         *,
         evict: Callable[[Connection, CloseReason], object],
         on_kick: Callable[["Hub", Event], Coroutine[Any, Any, None]],
         on_lost: Callable[["Hub"], None],
     ) -> "Hub":
-        """Open the channel, record the process, and listen. Raises LayerUnavailable, RecordsUnavailable."""
-        channel = await groups.new_channel()
+        """Open a channel in the layer of this alias, record the process, and listen.
+
+        Raises LayerUnavailable, RecordsUnavailable.
+        """
+        channel = await groups.new_address(alias)
         ledger = make_ledger()
-        process = await ledger.start_process(channel, socket.gethostname(), os.getpid())
+        process = await ledger.start_process(channel, pids.own())
         hub = cls(channel, process, ledger, Pulse(conf.get().limits(), evict))
         hub.on_kick = lambda event: on_kick(hub, event)
         hub.on_lost = lambda: on_lost(hub)
         # One long-lived task reads the channel, never under a timeout: one that times out deletes a pub/sub
         # channel.
         hub._tasks = [hub._loop.create_task(hub._listen()), hub._loop.create_task(hub.pulse.run())]
+        if ledger.shared:
+            # Beside the connection that started the hub: what its predecessors held must not keep it waiting.
+            hub._spawn(sweep.predecessors())
         return hub
 
     async def stop(self) -> None:
@@ -107,12 +122,15 @@ class Hub:
     async def add_member(self, connection: Connection, group: str) -> None:
         """Returns when the connection receives what is sent to the group. Raises LayerUnavailable."""
         async with self._locked(group):
+            if connection.gone:
+                # Its eviction may have been here before, to leave the group.
+                return
             if not self.groups.get(group):
+                self._in_layer.add(group)
                 await groups.add(group, self.channel)
                 await self._confirm(group)
             if connection.gone:
-                # It ended while the layer was at work; whoever evicted it waits for this lock to leave the
-                # group.
+                # It ended while the layer was at work; its eviction waits for this lock to leave the group.
                 return
             if group not in self.groups:
                 self.groups[group] = {}
@@ -133,9 +151,11 @@ class Hub:
     async def leave(self, group: str) -> None:
         """Leave the layer's group unless it has a local member. Raises LayerUnavailable."""
         async with self._locked(group):
-            # Counted again under the lock: somebody may have joined while the lock was waited for.
-            if not self.groups.get(group):
+            # Counted again under the lock: somebody may have joined while the lock was waited for, and of
+            # many that end at once the first leaves for all.
+            if not self.groups.get(group) and group in self._in_layer:
                 await groups.discard(group, self.channel)
+                self._in_layer.discard(group)
 
     async def _confirm(self, group: str) -> None:
         number = next(self._numbers)
@@ -152,12 +172,24 @@ class Hub:
 
     @asynccontextmanager
     async def _locked(self, group: str) -> AsyncIterator[None]:
-        """One lock per group, for as long as somebody holds it or waits for it."""
+        """One lock per group, for as long as somebody holds it or waits for it.
+
+        Raises LayerUnavailable when the layer keeps those before from getting done.
+        """
         lock = self._locks.setdefault(group, _Lock())
         lock.users += 1
         try:
-            async with lock:
+            try:
+                async with asyncio.timeout(groups.CALL_TIMEOUT):
+                    await lock.acquire()
+            except TimeoutError as error:
+                raise groups.LayerUnavailable(
+                    f"Others wait for the channel layer to change group {group}."
+                ) from error
+            try:
                 yield
+            finally:
+                lock.release()
         finally:
             lock.users -= 1
             if not lock.users:
@@ -166,15 +198,17 @@ class Hub:
     # -- what comes in -----------------------------------------------------------------------------
 
     async def _listen(self) -> None:
-        layer = groups.layer()
+        layer, channel = groups.at(self.channel)
         while True:
-            event = await layer.receive_stamped(self.channel)
-            metrics.events.labels(type=event.get("type", "")).inc()
             try:
+                event = await layer.receive_stamped(channel)
+                metrics.events.labels(type=event.get("type", "")).inc()
                 await self._take(event)
             except Exception:
-                # One event that cannot be handled must not make the process deaf to all that follow.
-                logger.exception("The hub could not handle an event of type %r", event.get("type"))
+                # Neither an event that cannot be handled nor a layer that fails makes the process deaf to all
+                # that follow; the pause keeps a layer that fails at once from filling the log.
+                logger.exception("The hub could not take an event")
+                await asyncio.sleep(PAUSE_AFTER_ERROR)
 
     async def _take(self, event: Event) -> None:
         group = event.pop(STAMP, None)
@@ -191,7 +225,8 @@ class Hub:
                 self._spawn(self.on_kick(event))
             case _ if group is not None:
                 for connection in tuple(self.groups.get(group, ())):
-                    connection.on_event(dict(event))
+                    # To its last part: a handler may change what it is given.
+                    connection.on_event(copy.deepcopy(event))
             case kind:
                 # Sent by a layer that is not ours, or by somebody who wrote to our channel: to whom it
                 # should go is unknown.

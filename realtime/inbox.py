@@ -16,6 +16,8 @@ from realtime.transport import Event, Receive
 
 logger = logging.getLogger("realtime.inbox")
 
+#: What a server reports; nobody else may.
+SERVER_EVENTS = frozenset({"websocket.connect", "websocket.receive", "websocket.disconnect"})
 #: Events of the layer that may wait for a busy handler; layers too drop what is above their capacity.
 MAX_EVENTS = 1000
 #: A `realtime.v1` ping or pong is not longer; anything longer is not looked at before its handler does.
@@ -23,7 +25,7 @@ LONGEST_CONTROL = 64
 
 
 class Inbox:
-    """One queue, in order of arrival. Only the server's own events have types that begin with `websocket.`"""
+    """One queue, in order of arrival."""
 
     def __init__(self, connection: Connection, settings: Settings) -> None:
         self._connection = connection
@@ -40,10 +42,9 @@ class Inbox:
         return event
 
     def put(self, event: Event) -> bool:
-        """Queue an event of the layer; False when it cannot be one: only the server speaks for client and
-        server.
-        """
-        if str(event.get("type", "")).startswith("websocket."):
+        """Queue an event of the layer; False when it cannot be one: without a type, or of the server's."""
+        kind = event.get("type")
+        if not isinstance(kind, str) or kind in SERVER_EVENTS:
             return False
         if self._events.qsize() < MAX_EVENTS:
             self._events.put_nowait(event)

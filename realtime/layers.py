@@ -31,6 +31,10 @@ LAYER_ERRORS = (RedisError, OSError, ChannelFull, TimeoutError)
 #: The key under which a group message carries the name of its group.
 STAMP = "realtime.group"
 
+# Types of events to a group that only hubs understand.
+MESSAGE = "realtime.message"
+MARK = "realtime.mark"
+
 #: A full queue drops group messages silently, and the queue is one for a whole process (channels_redis#181).
 CAPACITY = 10_000
 
@@ -51,20 +55,26 @@ class Layer(Protocol):
 
 
 class _Stamps:
-    """Stamps the group on what is sent, and takes the stamp off for every receiver but a hub."""
+    """Stamps the group on what is sent, and takes the stamp off for every receiver but a hub.
+
+    What hubs say to each other through a group they alone receive: any other consumer in that group (one of
+    plain Channels, a synchronous one) would end with an exception.
+    """
 
     async def group_send(self, group: str, message: Message) -> None:
         await super().group_send(group, {**message, STAMP: group})  # type: ignore[misc]
 
     async def receive(self, channel: str) -> Message:
-        message = await self.receive_stamped(channel)
-        message.pop(STAMP, None)
-        return message
+        while True:
+            message = await self.receive_stamped(channel)
+            if message.pop(STAMP, None) is None or message.get("type") not in (MESSAGE, MARK):
+                return message
 
     async def receive_stamped(self, channel: str) -> Message:
         """The next message on the channel, with `STAMP` in it where it was sent to a group."""
         message: Message = await super().receive(channel)  # type: ignore[misc]
-        return message
+        # A copy, because the core layer hands one and the same object to all receivers of a process.
+        return {**message}
 
     async def forget_channel(self, channel: str) -> None:
         """Remove what the layer stores for the channel of a process that is gone."""
@@ -77,8 +87,8 @@ class MemoryLayer(_Stamps, InMemoryChannelLayer):
     code that publishes) is handed over to that one.
     """
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, *, capacity: int = CAPACITY, **options: Any) -> None:
+        super().__init__(capacity=capacity, **options)
         self._loops: dict[str, asyncio.AbstractEventLoop] = {}
 
     async def send(self, channel: str, message: Message) -> None:
@@ -148,6 +158,13 @@ class PubSubLoopLayer(_Stamps, RedisPubSubLoopLayer):
     def __init__(self, hosts: Any = None, **options: Any) -> None:
         super().__init__(hosts=hosts, **options)
         self._shards = [_Shard(host, self) for host in decode_hosts(hosts)]
+
+    async def group_discard(self, group: str, channel: str) -> None:
+        await super().group_discard(group, channel)
+        # The library forgets the group before Redis is asked, and would never repeat a discard that failed.
+        name = self._get_group_channel_name(group)
+        if name not in self.groups:
+            await self._get_shard(name).unsubscribe(name)
 
 
 class _Shard(RedisSingleShardConnection):

@@ -14,10 +14,12 @@ import asyncio
 import logging
 import random
 import weakref
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 from uuid import UUID
 
+from channels import DEFAULT_CHANNEL_LAYER
 from django.dispatch import Signal
 
 from realtime import frames, groups, metrics, signals
@@ -33,6 +35,12 @@ logger = logging.getLogger("realtime.lifecycle")
 
 #: Reconnects of the clients of one process are spread over this many seconds.
 RECONNECT_WINDOW = 5.0
+#: Seconds after which an eviction goes on without a clean-up step that hangs; the step itself goes on too.
+CLEANUP_TIMEOUT = 10.0
+#: How often an eviction tries to leave a group before it is left to a round.
+LEAVE_TRIES = 2
+#: Seconds for the receivers of a signal, for whom admission and eviction wait.
+RECEIVERS_TIMEOUT = 5.0
 
 Result = TypeVar("Result")
 
@@ -43,18 +51,21 @@ class ConnectionGone(RealtimeError):
 
 # -- the hub of this process -----------------------------------------------------------------------
 
-_hubs: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Task[Hub]] = weakref.WeakKeyDictionary()
+_hubs: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Task[Hub]]] = (
+    weakref.WeakKeyDictionary()
+)
 _tasks: set[asyncio.Task[Any]] = set()
 
 
-async def hub() -> Hub:
-    """The hub of this event loop, started when first asked for. Raises LayerUnavailable,
-    RecordsUnavailable.
+async def hub(alias: str = DEFAULT_CHANNEL_LAYER) -> Hub:
+    """The hub of this event loop for the channel layer of this alias, started when first asked for.
+
+    Raises LayerUnavailable, RecordsUnavailable.
     """
-    loop = asyncio.get_running_loop()
-    starting = _hubs.get(loop)
+    hubs = _hubs.setdefault(asyncio.get_running_loop(), {})
+    starting = hubs.get(alias)
     if starting is None or (starting.done() and (starting.cancelled() or starting.exception() is not None)):
-        starting = _hubs[loop] = _spawn(Hub.start(evict=evict, on_kick=_kick, on_lost=_start_anew))
+        starting = hubs[alias] = _spawn(Hub.start(alias, evict=evict, on_kick=_kick, on_lost=_start_anew))
     return await asyncio.shield(starting)
 
 
@@ -64,34 +75,45 @@ def _start_anew(lost: Hub) -> None:
     Its connections have no open record any more, so they end; the next one finds a new hub with a new
     channel and a new row. The old hub stays until its evictions have left the groups under the old channel.
     """
+    if lost.ending is not None:
+        # It hears so from every round until it has stopped.
+        return
+    lost.ending = CloseReason.SERVER_LOST
     logger.error(
         "This process was declared lost; it closes %d connections and starts anew", len(lost.connections)
     )
-    loop = asyncio.get_running_loop()
-    current = _hubs.get(loop)
-    if current is not None and current.done() and current.result() is lost:
-        del _hubs[loop]
+    hubs = _hubs.get(asyncio.get_running_loop(), {})
+    for alias, starting in tuple(hubs.items()):
+        if starting.done() and not starting.exception() and starting.result() is lost:
+            del hubs[alias]
     _spawn(_retire(lost, CloseReason.SERVER_LOST))
 
 
 async def stop() -> None:
-    """End this loop's hub as planned: evict every connection, then record that the process has stopped."""
-    starting = _hubs.pop(asyncio.get_running_loop(), None)
-    if starting is None or not starting.done() or starting.exception() is not None:
-        return
-    stopping = starting.result()
-    await _retire(stopping, CloseReason.SERVER_RESTART)
+    """End this loop's hubs as planned: evict every connection, then record that the process has stopped."""
+    hubs = tuple(_hubs.pop(asyncio.get_running_loop(), {}).values())
+    if hubs:
+        # One that is being started would outlive this.
+        await asyncio.wait(hubs)
+    started = [hub.result() for hub in hubs if not hub.cancelled() and hub.exception() is None]
+    await asyncio.gather(*(_retire(hub, CloseReason.SERVER_RESTART) for hub in started))
 
 
 async def _retire(old: Hub, reason: CloseReason) -> None:
     old.ending = reason
     # Those whose record is being written now have to end with the others, or they would outlive the hub.
-    while present := {*old.connections.values(), *old.admitting}:
-        await asyncio.gather(*(evict(connection, reason) for connection in present))
+    for connection in {*old.connections.values(), *old.admitting}:
+        evict(connection, reason)
+    # Also those that began to end before: their writes need the ledger.
+    while old.evictions:
+        await asyncio.wait(tuple(old.evictions))
     try:
         await old.ledger.stop_process(old.process)
     except RecordsUnavailable as error:
         logger.warning("The end of this process was not recorded; rounds will find it lost: %s", error)
+    # What hangs even now is on the to-do list, and the next round does it.
+    for step in tuple(old.cleanups):
+        step.cancel()
     await old.stop()
 
 
@@ -108,15 +130,16 @@ async def admit(connection: Connection) -> None:
         connection.admission = _spawn(_admit(connection))
     # Shielded: a consumer that is cancelled here leaves a write in flight, whose outcome eviction has to
     # know.
-    await asyncio.shield(connection.admission)
+    await _uninterrupted(connection.admission)
     if connection.gone:
         raise ConnectionGone
 
 
 async def _admit(connection: Connection) -> None:
-    home = await hub()
+    home = await hub(connection.alias)
     if home.ending is not None:
         evict(connection, home.ending)
+    if connection.gone:
         return
     scope = connection.scope
     headers = dict(scope.get("headers", ()))
@@ -136,6 +159,10 @@ async def _admit(connection: Connection) -> None:
     home.admitting.add(connection)
     try:
         await home.ledger.open(opening)
+    except RecordsUnavailable as error:
+        if error.never_written:
+            connection.opening = None
+        raise
     finally:
         home.admitting.discard(connection)
     if not connection.gone:
@@ -160,26 +187,31 @@ async def group_add(connection: Connection, group: str) -> None:
     await admit(connection)
     if group in connection.groups:
         return
+    # Now, so that a `group_discard` that follows finds it, and an eviction leaves it.
+    connection.joined.add(group)
     # A task of its own, like every sequence here: cancelled half-way, nobody would know whether the layer
     # has the membership.
-    await asyncio.shield(_spawn(_group_add(connection, group)))
+    await _uninterrupted(_spawn(_group_add(connection, group)))
     if connection.gone:
         raise ConnectionGone
 
 
 async def _group_add(connection: Connection, group: str) -> None:
     home = _home(connection)
-    async with connection.changing:
+    async with _turn(connection):
+        if connection.gone:
+            # It ended while an earlier change had its turn, and its eviction may be done with this group.
+            return
         # The row goes first. After a crash between the two there is a row for a membership that never was,
         # and to discard that does no harm; the other way round there would be a membership that nobody
         # knows of.
-        connection.joined.add(group)
-        await home.ledger.join(_join(connection, group))
         try:
+            await home.ledger.join(_join(connection, group))
             await home.add_member(connection, group)
-        except groups.LayerUnavailable:
-            # The layer may have done it all the same, so this is left like any other membership.
-            _spawn(_leave(connection, [group]))
+        except Exception:
+            # The database or the layer may have done it all the same, so this is left like any other
+            # membership.
+            _clean(home, _leave(connection, group))
             raise
 
 
@@ -207,13 +239,17 @@ def write(connection: Connection, frame: frames.ServerFrame) -> None:
 async def group_discard(connection: Connection, group: str) -> None:
     """Nothing more from this group is written to the connection, from the moment of the call.
 
-    The membership that the layer fails to discard stays on the to-do list, and a later round brings it back
-    here.
+    The membership that the layer fails to discard stays on the to-do list: the connection's eviction tries
+    again, and rounds after that. A database that hangs is waited for a few seconds at most.
     """
-    if connection.hub is None or group not in connection.joined:
+    if connection.hub is None or connection.gone or group not in connection.joined:
+        # Once it is gone, its eviction leaves all.
         return
     connection.hub.remove_member(connection, group)
-    await asyncio.shield(_spawn(_leave(connection, [group])))
+    leaving = _clean(connection.hub, _leave(connection, group))
+    done, _ = await asyncio.wait([leaving], timeout=CLEANUP_TIMEOUT)
+    for each in done:
+        each.result()
 
 
 def evict(connection: Connection, reason: CloseReason, event: Event | None = None) -> asyncio.Task[None]:
@@ -232,6 +268,7 @@ def evict(connection: Connection, reason: CloseReason, event: Event | None = Non
         connection.close_code = reason.code if event is None else event.get("code", reason.code)
         if connection.hub is not None:
             connection.hub.remove(connection)
+            _keep(connection.hub.evictions, connection.eviction)
         # The socket goes before the slow, shared clean-up: a client that waits behind a slow Redis to be
         # closed opens a second connection meanwhile, and a third (centrifuge-js#371).
         if event is not None and event["type"] == "websocket.disconnect":
@@ -249,39 +286,66 @@ async def _evict(connection: Connection) -> None:
     opening, reason = connection.opening, connection.reason
     if opening is None or reason is None:
         return
+    home, fields = _home(connection), connection.log_fields()
     closing = Closing(id=opening.id, reason=reason, code=connection.close_code)
     # Side by side, because neither may wait for the other: a hung Redis must not keep the record open, nor
     # a hung database the membership alive.
-    results = await asyncio.gather(
-        _home(connection).ledger.close(closing),
-        _leave(connection, tuple(connection.joined)),
-        return_exceptions=True,
-    )
-    for error in results:
-        if isinstance(error, Exception):
-            logger.error("An eviction left something undone", exc_info=error, extra=connection.log_fields())
-    metrics.closed.labels(reason=reason.value).inc()
-    logger.info("Connection closed: %s", reason.value, extra=connection.log_fields())
+    steps = [
+        _clean(home, _close_record(home, closing)),
+        _clean(home, _leave_all(home, [_join(connection, group) for group in connection.joined])),
+    ]
+    done, _ = await asyncio.wait(steps, timeout=CLEANUP_TIMEOUT)
+    for step in done:
+        if error := step.exception():
+            logger.error("An eviction left something undone", exc_info=error, extra=fields)
+    logger.info("Connection closed: %s", reason.value, extra=fields)
     if connection.announced:
         await _tell(signals.connection_closed, connection=opening, reason=reason)
 
 
-async def _leave(connection: Connection, names: Sequence[str]) -> None:
-    """The layer first, the rows after it: a row that says left must be true."""
+async def _close_record(home: Hub, closing: Closing) -> None:
+    # Who closed the record counts the death, so that none is counted twice.
+    if await home.ledger.close(closing):
+        metrics.closed.labels(reason=closing.reason.value).inc()
+
+
+async def _leave_all(home: Hub, joins: Sequence[Join]) -> None:
+    """Leave memberships of connections that are gone: the layer first, the rows after it, because a row that
+    says left must be true.
+
+    It takes no turn of the connection's: nothing is joined any more, a `group_add` under way holds the lock
+    of its group, and an earlier change may be waiting for a database that hangs.
+    """
+    names = sorted({join.group for join in joins})
+    outcomes = await asyncio.gather(*(_left(home, group) for group in names))
+    left = {group for group, was_left in zip(names, outcomes, strict=True) if was_left}
+    await home.ledger.leave([join for join in joins if join.group in left])
+
+
+async def _left(home: Hub, group: str, tries: int = LEAVE_TRIES) -> bool:
+    """Whether the process could leave the group, or need not, because it has other members there."""
+    for attempt in range(1, tries + 1):
+        try:
+            await home.leave(group)
+        except groups.LayerUnavailable as error:
+            if attempt == tries:
+                logger.warning("Group %s was not left; a later round will: %s", group, error)
+        else:
+            return True
+    return False
+
+
+async def _leave(connection: Connection, group: str) -> None:
+    """Leave one group of a connection that may go on."""
     home = _home(connection)
     async with connection.changing:
-        left = []
-        for group in names:
-            # Again, because a `group_add` that held the lock until now may have brought it back.
-            home.remove_member(connection, group)
-            try:
-                await home.leave(group)
-            except groups.LayerUnavailable as error:
-                logger.warning("Group %s was not left; a later round will: %s", group, error)
-            else:
-                left.append(group)
-        connection.joined.difference_update(left)
-        await home.ledger.leave([_join(connection, group) for group in left])
+        # Again, because a `group_add` that had its turn until now may have brought it back.
+        home.remove_member(connection, group)
+        if await _left(home, group):
+            connection.joined.discard(group)
+            # Within the turn: a `group_add` that follows must find the row left, or it would take it for its
+            # own.
+            await home.ledger.leave([_join(connection, group)])
 
 
 async def _kick(home: Hub, event: Event) -> None:
@@ -293,15 +357,10 @@ async def _kick(home: Hub, event: Event) -> None:
         connection = home.connections.get(UUID(connection_id))
         if connection is not None:
             evict(connection, reason)
-    left = []
-    for connection_id, group in event["memberships"]:
-        try:
-            await home.leave(group)
-        except groups.LayerUnavailable as error:
-            logger.warning("Group %s was not left; a later round will: %s", group, error)
-        else:
-            left.append(Join(UUID(connection_id), home.process, group))
-    await home.ledger.leave(left)
+    await _leave_all(
+        home,
+        [Join(UUID(connection_id), home.process, group) for connection_id, group in event["memberships"]],
+    )
 
 
 # -- small parts -----------------------------------------------------------------------------------
@@ -331,10 +390,59 @@ def _join(connection: Connection, group: str) -> Join:
     return Join(connection_id=connection.id, process_id=_home(connection).process, group=group)
 
 
+@asynccontextmanager
+async def _turn(connection: Connection) -> AsyncIterator[None]:
+    """Changes of one connection's groups take turns. Raises RecordsUnavailable when the one before hangs."""
+    try:
+        async with asyncio.timeout(CLEANUP_TIMEOUT):
+            await connection.changing.acquire()
+    except TimeoutError as error:
+        raise RecordsUnavailable(
+            "The last change of this connection's groups is not recorded yet."
+        ) from error
+    try:
+        yield
+    finally:
+        connection.changing.release()
+
+
 async def _tell(signal: Signal, **what: Any) -> None:
-    for receiver, error in await signal.asend_robust(Connection, **what) if signal.receivers else ():
+    if not signal.receivers:
+        return
+    try:
+        async with asyncio.timeout(RECEIVERS_TIMEOUT):
+            answers = await signal.asend_robust(Connection, **what)
+    except TimeoutError:
+        logger.error(
+            "The receivers of a signal took more than %s s; nobody waits for them", RECEIVERS_TIMEOUT
+        )
+        return
+    for receiver, error in answers:
         if isinstance(error, Exception):
             logger.error("A receiver of a signal failed: %r", receiver, exc_info=error)
+
+
+async def _uninterrupted(task: asyncio.Task[None]) -> None:
+    """Wait for a task that goes on when the waiter is cancelled, who then does not hear of its failure."""
+    task.add_done_callback(_heard)
+    await asyncio.shield(task)
+
+
+def _heard(task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        task.exception()
+
+
+def _clean(home: Hub, step: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """Begin a clean-up step; it goes on when whoever began it waits no more, for as long as the hub lives."""
+    task = _spawn(step)
+    _keep(home.cleanups, task)
+    return task
+
+
+def _keep(tasks: set[asyncio.Task[None]], task: asyncio.Task[None]) -> None:
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
 
 
 def _spawn(work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:

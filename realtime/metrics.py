@@ -49,4 +49,4 @@ stalled = Counter(
 loop_lag = Gauge("realtime_loop_lag_seconds", "How late the event loop ran its last tick.")
 
 rounds = Counter("realtime_rounds", "Rounds run by this process, by outcome.", ["outcome"])
-processes_lost = Counter("realtime_processes_lost", "Processes that rounds of this process declared lost.")
+processes_lost = Counter("realtime_processes_lost", "Processes that this process declared lost.")

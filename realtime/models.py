@@ -45,10 +45,14 @@ class Process(models.Model):
     """One run of one server process. A process that starts anew gets a new row."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    channel_name = models.CharField(max_length=100)
-    """The hub's channel in the channel layer."""
+    channel_name = models.CharField(max_length=200)
+    """The hub's address: its channel, after the alias of the layer and a colon unless that is the default."""
     host = models.CharField(max_length=255)
     pid = models.PositiveIntegerField()
+    pid_namespace = models.CharField(max_length=100, default="")
+    """Where `pid` means something (machine, boot, PID namespace); empty where that cannot be known."""
+    pid_began = models.BigIntegerField(default=0)
+    """Clock ticks from the machine's boot to the start of what has this pid; 0 where unknown."""
     started_at = models.DateTimeField()
     last_round = models.BigIntegerField(default=0)
     """The highest round that this process answered."""

@@ -60,6 +60,8 @@ class Pulse:
         if connection.liveness is not None and connection.reason is not None:
             silence = self.now() - connection.liveness.last_proof_at
             metrics.zombie_lifetime.labels(reason=connection.reason.value).observe(silence)
+        # What is written to it in its last moments must not bring it back here.
+        connection.liveness = None
 
     def wrote(self, connection: Connection, size: int) -> None:
         liveness = connection.liveness

@@ -16,7 +16,7 @@ from typing import TypeVar
 from channels.db import database_sync_to_async
 from django.db import Error as DatabaseFailure
 
-from realtime import groups, metrics, records
+from realtime import groups, metrics, records, sweep
 from realtime.closing import CloseReason
 from realtime.liveness import RollCall
 from realtime.records import Asked, Leftover, LostProcess
@@ -78,6 +78,7 @@ class Reaper:
             return None
         clock = asyncio.get_running_loop().time
         began = self._claimed_at = clock()
+        gone = await sweep.declare_gone(_database)
         asked, unreachable, roll_call = await self._ask(number)
         await self._wait(number, roll_call, asked)
         # Who was not given the whole time to answer has not missed the round.
@@ -89,7 +90,7 @@ class Reaper:
             asked=len(asked),
             unreachable=unreachable,
             answered=answered,
-            lost=len(lost),
+            lost=len(gone) + len(lost),
             reaped=reaped,
             discarded=discarded,
             kicked=kicked,
@@ -203,33 +204,9 @@ class Reaper:
 
     async def _sweep(self) -> tuple[int, int, int]:
         """Put right what ended processes held, and tell living ones what they have left undone."""
-        reaped = discarded = 0
-        for process in await _database(records.lost_processes_to_sweep):
-            reaped += await self._close_records(process)
-            discarded += await self._leave_groups(process)
-        return reaped, discarded, await self._kick(await _database(records.leftovers))
-
-    async def _close_records(self, process: LostProcess) -> int:
-        """In batches, each a transaction of its own, so that nobody else waits long for the tables."""
-        stamp, closed = uuid.uuid4(), 0
-        while not self.stopping.is_set() and (
-            batch := await _database(records.close_lost_records, process.id, stamp)
-        ):
-            closed += batch
-        metrics.closed.labels(reason=CloseReason.SERVER_LOST.value).inc(closed)
-        return closed
-
-    async def _leave_groups(self, process: LostProcess) -> int:
-        discarded = 0
-        while not self.stopping.is_set() and (batch := await _database(records.groups_to_leave, process.id)):
-            for group in batch:
-                await groups.discard(group, process.channel_name)
-            # Only what was discarded is written off: a layer that fails half-way leaves the rest on the
-            # to-do list.
-            await _database(records.left_groups, process.id, batch)
-            discarded += len(batch)
-        await groups.forget_channel(process.channel_name)
-        return discarded
+        ended = await _database(records.lost_processes_to_sweep)
+        done = await sweep.sweep(ended, _database, self.stopping.is_set)
+        return done.reaped, done.discarded, await self._kick(await _database(records.leftovers))
 
     async def _kick(self, leftovers: list[Leftover]) -> int:
         """A living process leaves its groups itself: only it knows whether somebody else has joined them

@@ -81,6 +81,15 @@ class LostProcess:
 
 
 @dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A running process on this machine, and how to tell whether it still exists (see `pids.is_gone`)."""
+
+    id: uuid.UUID
+    pid: int
+    pid_began: int
+
+
+@dataclass(frozen=True, slots=True)
 class Leftover:
     """A membership that a running process still has to leave, although its connection is closed."""
 
@@ -102,9 +111,20 @@ class Counts:
 # Processes
 
 
-def start_process(channel_name: str, host: str, pid: int) -> uuid.UUID:
-    """Record a server process that starts, and return its id."""
-    process = Process(channel_name=channel_name, host=_cut(host, Process, "host"), pid=pid, started_at=Now())
+def start_process(
+    channel_name: str, host: str, pid: int, pid_namespace: str = "", pid_began: int = 0
+) -> uuid.UUID:
+    """Record a server process that starts, and return its id. `pid_namespace` and `pid_began` are as in
+    `pids.Pid`; without them, nobody judges it by its pid.
+    """
+    process = Process(
+        channel_name=channel_name,
+        host=_cut(host, Process, "host"),
+        pid=pid,
+        pid_namespace=_cut(pid_namespace, Process, "pid_namespace"),
+        pid_began=pid_began,
+        started_at=Now(),
+    )
     process.save(using=_database(), force_insert=True)
     return process.id
 
@@ -274,15 +294,33 @@ def judge(number: int, silent: Collection[uuid.UUID], misses_allowed: int) -> li
         # The locks are held to the end, so an answer comes wholly before the verdict or wholly after it.
         _lock(accused)
         accused.update(missed=F("missed") + 1)
-        found = accused.filter(missed__gt=misses_allowed)
-        lost = _lost(found)
-        found.filter(pk__in=[process.id for process in lost]).update(lost=True, stopped_at=Now())
-    return lost
+        return _end(accused.filter(missed__gt=misses_allowed))
 
 
 def answered(processes: Collection[uuid.UUID]) -> None:
     """Forget the misses of processes that answered a round, though perhaps not in their own row."""
     Process.objects.using(_database()).running().filter(pk__in=processes).update(missed=0)
+
+
+# Processes whose pid is gone
+
+
+def processes_of(host: str, pid_namespace: str) -> list[Neighbour]:
+    """Running processes whose pids mean something to whoever is in this namespace of this host."""
+    running = Process.objects.using(_database()).running().filter(host=_cut(host, Process, "host"))
+    rows = running.filter(pid_namespace=pid_namespace).values_list("id", "pid", "pid_began")
+    return [Neighbour(*row) for row in rows]
+
+
+def declare_lost(processes: Collection[uuid.UUID]) -> list[LostProcess]:
+    """Declare lost those of these that run, without a round; to be called only for processes that have
+    certainly ended. Returns those that this call declared lost.
+    """
+    using = _database()
+    with transaction.atomic(using=using):
+        found = Process.objects.using(using).running().filter(pk__in=processes)
+        _lock(found)
+        return _end(found)
 
 
 # Sweeps
@@ -291,6 +329,12 @@ def answered(processes: Collection[uuid.UUID]) -> None:
 def lost_processes_to_sweep() -> list[LostProcess]:
     """Processes that ended, however and whenever, and still have open records or memberships."""
     return _lost(Process.objects.using(_database()).to_sweep())
+
+
+def neighbours_to_sweep(host: str, pid_namespace: str) -> list[LostProcess]:
+    """Those of `lost_processes_to_sweep` that ran in this namespace of this host."""
+    ended = Process.objects.using(_database()).to_sweep().filter(host=_cut(host, Process, "host"))
+    return _lost(ended.filter(pid_namespace=pid_namespace))
 
 
 def close_lost_records(process_id: uuid.UUID, stamp: uuid.UUID, limit: int = BATCH) -> int:
@@ -383,6 +427,13 @@ def _database() -> str:
 def _lost(processes: "QuerySet[Process]") -> list[LostProcess]:
     rows = processes.order_by("started_at", "pk").values_list("id", "channel_name", "host", "pid")
     return [LostProcess(*row) for row in rows]
+
+
+def _end(processes: "QuerySet[Process]") -> list[LostProcess]:
+    """Declare running processes lost whose rows this transaction has locked, and return them."""
+    lost = _lost(processes)
+    processes.filter(pk__in=[process.id for process in lost]).update(lost=True, stopped_at=Now())
+    return lost
 
 
 def _lock(rows: "QuerySet[_Row]") -> None:

@@ -28,7 +28,7 @@ from realtime.closing import CloseReason
 #: Seconds to wait for something that the application is expected to do.
 PATIENCE = 5.0
 
-_IN_MEMORY = {"default": {"BACKEND": "realtime.layers.MemoryLayer"}}
+_IN_MEMORY = {"BACKEND": "realtime.layers.MemoryLayer"}
 
 
 class Client:
@@ -37,6 +37,7 @@ class Client:
     def __init__(self, communicator: WebsocketCommunicator) -> None:
         self._communicator = communicator
         self._connection: Any = None
+        self._end_expected = False
         self.subprotocol: str | None = None
         self.welcome: dict[str, Any] | None = None
         """The welcome frame, where the client offered `realtime.v1`."""
@@ -79,14 +80,23 @@ class Client:
         deadline = asyncio.get_running_loop().time() + within
         while (event := await self._event(deadline))["type"] != "websocket.close":
             pass
+        self._end_expected = True
         found = event.get("code", 1000)
         if found != code:
             raise AssertionError(f"The connection was closed with {found}, not with {code}.")
 
     async def close(self, code: int = 1000) -> None:
-        """Close from the client's side, and wait for the application to finish; again does nothing."""
+        """Close from the client's side, and wait for the application to finish; again does nothing.
+
+        Raises what a handler raised, unless `assert_closed` has seen the connection end.
+        """
         if not self._communicator.future.done():
-            await self._communicator.disconnect(code=code, timeout=PATIENCE)
+            await self._communicator.send_input({"type": "websocket.disconnect", "code": code})
+        try:
+            await self._communicator.wait(PATIENCE)
+        except Exception:
+            if not self._end_expected:
+                raise
 
     async def _event(self, deadline: float) -> dict[str, Any]:
         """The next ASGI event; Channels' own method would end an application that is late."""
@@ -167,8 +177,10 @@ async def _process() -> AsyncIterator[None]:
             _open[loop] -= 1
         return
     _open[loop] = 1
+    layers = {"default", *getattr(settings, "CHANNEL_LAYERS", {})}
     settings_of_tests = override_settings(
-        CHANNEL_LAYERS=_IN_MEMORY, REALTIME={**getattr(settings, "REALTIME", {}), "LEDGER": "inline"}
+        CHANNEL_LAYERS=dict.fromkeys(layers, _IN_MEMORY),
+        REALTIME={**getattr(settings, "REALTIME", {}), "LEDGER": "inline"},
     )
     # Channels closes old connections around each event, and takes one inside a test's transaction for old.
     # Django's own test client leaves that out likewise.

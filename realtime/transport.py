@@ -10,6 +10,7 @@ import logging
 import types
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextlib import suppress
 from contextvars import copy_context
 from typing import Any
 
@@ -44,6 +45,7 @@ class AsgiTransport:
         self._context = copy_context()
         self._queue: deque[tuple[Callable[[], Awaitable[None]], int]] = deque()
         self._writer: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
         self.unsent = 0
         """Bytes that wait in this queue; what the server has taken and not yet sent, ASGI does not tell."""
         self.accepted = False
@@ -51,8 +53,10 @@ class AsgiTransport:
 
     async def accept(self, event: Event, first: Event | None = None) -> None:
         """Complete the handshake, then send `first`, then what was written meanwhile. Raises what the server
-        raises.
+        raises. After `close` or `abandon` nothing is left to accept.
         """
+        if self.closed:
+            return
         await self._send(event)
         self.accepted = True
         if self._queue and first is not None:
@@ -90,20 +94,23 @@ class AsgiTransport:
             await asyncio.wait([self._writer])
 
     def close(self, event: Event, last_words: Event | None = None) -> None:
-        """Send `last_words` and this close event, as far as that goes without waiting; everything later is
-        dropped.
+        """Send `last_words` and this close event, without waiting; everything later is dropped.
 
         A handshake that was not accepted is refused by this.
         """
         if self.closed:
             return
         self.abandon()
-        if last_words is not None and self.accepted:
-            self._try(last_words)
-        if not self._try(event) and event.get("code") is not None:
-            # Daphne refuses codes other than 1000 and 3000-4999 with an exception that leaves the socket
-            # open.
-            self._try({"type": "websocket.close"})
+        ending = self._end(event, last_words if self.accepted else None)
+        if self._prompt:
+            try:
+                waits_for = self._context.run(ending.send, None)
+            except StopIteration:
+                return
+            ending = _resume(ending, waits_for)
+        # A middleware may await something before it passes the close on.
+        finishing = self._finish(ending)
+        self._closing = asyncio.get_running_loop().create_task(finishing, context=self._context)
 
     def abandon(self) -> None:
         """The peer is gone: nothing more is sent."""
@@ -113,18 +120,27 @@ class AsgiTransport:
         if self._writer is not None and self._writer is not asyncio.current_task():
             self._writer.cancel()
 
-    def _try(self, event: Event) -> bool:
-        """Drive one send without waiting; False when the server raised."""
-        sending = self._send(event)
+    async def _end(self, event: Event, last_words: Event | None) -> None:
+        if last_words is not None:
+            await self._try(last_words)
+        if not await self._try(event) and event.get("code") is not None:
+            # Daphne refuses codes other than 1000 and 3000-4999 with an exception that leaves the socket
+            # open.
+            await self._try({"type": "websocket.close"})
+
+    async def _try(self, event: Event) -> bool:
+        """False when the server raised."""
         try:
-            self._context.run(sending.send, None)
-        except StopIteration:
-            return True
+            await self._send(event)
         except Exception as error:
             logger.debug("The server refused %s: %r", event["type"], error)
             return False
-        sending.close()
         return True
+
+    async def _finish(self, ending: Awaitable[None]) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._send_timeout):
+                await ending
 
     def _enqueue(self, send: Callable[[], Awaitable[None]], size: int) -> None:
         self._queue.append((send, size))
@@ -179,9 +195,18 @@ def finishes_at_once(send: Send) -> bool:
     """Whether this `send` belongs to a server that is known to finish at the first step, seen through
     Channels' wrapper.
     """
+    return _module(send).startswith(_PROMPT_MODULES)
+
+
+def is_test_client(send: Send) -> bool:
+    """Whether this `send` belongs to Channels' test client, which is an asyncio.Queue."""
+    return _module(send) == "asyncio.queues"
+
+
+def _module(send: Send) -> str:
     target: Any = send
     while (wrapper := getattr(target, "__self__", None)) is not None and hasattr(wrapper, "real_send"):
         target = wrapper.real_send
     while isinstance(target, functools.partial):
         target = target.func
-    return str(getattr(target, "__module__", "")).startswith(_PROMPT_MODULES)
+    return str(getattr(target, "__module__", ""))

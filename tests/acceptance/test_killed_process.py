@@ -1,4 +1,8 @@
-"""A server process is killed: what it held is put right within the bound, and nobody else notices."""
+"""A server process is killed: what it held is put right within the bound, and nobody else notices.
+
+The servers look as if they ran on another machine than the reapers, which else would find at once that a
+pid is gone.
+"""
 
 import asyncio
 import json
@@ -61,6 +65,7 @@ async def test_what_a_killed_process_held_is_put_right_and_the_others_lose_nothi
     ):
         await in_both_groups(lost + kept)
         assert site.open_connections(doomed) == site.open_connections(healthy) == CONNECTIONS
+        site.look_remote()
         assert site.open_memberships(doomed) == site.open_memberships(healthy) == 2 * CONNECTIONS
         channels = {
             row["pid"]: row["channel_name"]
@@ -119,6 +124,7 @@ async def test_two_reapers_put_a_killed_process_right_once(pairing: Pairing, sta
     async with crowd(50, doomed.websocket(f"/ws/{GROUPS[0]}/")):
         # The bound counts from the death only where rounds are being run already.
         await eventually_async(lambda: any(reaper.log_text() for reaper in reapers), within=15)
+        site.look_remote()
         doomed.kill()
         await eventually_async(
             lambda: site.open_connections(doomed) + site.open_memberships(doomed) == 0,
@@ -145,6 +151,7 @@ async def test_a_killed_reaper_is_replaced_by_any_other(pairing: Pairing, start_
     doomed = site.serve()
     first = site.reaper("--interval", str(INTERVAL), "--timeout", str(TIMEOUT))
     async with crowd(20, doomed.websocket(f"/ws/{GROUPS[0]}/")):
+        site.look_remote()
         doomed.kill()
         # One miss is counted, the verdict is still to come.
         await eventually_async(

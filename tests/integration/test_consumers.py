@@ -12,7 +12,7 @@ from channels.routing import URLRouter
 from channels.testing import WebsocketCommunicator
 from django.contrib.auth.models import AnonymousUser, User
 
-from realtime import apublish, consumers, frames, lifecycle
+from realtime import apublish, frames, lifecycle, serving
 from realtime.closing import CloseReason
 from realtime.consumers import RealtimeConsumer
 from realtime.models import Connection as Record
@@ -28,7 +28,7 @@ V1 = [frames.SUBPROTOCOL]
 @pytest.fixture(autouse=True)
 def _no_server_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     """Channels' test client reports no disconnect after a close, so waiting for one is shortened."""
-    monkeypatch.setattr(consumers, "DISCONNECT_TIMEOUT", 0.2)
+    monkeypatch.setattr(serving, "DISCONNECT_TIMEOUT", 0.2)
 
 
 def communicator(
@@ -325,7 +325,8 @@ class TestRealtimeConsumer:
         await client.connect()
         await client.send_to(text_data="x")
         assert await closed(client) == 4000
-        await client.wait(timeout=5)
+        with pytest.raises(ZeroDivisionError):
+            await client.wait(timeout=5)
         assert (await ended()).close_reason == "handler_error"
         assert told == [4000]
         assert len([entry for entry in caplog.records if entry.exc_info]) == 1
@@ -339,7 +340,8 @@ class TestRealtimeConsumer:
         client = communicator(Buggy.as_asgi())
         await client.connect()
         assert await closed(client) == 4000
-        await client.wait(timeout=5)
+        with pytest.raises(ZeroDivisionError):
+            await client.wait(timeout=5)
         assert not await Membership.objects.to_leave().aexists()
         assert (await ended()).close_reason == "handler_error"
 

@@ -9,8 +9,10 @@ import pytest
 import pytest_asyncio
 import redis
 
-from realtime.layers import STAMP, CoreLayer, MemoryLayer, PubSubLayer
+from realtime.layers import MARK, MESSAGE, STAMP, CoreLayer, MemoryLayer, PubSubLayer
 from tests.support.servers import RedisServer
+
+pytestmark = pytest.mark.acceptance  # for the real Redis, and the seconds that its restarts take
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,25 @@ async def test_everybody_else_sees_plain_channels(layer: Any) -> None:
     assert await within(5, layer.receive(channel)) == {"type": "x", "n": 1}
 
 
+async def test_two_receivers_of_one_process_have_a_message_each(layer: Any) -> None:
+    """The core layer hands all receivers of a process one and the same object."""
+    hub, consumer = await joined(layer, "g"), await joined(layer, "g")
+    for _ in range(2):
+        await layer.group_send("g", {"type": "x"})
+    for _ in range(2):
+        assert await within(5, layer.receive(consumer)) == {"type": "x"}
+        assert await within(5, layer.receive_stamped(hub)) == {"type": "x", STAMP: "g"}
+
+
+@pytest.mark.parametrize("kind", [MARK, MESSAGE])
+async def test_what_only_hubs_understand_no_other_member_of_a_group_receives(layer: Any, kind: str) -> None:
+    hub, consumer = await joined(layer, "g"), await joined(layer, "g")
+    await layer.group_send("g", {"type": kind})
+    await layer.group_send("g", {"type": "x"})
+    assert await within(5, layer.receive(consumer)) == {"type": "x"}
+    assert (await within(5, layer.receive_stamped(hub)))["type"] == kind
+
+
 async def test_a_message_to_a_channel_bears_no_stamp(layer: Any) -> None:
     channel = await layer.new_channel()
     receiving = asyncio.ensure_future(layer.receive_stamped(channel))
@@ -90,7 +111,6 @@ async def test_a_receiver_outlives_a_restart_of_redis(backend: Any, tmp_path: Pa
         await layer.flush()
 
 
-@pytest.mark.acceptance  # for its six seconds
 @pytest.mark.parametrize("backend", [CoreLayer, PubSubLayer])
 async def test_an_idle_receiver_is_not_given_up(backend: Any, server: RedisServer) -> None:
     """redis-py 8 ends reads after 5 s by itself, in the moment in which the core layer's own 5 s end."""
@@ -127,3 +147,23 @@ async def test_own_host_options_are_kept(server: RedisServer) -> None:
     layer = CoreLayer(hosts=[{"address": server.url, "max_connections": 3}])
     assert layer.create_pool(0).max_connections == 3
     assert layer.capacity == 10_000
+
+
+async def test_a_group_that_redis_did_not_leave_is_left_by_the_next_discard(server: RedisServer) -> None:
+    layer = PubSubLayer(hosts=[server.url])
+    channel = await layer.new_channel()
+    await layer.group_add("g", channel)
+    shard, name = layer._shards[0], layer._get_group_channel_name("g")
+    pubsub, unsubscribe = shard._pubsub, shard._pubsub.unsubscribe
+
+    async def failing(*names: str) -> None:
+        raise OSError("connection lost")
+
+    pubsub.unsubscribe = failing
+    with pytest.raises(OSError, match="connection lost"):
+        await layer.group_discard("g", channel)
+    pubsub.unsubscribe = unsubscribe
+    assert name in shard._subscribed_to
+    await layer.group_discard("g", channel)
+    assert name not in shard._subscribed_to
+    await layer.flush()

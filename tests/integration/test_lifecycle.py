@@ -1,6 +1,8 @@
 """The sequences of writes: what stands in the database, the layer and the hub after each of them."""
 
 import asyncio
+import gc
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -361,3 +363,144 @@ def _connected(opened: Callable[..., Any], closed: Callable[..., Any], broken: C
         (signals.connection_opened, opened),
         (signals.connection_closed, closed),
     ]
+
+
+async def test_of_many_that_end_at_once_the_first_leaves_their_group_for_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    peers = await asyncio.gather(*(Peer().open("g") for _ in range(20)))
+    discard, discarded = groups.discard, []
+
+    async def counting(group: str, channel: str) -> None:
+        discarded.append(group)
+        await discard(group, channel)
+
+    monkeypatch.setattr(groups, "discard", counting)
+    await asyncio.gather(*(lifecycle.evict(peer.connection, CloseReason.CLIENT_LOST) for peer in peers))
+    assert discarded == ["g"]
+    assert not await Membership.objects.to_leave().aexists()
+
+
+@pytest.fixture
+def hung_layer(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From its call on, the layer takes each question and answers none."""
+
+    def hang() -> None:
+        async def hanging(*_: Any) -> None:
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(groups, "CALL_TIMEOUT", 0.1)
+        monkeypatch.setattr(get_channel_layer(), "group_add", hanging)
+        monkeypatch.setattr(get_channel_layer(), "group_discard", hanging)
+
+    return hang
+
+
+async def test_a_hung_layer_is_waited_for_once_however_many_groups_are_left(
+    hung_layer: Callable[[], None],
+) -> None:
+    names = [f"g{number}" for number in range(40)]
+    peer = await Peer().open(*names)
+    hung_layer()
+    async with asyncio.timeout(2):
+        await lifecycle.evict(peer.connection, CloseReason.CLIENT_LOST)
+    assert (await peer.record()).close_reason == "client_lost"
+    assert await Membership.objects.to_leave().acount() == 40
+
+
+async def test_a_hung_layer_keeps_nobody_waiting_behind_many_others(hung_layer: Callable[[], None]) -> None:
+    peers = await asyncio.gather(*(Peer().open() for _ in range(40)))
+    hung_layer()
+    async with asyncio.timeout(2):
+        outcomes = await asyncio.gather(
+            *(lifecycle.group_add(peer.connection, "g") for peer in peers), return_exceptions=True
+        )
+    assert {type(outcome) for outcome in outcomes} == {groups.LayerUnavailable}
+
+
+async def test_a_hung_database_keeps_no_handler_that_leaves_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifecycle, "CLEANUP_TIMEOUT", 0.1)
+    peer = await Peer().open("g")
+    goes_on, leave = threading.Event(), records.leave_memberships
+
+    def hanging(joins: Any) -> int:
+        assert goes_on.wait(10)
+        return leave(joins)
+
+    monkeypatch.setattr(records, "leave_memberships", hanging)
+    async with asyncio.timeout(2):
+        await lifecycle.group_discard(peer.connection, "g")
+        with pytest.raises(RecordsUnavailable):
+            await lifecycle.group_add(peer.connection, "g")
+    assert not await members_in_layer("g")
+    goes_on.set()
+    await eventually_left()
+    await lifecycle.group_add(peer.connection, "g")
+    assert await members_in_layer("g")
+
+
+async def test_the_last_call_decides_though_the_first_is_not_done() -> None:
+    peer = await Peer().open()
+    await asyncio.gather(
+        lifecycle.group_add(peer.connection, "g"), lifecycle.group_discard(peer.connection, "g")
+    )
+    assert peer.connection.groups == set()
+    assert not await Membership.objects.to_leave().aexists()
+    assert not await members_in_layer("g")
+
+
+async def test_a_receiver_that_hangs_keeps_nobody_from_being_let_in_or_cleaned_up(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(lifecycle, "RECEIVERS_TIMEOUT", 0.05)
+
+    async def hanging(**_: Any) -> None:
+        await asyncio.Event().wait()
+
+    for signal in (signals.connection_opened, signals.connection_closed):
+        signal.connect(hanging)
+        request.addfinalizer(lambda signal=signal: signal.disconnect(hanging))
+    async with asyncio.timeout(2):
+        peer = await Peer().open("g")
+        await lifecycle.evict(peer.connection, CloseReason.CLIENT_LOST)
+    assert (await peer.record()).close_reason == "client_lost"
+    assert caplog.text.count("nobody waits for them") == 2
+
+
+async def test_nothing_of_a_connection_that_ended_is_kept() -> None:
+    def how_many() -> int:
+        gc.collect()
+        return sum(isinstance(each, Connection) for each in gc.get_objects())
+
+    home, before = await lifecycle.hub(), how_many()
+    peers = await asyncio.gather(*(Peer().open("g", "h") for _ in range(20)))
+    assert how_many() == before + 20
+    await asyncio.gather(*(lifecycle.evict(peer.connection, CloseReason.CLIENT_LOST) for peer in peers))
+    peers.clear()
+    await eventually_async(lambda: how_many() == before, within=5)
+    assert not home.groups
+    assert not home._locks
+
+
+async def test_a_process_that_hears_twice_that_it_is_lost_starts_anew_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    peer = await Peer().open("g")
+    old = await lifecycle.hub()
+    await Process.objects.filter(pk=old.process).adelete()
+    for number in (1, 2, 3):
+        await groups.ask(old.channel, number, "realtime.nobody")
+    await eventually_async(lambda: old.ledger._thread._shutdown, within=5)
+    assert peer.connection.reason is CloseReason.SERVER_LOST
+    assert caplog.text.count("declared lost") == 1
+    assert "Traceback" not in caplog.text
+    assert await lifecycle.hub() is not old
+
+
+async def test_a_hub_that_is_being_started_does_not_outlive_the_stop() -> None:
+    starting = asyncio.ensure_future(lifecycle.hub())
+    await asyncio.sleep(0)
+    await lifecycle.stop()
+    home = await starting
+    assert home.ending is CloseReason.SERVER_RESTART
+    assert (await Process.objects.aget(pk=home.process)).stopped_at is not None

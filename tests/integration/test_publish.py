@@ -51,7 +51,7 @@ class Listener:
             ready.set()
             async with asyncio.timeout(10):
                 while len(self.frames) < wanted:
-                    self.frames.append(json.loads((await layer.receive(channel))["text"]))
+                    self.frames.append(json.loads((await layer.receive_stamped(channel))["text"]))
             await layer.group_discard(self.group, channel)
 
         thread = threading.Thread(target=asyncio.run, args=[listen()])
@@ -62,6 +62,7 @@ class Listener:
         return self.frames
 
 
+@pytest.mark.acceptance
 @pytest.mark.usefixtures("redis_layer")
 def test_synchronous_code_publishes() -> None:
     def publish() -> None:
@@ -72,12 +73,14 @@ def test_synchronous_code_publishes() -> None:
     assert [frame["data"] for frame in heard] == [{"at": "2026-01-02T00:00:00Z"}, None]
 
 
+@pytest.mark.acceptance
 @pytest.mark.usefixtures("redis_layer")
 def test_the_command_publishes_its_argument() -> None:
     heard = Listener("g").hear(1, lambda: call_command("publish", "g", '{"hello": 1}'))
     assert heard[0]["data"] == {"hello": 1}
 
 
+@pytest.mark.acceptance
 @pytest.mark.usefixtures("redis_layer")
 def test_the_command_publishes_standard_input_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO('1\n\n"two"\n'))
@@ -87,6 +90,7 @@ def test_the_command_publishes_standard_input_line_by_line(monkeypatch: pytest.M
     assert output.getvalue() == "2 published to g\n"
 
 
+@pytest.mark.acceptance
 @pytest.mark.usefixtures("redis_layer")
 def test_a_line_that_is_no_json_is_named_and_what_came_before_it_is_counted(
     monkeypatch: pytest.MonkeyPatch,

@@ -280,6 +280,7 @@ class TestMakeVenv:
         assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.acceptance  # a pytest of its own
 class TestRequireAll:
     """tests/conftest.py under REQUIRE_ALL=1."""
 

@@ -104,3 +104,22 @@ async def test_a_connection_that_was_closed_says_so() -> None:
         await client.send(text="stop")
         with pytest.raises(AssertionError, match="closed with 4001"):
             await client.receive()
+
+
+class Buggy(RealtimeConsumer):
+    async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+        raise ZeroDivisionError("a bug")
+
+
+@pytest.mark.django_db
+async def test_what_a_handler_raises_is_raised_at_the_end_of_the_block() -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with connect(Buggy.as_asgi(), "/") as client:
+            await client.send(text="x")
+
+
+@pytest.mark.django_db
+async def test_what_a_handler_raises_is_not_raised_where_the_end_was_expected() -> None:
+    async with connect(Buggy.as_asgi(), "/") as client:
+        await client.send(text="x")
+        await client.assert_closed(CloseReason.HANDLER_ERROR)

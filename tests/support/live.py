@@ -1,4 +1,6 @@
-"""Settings of the programs that tests start: the project's own, with REALTIME from REALTIME_JSON."""
+"""Settings of the programs that tests start: the project's own, REALTIME from REALTIME_JSON, a second
+channel layer.
+"""
 
 import json
 import os
@@ -7,6 +9,8 @@ import os
 os.environ.setdefault("SECRET_KEY", "tests")
 
 from project.settings import *  # noqa: F403 - a settings module extends another by importing all of it
+from project.settings import CHANNEL_LAYERS, REDIS_URL
 
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 REALTIME = json.loads(os.environ.get("REALTIME_JSON") or "{}")
+CHANNEL_LAYERS["other"] = {**CHANNEL_LAYERS["default"], "CONFIG": {"hosts": [REDIS_URL], "prefix": "other"}}

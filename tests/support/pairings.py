@@ -1,4 +1,4 @@
-"""Which layer, server and database a test runs on: one pairing in `make test`, all in `make test-all`."""
+"""Layer, server and database of a test: one or two pairings in `make test`, all four in `make test-all`."""
 
 from dataclasses import dataclass
 
@@ -24,10 +24,10 @@ PAIRINGS = (
 )
 
 
-def pairings(everyday: str) -> list[object]:
-    """Parameters for a test: the `everyday` pairing runs always, the others carry the mark `matrix`."""
-    assert everyday in map(str, PAIRINGS), everyday
+def pairings(*everyday: str) -> list[object]:
+    """Parameters for a test: the `everyday` pairings run always, the others carry the mark `matrix`."""
+    assert set(everyday) <= set(map(str, PAIRINGS)), everyday
     return [
-        pytest.param(each, id=str(each), marks=() if str(each) == everyday else pytest.mark.matrix)
+        pytest.param(each, id=str(each), marks=() if str(each) in everyday else pytest.mark.matrix)
         for each in PAIRINGS
     ]

@@ -44,6 +44,8 @@ def free_port() -> int:
 class Program:
     """One process of the operating system: started by a test, polled until ready, stopped at the end."""
 
+    cwd = CHECKOUT
+
     def __init__(
         self, command: Sequence[str | Path], *, log: Path, environment: Mapping[str, str] | None = None
     ) -> None:
@@ -59,7 +61,7 @@ class Program:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                cwd=CHECKOUT,
+                cwd=self.cwd,
                 env=self.environment,
             )
         try:
@@ -231,16 +233,41 @@ def _flags_of_the_procfile() -> list[str]:
 
 
 class UvicornServer(WebServer):
-    """uvicorn with one worker, and pings at the same times as Daphne's."""
+    """uvicorn with one worker, and the options of docs/howto/run-uvicorn.md."""
 
-    def __init__(self, *, log: Path, environment: Mapping[str, str], interface: str = "127.0.0.1") -> None:
+    def __init__(
+        self,
+        *,
+        log: Path,
+        environment: Mapping[str, str],
+        interface: str = "127.0.0.1",
+        application: str = "project.asgi:application",
+    ) -> None:
         port = free_port()
         command = [
             str(Path(sys.executable).with_name("uvicorn")),
-            *("--host", interface, "--port", str(port), "--backlog", "4096", "--lifespan", "off"),
-            *("--ws-ping-interval", "20", "--ws-ping-timeout", "15", "--timeout-graceful-shutdown", "10"),
-            "project.asgi:application",
+            application,
+            *_options_of_the_howto(),
+            *("--host", interface, "--port", str(port)),
         ]
+        super().__init__(command, interface=interface, port=port, log=log, environment=environment)
+
+
+def _options_of_the_howto() -> list[str]:
+    """All that follows the application; a later option of the same name counts."""
+    lines = (CHECKOUT / "docs/howto/run-uvicorn.md").read_text().splitlines()
+    (command,) = [line for line in lines if line.startswith("uvicorn project.")]
+    return shlex.split(command)[2:]
+
+
+class Runserver(WebServer):
+    """`manage.py runserver` with the given options, which is Daphne under Django's autoreload."""
+
+    def __init__(
+        self, *options: str, log: Path, environment: Mapping[str, str], interface: str = "127.0.0.1"
+    ) -> None:
+        port = free_port()
+        command = [sys.executable, "manage.py", "runserver", f"{interface}:{port}", *options]
         super().__init__(command, interface=interface, port=port, log=log, environment=environment)
 
 

@@ -19,6 +19,7 @@ from tests.support.servers import (
     Publisher,
     ReaperProcess,
     RedisServer,
+    Runserver,
     UvicornServer,
     WebServer,
 )
@@ -59,13 +60,34 @@ class Site:
     def __exit__(self, *exception: object) -> None:
         self._running.close()
 
-    def serve(self, *, interface: str = "127.0.0.1", **environment: str) -> WebServer:
+    def serve(
+        self,
+        *,
+        interface: str = "127.0.0.1",
+        application: str = "project.asgi:application",
+        **environment: str,
+    ) -> WebServer:
         """One more server process, ready for connections; `environment` goes on top of the site's."""
         program = SERVERS[self.pairing.server]
         environment = {**self.environment, "ALLOWED_HOSTS": f"localhost,127.0.0.1,{interface}", **environment}
         return self._running.enter_context(
-            program(log=self._log(self.pairing.server), environment=environment, interface=interface)
+            program(
+                log=self._log(self.pairing.server),
+                environment=environment,
+                interface=interface,
+                application=application,
+            )
         )
+
+    def runserver(self, *options: str, **environment: str) -> Runserver:
+        """A development server; `environment` goes on top of the site's."""
+        return self._running.enter_context(
+            Runserver(*options, log=self._log("runserver"), environment={**self.environment, **environment})
+        )
+
+    def look_remote(self) -> None:
+        """Have the servers that run look as if they ran on another machine, whose pids say nothing here."""
+        self.database.query("UPDATE realtime_process SET pid_namespace = 'another machine'")
 
     def reaper(self, *options: str) -> ReaperProcess:
         """One more reaper, started."""

@@ -31,6 +31,8 @@ def ids(found: list[django_checks.CheckMessage]) -> list[str | None]:
         ({"PING_INTERVAL": "x", "PONG_TIMEOUT": -1}, ["realtime.E001", "realtime.E001"]),
         ({"PONG_TIMEOUT": 21}, ["realtime.E001"]),
         ({"POLICY": "no.such.policy"}, ["realtime.E002"]),
+        ({"POLICY": "realtime.policy"}, ["realtime.E002"]),
+        (["PING_INTERVAL"], ["realtime.E001"]),
     ],
 )
 def test_settings(realtime: dict[str, Any], expected: list[str]) -> None:
@@ -54,6 +56,11 @@ def with_config(layer: dict[str, Any], **config: Any) -> dict[str, Any]:
         (with_config(CORE, hosts=[{"address": "redis://a", "socket_timeout": 5}]), ["realtime.E004"]),
         (with_config(PUBSUB, hosts=[{"address": "redis://a", "socket_timeout": 30}]), ["realtime.E004"]),
         (with_config(PUBSUB, hosts=[{"address": "redis://a", "socket_timeout": None}]), []),
+        (with_config(CORE, hosts=["redis://a/0?socket_timeout=5"]), ["realtime.E004"]),
+        (with_config(CORE, hosts=["redis://a/0?socket_keepalive=no"]), ["realtime.W006"]),
+        (with_config(CORE, hosts=[{"host": "a", "socket_keepalive": False}]), ["realtime.W006"]),
+        (with_config(CORE, hosts=[("a", 6379)]), []),
+        (with_config(CORE, hosts="redis://a"), ["realtime.E006"]),
         (None, ["realtime.E003"]),
         ({"BACKEND": "channels_redis.core.RedisChannelLayer"}, ["realtime.E003"]),
         ({"BACKEND": "channels.layers.InMemoryChannelLayer"}, ["realtime.E003"]),
@@ -65,6 +72,32 @@ def test_channel_layer(layer: dict[str, Any] | None, expected: list[str]) -> Non
     layers = {} if layer is None else {"default": layer}
     with override_settings(CHANNEL_LAYERS=layers, DEBUG=False):
         assert ids(checks.check_layer(None)) == expected
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        ({"BACKEND": "channels.layers.InMemoryChannelLayer"}, []),
+        (with_config(CORE, hosts=["redis://a?socket_timeout=5"]), ["realtime.E004"]),
+    ],
+)
+def test_another_layer_may_be_for_other_code_but_ours_are_looked_at(
+    other: dict[str, Any], expected: list[str]
+) -> None:
+    with override_settings(CHANNEL_LAYERS={"default": PUBSUB, "other": other}, DEBUG=False):
+        assert ids(checks.check_layer(None)) == expected
+
+
+def test_the_sentence_names_the_setting_that_was_meant() -> None:
+    with override_settings(REALTIME={"PING_INTERVALL": 30}):
+        (message,) = checks.check_settings(None)
+    assert message.msg == "REALTIME has no setting 'PING_INTERVALL'; did you mean PING_INTERVAL?"
+
+
+def test_the_sentence_says_what_is_impossible_about_a_relation() -> None:
+    with override_settings(REALTIME={"ROUND_TIMEOUT": 10.0}):
+        (message,) = checks.check_settings(None)
+    assert message.msg.startswith("ROUND_TIMEOUT (10.0) must be below ROUND_INTERVAL (10.0): ")
 
 
 def test_the_in_memory_layer_is_well_enough_in_debug() -> None:
@@ -96,11 +129,24 @@ def test_database(
     assert ids(checks.check_database(None)) == expected
 
 
+def test_the_database_that_a_router_chose_is_looked_at(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = {"ENGINE": "django.db.backends.sqlite3", "OPTIONS": {}}
+    monkeypatch.setitem(settings.DATABASES, "records", bad)
+    monkeypatch.setattr(checks.router, "db_for_write", lambda model: "records")
+    assert ids(checks.check_database(None)) == ["realtime.W001"]
+
+
 @pytest.mark.parametrize(
     ("apps", "expected"),
     [
         (["daphne", "django.contrib.staticfiles"], []),
         (["django.contrib.staticfiles", "daphne"], ["realtime.W005"]),
+        (
+            ["django.contrib.staticfiles.apps.StaticFilesConfig", "daphne.apps.DaphneConfig"],
+            ["realtime.W005"],
+        ),
         (["django.contrib.staticfiles"], []),
     ],
 )

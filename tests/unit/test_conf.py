@@ -7,6 +7,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 
 from realtime import conf
+from realtime.consumers import RealtimeConsumer
 
 
 def test_the_defaults_have_no_problem() -> None:
@@ -58,3 +59,11 @@ def test_wrong_project_settings_raise_all_their_sentences() -> None:
         pytest.raises(ImproperlyConfigured, match=r"no setting 'PING'.*PROBE_AFTER is 'x'"),
     ):
         conf.get()
+
+
+def test_a_server_with_wrong_settings_does_not_start() -> None:
+    with (
+        override_settings(REALTIME={"PING": 9}),
+        pytest.raises(ImproperlyConfigured, match="no setting 'PING'"),
+    ):
+        RealtimeConsumer.as_asgi()

@@ -1,17 +1,21 @@
 """What the documentation lists is what the code has."""
 
 import dataclasses
+import importlib.util
 import re
 from pathlib import Path
 from typing import get_args
 
 import msgspec
 import pytest
+from channels.generic.websocket import AsyncWebsocketConsumer
+from django.utils.module_loading import import_string
 from prometheus_client.metrics import MetricWrapperBase
 
 from realtime import frames, metrics
 from realtime.closing import CloseReason
 from realtime.conf import Settings
+from realtime.consumers import RealtimeConsumer, RealtimeJsonConsumer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
@@ -47,7 +51,7 @@ def fields_of(frame: type[msgspec.Struct]) -> set[str]:
 
 
 def test_every_frame_is_listed_with_its_fields() -> None:
-    listed = [(row[0], set(row[1].split(", "))) for row in rows(REFERENCE, "Frames")]
+    listed = [(row[0], set(filter(None, row[1].split(", ")))) for row in rows(REFERENCE, "Frames")]
     every = (*get_args(frames.ServerFrame), *get_args(frames.ClientFrame))
     expected = [(frame.__struct_config__.tag, fields_of(frame)) for frame in every]
     assert sorted(listed, key=str) == sorted(expected, key=str)
@@ -69,3 +73,46 @@ def test_every_option_of_the_commands_is_listed() -> None:
     source = (ROOT / "realtime/management/commands/reap_connections.py").read_text()
     for option in re.findall(r'"(--[a-z-]+)"', source):
         assert option in REFERENCE
+
+
+def test_every_system_check_is_listed_with_its_level() -> None:
+    source = (ROOT / "realtime/checks.py").read_text()
+    levels = {"E": "error", "W": "warning"}
+    declared = {(found, levels[found[9]]) for found in re.findall(r'id="(realtime\.[EW]\d{3})"', source)}
+    listed = [(row[0], row[1]) for row in rows(REFERENCE, "System checks")]
+    assert len(listed) == len(set(listed))
+    assert set(listed) == declared
+    assert listed == sorted(listed)
+
+
+def test_every_name_that_the_base_class_of_consumers_adds_is_listed() -> None:
+    ours = {*vars(RealtimeConsumer), *RealtimeConsumer.__annotations__, *vars(RealtimeJsonConsumer)}
+    added = {name for name in ours - {*dir(AsyncWebsocketConsumer)} if not name.startswith("_")}
+    assert {row[0] for row in rows(REFERENCE, "Consumers")} == added
+    page = (ROOT / "docs/howto/move-an-existing-project.md").read_text()
+    (sentence,) = re.findall(r"^The names (.*?) are new on the base class", page, re.DOTALL | re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", sentence)) == added
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda page: page.name)
+def test_what_pages_name_of_this_package_exists(page: Path) -> None:
+    for dotted in set(re.findall(r"`(?:[^`]* )?(realtime\.[\w.]*[A-Za-z]\w*)[`(]", page.read_text())):
+        if dotted == "realtime.v1" or re.fullmatch(r"realtime\.[EW]\d{3}", dotted):
+            continue
+        assert _exists(dotted), dotted
+
+
+def _exists(dotted: str) -> bool:
+    try:
+        import_string(dotted)
+    except ImportError:
+        return importlib.util.find_spec(dotted) is not None
+    return True
+
+
+def test_uvicorn_takes_larger_messages_than_clients_may_send() -> None:
+    command = re.search(
+        r"^uvicorn project.*--ws-max-size (\d+)", (ROOT / "docs/howto/run-uvicorn.md").read_text(), re.M
+    )
+    assert command is not None
+    assert int(command[1]) > Settings().MAX_MESSAGE_BYTES

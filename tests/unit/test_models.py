@@ -48,8 +48,10 @@ def test_the_app_names_its_own_default_for_primary_keys():
 
 
 def test_a_channel_layers_longest_names_fit():
-    """Channels allows fewer than 100 characters (channels.layers.BaseChannelLayer.MAX_NAME_LENGTH)."""
-    assert Process._meta.get_field("channel_name").max_length == 100
+    """Channels allows fewer than 100 characters (channels.layers.BaseChannelLayer.MAX_NAME_LENGTH); before a
+    channel's name may stand the alias of its layer.
+    """
+    assert Process._meta.get_field("channel_name").max_length == 200
     assert Membership._meta.get_field("group").max_length == 100
 
 

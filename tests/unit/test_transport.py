@@ -1,5 +1,6 @@
 """The transport, driven without an event loop wherever a real server would not need one."""
 
+import asyncio
 import functools
 import types
 from collections.abc import Callable, Coroutine, Generator
@@ -9,6 +10,7 @@ import pytest
 
 from realtime.closing import CloseReason
 from realtime.transport import AsgiTransport, Event, finishes_at_once
+from tests.support.eventually import eventually_async
 
 MESSAGE: Event = {"type": "websocket.send", "text": "hello"}
 
@@ -36,8 +38,11 @@ class Server:
             self.send,
             max_unsent=max_unsent,
             send_timeout=10.0,
-            on_failure=lambda reason, error: self.failures.append((reason, error)),
+            on_failure=self.failed,
         )
+
+    def failed(self, reason: CloseReason, error: BaseException | None) -> None:
+        self.failures.append((reason, error))
 
     def accepted(self, **options: Any) -> AsgiTransport:
         transport = self.transport(**options)
@@ -139,12 +144,39 @@ def test_a_peer_that_is_gone_is_sent_nothing_at_all() -> None:
     assert server.types == ["accept"]
 
 
-def test_a_close_that_would_wait_is_given_up() -> None:
+@pytest.mark.parametrize("module", ["daphne.server", "a.middleware"])
+async def test_a_close_that_has_to_wait_is_sent_after_its_last_words_all_the_same(module: str) -> None:
     server = Server()
-    transport = server.accepted()
-    server.suspends = True
+
+    async def send(event: Event) -> None:
+        await asyncio.sleep(0)
+        await server.send(event)
+
+    send.__module__ = module
+    transport = AsgiTransport(send, max_unsent=1000, send_timeout=10.0, on_failure=server.failed)
+    await transport.accept({"type": "websocket.accept"})
+    transport.close({"type": "websocket.close", "code": 4000}, MESSAGE)
+    transport.write(MESSAGE, 5)
+    await eventually_async(lambda: server.types == ["accept", "send", "close"], within=5)
+    assert server.failures == []
+
+
+async def test_a_close_that_waits_too_long_is_given_up() -> None:
+    server = Server()
+    given_up = asyncio.Event()
+
+    async def send(event: Event) -> None:
+        try:
+            if event["type"] == "websocket.close":
+                await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            given_up.set()
+            raise
+
+    transport = AsgiTransport(send, max_unsent=1000, send_timeout=0.05, on_failure=server.failed)
+    await transport.accept({"type": "websocket.accept"})
     transport.close({"type": "websocket.close", "code": 4000})
-    assert server.types == ["accept"]
+    await asyncio.wait_for(given_up.wait(), 5)
     assert server.failures == []
 
 
@@ -176,3 +208,16 @@ class _Wrapper:
 )
 def test_only_a_known_server_is_driven_by_hand(send: Any, expected: bool) -> None:
     assert finishes_at_once(send) is expected
+
+
+@pytest.mark.parametrize("way", ["close", "abandon"])
+def test_a_handshake_that_has_ended_is_not_accepted_any_more(way: str) -> None:
+    server = Server()
+    transport = server.transport()
+    if way == "close":
+        transport.close({"type": "websocket.close", "code": 4000})
+    else:
+        transport.abandon()
+    run(transport.accept({"type": "websocket.accept"}, MESSAGE))
+    assert "accept" not in server.types
+    assert "send" not in server.types

@@ -1,0 +1,55 @@
+"""Processes in real PID namespaces: a pid of one says nothing in another."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from realtime import pids
+from tests.support.servers import CHECKOUT
+
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare"),
+]
+
+OWN = """
+import dataclasses, json
+from realtime import pids
+print(json.dumps(dataclasses.asdict(pids.own())))
+"""
+
+
+def own_in(*unshare: str) -> pids.Pid:
+    """What a process says of itself that `unshare` started with these options."""
+    done = subprocess.run(
+        ["unshare", *unshare, "--fork", sys.executable, "-c", OWN],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    return pids.Pid(**json.loads(done.stdout))
+
+
+def test_in_a_namespace_of_its_own_a_process_has_another_place() -> None:
+    inside = own_in("--pid", "--mount-proc")
+    assert inside.number == 1
+    assert inside.namespace not in ("", pids.own().namespace)
+    assert inside.namespace.split()[0] == pids.own().namespace.split()[0], "the boot is the same"
+
+
+def test_with_the_proc_of_the_namespace_outside_it_is_nowhere() -> None:
+    inside = own_in("--pid")
+    assert (inside.number, inside.namespace, inside.began) == (1, "", 0)
+
+
+def test_in_another_time_namespace_a_process_has_another_place() -> None:
+    # Where its start, which /proc shows by the reader's time, would be another for us.
+    inside = own_in("--time", "--boottime", "1000000")
+    assert inside.namespace not in ("", pids.own().namespace)
+    assert inside.namespace.split()[:2] == pids.own().namespace.split()[:2]
