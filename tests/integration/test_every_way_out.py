@@ -30,7 +30,8 @@ from realtime.reaper import Reaper
 from realtime.transport import AsgiTransport, Event
 from tests.support.eventually import eventually_async
 
-pytestmark = pytest.mark.usefixtures("site", "impatient")
+# Among the acceptance tests for the seconds that its cases take.
+pytestmark = [pytest.mark.usefixtures("site", "impatient"), pytest.mark.acceptance]
 
 GROUPS = ("g", "h")
 

@@ -103,10 +103,12 @@ def foreign_project(tmp_path: Path):
     return python
 
 
+@pytest.mark.acceptance  # a Django of its own
 def test_a_project_with_other_settings_needs_no_migration_of_this_app(foreign_project):
     assert "realtime" not in foreign_project("-m", "django", "makemigrations", "--check", "--dry-run")
 
 
+@pytest.mark.acceptance  # a Django of its own
 def test_rounds_work_in_a_project_without_time_zones(foreign_project):
     foreign_project("-m", "django", "migrate", "--verbosity=0")
 

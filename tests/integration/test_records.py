@@ -366,7 +366,7 @@ def claim_rounds() -> list[int]:
     return claimed
 
 
-@pytest.mark.parametrize("racers", ["threads", "processes"])
+@pytest.mark.parametrize("racers", ["threads", pytest.param("processes", marks=pytest.mark.acceptance)])
 def test_each_round_is_claimed_once_and_none_before_its_time(racers):
     records.claim_round(0.0)
     first = Round.objects.get()

@@ -112,6 +112,7 @@ class TestSettings:
             ("migrate", "DATABASE_URL", "postgres://127.0.0.1:1/none", "The database: connection failed"),
         ],
     )
+    @pytest.mark.acceptance  # a Python of its own
     def test_manage_py_says_a_sentence_without_a_traceback(
         self, command: str, variable: str, value: str, sentence: str
     ) -> None:
