@@ -134,8 +134,7 @@ async def apublish(
     user, or None. Raises BadGroup, frames.UnpublishableData, LayerUnavailable.
     """
     require_valid(group)
-    raw = data if isinstance(data, frames.Raw) else frames.encode_data(data)
-    text = frames.build(frames.Message(group=group, data=raw, from_=sender))
+    text = frames.build(frames.Message(group=group, data=frames.encode_data(data), from_=sender))
     await _call("publish", layer(alias).group_send(group, {"type": MESSAGE, "text": text}))
     metrics.published.inc()
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.clients import Client
-from tests.support.servers import CHECKOUT, RedisServer, WebServer, free_port
+from tests.support.servers import CHECKOUT, RedisServer, WebServer
 
 pytestmark = pytest.mark.acceptance
 
@@ -208,16 +208,23 @@ class Foreign:
         return run(self.bin / "python", "manage.py", *arguments, cwd=self.folder, **self.environment)
 
     def daphne(self) -> WebServer:
-        port = free_port()
-        server = WebServer(
-            [self.bin / "daphne", "-b", "127.0.0.1", "-p", str(port), "foreign.asgi:application"],  # type: ignore[list-item]
-            interface="127.0.0.1",
-            port=port,
-            log=self.folder / "daphne.log",
-            environment={**FOREIGN_ENVIRONMENT, **self.environment},
+        return ForeignDaphne(self)
+
+
+class ForeignDaphne(WebServer):
+    """The Daphne that was installed with the wheel, with no options of ours."""
+
+    def __init__(self, project: Foreign) -> None:
+        self.program = project.bin / "daphne"
+        super().__init__(
+            log=project.folder / "daphne.log",
+            environment={**FOREIGN_ENVIRONMENT, **project.environment},
+            application="foreign.asgi:application",
         )
-        server.cwd = self.folder
-        return server
+        self.cwd = project.folder
+
+    def command_for(self, application: str) -> list[str]:
+        return [str(self.program), "-b", self.interface, "-p", str(self.port), application]
 
 
 async def test_another_project_installs_it_migrates_nothing_of_its_own_and_serves_connections(

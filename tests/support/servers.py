@@ -176,14 +176,23 @@ class RedisServer(Program):
 
 
 class WebServer(Program):
-    """An ASGI server that serves the demo project; `interface` is the address that it listens on."""
+    """An ASGI server; `application` is what it serves, `interface` the address that it listens on."""
 
     def __init__(
-        self, command: Sequence[str], *, interface: str, port: int, log: Path, environment: Mapping[str, str]
-    ):
+        self,
+        *,
+        log: Path,
+        environment: Mapping[str, str],
+        interface: str = "127.0.0.1",
+        application: str = "project.asgi:application",
+    ) -> None:
         self.interface = interface
-        self.port = port
-        super().__init__(command, log=log, environment=environment)
+        self.port = free_port()
+        super().__init__(self.command_for(application), log=log, environment=environment)
+
+    def command_for(self, application: str) -> list[str]:
+        """The command that serves this ASGI application at `interface` and `port`."""
+        raise NotImplementedError
 
     @property
     def address(self) -> str:
@@ -204,24 +213,15 @@ class WebServer(Program):
 
 
 class DaphneServer(WebServer):
-    """Daphne with the flags of the Procfile; `application` is the ASGI application that it serves."""
+    """Daphne with the flags of the Procfile."""
 
-    def __init__(
-        self,
-        *,
-        log: Path,
-        environment: Mapping[str, str],
-        interface: str = "127.0.0.1",
-        application: str = "project.asgi:application",
-    ) -> None:
-        port = free_port()
-        command = [
+    def command_for(self, application: str) -> list[str]:
+        return [
             str(Path(sys.executable).with_name("daphne")),
-            *("-e", f"tcp:port={port}:interface={interface}:backlog=4096"),
+            *("-e", f"tcp:port={self.port}:interface={self.interface}:backlog=4096"),
             *_flags_of_the_procfile(),
             application,
         ]
-        super().__init__(command, interface=interface, port=port, log=log, environment=environment)
 
 
 def _flags_of_the_procfile() -> list[str]:
@@ -235,22 +235,13 @@ def _flags_of_the_procfile() -> list[str]:
 class UvicornServer(WebServer):
     """uvicorn with one worker, and the options of docs/howto/run-uvicorn.md."""
 
-    def __init__(
-        self,
-        *,
-        log: Path,
-        environment: Mapping[str, str],
-        interface: str = "127.0.0.1",
-        application: str = "project.asgi:application",
-    ) -> None:
-        port = free_port()
-        command = [
+    def command_for(self, application: str) -> list[str]:
+        return [
             str(Path(sys.executable).with_name("uvicorn")),
             application,
             *_options_of_the_howto(),
-            *("--host", interface, "--port", str(port)),
+            *("--host", self.interface, "--port", str(self.port)),
         ]
-        super().__init__(command, interface=interface, port=port, log=log, environment=environment)
 
 
 def _options_of_the_howto() -> list[str]:
