@@ -254,12 +254,12 @@ def _options_of_the_howto() -> list[str]:
 class Runserver(WebServer):
     """`manage.py runserver` with the given options, which is Daphne under Django's autoreload."""
 
-    def __init__(
-        self, *options: str, log: Path, environment: Mapping[str, str], interface: str = "127.0.0.1"
-    ) -> None:
-        port = free_port()
-        command = [sys.executable, "manage.py", "runserver", f"{interface}:{port}", *options]
-        super().__init__(command, interface=interface, port=port, log=log, environment=environment)
+    def __init__(self, *options: str, log: Path, environment: Mapping[str, str]) -> None:
+        self.options = options
+        super().__init__(log=log, environment=environment)
+
+    def command_for(self, application: str) -> list[str]:
+        return [sys.executable, "manage.py", "runserver", self.address, *self.options]
 
 
 class ReaperProcess(Program):
