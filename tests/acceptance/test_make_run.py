@@ -338,19 +338,27 @@ def left_open(checkout: Path) -> tuple[int, int]:
         return database.execute(records).fetchone()[0], database.execute(memberships).fetchone()[0]
 
 
+def listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
 def test_a_server_that_is_killed_starts_again_and_what_it_held_is_put_right(checkout: Path) -> None:
     with Terminal("make run", checkout) as terminal:
-        page = f"ws://127.0.0.1:{terminal.wait_until_it_serves().port}/ws/public.lobby/"
-        with connect(page) as socket:
+        port = terminal.wait_until_it_serves().port
+        page = f"ws://127.0.0.1:{port}/ws/public.lobby/"
+        with connect(page) as client:
             assert left_open(checkout) != (0, 0)
             (daphne,) = [process for process in terminal.processes() if "daphne" in process.cmdline()]
             daphne.kill()
             with pytest.raises(ConnectionClosed):
-                socket.recv(timeout=10)
+                client.recv(timeout=10)
 
         terminal.wait_for("killed; starting again")
         # At most two rounds and the wait for an answer, at the default settings.
         eventually(lambda: left_open(checkout) == (0, 0), within=40)
+        # The reaper does not wait for the new server, which may still be starting.
+        eventually(lambda: listens(port), within=30)
         with connect(page):
             assert terminal.programs() == {"daphne", "reaper", "redis"}
 
