@@ -2,6 +2,8 @@
 .PHONY: run test test-all lint format clean
 .DEFAULT_GOAL := run
 PYTHON := .venv/bin/python
+# Two modules at a time: they wait for clocks more than they compute, and have servers and ports of their own.
+PYTEST := $(PYTHON) -m pytest --cov -n 2 --dist loadfile
 
 run: .venv/runtime
 	@$(PYTHON) manage.py migrate --verbosity 0
@@ -9,11 +11,11 @@ run: .venv/runtime
 
 # One pairing of channel layer, server and database for every test.
 test: lint
-	$(PYTHON) -m pytest --cov -m "not matrix"
+	$(PYTEST) -m "not matrix"
 
 # Every test with every pairing.
 test-all: lint
-	$(PYTHON) -m pytest --cov
+	$(PYTEST)
 
 lint: .venv/development
 	$(PYTHON) -m ruff check .

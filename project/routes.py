@@ -1,24 +1,35 @@
-"""WebSocket paths that lead nowhere."""
+"""The WebSocket paths, and those that lead nowhere."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from channels.routing import URLRouter
-from django.urls import re_path
+from django.urls import URLPattern
 
 
 async def nowhere(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """Close before it was accepted, which is answered with 403."""
+    """Close before it was accepted, which is answered with 403. (Channels' WebsocketDenier would ask Redis
+    first.)
+    """
     await receive()
     await send({"type": "websocket.close"})
 
 
 class Routes:
-    """Channels' URLRouter, which raises where no path matches: a traceback in the log for every scanner."""
+    """Calls the application of the first pattern that matches, with `url_route` in its scope.
 
-    def __init__(self, urlpatterns: list[Any]) -> None:
-        anything: Any = re_path(r"", nowhere)  # type: ignore[arg-type] # Channels' patterns name applications
-        self._router = URLRouter([*urlpatterns, anything])
+    Channels' URLRouter does the same, but raises where no path matches, which is a traceback in the log for
+    every scanner; takes a root path off, which Daphne takes from a header that anybody may send, though this
+    project is mounted below none; and stays, with two copies of the scope, for as long as the connection.
+    """
 
-    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> Any:
-        # Daphne takes the root path from a header that anybody may send; this project is mounted below none.
-        return await self._router({**scope, "root_path": ""}, receive, send)
+    def __init__(self, urlpatterns: Sequence[URLPattern]) -> None:
+        self._routes = tuple(urlpatterns)
+
+    def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> Any:
+        path = scope["path"].lstrip("/")
+        for route in self._routes:
+            if match := route.pattern.match(path):
+                _, args, kwargs = match
+                found = {"args": args, "kwargs": kwargs | route.default_args}
+                return route.callback({**scope, "root_path": "", "url_route": found}, receive, send)
+        return nowhere(scope, receive, send)

@@ -17,6 +17,7 @@ from django.db import router
 from django.utils.module_loading import import_string
 
 from realtime import conf
+from realtime.core_layer import EXPIRY
 from realtime.layers import CAPACITY, CoreLayer, MemoryLayer, PubSubLayer
 
 #: The name under which this package is distributed; another distribution claims its import name.
@@ -45,7 +46,7 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[Ch
 
 
 def check_layer(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
-    """E003-E006, W003, W004 and W006: the channel layers and their options."""
+    """E003-E006, W003, W004, W006 and W007: the channel layers and their options."""
     layers = getattr(settings, "CHANNEL_LAYERS", {})
     if "default" not in layers:
         return [Error('CHANNEL_LAYERS has no "default" layer.', hint=_OUR_LAYER, id="realtime.E003")]
@@ -119,6 +120,13 @@ def _redis_options(config: dict[str, Any], *, core: bool) -> Iterator[CheckMessa
             "messages, and what is above its capacity is dropped in silence.",
             hint=f"Leave it out, or set {CAPACITY} or more, in every process that sends.",
             id="realtime.W004",
+        )
+    if core and config.get("expiry", EXPIRY) < EXPIRY:
+        yield Warning(
+            f"The expiry of the core layer is {config['expiry']} s: messages are stamped by their sender's "
+            "clock, and a sender whose clock is ahead by more than this removes what others have just sent.",
+            hint=f"Leave it out, or set {EXPIRY} or more, in every process that sends.",
+            id="realtime.W007",
         )
 
 

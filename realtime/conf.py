@@ -30,8 +30,14 @@ class Settings:
     PROBE_BYTES: int = 256 * 1024
     #: Evicted as slow above this, once the oldest unanswered ping is a second old.
     MAX_UNACKED_BYTES: int = 4 * 1024 * 1024
-    #: Evicted as slow when more than this waits in our own queue because the server suspended a write.
+    #: Evicted as slow when more than this waits unsent in this process, beside the message under way.
     MAX_UNSENT_BYTES: int = 1024 * 1024
+    #: On Daphne, frames are written to the socket itself while nothing is queued before them; only where the
+    #: server is known well enough, and never needed for correctness.
+    DIRECT_WRITES: bool = True
+    #: A large group that has just been written to waits so long, at most, for more to leave with its next
+    #: message; 0 never waits.
+    COALESCE_WINDOW: float = 0.002
     #: A write that the server keeps suspended this long ends the connection as slow.
     SEND_TIMEOUT: float = 10.0
     #: Closed when the client sent no application frame for this long.
@@ -40,7 +46,7 @@ class Settings:
     HANDLER_TIMEOUT: float | None = None
     #: The largest message taken from a client, after reassembly.
     MAX_MESSAGE_BYTES: int = 64 * 1024
-    #: How many frames may wait for a busy handler.
+    #: How many frames may come while a handler is busy with one.
     MAX_INBOUND_QUEUE: int = 100
     #: Told to clients: nothing at all from the server for this long means that the socket is dead.
     MAX_SILENCE: float = 45.0
@@ -50,8 +56,16 @@ class Settings:
     ROUND_TIMEOUT: float = 5.0
     #: How many rounds in a row a process may leave unanswered before it is lost.
     MISSES_ALLOWED: int = 1
+    #: How long a planned stop may take: a process that is told to stop ends its connections within this.
+    DRAIN_TIMEOUT: float = 6.0
+    #: Clients of a process that stops are told to come back within this time, each at its own moment.
+    RECONNECT_WINDOW: float = 5.0
+    #: Records are deleted this long after they were closed; a month. None keeps them for ever.
+    KEEP_CLOSED: float | None = 2_592_000.0
     #: "thread", or "inline" for test suites: records are written in the thread and transaction of the test.
     LEDGER: str = "thread"
+    #: Thresholds of the garbage collector (gc.set_threshold) in a server process; None leaves Python's own.
+    GC_THRESHOLD: tuple[int, int, int] | None = (5_000, 10, 10)
     #: Dotted path to `policy(scope, action, group) -> bool`, sync or async; `action` is "join" or "publish".
     POLICY: str = "realtime.policy.default_policy"
 
@@ -67,8 +81,9 @@ class Settings:
         )
 
 
-#: Settings that may be None; every other number must be above zero (MISSES_ALLOWED: zero or more).
-_MAY_BE_NONE = {"IDLE_TIMEOUT", "HANDLER_TIMEOUT"}
+#: Settings that may be None, or zero; every other number must be above zero.
+_MAY_BE_NONE = {"IDLE_TIMEOUT", "HANDLER_TIMEOUT", "KEEP_CLOSED", "GC_THRESHOLD"}
+_MAY_BE_ZERO = {"COALESCE_WINDOW", "MISSES_ALLOWED"}
 
 
 def problems(given: Any) -> list[str]:
@@ -92,14 +107,27 @@ def _wrong_value(key: str, value: Any) -> str | None:
         return None if isinstance(value, str) and "." in value else f"POLICY is {value!r}; set a dotted path."
     if key == "LEDGER":
         return None if value in ("thread", "inline") else f'LEDGER is {value!r}; set "thread" or "inline".'
+    if key == "DIRECT_WRITES":
+        return None if isinstance(value, bool) else f"DIRECT_WRITES is {value!r}; set True or False."
     if value is None and key in _MAY_BE_NONE:
+        return None
+    if key == "GC_THRESHOLD" and not _is_threshold(value):
+        return f"{key} is {value!r}; set three whole numbers above zero, or None."
+    if key == "GC_THRESHOLD":
         return None
     whole = key.endswith(("_BYTES", "_QUEUE", "_ALLOWED"))
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
         return f"{key} is {value!r}; set {'a whole number' if whole else 'a number of seconds'}."
-    if value < 0 or (value == 0 and key != "MISSES_ALLOWED"):
+    if value < 0 or (value == 0 and key not in _MAY_BE_ZERO):
         return f"{key} is {value!r}; set it above zero."
     return None
+
+
+def _is_threshold(value: Any) -> bool:
+    if not isinstance(value, tuple | list) or len(value) != 3:
+        return False
+    # Zero for the first would switch the collector off, and cycles would never be freed.
+    return all(type(each) is int and each > 0 for each in value)
 
 
 def _wrong_relations(settings: Settings) -> list[str]:

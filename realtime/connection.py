@@ -23,6 +23,7 @@ class Connection:
 
     __slots__ = (
         "admission",
+        "admitted",
         "alias",
         "announced",
         "changing",
@@ -84,6 +85,8 @@ class Connection:
         """Why it ended; the first reason counts."""
         self.close_code: int | None = None
         self.admission: asyncio.Task[None] | None = None
+        """While it is under way, and when it failed."""
+        self.admitted = False
         self.eviction: asyncio.Task[None] | None = None
 
     @property

@@ -155,8 +155,10 @@ class GroupConsumer(RealtimeConsumer):
     #: More error frames than this in a minute end the connection.
     MAX_ERRORS_PER_MINUTE = 10
 
+    _error_times: deque[float] | None = None
+    """From the first error on: most clients make none, and an empty deque is not small."""
+
     async def connect(self) -> None:
-        self._error_times: deque[float] = deque(maxlen=self.MAX_ERRORS_PER_MINUTE + 1)
         group = self.scope.get("url_route", {}).get("kwargs", {}).get("group")
         if group is not None:
             if not frames.valid_group(group):
@@ -232,6 +234,8 @@ class GroupConsumer(RealtimeConsumer):
         """Answer with an error frame; a client that goes on like this is closed."""
         lifecycle.write(self.connection, frames.Error(code=code, detail=detail, ref=ref))
         now = asyncio.get_running_loop().time()
+        if self._error_times is None:
+            self._error_times = deque(maxlen=self.MAX_ERRORS_PER_MINUTE + 1)
         self._error_times.append(now)
         if len(self._error_times) > self.MAX_ERRORS_PER_MINUTE and now - self._error_times[0] < 60:
             lifecycle.evict(self.connection, CloseReason.PROTOCOL_ERROR)

@@ -9,11 +9,12 @@ where that is not the default one. Whoever knows the address of a process, as ro
 import asyncio
 import os
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 from channels import DEFAULT_CHANNEL_LAYER
 from channels.layers import get_channel_layer
+from django.conf import settings
 from msgspec import UNSET, UnsetType
 
 from realtime import frames, layers, metrics
@@ -22,6 +23,8 @@ from realtime.layers import LAYER_ERRORS, OURS, Layer
 
 #: Seconds after which a call to the layer is given up. Redis answers in under a millisecond or is not well.
 CALL_TIMEOUT = 5.0
+#: Seconds after which the listing of everything in a layer is given up.
+LISTING_TIMEOUT = 60.0
 
 # Types of the events that processes send each other; group names starting "realtime." are ours as well.
 MESSAGE = layers.MESSAGE
@@ -29,6 +32,10 @@ MARK = layers.MARK
 ASK = "realtime.ask"
 ANSWER = "realtime.answer"
 KICK = "realtime.kick"
+ECHO = "realtime.echo"
+EXPLAIN = "realtime.explain"
+HOLDINGS = "realtime.holdings"
+HEAL = "realtime.heal"
 
 Result = TypeVar("Result")
 
@@ -97,9 +104,21 @@ async def new_address(alias: str) -> str:
     return channel if alias == DEFAULT_CHANNEL_LAYER else f"{alias}:{channel}"
 
 
-async def check() -> None:
+async def close_channel(address: str) -> None:
+    """Undo `new_address` where nobody has received from the channel yet."""
+    home, channel = at(address)
+    await _call("close a channel", home.close_channel(channel))
+
+
+def aliases() -> list[str]:
+    """The project's channel layers that are ours; others are none of our business."""
+    return [alias for alias in settings.CHANNEL_LAYERS if isinstance(get_channel_layer(alias), OURS)]
+
+
+async def check(alias: str = DEFAULT_CHANNEL_LAYER) -> None:
     """Raises LayerUnavailable unless the layer takes a message now."""
-    await _call("send", layer().group_send("realtime.check", {"type": MARK, "number": 0, "channel": ""}))
+    home = layer(alias)
+    await _call("send", home.group_send("realtime.check", {"type": MARK, "number": 0, "channel": ""}))
 
 
 async def add(group: str, address: str) -> None:
@@ -116,6 +135,39 @@ async def forget_channel(address: str) -> None:
     """Remove what the layer stores for the channel of a process that is gone."""
     home, channel = at(address)
     await _call("forget a channel", home.forget_channel(channel))
+
+
+# -- healing ---------------------------------------------------------------------------------------
+
+
+async def echo(address: str, number: int) -> int:
+    """Send events to oneself, one over each connection on which one receives; returns how many."""
+    home, channel = at(address)
+    return await _call("send an echo", home.echo(channel, number, ECHO))
+
+
+async def backlog(address: str) -> int:
+    """How many messages wait to be received at this address of ours."""
+    home, channel = at(address)
+    return await _call("count what waits", home.backlog(channel))
+
+
+async def rebuild(address: str, parts: Collection[int]) -> None:
+    """Receive at this address on new connections in place of those on which a part of an echo is missing."""
+    home, _ = at(address)
+    await _call("rebuild a connection", home.rebuild(parts))
+
+
+async def holds(group: str, address: str) -> bool:
+    """False when the layer has certainly lost this membership."""
+    home, channel = at(address)
+    return await _call("look for a membership", home.holds(group, channel))
+
+
+async def reassert(names: Sequence[str], address: str) -> None:
+    """`add` for many groups in one go, which changes nothing where the layer still has the membership."""
+    home, channel = at(address)
+    await _call("assert memberships", home.reassert(names, channel))
 
 
 # -- publishing ------------------------------------------------------------------------------------
@@ -153,6 +205,29 @@ def publish(group: str, data: object, *, alias: str = DEFAULT_CHANNEL_LAYER) -> 
         raise RealtimeError(
             "publish() would block the event loop that is running here; use `await apublish(…)`."
         )
+
+
+def disconnect(connections: Mapping[str, Sequence[str]], reason: str) -> dict[str, LayerUnavailable]:
+    """`kick` for synchronous code, in a thread without an event loop: the connections to evict, by the
+    address of the living process that holds them.
+
+    Returns the addresses that could not be told, and why. A process that was told does it in its own time.
+    """
+    return _background.run(_disconnect(connections, reason))
+
+
+async def _disconnect(connections: Mapping[str, Sequence[str]], reason: str) -> dict[str, LayerUnavailable]:
+    # All at once, so that a Redis that hangs costs one timeout and not one for each process.
+    told = await asyncio.gather(
+        *(kick(address, ids, [], reason) for address, ids in connections.items()), return_exceptions=True
+    )
+    failures = {}
+    for address, error in zip(connections, told, strict=True):
+        if isinstance(error, LayerUnavailable):
+            failures[address] = error
+        elif error is not None:
+            raise error
+    return failures
 
 
 class _BackgroundLoop:
@@ -217,3 +292,39 @@ async def kick(
     }
     home, channel = at(address)
     await _call("kick", home.send(channel, event))
+
+
+async def explain(address: str, request: str, reply_to: str) -> None:
+    """Ask the process at `address` what it holds; it answers in pages, each a HOLDINGS event."""
+    home, channel = at(address)
+    event = {"type": EXPLAIN, "request": request, "reply_to": reply_to}
+    await _call("ask a process", home.send(channel, event))
+
+
+async def holdings(reply_to: str, page: Mapping[str, Any]) -> None:
+    home, channel = at(reply_to)
+    await _call("say what is held", home.send(channel, {"type": HOLDINGS, **page}))
+
+
+async def heal(address: str, stray: Sequence[str]) -> None:
+    """Tell the living process at `address` to assert its memberships, and to leave those `stray` groups in
+    which it has nobody.
+    """
+    home, channel = at(address)
+    await _call("tell a process to heal", home.send(channel, {"type": HEAL, "stray": list(stray)}))
+
+
+async def members(alias: str) -> tuple[set[tuple[str, str]] | None, dict[str, int] | None]:
+    """What this layer knows of its groups: every (group, address) that it stores, or, where it stores none,
+    how many processes listen to each.
+    """
+    home = layer(alias)
+    # Longer than a call, because it takes many.
+    try:
+        async with asyncio.timeout(LISTING_TIMEOUT):
+            stored, listening = await home.stored_members(), await home.subscribers()
+    except LAYER_ERRORS as error:
+        raise LayerUnavailable(f"The channel layer failed to list its groups ({error!r}).") from error
+    if stored is not None and alias != DEFAULT_CHANNEL_LAYER:
+        stored = {(group, f"{alias}:{channel}") for group, channel in stored}
+    return stored, listening

@@ -11,12 +11,16 @@ import itertools
 import logging
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext, suppress
 from typing import Any
 
-from realtime import conf, groups, metrics, pids, sweep
+from django.db import Error as DatabaseFailure
+
+from realtime import autobahn_log, collector, conf, differences, groups, metrics, pids, records, sweep
 from realtime.closing import CloseReason
 from realtime.connection import Connection
+from realtime.fanout import Fanout
+from realtime.healing import Healer
 from realtime.layers import STAMP
 from realtime.ledger import Ledger, RecordsUnavailable
 from realtime.ledger import make as make_ledger
@@ -29,10 +33,8 @@ logger = logging.getLogger("realtime.hub")
 MARK_TIMEOUT = 1.0
 #: Seconds until the hub goes on after an event that it could not take.
 PAUSE_AFTER_ERROR = 0.05
-#: Seconds of fan-out after which the loop gets a turn.
-FANOUT_SLICE = 0.005
-#: Deliveries between two looks at the clock.
-FANOUT_STRIDE = 32
+#: Names of connections and groups in one message that says what this process holds.
+NAMES_PER_PAGE = 1000
 #: Connections of the hub's records are touched, for display, at most once in this many seconds.
 TOUCH_INTERVAL = 60.0
 
@@ -56,9 +58,16 @@ class Hub:
         self.connections: dict[uuid.UUID, Connection] = {}
         # A dict of its members for each group: ordered, and safe to ask while others leave.
         self.groups: dict[str, dict[Connection, None]] = {}
+        self.fanout = Fanout(self.groups, pulse, conf.get().COALESCE_WINDOW)
         # Groups of which the layer may have this process as a member: from before it is asked to add until a
         # discard has returned.
         self._in_layer: set[str] = set()
+        self.left_undone = False
+        """Whether the layer failed to let this process leave a group, so that memberships are still to do."""
+        self.events_taken = 0
+        self.taking = False
+        """Whether an event is being taken now; fan-out makes it wait while it is behind."""
+        self.healer = Healer(self, conf.get().ROUND_INTERVAL)
         self._locks: dict[str, _Lock] = {}
         self._marks: dict[int, asyncio.Future[None]] = {}
         self._numbers = itertools.count(1)
@@ -84,13 +93,30 @@ class Hub:
         """
         channel = await groups.new_address(alias)
         ledger = make_ledger()
-        process = await ledger.start_process(channel, pids.own())
+        if ledger.shared:
+            # Not in a test suite, whose process is not ours.
+            collector.settle(conf.get().GC_THRESHOLD)
+            autobahn_log.format_later()
+        try:
+            process = await ledger.start_process(channel, pids.own())
+        except BaseException:
+            # Each client that is turned away while the database is down would leave one open.
+            with suppress(groups.LayerUnavailable):
+                await groups.close_channel(channel)
+            ledger.shut()
+            raise
         hub = cls(channel, process, ledger, Pulse(conf.get().limits(), evict))
         hub.on_kick = lambda event: on_kick(hub, event)
         hub.on_lost = lambda: on_lost(hub)
         # One long-lived task reads the channel, never under a timeout: one that times out deletes a pub/sub
         # channel.
-        hub._tasks = [hub._loop.create_task(hub._listen()), hub._loop.create_task(hub.pulse.run())]
+        hub._tasks = [
+            hub._loop.create_task(hub._listen()),
+            hub._loop.create_task(hub.fanout.run()),
+            hub._loop.create_task(hub.pulse.run()),
+            hub._loop.create_task(hub.healer.run()),
+            hub._loop.create_task(hub._hear_the_verdict()),
+        ]
         if ledger.shared:
             # Beside the connection that started the hub: what its predecessors held must not keep it waiting.
             hub._spawn(sweep.predecessors())
@@ -117,11 +143,22 @@ class Hub:
             self.remove_member(connection, group)
         self.pulse.forget(connection)
 
+    def held(self) -> set[Connection]:
+        """Every connection that has a record because of this hub, or may get one."""
+        return {*self.connections.values(), *self.admitting}
+
+    def end(self, reason: CloseReason) -> None:
+        """Take nobody in any more, and write to nobody what comes from the layer; the first reason counts."""
+        self.ending = self.ending or reason
+        for connection in self.connections.values():
+            for group in tuple(connection.groups):
+                self.remove_member(connection, group)
+
     # -- membership --------------------------------------------------------------------------------
 
     async def add_member(self, connection: Connection, group: str) -> None:
         """Returns when the connection receives what is sent to the group. Raises LayerUnavailable."""
-        async with self._locked(group):
+        async with self.locked(group):
             if connection.gone:
                 # Its eviction may have been here before, to leave the group.
                 return
@@ -129,7 +166,7 @@ class Hub:
                 self._in_layer.add(group)
                 await groups.add(group, self.channel)
                 await self._confirm(group)
-            if connection.gone:
+            if connection.gone or self.ending is not None:
                 # It ended while the layer was at work; its eviction waits for this lock to leave the group.
                 return
             if group not in self.groups:
@@ -137,6 +174,8 @@ class Hub:
                 metrics.groups.inc()
             self.groups[group][connection] = None
             connection.groups.add(group)
+            # Again: whoever left the group before, and had its turn until now, took it out.
+            connection.joined.add(group)
 
     def remove_member(self, connection: Connection, group: str) -> None:
         """Write nothing more to this member; the layer is told by `leave`."""
@@ -150,12 +189,20 @@ class Hub:
 
     async def leave(self, group: str) -> None:
         """Leave the layer's group unless it has a local member. Raises LayerUnavailable."""
-        async with self._locked(group):
-            # Counted again under the lock: somebody may have joined while the lock was waited for, and of
-            # many that end at once the first leaves for all.
-            if not self.groups.get(group) and group in self._in_layer:
-                await groups.discard(group, self.channel)
-                self._in_layer.discard(group)
+        try:
+            async with self.locked(group):
+                # Counted again under the lock: somebody may have joined while the lock was waited for, and of
+                # many that end at once the first leaves for all.
+                if not self.groups.get(group) and group in self._in_layer:
+                    await groups.discard(group, self.channel)
+                    self._in_layer.discard(group)
+        except groups.LayerUnavailable:
+            self.left_undone = True
+            raise
+
+    def unfinished(self) -> list[str]:
+        """Groups that the layer failed to let this process leave, and that nobody is changing now."""
+        return [group for group in self._in_layer - self.groups.keys() if group not in self._locks]
 
     async def _confirm(self, group: str) -> None:
         number = next(self._numbers)
@@ -171,7 +218,7 @@ class Hub:
             del self._marks[number]
 
     @asynccontextmanager
-    async def _locked(self, group: str) -> AsyncIterator[None]:
+    async def locked(self, group: str) -> AsyncIterator[None]:
         """One lock per group, for as long as somebody holds it or waits for it.
 
         Raises LayerUnavailable when the layer keeps those before from getting done.
@@ -180,7 +227,8 @@ class Hub:
         lock.users += 1
         try:
             try:
-                async with asyncio.timeout(groups.CALL_TIMEOUT):
+                # Nobody else has it: there is nothing to wait for, and a timer costs more than the lock.
+                async with nullcontext() if lock.users == 1 else asyncio.timeout(groups.CALL_TIMEOUT):
                     await lock.acquire()
             except TimeoutError as error:
                 raise groups.LayerUnavailable(
@@ -202,6 +250,8 @@ class Hub:
         while True:
             try:
                 event = await layer.receive_stamped(channel)
+                self.events_taken += 1
+                self.taking = True
                 metrics.events.labels(type=event.get("type", "")).inc()
                 await self._take(event)
             except Exception:
@@ -209,18 +259,26 @@ class Hub:
                 # that follow; the pause keeps a layer that fails at once from filling the log.
                 logger.exception("The hub could not take an event")
                 await asyncio.sleep(PAUSE_AFTER_ERROR)
+            finally:
+                self.taking = False
 
     async def _take(self, event: Event) -> None:
         group = event.pop(STAMP, None)
         match event.get("type"):
             case groups.MESSAGE if group is not None:
-                await self.deliver(group, {"type": "websocket.send", "text": event["text"]})
+                await self.fanout.put(group, event["text"])
             case groups.MARK:
                 mark = self._marks.get(event["number"]) if event["channel"] == self.channel else None
                 if mark is not None and not mark.done():
                     mark.set_result(None)
+            case groups.ECHO:
+                self.healer.returned(event["number"], event["part"])
             case groups.ASK:
                 self._spawn(self._answer(event["round"], event["reply_to"]))
+            case groups.EXPLAIN:
+                self._spawn(self._explain(event["request"], event["reply_to"]))
+            case groups.HEAL:
+                self._spawn(self._heal(event["stray"]))
             case groups.KICK:
                 self._spawn(self.on_kick(event))
             case _ if group is not None:
@@ -236,31 +294,28 @@ class Hub:
                     "that sends configured with a layer of realtime.layers?"
                 )
 
-    async def deliver(self, group: str, event: Event) -> None:
-        """Write one frame to every local member, in the order in which frames came in."""
-        members = self.groups.get(group)
-        if members is None:
-            return
-        size = len(event["text"].encode())
-        pause_at = self._loop.time() + FANOUT_SLICE
-        for position, connection in enumerate(tuple(members), start=1):
-            # Membership is asked for at the time of the write: anything may have ended while the loop had
-            # its turn.
-            if connection in members:
-                self.write(connection, event, size)
-            if position % FANOUT_STRIDE == 0 and self._loop.time() > pause_at:
-                await asyncio.sleep(0)
-                pause_at = self._loop.time() + FANOUT_SLICE
-        metrics.deliveries.inc(len(members))
-
     def write(self, connection: Connection, event: Event, size: int) -> None:
-        """Hand one frame of `size` bytes to a connection; what is written has to be acknowledged by a later
-        pong.
+        """Hand one frame of `size` bytes to a connection, after what waits for it from its groups; what is
+        written has to be acknowledged by a later pong.
         """
-        connection.transport.write(event, size)
+        self.fanout.flush(connection)
         self.pulse.wrote(connection, size)
+        connection.transport.write(event, size)
 
     # -- rounds ------------------------------------------------------------------------------------
+
+    async def _hear_the_verdict(self) -> None:
+        """Find out that this process was declared lost while it could not hear; rounds ask it no more then.
+
+        A process that was stopped and goes on looks at once, because its pause is over.
+        """
+        while True:
+            await asyncio.sleep(conf.get().ROUND_INTERVAL)
+            try:
+                if not await self.ledger.call(records.is_running, self.process):
+                    self.on_lost()
+            except DatabaseFailure as error:
+                logger.warning("Whether this process was declared lost is not known: %s", error)
 
     async def _answer(self, number: int, reply_to: str) -> None:
         """Answer a round twice: a process that lost only its database, or only its layer, is not a lost
@@ -283,6 +338,22 @@ class Hub:
                 await self.ledger.touch(tuple(self.connections))
         except RecordsUnavailable as error:
             logger.warning("Round %d could not be answered in the database: %s", number, error)
+
+    async def _explain(self, request: str, reply_to: str) -> None:
+        """Say what this process holds."""
+        held = [(str(connection.id), sorted(connection.groups)) for connection in self.held()]
+        parts = list(differences.pages(held, NAMES_PER_PAGE))
+        try:
+            for number, part in enumerate(parts):
+                page = {"request": request, "process": str(self.process), "connections": part}
+                await groups.holdings(reply_to, {**page, "page": number, "pages": len(parts)})
+        except groups.LayerUnavailable as error:
+            logger.warning("What this process holds could not be said: %s", error)
+
+    async def _heal(self, stray: list[str]) -> None:
+        """Somebody found that the layer does not have this process in its groups, or in others, too."""
+        self._in_layer.update(group for group in stray if group not in self.groups)
+        self.healer.assert_all("told")
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)

@@ -18,6 +18,8 @@ logger = logging.getLogger("realtime.inbox")
 
 #: What a server reports; nobody else may.
 SERVER_EVENTS = frozenset({"websocket.connect", "websocket.receive", "websocket.disconnect"})
+#: How many times MAX_INBOUND_QUEUE frames may wait in all, where they come faster than they are taken.
+MOST_QUEUES = 10
 #: Events of the layer that may wait for a busy handler; layers too drop what is above their capacity.
 MAX_EVENTS = 1000
 #: A `realtime.v1` ping or pong is not longer; anything longer is not looked at before its handler does.
@@ -27,18 +29,42 @@ LONGEST_CONTROL = 64
 class Inbox:
     """One queue, in order of arrival."""
 
+    __slots__ = (
+        "_arrival",
+        "_bytes_waiting",
+        "_connection",
+        "_events",
+        "_frames_since",
+        "_frames_waiting",
+        "_max_frames",
+        "_max_message",
+    )
+
     def __init__(self, connection: Connection, settings: Settings) -> None:
         self._connection = connection
         self._max_message = settings.MAX_MESSAGE_BYTES
         self._max_frames = settings.MAX_INBOUND_QUEUE
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        # Not an asyncio.Queue, of which an empty one takes a tenth of all the memory of a connection.
+        self._events: list[Event] = []
+        self._arrival: asyncio.Future[None] | None = None
+        # Of the frames that wait: how many, how many of them came since a handler took one, and their bytes.
         self._frames_waiting = 0
+        self._frames_since = 0
+        self._bytes_waiting = 0
 
     async def next(self) -> Event:
-        """The event that has waited longest."""
-        event = await self._events.get()
+        """The event that has waited longest. For one task at a time."""
+        while not self._events:
+            self._arrival = asyncio.get_running_loop().create_future()
+            try:
+                await self._arrival
+            finally:
+                self._arrival = None
+        event = self._events.pop(0)
         if event["type"] == "websocket.receive":
             self._frames_waiting -= 1
+            self._frames_since = 0
+            self._bytes_waiting -= _size(event)
         return event
 
     def put(self, event: Event) -> bool:
@@ -46,11 +72,16 @@ class Inbox:
         kind = event.get("type")
         if not isinstance(kind, str) or kind in SERVER_EVENTS:
             return False
-        if self._events.qsize() < MAX_EVENTS:
-            self._events.put_nowait(event)
+        if len(self._events) < MAX_EVENTS:
+            self._queue(event)
         else:
             metrics.events_dropped.inc()
         return True
+
+    def _queue(self, event: Event) -> None:
+        self._events.append(event)
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
 
     async def read(self, receive: Receive) -> None:
         """Read the server's events until it reports that the connection is over."""
@@ -58,21 +89,36 @@ class Inbox:
             event = await receive()
             if event["type"] == "websocket.receive":
                 if not self._connection.gone and self._is_for_handlers(event):
-                    self._frames_waiting += 1
-                    self._events.put_nowait(event)
+                    if self._frames_since >= self._max_frames:
+                        # All that came in one packet is read before anybody has a turn. A handler that is
+                        # not busy takes one now, however many they are.
+                        await asyncio.sleep(0)
+                    self._queue_frame(event)
                 continue
             if event["type"] == "websocket.disconnect":
                 # Now, not when a busy handler gets to it: until then other code would write to a socket
                 # that is gone.
                 lifecycle.evict(self._connection, of_disconnect(event.get("code")), event)
-                self._events.put_nowait(event)
+                self._queue(event)
                 return
-            self._events.put_nowait(event)
+            self._queue(event)
+
+    def _queue_frame(self, event: Event) -> None:
+        self._frames_waiting += 1
+        self._frames_since += 1
+        self._bytes_waiting += _size(event)
+        if (
+            self._frames_since > self._max_frames
+            or self._frames_waiting > MOST_QUEUES * self._max_frames
+            or self._bytes_waiting > self._max_frames * self._max_message
+        ):
+            lifecycle.evict(self._connection, CloseReason.RATE_LIMITED)
+        if not self._connection.gone:
+            self._queue(event)
 
     def _is_for_handlers(self, event: Event) -> bool:
         """Whether the frame goes on to a handler; if not, it was answered here or ended the connection."""
-        text, connection = event.get("text"), self._connection
-        size = len(event["bytes"]) if text is None else len(text.encode(errors="replace"))
+        text, connection, size = event.get("text"), self._connection, _size(event)
         if size > self._max_message:
             lifecycle.evict(connection, CloseReason.TOO_LARGE)
             return False
@@ -80,9 +126,6 @@ class Inbox:
             return False
         if connection.hub is not None:
             connection.hub.pulse.heard(connection)
-        if self._frames_waiting >= self._max_frames:
-            lifecycle.evict(connection, CloseReason.RATE_LIMITED)
-            return False
         return True
 
     def _is_control(self, text: str) -> bool:
@@ -102,3 +145,9 @@ class Inbox:
             case _:
                 return False
         return True
+
+
+def _size(event: Event) -> int:
+    """Bytes of a frame's payload, as the client sent it."""
+    text = event.get("text")
+    return len(event["bytes"]) if text is None else len(text.encode(errors="replace"))

@@ -1,40 +1,39 @@
 """The records of this process's connections, written in the order in which they are asked for.
 
-Writes run on one thread of the ledger's own, never on the thread that all consumers share for the ORM,
-where one slow query would hold up every close. One thread also keeps the order: a close cannot overtake the
-open of the same record.
+One batch is in flight at a time. What is asked for meanwhile waits, and becomes the next batch: a few bulk
+statements in one transaction, whether one client comes or a thousand. Batches are written on a thread of
+the ledger's own, never on the one that all consumers share for the ORM, where one slow query would hold up
+every close.
 
-A cancelled waiter does not cancel its write. Opens are tried once, because somebody is waiting to be let in;
-one that has not had its turn when that took too long is withdrawn, or clients that come back again and again
-would fill the queue of a database that hangs. Closes and leaves are repeated until the database takes them,
-because nobody else in this process will.
+A cancelled waiter does not cancel its write. Opens and joins are tried once, because somebody is waiting to
+be let in; one that has not had its turn when that took too long is withdrawn, or clients that come back
+again and again would fill the backlog of a database that hangs. Closes and leaves are repeated until the
+database takes them, because nobody else in this process will.
 """
 
 import asyncio
-import logging
-import random
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from asgiref.sync import sync_to_async
-from django.db import Error, close_old_connections, connections
+from django.db import Error, connections
 
-from realtime import conf, metrics, records
+from realtime import batch, conf, metrics, records
+from realtime.backlog import Backlog, Kind
 from realtime.errors import RealtimeError
+from realtime.outage import Outage
 from realtime.pids import Pid
 from realtime.records import Closing, Join, Opening
-
-logger = logging.getLogger("realtime.ledger")
+from realtime.writer import Writer
 
 #: Seconds that a client waits for its record before it is told to come back later.
 OPEN_TIMEOUT = 5.0
-#: Seconds between two tries of a close or a leave, from the first to the last.
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 5.0
+#: Rows that one batch writes. SQLite has one writer at a time, and others want their turn.
+BATCH = 200
 
 Result = TypeVar("Result")
 
@@ -46,6 +45,25 @@ class RecordsUnavailable(RealtimeError):
     """Whether it is certain that nothing was written; else the write may have been done, or be done yet."""
 
 
+class _Write(batch.Write):
+    """A write, and the future of whoever waits for it."""
+
+    __slots__ = ("done", "loop", "until")
+
+    def __init__(
+        self,
+        kind: Kind,
+        rows: Sequence[Any] = (),
+        connections: Collection[uuid.UUID] = (),
+        call: Callable[[], Any] | None = None,
+    ) -> None:
+        super().__init__(kind, rows, connections, call)
+        self.loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[Any] = self.loop.create_future()
+        self.until: float | None = None
+        """When its waiter gives up, on the loop's clock."""
+
+
 class Ledger:
     """Writes records for the event loop that it is used on."""
 
@@ -53,164 +71,173 @@ class Ledger:
     shared = True
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="realtime-ledger")
-        self._outage = _Outage()
+        self._outage = Outage()
+        self._backlog: Backlog[_Write] = Backlog()
+        self._writer = Writer("realtime-ledger")
+        self._in_flight: list[_Write] = []
+        self._busy = False
+        """Whether a batch is in flight, or about to be."""
+        self._looking = False
+        self._shutting = False
 
     async def start_process(self, channel_name: str, pid: Pid) -> uuid.UUID:
-        return await self._once(
-            partial(records.start_process, channel_name, pid.host, pid.number, pid.namespace, pid.began)
-        )
+        call = partial(records.start_process, channel_name, pid.host, pid.number, pid.namespace, pid.began)
+        process: uuid.UUID = await self._once(_Write(Kind.CALL, call=call))
+        return process
 
     async def answer_round(self, process: uuid.UUID, number: int, connections: int, lag: float) -> bool:
         """False when the process was declared lost. Raises RecordsUnavailable."""
-        return await self._once(
-            partial(records.answer_round, process, number, connections=connections, loop_lag=lag)
-        )
+        call = partial(records.answer_round, process, number, connections=connections, loop_lag=lag)
+        running: bool = await self._once(_Write(Kind.CALL, call=call))
+        return running
 
     async def stop_process(self, process: uuid.UUID) -> bool:
-        return await self._once(partial(records.stop_process, process))
+        stopped: bool = await self._once(_Write(Kind.CALL, call=partial(records.stop_process, process)))
+        return stopped
 
     async def open(self, opening: Opening) -> None:
         """Returns when the record is committed. Raises RecordsUnavailable."""
-        await self._once(partial(records.open_connections, [opening]))
+        await self._once(_Write(Kind.OPEN, (opening,), (opening.id,)))
 
     async def join(self, join: Join) -> None:
-        """Returns when the membership is committed. Raises RecordsUnavailable."""
-        await self._once(partial(records.open_memberships, [join]))
+        """Returns when the membership is committed. Raises RecordsUnavailable.
+
+        The record may still be waiting to be opened: its open comes first, in the same batch if it can.
+        """
+        await self._once(_Write(Kind.JOIN, (join,), (join.connection_id,)))
 
     async def leave(self, joins: Sequence[Join]) -> None:
         """To be called after the `group_discard`s returned. Returns when the rows say so."""
-        if joins:
-            await self._until_done(partial(records.leave_memberships, joins))
+        for start in range(0, len(joins), BATCH):
+            rows = joins[start : start + BATCH]
+            await self._until_done(Kind.LEAVE, rows, {join.connection_id for join in rows})
 
     async def close(self, closing: Closing) -> bool:
         """Returns whether it was this call that closed the record, once it is closed."""
-        # The stamp is made before the first try: after a COMMIT whose answer was lost, the repeated call
-        # finds its own.
-        closed = await self._until_done(partial(records.close_connections, [closing], uuid.uuid4()))
-        return closing.id in closed
+        was_it_me: bool = await self._until_done(Kind.CLOSE, (closing,), (closing.id,))
+        return was_it_me
 
     async def touch(self, connections: Sequence[uuid.UUID]) -> None:
-        await self._once(partial(records.touch_connections, connections))
+        # In turns, so that nobody who connects waits until ten thousand rows are written.
+        for start in range(0, len(connections), records.BATCH):
+            some = connections[start : start + records.BATCH]
+            await self._once(_Write(Kind.CALL, call=partial(records.touch_connections, some)))
 
     async def call(self, call: Callable[..., Result], *arguments: object) -> Result:
         """Any other call of `records`, in its turn, once and however long it takes. Raises what it raises."""
-        return await self._submit(partial(call, *arguments))
+        result: Result = await self._do(_Write(Kind.CALL, call=partial(call, *arguments)))
+        return result
 
     def shut(self) -> None:
-        """Let go of the thread, and of its database connection, once what is queued has been written."""
-        self._thread.submit(connections.close_all)
-        self._thread.shutdown(wait=False)
+        """Let go of the thread, and of its database connection, once what waits has been written."""
+        self._shutting = True
+        if not self._busy:
+            self._let_go()
 
-    async def _once(self, write: Callable[[], Result]) -> Result:
-        turn = _Turn(write)
+    def _let_go(self) -> None:
+        self._writer.do(connections.close_all)
+        self._writer.shut()
+
+    async def _once(self, write: _Write) -> Any:
+        write.until = write.loop.time() + OPEN_TIMEOUT
         try:
-            async with asyncio.timeout(OPEN_TIMEOUT):
-                result = await self._submit(turn)
-        except (Error, TimeoutError) as error:
+            result = await self._do(write)
+        except Error as error:
             metrics.record_errors.inc()
-            unavailable = RecordsUnavailable(f"The database did not take a record ({error!r}).")
-            unavailable.never_written = turn.withdraw()
-            raise unavailable from error
+            raise RecordsUnavailable(f"The database did not take a record ({error!r}).") from error
         self._outage.over()
         return result
 
-    async def _until_done(self, write: Callable[[], Result]) -> Result:
+    async def _until_done(self, kind: Kind, rows: Sequence[Any], connections: Collection[uuid.UUID]) -> Any:
+        stamp = None
         while True:
+            write = _Write(kind, rows, connections)
+            write.stamp = stamp
             try:
-                result = await self._submit(write)
+                result = await self._do(write)
             except Error as error:
                 metrics.record_errors.inc()
+                if batch.is_for_its_rows(error):
+                    # Tried alone and refused: it would be refused for ever.
+                    raise
+                stamp = write.stamp
                 await self._outage.pause(error)
             else:
                 self._outage.over()
                 return result
 
-    async def _submit(self, write: Callable[[], Result]) -> Result:
-        # Shielded, because cancelling would take a write out of the queue whose outcome somebody else
-        # relies on.
-        writing = asyncio.get_running_loop().run_in_executor(self._thread, _fresh, write)
-        writing.add_done_callback(_heard)
-        return await asyncio.shield(writing)
+    async def _do(self, write: _Write) -> Any:
+        self._backlog.put(write)
+        if not self._busy:
+            self._busy = True
+            # Not at once, so that whatever else this turn of the loop asks for is in the same batch.
+            write.loop.call_soon(self._write_next)
+        if not self._looking:
+            self._looking = True
+            write.loop.call_later(OPEN_TIMEOUT / 10, self._look, write.loop)
+        # A waiter that is cancelled cancels this future, and not the write.
+        return await write.done
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Withdraw what waits for too long: one timer for all, because nearly none of them ever does."""
+        self._looking = self._busy
+        if self._looking:
+            loop.call_later(OPEN_TIMEOUT / 10, self._look, loop)
+        now = loop.time()
+        for write in (*self._in_flight, *self._backlog):
+            if write.until is not None and now >= write.until and not write.done.done():
+                metrics.record_errors.inc()
+                unavailable = RecordsUnavailable(f"The database did not take a record in {OPEN_TIMEOUT} s.")
+                unavailable.never_written = self._backlog.withdraw(write)
+                write.done.set_exception(unavailable)
+
+    def _write_next(self) -> None:
+        self._in_flight = writes = self._backlog.take(BATCH)
+        self._busy = bool(writes)
+        if writes:
+            self._writer.do(partial(self._write, writes))
+        elif self._shutting:
+            self._let_go()
+
+    def _write(self, writes: list[_Write]) -> None:
+        """On the ledger's thread."""
+        outcomes = batch.settle_on_fresh_connections(writes)
+        # The loop may be closed by now; then nobody waits.
+        with suppress(RuntimeError):
+            writes[0].loop.call_soon_threadsafe(self._written, writes, outcomes)
+
+    def _written(self, writes: list[_Write], outcomes: list[Any]) -> None:
+        self._write_next()
+        for write, outcome in zip(writes, outcomes, strict=True):
+            _answer(write, outcome)
 
 
 class InlineLedger(Ledger):
-    """Writes in the thread and the transaction of a test, whose data no other thread would see."""
+    """Writes in the thread and the transaction of a test, whose data no other thread would see.
+
+    One by one, and for as long as it takes.
+    """
 
     shared = False
 
     def __init__(self) -> None:
+        super().__init__()
         self._lock = asyncio.Lock()
-        self._outage = _Outage()
 
     def shut(self) -> None:
         """There is nothing to let go of."""
 
-    async def _submit(self, write: Callable[[], Result]) -> Result:
+    async def _do(self, write: _Write) -> Any:
         async with self._lock:
             if threading.current_thread() is threading.main_thread():
                 # pytest-asyncio: the loop runs in the thread that holds the test's transaction.
                 with _off_the_loop():
-                    return write()
-            # Django's TestCase: the loop runs beside that thread, and this is the way into it.
-            return await sync_to_async(write)()
-
-
-class _Turn(Generic[Result]):
-    """A write that waits for its turn: it is begun or withdrawn, never both."""
-
-    def __init__(self, write: Callable[[], Result]) -> None:
-        self._write = write
-        self._taken = threading.Lock()
-
-    def __call__(self) -> Result:
-        if not self._taken.acquire(blocking=False):
-            raise TimeoutError("nobody waits for this write any more")
-        return self._write()
-
-    def withdraw(self) -> bool:
-        """False when it has begun."""
-        return self._taken.acquire(blocking=False)
-
-
-class _Outage:
-    """The pauses between tries while the database takes nothing: of all that wait, one tries, ever more
-    seldom; when anything was written again, all do.
-    """
-
-    def __init__(self) -> None:
-        self._back = asyncio.Event()
-        self._somebody_tries = False
-        self._failures = 0
-
-    async def pause(self, error: Exception) -> None:
-        """Returns when it is time to try again."""
-        if not self._failures:
-            self._back.clear()
-            logger.warning("A record could not be closed; trying until the database takes it: %s", error)
-        self._failures += 1
-        if self._somebody_tries:
-            await self._back.wait()
-            return
-        self._somebody_tries = True
-        longest = min(SHORTEST_PAUSE * 2**self._failures, LONGEST_PAUSE)
-        try:
-            async with asyncio.timeout(random.uniform(longest / 2, longest)):  # noqa: S311 - not a secret
-                await self._back.wait()
-        except TimeoutError:
-            pass
-        except asyncio.CancelledError:
-            # Whoever else waits must not wait for this one.
-            self.over()
-            raise
-        finally:
-            self._somebody_tries = False
-
-    def over(self) -> None:
-        """Something was written."""
-        if self._failures:
-            self._failures = 0
-            self._back.set()
+                    outcomes = batch.settle([write])
+            else:
+                # Django's TestCase: the loop runs beside that thread, and this is the way into it.
+                outcomes = await sync_to_async(batch.settle)([write])
+        _answer(write, outcomes[0])
+        return await write.done
 
 
 @contextmanager
@@ -229,16 +256,11 @@ def make() -> Ledger:
     return InlineLedger() if conf.get().LEDGER == "inline" else Ledger()
 
 
-def _heard(writing: "asyncio.Future[Any]") -> None:
-    """A waiter that was cancelled does not hear of a failure, and asyncio would complain that nobody did."""
-    if not writing.cancelled():
-        writing.exception()
-
-
-def _fresh(write: Callable[[], Result]) -> Result:
-    """Django drops connections that broke or grew old only between requests; here each write is one."""
-    close_old_connections()
-    try:
-        return write()
-    finally:
-        close_old_connections()
+def _answer(write: _Write, outcome: Any) -> None:
+    if write.done.done():
+        # Its waiter was cancelled, or was told that it took too long.
+        return
+    if isinstance(outcome, BaseException):
+        write.done.set_exception(outcome)
+    else:
+        write.done.set_result(outcome)

@@ -22,19 +22,18 @@ from uuid import UUID
 from channels import DEFAULT_CHANNEL_LAYER
 from django.dispatch import Signal
 
-from realtime import frames, groups, metrics, signals
+from realtime import conf, frames, groups, metrics, signals
 from realtime.closing import CloseReason, by_label
 from realtime.connection import Connection
 from realtime.errors import RealtimeError
 from realtime.hub import Hub
+from realtime.hubs import Hubs
 from realtime.ledger import RecordsUnavailable
 from realtime.records import Closing, Join, Opening
 from realtime.transport import Event
 
 logger = logging.getLogger("realtime.lifecycle")
 
-#: Reconnects of the clients of one process are spread over this many seconds.
-RECONNECT_WINDOW = 5.0
 #: Seconds after which an eviction goes on without a clean-up step that hangs; the step itself goes on too.
 CLEANUP_TIMEOUT = 10.0
 #: How often an eviction tries to leave a group before it is left to a round.
@@ -51,9 +50,7 @@ class ConnectionGone(RealtimeError):
 
 # -- the hub of this process -----------------------------------------------------------------------
 
-_hubs: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Task[Hub]]] = (
-    weakref.WeakKeyDictionary()
-)
+_hubs: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Hubs] = weakref.WeakKeyDictionary()
 _tasks: set[asyncio.Task[Any]] = set()
 
 
@@ -62,59 +59,29 @@ async def hub(alias: str = DEFAULT_CHANNEL_LAYER) -> Hub:
 
     Raises LayerUnavailable, RecordsUnavailable.
     """
-    hubs = _hubs.setdefault(asyncio.get_running_loop(), {})
-    starting = hubs.get(alias)
-    if starting is None or (starting.done() and (starting.cancelled() or starting.exception() is not None)):
-        starting = hubs[alias] = _spawn(Hub.start(alias, evict=evict, on_kick=_kick, on_lost=_start_anew))
-    return await asyncio.shield(starting)
-
-
-def _start_anew(lost: Hub) -> None:
-    """This process was declared lost, and its rows were closed, while it could not answer.
-
-    Its connections have no open record any more, so they end; the next one finds a new hub with a new
-    channel and a new row. The old hub stays until its evictions have left the groups under the old channel.
-    """
-    if lost.ending is not None:
-        # It hears so from every round until it has stopped.
-        return
-    lost.ending = CloseReason.SERVER_LOST
-    logger.error(
-        "This process was declared lost; it closes %d connections and starts anew", len(lost.connections)
-    )
-    hubs = _hubs.get(asyncio.get_running_loop(), {})
-    for alias, starting in tuple(hubs.items()):
-        if starting.done() and not starting.exception() and starting.result() is lost:
-            del hubs[alias]
-    _spawn(_retire(lost, CloseReason.SERVER_LOST))
+    return await _hubs_here().get(alias)
 
 
 async def stop() -> None:
     """End this loop's hubs as planned: evict every connection, then record that the process has stopped."""
-    hubs = tuple(_hubs.pop(asyncio.get_running_loop(), {}).values())
-    if hubs:
-        # One that is being started would outlive this.
-        await asyncio.wait(hubs)
-    started = [hub.result() for hub in hubs if not hub.cancelled() and hub.exception() is None]
-    await asyncio.gather(*(_retire(hub, CloseReason.SERVER_RESTART) for hub in started))
+    await _hubs_here().stop()
 
 
-async def _retire(old: Hub, reason: CloseReason) -> None:
-    old.ending = reason
-    # Those whose record is being written now have to end with the others, or they would outlive the hub.
-    for connection in {*old.connections.values(), *old.admitting}:
-        evict(connection, reason)
-    # Also those that began to end before: their writes need the ledger.
-    while old.evictions:
-        await asyncio.wait(tuple(old.evictions))
-    try:
-        await old.ledger.stop_process(old.process)
-    except RecordsUnavailable as error:
-        logger.warning("The end of this process was not recorded; rounds will find it lost: %s", error)
-    # What hangs even now is on the to-do list, and the next round does it.
-    for step in tuple(old.cleanups):
-        step.cancel()
-    await old.stop()
+def ending() -> CloseReason | None:
+    """Why this process takes nobody in any more, or None."""
+    return _hubs_here().ending
+
+
+def serving(consumer: "asyncio.Task[Any]") -> None:
+    """This task serves a connection: a planned stop waits until its handlers are done."""
+    _keep(_hubs_here().consumers, consumer)
+
+
+def _hubs_here() -> Hubs:
+    loop = asyncio.get_running_loop()
+    if loop not in _hubs:
+        _hubs[loop] = Hubs(evict=evict, on_kick=_kick)
+    return _hubs[loop]
 
 
 # -- in --------------------------------------------------------------------------------------------
@@ -126,19 +93,27 @@ async def admit(connection: Connection) -> None:
     Raises LayerUnavailable or RecordsUnavailable when it cannot be let in, ConnectionGone when it ended
     meanwhile.
     """
-    if connection.admission is None:
-        connection.admission = _spawn(_admit(connection))
     # Shielded: a consumer that is cancelled here leaves a write in flight, whose outcome eviction has to
     # know.
-    await _uninterrupted(connection.admission)
+    if not connection.admitted:
+        await _uninterrupted(_admission(connection))
     if connection.gone:
         raise ConnectionGone
 
 
+def _admission(connection: Connection) -> asyncio.Task[None]:
+    """Only for a connection that is not admitted."""
+    if connection.admission is None:
+        connection.admission = _spawn(_admit(connection))
+    return connection.admission
+
+
 async def _admit(connection: Connection) -> None:
-    home = await hub(connection.alias)
-    if home.ending is not None:
-        evict(connection, home.ending)
+    if (reason := ending()) is None:
+        home = await hub(connection.alias)
+        reason = home.ending
+    if reason is not None:
+        evict(connection, reason)
     if connection.gone:
         return
     scope = connection.scope
@@ -170,6 +145,9 @@ async def _admit(connection: Connection) -> None:
         metrics.opened.inc()
         connection.announced = True
         await _tell(signals.connection_opened, connection=opening)
+    # A task that is done would be kept, with all its names, for as long as the connection.
+    connection.admitted = True
+    connection.admission = None
 
 
 def accepted(connection: Connection) -> None:
@@ -184,9 +162,14 @@ async def group_add(connection: Connection, group: str) -> None:
     Raises BadGroup, LayerUnavailable, RecordsUnavailable, ConnectionGone.
     """
     groups.require_valid(group)
-    await admit(connection)
-    if group in connection.groups:
-        return
+    if connection.admitted or connection.admission is not None:
+        await admit(connection)
+        _require_home(connection)
+        if group in connection.groups:
+            return
+    else:
+        # Not waited for here, so that record and membership are written in one batch.
+        _admission(connection)
     # Now, so that a `group_discard` that follows finds it, and an eviction leaves it.
     connection.joined.add(group)
     # A task of its own, like every sequence here: cancelled half-way, nobody would know whether the layer
@@ -194,19 +177,26 @@ async def group_add(connection: Connection, group: str) -> None:
     await _uninterrupted(_spawn(_group_add(connection, group)))
     if connection.gone:
         raise ConnectionGone
+    _require_home(connection)
 
 
 async def _group_add(connection: Connection, group: str) -> None:
-    home = _home(connection)
     async with _turn(connection):
+        admission = connection.admission
+        if connection.hub is None and admission is not None:
+            # The process's first hub is starting.
+            await asyncio.shield(admission)
         if connection.gone:
             # It ended while an earlier change had its turn, and its eviction may be done with this group.
             return
+        home = _home(connection)
         # The row goes first. After a crash between the two there is a row for a membership that never was,
         # and to discard that does no harm; the other way round there would be a membership that nobody
         # knows of.
         try:
             await home.ledger.join(_join(connection, group))
+            if admission is not None:
+                await asyncio.shield(admission)
             await home.add_member(connection, group)
         except Exception:
             # The database or the layer may have done it all the same, so this is left like any other
@@ -376,9 +366,16 @@ def _last_words(connection: Connection) -> Event | None:
 def goodbye(reason: CloseReason) -> Event:
     """The frame that tells a client why it is closed, whether to come back, and when."""
     # Spread, because all clients of a process that stops would otherwise come back in the same instant.
-    after = round(random.uniform(0.2, RECONNECT_WINDOW), 3) if reason.reconnect else None  # noqa: S311 - not a secret
+    after = round(random.uniform(0.0, conf.get().RECONNECT_WINDOW), 3) if reason.reconnect else None  # noqa: S311 - not a secret
     text = frames.build(frames.Goodbye(reason=reason.value, reconnect=reason.reconnect, retry_after=after))
     return {"type": "websocket.send", "text": text}
+
+
+def _require_home(connection: Connection) -> None:
+    """Raises ConnectionGone when its hub ends, and all memberships with it: nobody joins a group there."""
+    if (reason := _home(connection).ending) is not None:
+        evict(connection, reason)
+        raise ConnectionGone
 
 
 def _home(connection: Connection) -> Hub:
@@ -440,7 +437,7 @@ def _clean(home: Hub, step: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
     return task
 
 
-def _keep(tasks: set[asyncio.Task[None]], task: asyncio.Task[None]) -> None:
+def _keep(tasks: set[asyncio.Task[Any]], task: asyncio.Task[Any]) -> None:
     tasks.add(task)
     task.add_done_callback(tasks.discard)
 

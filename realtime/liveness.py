@@ -53,6 +53,8 @@ class _Ping(NamedTuple):
     sent_at: float
     written: int
     """The bytes that were written before it, which its pong acknowledges."""
+    messages: int
+    """The same, counted in messages."""
 
 
 class Liveness:
@@ -64,11 +66,14 @@ class Liveness:
 
     __slots__ = (
         "_acked",
+        "_acked_messages",
         "_heard_at",
         "_last_n",
         "_last_ping_at",
         "_last_pong_at",
         "_limits",
+        "_messages",
+        "_notice_above",
         "_pingable",
         "_probe_at",
         "_regular_ping_at",
@@ -91,6 +96,9 @@ class Liveness:
         self._regular_ping_at = now + limits.ping_interval * (0.5 + 0.5 * spread)
         self._probe_at = inf
         self._written = self._written_at_ping = self._acked = 0
+        self._messages = self._acked_messages = 0
+        # Writes up to so many bytes in all change nothing: the next ping is arranged for.
+        self._notice_above: float = -1
         self.last_proof_at = now
         """When the client last sent anything."""
         self.round_trip: float | None = None
@@ -99,11 +107,12 @@ class Liveness:
     def pinged(self, now: float) -> int:
         """A ping leaves now; returns its number, counted from 1."""
         self._last_n += 1
-        self._unanswered.append(_Ping(self._last_n, now, self._written))
+        self._unanswered.append(_Ping(self._last_n, now, self._written, self._messages))
         self._written_at_ping = self._written
         self._last_ping_at = now
         self._regular_ping_at = now + self._limits.ping_interval
         self._probe_at = inf
+        self._arrange()
         return self._last_n
 
     def ponged(self, n: int, now: float) -> bool:
@@ -116,11 +125,12 @@ class Liveness:
         position = n - self._unanswered[0].n
         answered = self._unanswered[position]
         del self._unanswered[: position + 1]
-        self._acked = answered.written
+        self._acked, self._acked_messages = answered.written, answered.messages
         self.round_trip = now - answered.sent_at
         self._last_pong_at = self.last_proof_at = now
         if self.unacked_bytes and not self._unanswered:
             self._probe_at = min(self._probe_at, now + self._limits.probe_after)
+        self._arrange()
         return True
 
     def heard(self, now: float) -> None:
@@ -132,9 +142,15 @@ class Liveness:
         self._regular_ping_at = min(now + interval, self._last_ping_at + 2 * interval)
         self._heard_at = self.last_proof_at = now
 
-    def wrote(self, size: int, now: float) -> bool:
+    def wrote(self, size: int, now: float, messages: int = 1) -> bool:
         """So many bytes were handed to the transport. False if `look_at` is as before, or was due already."""
+        self._messages += messages
         self._written += size
+        # Almost every write ends here: this is done for each member of a group.
+        return self._written > self._notice_above and self._notice(now)
+
+    def _notice(self, now: float) -> bool:
+        """Arrange for a ping that what was written calls for."""
         if self._written - self._written_at_ping >= self._limits.probe_bytes:
             probe_at = now
         elif not self._unanswered and self._probe_at == inf:
@@ -146,7 +162,21 @@ class Liveness:
             return self._slow_at < inf
         moved = probe_at < self._probe_at
         self._probe_at = min(self._probe_at, probe_at)
+        self._arrange()
         return moved
+
+    def _arrange(self) -> None:
+        """Find out which writes the next ping, as it is arranged for, has to take no notice of."""
+        limits = self._limits
+        above: float = -1
+        if self._unanswered or self._probe_at < inf:
+            above = self._written_at_ping + limits.probe_bytes - 1
+            if self._written > above:
+                # That ping is due already.
+                above = inf
+            if self._unanswered:
+                above = min(above, self._acked + limits.max_unacked_bytes)
+        self._notice_above = above
 
     def verdict(self, now: float) -> Verdict:
         """What is to be done now; a cause to evict goes before a ping that is due."""
@@ -174,6 +204,16 @@ class Liveness:
     def unacked_bytes(self) -> int:
         """How many bytes were written since the last answered ping was sent."""
         return self._written - self._acked
+
+    @property
+    def unacked_messages(self) -> int:
+        """How many messages were written since the last answered ping was sent."""
+        return self._messages - self._acked_messages
+
+    @property
+    def pingable(self) -> bool:
+        """Whether writes can be acknowledged at all."""
+        return self._pingable
 
     @property
     def _silent_at(self) -> float:

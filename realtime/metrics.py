@@ -26,6 +26,16 @@ published = Counter("realtime_messages_published", "Messages published by this p
 subscribe_unconfirmed = Counter(
     "realtime_subscribe_unconfirmed", "Groups whose first mark did not come back within a second."
 )
+echoes_missed = Counter(
+    "realtime_echoes_missed", "Echoes that this process sent to itself and that did not come back in time."
+)
+layer_rebuilds = Counter(
+    "realtime_layer_rebuilds",
+    "Times that connections to the layer were replaced because they carried nothing.",
+)
+groups_reasserted = Counter(
+    "realtime_groups_reasserted", "Memberships asserted once more in the channel layer, by cause.", ["cause"]
+)
 layer_errors = Counter("realtime_layer_errors", "Calls to the channel layer that failed.", ["call"])
 record_errors = Counter(
     "realtime_record_errors", "Writes of records that failed and were repeated or given up."
@@ -42,6 +52,16 @@ zombie_lifetime = Histogram(
     "From the last proof of life of a connection to its removal, by close reason.",
     ["reason"],
     buckets=(0.1, 0.5, 1, 2.5, 5, 10, 15, 20, 30, 45, 60, 120),
+)
+zombie_messages = Counter(
+    "realtime_zombie_messages",
+    "Messages written to evicted connections after the last ping that they answered, by close reason.",
+    ["reason"],
+)
+zombie_bytes = Counter(
+    "realtime_zombie_bytes",
+    "Bytes written to evicted connections after the last ping that they answered, by close reason.",
+    ["reason"],
 )
 stalled = Counter(
     "realtime_loop_stalled_seconds", "Time for which the event loop stood still; it counts against nobody."

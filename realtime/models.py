@@ -100,7 +100,7 @@ class Connection(models.Model):
     """The record of one accepted WebSocket. `closed_at` goes from null to a time once, and never back."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    process = models.ForeignKey(Process, on_delete=models.CASCADE, related_name="records")
+    process = models.ForeignKey(Process, on_delete=models.CASCADE, related_name="records", db_index=False)
     user_id = models.CharField(max_length=255, blank=True, default="")
     """The user's primary key as text; no foreign key, so that a deleted user cannot make a batch fail."""
     path = models.CharField(max_length=512)
@@ -120,6 +120,7 @@ class Connection(models.Model):
     objects = ConnectionQuerySet.as_manager()
 
     class Meta:
+        permissions = (("disconnect_connection", "Can disconnect connection"),)
         constraints = (
             models.CheckConstraint(
                 condition=Q(closed_at__isnull=True, close_reason="")
@@ -129,12 +130,27 @@ class Connection(models.Model):
         )
         indexes = (
             models.Index(
-                fields=["process"], condition=Q(closed_at__isnull=True), name="realtime_connection_open"
-            ),
-            models.Index(
                 fields=["closed_at"], condition=Q(closed_at__isnull=False), name="realtime_connection_closed"
             ),
             models.Index(fields=["opened_at"], name="realtime_connection_opened"),
+            # What the admin's list is narrowed by; each ends with the time, so that no page is sorted.
+            models.Index(fields=["process", "opened_at"], name="realtime_connection_process"),
+            models.Index(
+                fields=["opened_at"], condition=Q(closed_at__isnull=True), name="realtime_connection_newest"
+            ),
+            models.Index(
+                fields=["close_reason", "opened_at"],
+                condition=Q(closed_at__isnull=False),
+                name="realtime_connection_reason",
+            ),
+            # Not partial, without anonymous users: SQLite would not use that for a bound parameter.
+            models.Index(fields=["user_id", "opened_at"], name="realtime_connection_user"),
+            # Last, because of indexes that seem equally good SQLite takes the one that was made last.
+            models.Index(
+                fields=["process", "opened_at"],
+                condition=Q(closed_at__isnull=True),
+                name="realtime_connection_open",
+            ),
         )
 
     def __str__(self) -> str:

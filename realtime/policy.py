@@ -6,6 +6,8 @@ synchronous policy runs in Django's thread for synchronous code, so it may use t
 """
 
 import inspect
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from channels.db import database_sync_to_async
@@ -32,7 +34,13 @@ async def default_policy(scope: dict[str, Any], action: str, group: str) -> bool
 
 async def allows(scope: dict[str, Any], action: str, group: str) -> bool:
     """What the configured policy says."""
-    policy = import_string(conf.get().POLICY)
-    if inspect.iscoroutinefunction(policy):
+    policy, is_async = _configured(conf.get().POLICY)
+    if is_async:
         return bool(await policy(scope, action, group))
     return bool(await database_sync_to_async(policy)(scope, action, group))
+
+
+@cache
+def _configured(path: str) -> tuple[Callable[..., Any], bool]:
+    policy = import_string(path)
+    return policy, inspect.iscoroutinefunction(policy)

@@ -32,6 +32,9 @@ _REASONS = {
     Verdict.IDLE: CloseReason.IDLE,
 }
 
+#: What was written to these since their last proof of life, nobody has read.
+_ZOMBIES = frozenset({CloseReason.PING_TIMEOUT, CloseReason.SEND_FAILED, CloseReason.SLOW_CONSUMER})
+
 
 class Pulse:
     """Liveness of the connections of one process. `evict` is called for those that failed."""
@@ -52,7 +55,10 @@ class Pulse:
     def watch(self, connection: Connection) -> None:
         """From now on the connection has to prove that it lives; called when it has been accepted."""
         spread = connection.id.int % 1024 / 1024
-        connection.liveness = Liveness(self._limits, self.now(), spread=spread, pingable=connection.speaks_v1)
+        # Who speaks no `realtime.v1` is pinged below it where the server lets us; else the server's own
+        # keepalive counts.
+        pingable = connection.speaks_v1 or connection.transport.can_ping
+        connection.liveness = Liveness(self._limits, self.now(), spread=spread, pingable=pingable)
         self._schedule.set(connection, connection.liveness.look_at)
 
     def forget(self, connection: Connection) -> None:
@@ -60,13 +66,21 @@ class Pulse:
         if connection.liveness is not None and connection.reason is not None:
             silence = self.now() - connection.liveness.last_proof_at
             metrics.zombie_lifetime.labels(reason=connection.reason.value).observe(silence)
+            if connection.reason in _ZOMBIES:
+                _count_what_was_lost(connection.liveness, connection.reason)
         # What is written to it in its last moments must not bring it back here.
         connection.liveness = None
 
-    def wrote(self, connection: Connection, size: int) -> None:
+    def wrote(self, connection: Connection, size: int, messages: int = 1) -> None:
+        """So many messages, and bytes in all, are handed to the connection's transport."""
         liveness = connection.liveness
-        if liveness is not None and liveness.wrote(size, self.now()):
-            self._schedule.set(connection, liveness.look_at)
+        if liveness is not None and liveness.wrote(size, self.now(), messages):
+            self.look_anew(connection)
+
+    def look_anew(self, connection: Connection) -> None:
+        """Its `Liveness` says another time for the next look."""
+        if connection.liveness is not None:
+            self._schedule.set(connection, connection.liveness.look_at)
 
     def heard(self, connection: Connection) -> None:
         """An application frame came in; the next regular ping moves."""
@@ -74,6 +88,7 @@ class Pulse:
             connection.liveness.heard(self.now())
 
     def ponged(self, connection: Connection, n: int) -> None:
+        """The client answered ping `n`."""
         liveness = connection.liveness
         if liveness is not None and liveness.ponged(n, self.now()):
             if liveness.round_trip is not None:
@@ -121,8 +136,22 @@ class Pulse:
             return
         if verdict is Verdict.PROBE:
             # The time of the ping itself: loop turns since this look must not shorten its deadline.
-            text = frames.build(frames.Ping(n=liveness.pinged(self.now())))
-            connection.transport.write({"type": "websocket.send", "text": text}, len(text))
+            _ping(connection, liveness.pinged(self.now()))
             metrics.pings.inc()
         if not connection.gone:
             self._schedule.set(connection, liveness.look_at)
+
+
+def _ping(connection: Connection, n: int) -> None:
+    """By a frame of `realtime.v1`, which proves that the page itself runs, or else by RFC 6455."""
+    if connection.speaks_v1:
+        text = frames.build(frames.Ping(n=n))
+        connection.transport.write({"type": "websocket.send", "text": text}, len(text))
+    else:
+        connection.transport.ping(str(n).encode())
+
+
+def _count_what_was_lost(liveness: Liveness, reason: CloseReason) -> None:
+    if liveness.pingable:
+        metrics.zombie_messages.labels(reason=reason.value).inc(liveness.unacked_messages)
+        metrics.zombie_bytes.labels(reason=reason.value).inc(liveness.unacked_bytes)

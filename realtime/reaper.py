@@ -10,13 +10,14 @@ import logging
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
 
 from channels.db import database_sync_to_async
+from django.core.exceptions import ImproperlyConfigured
 from django.db import Error as DatabaseFailure
 
-from realtime import groups, metrics, records, sweep
+from realtime import conf, groups, metrics, records, sweep
 from realtime.closing import CloseReason
 from realtime.liveness import RollCall
 from realtime.records import Asked, Leftover, LostProcess
@@ -25,6 +26,12 @@ logger = logging.getLogger("realtime.reaper")
 
 #: How often in an interval somebody who did not get a round looks for the next one.
 LOOKS_PER_INTERVAL = 20
+#: Seconds by which a wait may be late before this reaper was stopped itself, and nobody's silence counts.
+LATE = 1.0
+#: Seconds until a reaper goes on listening after an answer that it could not take.
+PAUSE_AFTER_ERROR = 0.05
+#: Seconds of a round for deleting old records, a batch at a time: the rest is left to the next one.
+PURGE_TIME = 1.0
 
 Result = TypeVar("Result")
 
@@ -46,25 +53,62 @@ class Report:
     kicked: int
     """Memberships that living processes were told to settle."""
     seconds: float
+    purged: int = 0
+    """Old closed records that were deleted."""
 
     @property
     def repaired(self) -> bool:
         return bool(self.lost or self.reaped or self.discarded or self.kicked)
 
+    def fields(self) -> dict[str, Any]:
+        """As one JSON object."""
+        return asdict(self)
+
+    def line(self) -> str:
+        """As one line for people."""
+        line = (
+            f"round {self.number}: asked {self.asked}, answered {self.answered}, lost {self.lost}, "
+            f"reaped {self.reaped}, discarded {self.discarded}, kicked {self.kicked}, {self.seconds:.2f} s"
+        )
+        if self.unreachable:
+            line += f"; {self.unreachable} could not be asked"
+        return f"{line}; {self.purged} old records deleted" if self.purged else line
+
 
 class Reaper:
-    """Runs rounds on the event loop that it is used on; `interval` and `timeout` in seconds."""
+    """Runs rounds on the event loop that it is used on; `interval` and `timeout` in seconds. Records are
+    deleted `keep_closed` seconds after they were closed, unless that is None.
+    """
 
-    def __init__(self, *, interval: float, timeout: float, misses_allowed: int) -> None:
+    def __init__(
+        self, *, interval: float, timeout: float, misses_allowed: int, keep_closed: float | None = None
+    ) -> None:
         self.interval = interval
         self.timeout = timeout
         self.misses_allowed = misses_allowed
+        self.keep_closed = keep_closed
+        if not 0 < timeout < interval:
+            raise ImproperlyConfigured(
+                f"--timeout ({timeout:g}) must be above zero and below --interval ({interval:g})."
+            )
         self.stopping = asyncio.Event()
         self._claimed_at = 0.0
         self._channel: str | None = None
         self._listening: asyncio.Task[None] | None = None
         self._answers: dict[int, set[uuid.UUID]] = {}
+        self._echoes_back: set[int] = set()
         self._news = asyncio.Event()
+
+    @classmethod
+    def as_configured(cls, interval: float | None = None, timeout: float | None = None) -> "Reaper":
+        """With these times, or those of the settings. Raises ImproperlyConfigured."""
+        settings = conf.get()
+        return cls(
+            interval=settings.ROUND_INTERVAL if interval is None else interval,
+            timeout=settings.ROUND_TIMEOUT if timeout is None else timeout,
+            misses_allowed=settings.MISSES_ALLOWED,
+            keep_closed=settings.KEEP_CLOSED,
+        )
 
     async def round(self) -> Report | None:
         """One round, or None when it is not due or another reaper has it.
@@ -80,9 +124,9 @@ class Reaper:
         began = self._claimed_at = clock()
         gone = await sweep.declare_gone(_database)
         asked, unreachable, roll_call = await self._ask(number)
-        await self._wait(number, roll_call, asked)
-        # Who was not given the whole time to answer has not missed the round.
-        lost = [] if self.stopping.is_set() else await self._judge(number, asked, roll_call)
+        fair = await self._wait(number, roll_call, asked)
+        # Who was not given the whole time to answer, or was not heard, has not missed the round.
+        lost = await self._judge(number, asked, roll_call) if fair and not self.stopping.is_set() else []
         reaped, discarded, kicked = await self._sweep()
         answered = sum(not roll_call.outcome(process.id, 0).missed for process in asked)
         return Report(
@@ -95,6 +139,7 @@ class Reaper:
             discarded=discarded,
             kicked=kicked,
             seconds=clock() - began,
+            purged=await self._purge(),
         )
 
     async def preview(self) -> Report:
@@ -147,34 +192,72 @@ class Reaper:
 
     async def _ask(self, number: int) -> tuple[list[Asked], int, RollCall[uuid.UUID]]:
         """The processes that were asked, and how many could not be."""
-        assert self._channel is not None, "answers are listened for before anybody is asked"  # noqa: S101
         roll_call: RollCall[uuid.UUID] = RollCall(misses_allowed=self.misses_allowed)
-        processes, asked = await _database(records.processes_to_ask), []
+        processes = await _database(records.processes_to_ask)
         self._answers = {number: set()}
-        for process in processes:
-            try:
-                await groups.ask(process.channel_name, number, self._channel)
-            except groups.LayerUnavailable as error:
-                # A question that was not delivered makes no silence.
-                roll_call.not_asked(process.id)
-                logger.warning("%s:%d was not asked: %s", process.host, process.pid, error)
-            else:
+        # All at once, so that a layer that hangs costs a round one timeout and not one for each process.
+        outcomes = await asyncio.gather(*(self._ask_one(process, number) for process in processes))
+        asked = []
+        for process, was_asked in zip(processes, outcomes, strict=True):
+            if was_asked:
                 roll_call.asked(process.id)
                 asked.append(process)
+            else:
+                # A question that was not delivered makes no silence.
+                roll_call.not_asked(process.id)
         return asked, len(processes) - len(asked), roll_call
+
+    async def _ask_one(self, process: Asked, number: int) -> bool:
+        assert self._channel is not None, "answers are listened for before anybody is asked"  # noqa: S101
+        try:
+            await groups.ask(process.channel_name, number, self._channel)
+        except groups.LayerUnavailable as error:
+            logger.warning("%s:%d was not asked: %s", process.host, process.pid, error)
+            return False
+        return True
 
     # -- wait --------------------------------------------------------------------------------------
 
-    async def _wait(self, number: int, roll_call: RollCall[uuid.UUID], asked: list[Asked]) -> None:
-        """Until everybody has answered, or the time is up, or the reaper is to stop."""
-        everybody = {process.id for process in asked}
+    async def _wait(self, number: int, roll_call: RollCall[uuid.UUID], asked: list[Asked]) -> bool:
+        """Until everybody has answered, or the time is up, or the reaper is to stop. Returns whether it would
+        have heard those who did not answer.
+        """
+        clock, everybody = asyncio.get_running_loop().time, {process.id for process in asked}
+        until = clock() + self.timeout
         with suppress(TimeoutError):
-            async with asyncio.timeout(self.timeout):
+            async with asyncio.timeout_at(until):
                 while not everybody <= self._answers[number] and not self.stopping.is_set():
                     self._news.clear()
                     await self._news.wait()
-        for process in self._answers.pop(number):
+        answers = self._answers.pop(number)
+        for process in answers:
             roll_call.answered(process)
+        if everybody <= answers:
+            return True
+        if (late := clock() - until) > LATE:
+            logger.warning("This reaper stood still for %.1f s; this round judges nobody", late)
+            return False
+        return bool(answers) or await self._hears_itself()
+
+    async def _hears_itself(self) -> bool:
+        """Whether what is sent to this reaper arrives: where nobody answers, it may itself be deaf."""
+        assert self._channel is not None, "answers are listened for before anybody is asked"  # noqa: S101
+        self._echoes_back.clear()
+        try:
+            parts = await groups.echo(self._channel, 0)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.timeout / 2):
+                    while len(self._echoes_back) < parts:
+                        self._news.clear()
+                        await self._news.wait()
+                    return True
+            logger.error("Nobody answered, and an echo did not come back either; this round judges nobody")
+            await groups.rebuild(self._channel, set(range(parts)) - self._echoes_back)
+        except groups.LayerUnavailable as error:
+            logger.warning(
+                "Nobody answered, and the layer takes nothing; this round judges nobody: %s", error
+            )
+        return False
 
     # -- judge -------------------------------------------------------------------------------------
 
@@ -203,23 +286,64 @@ class Reaper:
     # -- sweep -------------------------------------------------------------------------------------
 
     async def _sweep(self) -> tuple[int, int, int]:
-        """Put right what ended processes held, and tell living ones what they have left undone."""
-        ended = await _database(records.lost_processes_to_sweep)
-        done = await sweep.sweep(ended, _database, self.stopping.is_set)
-        return done.reaped, done.discarded, await self._kick(await _database(records.leftovers))
+        """Put right what ended processes held, and tell living ones what they have left undone.
 
-    async def _kick(self, leftovers: list[Leftover]) -> int:
+        Raises, after all that could be done, what kept the rest from it.
+        """
+        ended = await _database(records.lost_processes_to_sweep)
+        reaped = discarded = 0
+        failures: list[Exception] = []
+        try:
+            done = await sweep.sweep(ended, _database, self.stopping.is_set)
+        except groups.LayerUnavailable as error:
+            # One layer is down; what processes in another have left undone is done all the same.
+            failures.append(error)
+        else:
+            reaped, discarded = done.reaped, done.discarded
+        kicked, not_told = await self._kick(await _database(records.leftovers))
+        if failures or not_told:
+            raise [*failures, *not_told][0]
+        return reaped, discarded, kicked
+
+    async def _kick(self, leftovers: list[Leftover]) -> tuple[int, list[groups.LayerUnavailable]]:
         """A living process leaves its groups itself: only it knows whether somebody else has joined them
-        meanwhile.
+        meanwhile. Returns how many memberships were told of, and what kept others from it.
         """
         by_channel: dict[str, list[Leftover]] = {}
         for leftover in leftovers:
             by_channel.setdefault(leftover.channel_name, []).append(leftover)
-        for channel, some in by_channel.items():
+
+        async def kick(channel: str, some: list[Leftover]) -> groups.LayerUnavailable | None:
             connections = sorted({str(leftover.connection_id) for leftover in some})
             memberships = [(str(leftover.connection_id), leftover.group) for leftover in some]
-            await groups.kick(channel, connections, memberships, CloseReason.SERVER_LOST.value)
-        return len(leftovers)
+            try:
+                await groups.kick(channel, connections, memberships, CloseReason.SERVER_LOST.value)
+            except groups.LayerUnavailable as error:
+                return error
+            return None
+
+        outcomes = await asyncio.gather(*(kick(channel, some) for channel, some in by_channel.items()))
+        failures = [error for error in outcomes if error is not None]
+        told = sum(
+            len(some) for some, error in zip(by_channel.values(), outcomes, strict=True) if error is None
+        )
+        return told, failures
+
+    # -- purge -------------------------------------------------------------------------------------
+
+    async def _purge(self) -> int:
+        """Delete what has been over for long enough, for a limited time. Returns how many records went."""
+        clock = asyncio.get_running_loop().time
+        until, purged = clock() + PURGE_TIME, 0
+        if self.keep_closed is None:
+            return 0
+        for purge in (records.purge_closed, records.purge_processes):
+            while clock() < until and not self.stopping.is_set():
+                deleted = await _database(purge, self.keep_closed)
+                purged += deleted if purge is records.purge_closed else 0
+                if not deleted:
+                    break
+        return purged
 
     # -- answers -----------------------------------------------------------------------------------
 
@@ -231,13 +355,24 @@ class Reaper:
     async def _read(self, channel: str) -> None:
         layer = groups.layer()
         while True:
-            event = await layer.receive(channel)
-            # A late answer to an earlier round is not this round's, though it has reset the process's
-            # misses by its row.
-            answers = self._answers.get(event.get("round", -1))
-            if event.get("type") == groups.ANSWER and answers is not None:
-                answers.add(uuid.UUID(event["process"]))
-                self._news.set()
+            try:
+                event = await layer.receive(channel)
+                self._take(event)
+            except Exception:
+                # Neither an answer that makes no sense nor a layer that fails makes the reaper deaf.
+                logger.exception("The reaper could not take an answer")
+                await asyncio.sleep(PAUSE_AFTER_ERROR)
+
+    def _take(self, event: dict[str, Any]) -> None:
+        match event.get("type"):
+            case groups.ANSWER:
+                # A late answer to an earlier round is not this round's, though it has reset the process's
+                # misses by its row.
+                if (answers := self._answers.get(event["round"])) is not None:
+                    answers.add(uuid.UUID(event["process"]))
+            case groups.ECHO:
+                self._echoes_back.add(event["part"])
+        self._news.set()
 
 
 async def rounds(reaper: Reaper, report: Callable[[Report | Exception], None]) -> None:

@@ -9,16 +9,21 @@ behind. All raise a `django.db.Error` when the database cannot be reached or ref
 import uuid
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from itertools import islice
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from django.db import connections, models, router, transaction
 from django.db.models import F, Q, QuerySet
 from django.db.models.functions import Greatest, Now
 
+from realtime import bulk
 from realtime.closing import CloseReason
+from realtime.differences import Process as StoredProcess
+from realtime.differences import Stored
 from realtime.models import Connection, Membership, Process, Round
 
 BATCH = 500
@@ -151,6 +156,11 @@ def answer_round(process_id: uuid.UUID, number: int, *, connections: int, loop_l
     )
 
 
+def is_running(process_id: uuid.UUID) -> bool:
+    """False when this process was stopped, declared lost or removed."""
+    return Process.objects.using(_database()).running().filter(pk=process_id).exists()
+
+
 def stop_process(process_id: uuid.UUID) -> bool:
     """Record a planned stop; False when the process had ended already."""
     running = Process.objects.using(_database()).running().filter(pk=process_id)
@@ -160,23 +170,27 @@ def stop_process(process_id: uuid.UUID) -> bool:
 # Connections and memberships
 
 
+def in_one_transaction() -> AbstractContextManager[Any]:
+    """For calls of the four functions that follow, to be committed together or not at all."""
+    return transaction.atomic(using=_database())
+
+
 def open_connections(openings: Sequence[Opening]) -> None:
     """Insert the records of new connections; those that exist are left as they are, even when closed."""
-    rows = [
-        Connection(
-            id=opening.id,
-            process_id=opening.process_id,
-            user_id=_cut(opening.user_id, Connection, "user_id"),
-            path=_cut(opening.path, Connection, "path"),
-            remote_address=_cut(opening.remote_address, Connection, "remote_address"),
-            user_agent=_cut(opening.user_agent, Connection, "user_agent"),
-            subprotocol=_cut(opening.subprotocol, Connection, "subprotocol"),
-            opened_at=Now(),
-            last_seen_at=Now(),
-        )
-        for opening in openings
-    ]
-    Connection.objects.using(_database()).bulk_create(rows, batch_size=BATCH, ignore_conflicts=True)
+    texts = ("user_id", "path", "remote_address", "user_agent", "subprotocol")
+    _insert(
+        Connection,
+        ("id", "process_id", *texts),
+        [
+            (
+                opening.id,
+                opening.process_id,
+                *(_cut(getattr(opening, name), Connection, name) for name in texts),
+            )
+            for opening in openings
+        ],
+        now=("opened_at", "last_seen_at"),
+    )
 
 
 def close_connections(closings: Sequence[Closing], stamp: uuid.UUID) -> set[uuid.UUID]:
@@ -192,7 +206,7 @@ def close_connections(closings: Sequence[Closing], stamp: uuid.UUID) -> set[uuid
         for closing in batch:
             endings[closing.reason, _code(closing.code)].append(closing.id)
         records = Connection.objects.using(using).filter(pk__in=[closing.id for closing in batch])
-        with transaction.atomic(using=using):
+        with transaction.atomic(using=using, savepoint=False):
             _lock(records.open())
             for (reason, code), ids in endings.items():
                 records.open().filter(pk__in=ids).update(
@@ -209,13 +223,12 @@ def close_connections(closings: Sequence[Closing], stamp: uuid.UUID) -> set[uuid
 
 def open_memberships(joins: Sequence[Join]) -> None:
     """Insert memberships; those that are open already are left as they are."""
-    rows = [
-        Membership(
-            connection_id=join.connection_id, process_id=join.process_id, group=join.group, joined_at=Now()
-        )
-        for join in joins
-    ]
-    Membership.objects.using(_database()).bulk_create(rows, batch_size=BATCH, ignore_conflicts=True)
+    _insert(
+        Membership,
+        ("connection_id", "process_id", "group"),
+        [(join.connection_id, join.process_id, join.group) for join in joins],
+        now=("joined_at",),
+    )
 
 
 def leave_memberships(joins: Sequence[Join]) -> int:
@@ -226,11 +239,15 @@ def leave_memberships(joins: Sequence[Join]) -> int:
         groups = defaultdict(set)
         for join in batch:
             groups[join.connection_id].add(join.group)
-        named = Q(pk__in=())
+        # Those that leave the same groups together: each condition costs more than the rows that it names.
+        leaving = defaultdict(list)
         for connection_id, names in groups.items():
-            named |= Q(connection=connection_id, group__in=names)
+            leaving[frozenset(names)].append(connection_id)
+        named = Q(pk__in=())
+        for same, ids in leaving.items():
+            named |= Q(connection__in=ids, group__in=same)
         memberships = Membership.objects.using(using).to_leave().filter(named)
-        with transaction.atomic(using=using):
+        with transaction.atomic(using=using, savepoint=False):
             _lock(memberships)
             left += memberships.update(left_at=Now())
     return left
@@ -358,26 +375,34 @@ def groups_to_leave(process_id: uuid.UUID, limit: int = BATCH) -> list[str]:
     return list(memberships.order_by("group").values_list("group", flat=True).distinct()[:limit])
 
 
-def left_groups(process_id: uuid.UUID, groups: Collection[str]) -> int:
+def left_groups(process_id: uuid.UUID, groups: Collection[str]) -> set[str]:
     """Mark a process's memberships in these groups as left, after its `group_discard`s returned.
 
-    Returns how many this call marked.
+    Returns the groups in which this call marked any: of two callers, each group is one's.
     """
     using = _database()
-    left = 0
+    left: set[str] = set()
     for batch in _batches(groups):
         with transaction.atomic(using=using):
             memberships = (
                 Membership.objects.using(using).to_leave().filter(process=process_id, group__in=batch)
             )
+            # A write that changes nothing comes first: callers for one process take turns, and a deferred
+            # transaction of SQLite that began with a read would fail at its first write.
+            Process.objects.using(using).filter(pk=process_id).update(stopped_at=F("stopped_at"))
             _lock(memberships)
-            left += memberships.update(left_at=Now())
+            left.update(memberships.values_list("group", flat=True).distinct())
+            memberships.update(left_at=Now())
     return left
 
 
-def leftovers(limit: int = BATCH) -> list[Leftover]:
-    """Memberships of closed connections that running processes still have to leave, oldest first."""
+def leftovers(process_id: uuid.UUID | None = None, limit: int = BATCH) -> list[Leftover]:
+    """Memberships of closed connections that running processes, or this one, still have to leave, oldest
+    first.
+    """
     rows = Membership.objects.using(_database()).leftovers().order_by("pk")
+    if process_id is not None:
+        rows = rows.filter(process=process_id)
     columns = rows.values_list("process_id", "process__channel_name", "connection_id", "group")
     return [Leftover(*row) for row in columns[:limit]]
 
@@ -420,6 +445,29 @@ def count_open_records(process_id: uuid.UUID) -> int:
     return Connection.objects.using(_database()).open().filter(process=process_id).count()
 
 
+def everything() -> Stored:
+    """All that is open or to be left, and all processes: to be compared, at a cost that grows with it."""
+    using = _database()
+    memberships = {
+        (str(connection_id), group): str(process_id)
+        for connection_id, group, process_id in Membership.objects.using(using)
+        .to_leave()
+        .values_list("connection_id", "group", "process_id")
+    }
+    records = {
+        str(id): str(process_id)
+        for id, process_id in Connection.objects.using(using).open().values_list("id", "process_id")
+    }
+    # Last, so that every process of the above is among them.
+    processes = {
+        str(id): StoredProcess(address, f"{host}:{pid}", running=stopped_at is None)
+        for id, address, host, pid, stopped_at in Process.objects.using(using).values_list(
+            "id", "channel_name", "host", "pid", "stopped_at"
+        )
+    }
+    return Stored(processes, records, memberships)
+
+
 def _database() -> str:
     return router.db_for_write(Process)
 
@@ -451,16 +499,32 @@ def _lock_some(rows: "QuerySet[_Row]", limit: int) -> list[uuid.UUID]:
     return list(free.values_list("pk", flat=True)[:limit])
 
 
+def _insert(
+    model: type[models.Model], names: Sequence[str], rows: Sequence[Sequence[Any]], now: Sequence[str]
+) -> None:
+    using = _database()
+    with transaction.atomic(using=using, savepoint=False):
+        for batch in _batches(rows):
+            bulk.insert_new(model, names, batch, now=now, using=using)
+
+
 def _batches(items: Iterable[_T]) -> Iterator[list[_T]]:
     rest = iter(items)
     while batch := list(islice(rest, BATCH)):
         yield batch
 
 
+@cache
+def _length(model: type[models.Model], field: str) -> int | None:
+    return cast("models.CharField[str, str]", model._meta.get_field(field)).max_length
+
+
 def _cut(text: str, model: type[models.Model], field: str) -> str:
     """What every database stores: no NUL (PostgreSQL refuses it), no lone surrogate, cut to the column."""
-    limit = cast("models.CharField[str, str]", model._meta.get_field(field)).max_length
-    return text.replace("\0", "\ufffd").encode("utf-8", errors="replace").decode("utf-8")[:limit]
+    limit = _length(model, field)
+    if not text.isascii() or "\0" in text:
+        text = text.replace("\0", "\ufffd").encode("utf-8", errors="replace").decode("utf-8")
+    return text[:limit]
 
 
 def _code(code: int | None) -> int | None:

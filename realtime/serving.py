@@ -18,7 +18,8 @@ from realtime.closing import CloseReason
 from realtime.connection import Connection
 from realtime.inbox import Inbox
 from realtime.ledger import RecordsUnavailable
-from realtime.transport import AsgiTransport, Event, Receive, Send, is_test_client
+from realtime.transport import Event, Receive, Send, is_test_client
+from realtime.transports import transport_for
 
 logger = logging.getLogger("realtime.consumers")
 
@@ -52,6 +53,18 @@ class Serving:
     at a time.
     """
 
+    __slots__ = (
+        "_consumer",
+        "_disconnect_owed",
+        "_failure",
+        "_handler_limit",
+        "_handlers_until",
+        "_inbox",
+        "_raises",
+        "_settings",
+        "connection",
+    )
+
     def __init__(self, consumer: Consumer, scope: dict[str, Any], send: Send) -> None:
         self._consumer = consumer
         self._settings = conf.get()
@@ -63,11 +76,13 @@ class Serving:
         self._raises = is_test_client(send)
         self.connection = Connection(scope, self._take_event, consumer.channel_layer_alias)
         self._inbox = Inbox(self.connection, self._settings)
-        self.connection.transport = AsgiTransport(
+        self.connection.transport = transport_for(
             send,
+            direct=self._settings.DIRECT_WRITES,
             max_unsent=self._settings.MAX_UNSENT_BYTES,
             send_timeout=self._settings.SEND_TIMEOUT,
             on_failure=self._send_failed,
+            on_pong=self._ponged,
         )
 
     async def run(self, receive: Receive) -> None:
@@ -75,6 +90,8 @@ class Serving:
 
         Raises what a handler raised when the other end is Channels' test client, whose users expect it.
         """
+        if (task := asyncio.current_task()) is not None:
+            lifecycle.serving(task)
         tasks = [self._start_reader(self._inbox.read(receive))]
         try:
             if await self._open_channel():
@@ -93,12 +110,21 @@ class Serving:
                 # The loop keeps only weak references to tasks.
                 _telling.add(tasks[-1])
                 tasks[-1].add_done_callback(_telling.discard)
-            await asyncio.wait([eviction, *tasks], timeout=CLEANUP_WAIT)
+            _, unfinished = await asyncio.wait([eviction, *tasks], timeout=CLEANUP_WAIT)
+            if not unfinished:
+                self._let_go()
         if self._failure is not None and self._raises:
             if (task := asyncio.current_task()) is not None:
                 # It was logged; asyncio would do so again where the test does not ask.
                 task.add_done_callback(lambda done: done.cancelled() or done.exception())
             raise self._failure
+
+    def _let_go(self) -> None:
+        """Nothing is handled any more: leave no circle of references behind, because each would keep some ten
+        kilobytes until the garbage collector looks at old objects, which is seldom.
+        """
+        del self._consumer
+        self.connection.on_event = _nobody_listens
 
     async def refuse(self, reason: CloseReason) -> None:
         """Accept, say why not, and close; no record is made.
@@ -117,12 +143,12 @@ class Serving:
         """Give the connection its channel name; returns whether there is a channel behind it to read."""
         consumer, alias = self._consumer, self._consumer.channel_layer_alias
         layer = get_channel_layer(alias)
-        consumer.channel_layer = None if layer is None else _LayerOfConsumer(layer, self.connection, consumer)
+        consumer.channel_layer = None if layer is None else _LayerOfConsumer(layer, self.connection)
         consumer.channel_name = self.connection.channel_name
         if layer is None or not consumer.own_channel:
             return False
         try:
-            consumer.channel_name = await groups.new_channel(alias)
+            consumer.channel_name = self.connection.channel_name = await groups.new_channel(alias)
         except groups.LayerUnavailable as error:
             await self._unavailable(error)
             return False
@@ -166,6 +192,10 @@ class Serving:
                     break
                 case "websocket.connect":
                     if self.connection.gone:
+                        break
+                    if (ending := lifecycle.ending()) is not None:
+                        # Not 403, after which nobody knows why, nor when to come back.
+                        await self.refuse(ending)
                         break
                     self._disconnect_owed = True
                 case "realtime.evicted" if not self._is_over():
@@ -290,6 +320,16 @@ class Serving:
         logger.debug("A send failed: %r", error, extra=self.connection.log_fields())
         lifecycle.evict(self.connection, reason)
 
+    def _ponged(self, payload: bytes) -> None:
+        """An RFC 6455 pong came in: ours, the server's own, or one that nobody asked for."""
+        connection = self.connection
+        if connection.hub is not None and not connection.speaks_v1 and payload.isdigit():
+            connection.hub.pulse.ponged(connection, int(payload))
+
+
+def _nobody_listens(event: Event) -> None:
+    """For what still comes in for a connection whose consumer is gone."""
+
 
 def _is_being_cancelled() -> bool:
     """Whether it is this task that is cancelled, and not something that it waits for."""
@@ -310,22 +350,21 @@ class _LayerOfConsumer:
     lifecycle.
     """
 
-    def __init__(self, layer: Any, connection: Connection, consumer: Consumer) -> None:
+    def __init__(self, layer: Any, connection: Connection) -> None:
         self._layer = layer
         self._connection = connection
-        self._consumer = consumer
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._layer, name)
 
     async def group_add(self, group: str, channel: str) -> None:
-        if channel == self._consumer.channel_name:
+        if channel == self._connection.channel_name:
             await lifecycle.group_add(self._connection, group)
         else:
             await self._layer.group_add(group, channel)
 
     async def group_discard(self, group: str, channel: str) -> None:
-        if channel == self._consumer.channel_name:
+        if channel == self._connection.channel_name:
             await lifecycle.group_discard(self._connection, group)
         else:
             await self._layer.group_discard(group, channel)

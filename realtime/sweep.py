@@ -123,7 +123,7 @@ async def _leave_groups(process: LostProcess, database: Database, stopping: Call
             await groups.discard(group, process.channel_name)
         # Only what was discarded is written off: a layer that fails half-way leaves the rest on the
         # to-do list.
-        await database(records.left_groups, process.id, batch)
-        discarded += len(batch)
+        # Another reaper may be sweeping the same process, and what it wrote off it has counted.
+        discarded += len(await database(records.left_groups, process.id, batch))
     await groups.forget_channel(process.channel_name)
     return discarded

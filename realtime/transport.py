@@ -9,11 +9,12 @@ import functools
 import logging
 import types
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from contextlib import suppress
 from contextvars import copy_context
 from typing import Any
 
+from realtime import rfc6455
 from realtime.closing import CloseReason
 
 logger = logging.getLogger("realtime.transport")
@@ -28,6 +29,24 @@ OnFailure = Callable[[CloseReason, BaseException | None], object]
 _PROMPT_MODULES = ("daphne.", "uvicorn.", "asyncio.queues")
 
 
+class Shared:
+    """Messages that several connections are sent, in order and together, made ready once for all of them."""
+
+    __slots__ = ("events", "size", "wire")
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        payloads = [text.encode() for text in texts]
+        self.events: list[tuple[Event, int]] = [
+            ({"type": "websocket.send", "text": text}, len(payload))
+            for text, payload in zip(texts, payloads, strict=True)
+        ]
+        """Each as an ASGI event, with its size in bytes."""
+        self.size = sum(map(len, payloads))
+        """Bytes of payload."""
+        self.wire = b"".join([rfc6455.frame(rfc6455.TEXT, payload) for payload in payloads])
+        """All of them as the bytes of WebSocket frames."""
+
+
 class AsgiTransport:
     """Writes through the public ASGI `send`, on any server.
 
@@ -36,6 +55,24 @@ class AsgiTransport:
     bytes, behind one writer task.
     """
 
+    __slots__ = (
+        "_closing",
+        "_context",
+        "_max_unsent",
+        "_on_failure",
+        "_prompt",
+        "_queue",
+        "_queued",
+        "_send",
+        "_send_timeout",
+        "_writer",
+        "accepted",
+        "closed",
+    )
+
+    can_ping = False
+    """Whether `ping` reaches the client, and its pongs come back."""
+
     def __init__(self, send: Send, *, max_unsent: int, send_timeout: float, on_failure: OnFailure) -> None:
         self._send = send
         self._prompt = finishes_at_once(send)
@@ -43,13 +80,21 @@ class AsgiTransport:
         self._send_timeout = send_timeout
         self._on_failure = on_failure
         self._context = copy_context()
-        self._queue: deque[tuple[Callable[[], Awaitable[None]], int]] = deque()
+        # Made when something first waits: an empty one takes as much memory as all else here.
+        self._queue: deque[tuple[Callable[[], Awaitable[None]], int]] | None = None
         self._writer: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
-        self.unsent = 0
-        """Bytes that wait in this queue; what the server has taken and not yet sent, ASGI does not tell."""
+        self._queued = 0
+        """Bytes that wait in this queue."""
         self.accepted = False
         self.closed = False
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that wait in this process, as far as that is known: what the server has taken and not yet
+        sent, ASGI does not tell.
+        """
+        return self._queued
 
     async def accept(self, event: Event, first: Event | None = None) -> None:
         """Complete the handshake, then send `first`, then what was written meanwhile. Raises what the server
@@ -59,12 +104,16 @@ class AsgiTransport:
             return
         await self._send(event)
         self.accepted = True
+        self._opened()
         if self._queue and first is not None:
             self._queue.appendleft((functools.partial(self._send, first), 0))
         elif first is not None:
             self.write(first, len(first["text"]))
         if self._queue:
             self._start_writer()
+
+    def _opened(self) -> None:
+        """The handshake is complete, and nothing is sent yet."""
 
     def write(self, event: Event, size: int) -> None:
         """Hand over one `websocket.send` event of `size` bytes; before `accept` it waits, after `close` it is
@@ -88,6 +137,15 @@ class AsgiTransport:
             return
         self._enqueue(functools.partial(_resume, sending, waits_for), size)
 
+    def write_shared(self, shared: Shared) -> None:
+        """`write` for messages that many connections are sent."""
+        for event, size in shared.events:
+            self.write(event, size)
+
+    def ping(self, payload: bytes) -> None:
+        """Send an RFC 6455 ping with this payload (at most 125 bytes), where `can_ping`."""
+        raise NotImplementedError("ASGI has no pings.")
+
     async def drained(self) -> None:
         """Wait until nothing waits here: how a handler feels the back-pressure of a server that has any."""
         if self._writer is not None:
@@ -102,7 +160,9 @@ class AsgiTransport:
             return
         self.abandon()
         ending = self._end(event, last_words if self.accepted else None)
-        if self._prompt:
+        # The writer runs in this context already, and a context cannot be entered twice.
+        in_writer = self._writer is not None and self._writer is asyncio.current_task()
+        if self._prompt and not in_writer:
             try:
                 waits_for = self._context.run(ending.send, None)
             except StopIteration:
@@ -115,8 +175,11 @@ class AsgiTransport:
     def abandon(self) -> None:
         """The peer is gone: nothing more is sent."""
         self.closed = True
-        self._queue.clear()
-        self.unsent = 0
+        if self._queue:
+            self._queue.clear()
+        self._queued = 0
+        # Nothing fails any more, and whoever was to be told holds on to this transport.
+        self._on_failure = _nobody_is_told
         if self._writer is not None and self._writer is not asyncio.current_task():
             self._writer.cancel()
 
@@ -143,9 +206,13 @@ class AsgiTransport:
                 await ending
 
     def _enqueue(self, send: Callable[[], Awaitable[None]], size: int) -> None:
+        if self._queue is None:
+            self._queue = deque()
         self._queue.append((send, size))
-        self.unsent += size
-        if self.unsent > self._max_unsent:
+        self._queued += size
+        # The message under way does not count: one that is larger than the cap may be sent to whoever reads.
+        under_way = self._queue[0][1] if self.accepted else 0
+        if self._queued - under_way > self._max_unsent:
             self._fail(CloseReason.SLOW_CONSUMER, None)
         elif self.accepted:
             self._start_writer()
@@ -162,7 +229,7 @@ class AsgiTransport:
                     await send()
                 # Only now, so that whatever is written meanwhile queues up behind this one.
                 self._queue.popleft()
-                self.unsent -= size
+                self._queued -= size
         except TimeoutError as error:
             self._fail(CloseReason.SLOW_CONSUMER, error)
         except Exception as error:
@@ -173,6 +240,10 @@ class AsgiTransport:
     def _fail(self, reason: CloseReason, error: BaseException | None) -> None:
         if not self.closed:
             self._on_failure(reason, error)
+
+
+def _nobody_is_told(reason: CloseReason, error: BaseException | None) -> None:
+    """For a transport that is closed."""
 
 
 @types.coroutine

@@ -286,12 +286,15 @@ def test_without_debug_it_says_how_to_make_a_user_and_makes_none(checkout: Path,
 
 
 @pytest.mark.parametrize("stop", ["ctrl-c", "sigterm to make", "closed terminal"])
-def test_stopping_ends_every_process_within_five_seconds(checkout: Path, stop: str) -> None:
+def test_stopping_ends_every_process_within_five_seconds_and_leaves_nothing_open(
+    checkout: Path, stop: str
+) -> None:
     with Terminal("make run", checkout) as terminal:
         terminal.wait_until_it_serves()
-        with contextlib.ExitStack() as clients:
-            for _ in range(20):
-                clients.enter_context(connect(f"ws://127.0.0.1:{terminal.port}/ws/public.lobby/"))
+        with contextlib.ExitStack() as stack:
+            url = f"ws://127.0.0.1:{terminal.port}/ws/public.lobby/"
+            clients = [stack.enter_context(connect(url)) for _ in range(20)]
+            assert left_open(checkout) == (20, 20)
             started = time.monotonic()
             if stop == "ctrl-c":
                 terminal.ctrl_c()
@@ -303,7 +306,13 @@ def test_stopping_ends_every_process_within_five_seconds(checkout: Path, stop: s
             terminal.exit_code()
             eventually(lambda: terminal.processes() == [], within=STOPS_WITHIN)
 
-        assert time.monotonic() - started < STOPS_WITHIN
+            assert time.monotonic() - started < STOPS_WITHIN
+            assert left_open(checkout) == (0, 0)
+            for client in clients:
+                with pytest.raises(ConnectionClosed) as closed:
+                    client.recv(timeout=1)
+                assert closed.value.rcvd is not None
+                assert closed.value.rcvd.code == 4000
         assert "Traceback" not in terminal.output
 
 

@@ -1,7 +1,10 @@
-"""`manage.py runserver` without a reaper: all works, and what a reload cuts off the next start puts right."""
+"""`manage.py runserver` without a reaper: all works, a reload says goodbye, and the next start puts right
+what was cut off.
+"""
 
 import asyncio
 import os
+import signal
 import sys
 import urllib.request
 from pathlib import Path
@@ -37,16 +40,18 @@ layers = pytest.mark.parametrize(
 
 
 async def a_client(server: WebServer) -> Client:
-    """A client, as soon as the server takes one: while it reloads, nobody listens."""
-    opened: list[Client] = []
+    """A client, as soon as the server takes one: while it reloads, it says goodbye, or nobody listens."""
     async with asyncio.timeout(30):
-        while not opened:
+        while True:
+            client = Client(server.websocket(f"/ws/{GROUPS[0]}/"))
             try:
-                opened.append(await Client(server.websocket(f"/ws/{GROUPS[0]}/")).open())
+                await client.open()
             except (OSError, WebSocketException):
                 await asyncio.sleep(0.1)
-    await opened[0].welcomed()
-    return opened[0]
+                continue
+            first = await client.seen(lambda frame: True)
+            if first["type"] == "welcome":
+                return client
 
 
 def held(site: Site, process: str) -> tuple[int, int]:
@@ -107,7 +112,7 @@ async def test_page_connect_publish_and_pings_need_no_reaper(pairing: Pairing, s
 
 @on_linux
 @layers
-async def test_what_a_reload_cut_off_is_put_right_by_the_next_start(
+async def test_a_reload_tells_every_client_to_come_back_and_leaves_nothing_to_do(
     pairing: Pairing, start_site: StartSite, tmp_path: Path
 ) -> None:
     # A module that the server has imported and that is no file of the checkout: its settings.
@@ -129,15 +134,18 @@ async def test_what_a_reload_cut_off_is_put_right_by_the_next_start(
             return all(not client.is_open for client in clients)
 
         await eventually_async(reloading, within=20, every=0.5)
-    # Nothing of it was undone at the end: that is the work to be done.
-    assert held(site, process) == (CLIENTS, 2 * CLIENTS)
+    assert {client.close_code for client in clients} == {4000}
+    assert all(client.of_type("goodbye") for client in clients)
+    # The clients are closed before it is recorded.
+    await eventually_async(lambda: held(site, process) == (0, 0), within=5)
+    await eventually_async(lambda: running(site) == [], within=5)
 
     back = await a_client(server)
     await nothing_is_left_of(process, channel, site)
     reasons = site.database.query(
         "SELECT process_id, close_reason FROM realtime_connection WHERE closed_at IS NOT NULL"
     )
-    assert {(str(row["process_id"]), row["close_reason"]) for row in reasons} == {(process, "server_lost")}
+    assert {(str(row["process_id"]), row["close_reason"]) for row in reasons} == {(process, "server_restart")}
     assert (await back.publish(GROUPS[0], 1))["type"] == "published"
     assert back.is_open
     await back.close()
@@ -145,19 +153,53 @@ async def test_what_a_reload_cut_off_is_put_right_by_the_next_start(
 
 @on_linux
 @layers
-@pytest.mark.parametrize("option", ["--noreload", "--nostatic"], ids=["without reload", "with reload"])
-async def test_what_a_sigterm_left_is_put_right_by_the_next_start(
-    pairing: Pairing, option: str, start_site: StartSite
-) -> None:
+async def test_without_reload_a_sigterm_leaves_nothing_to_do(pairing: Pairing, start_site: StartSite) -> None:
     site = start_site(pairing)
-    server = site.runserver(option)
+    server = site.runserver("--noreload")
     async with crowd(CLIENTS, server.websocket(f"/ws/{GROUPS[0]}/")) as clients:
         await in_two_groups(clients)
         ((process, _, channel),) = running(site)
         server.terminate()
         await asyncio.to_thread(server.exit_code, within=20)
+        assert [await client.closes(within=10) for client in clients] == [4000] * CLIENTS
+    assert held(site, process) == (0, 0)
+    assert running(site) == []
+    assert channel not in members_in_redis(site)
+
+
+@pytest.mark.matrix
+@on_linux
+@layers
+async def test_with_reload_ctrl_c_tells_every_client_to_come_back(
+    pairing: Pairing, start_site: StartSite
+) -> None:
+    site = start_site(pairing)
+    server = site.runserver("--nostatic")
+    async with crowd(CLIENTS, server.websocket(f"/ws/{GROUPS[0]}/")) as clients:
+        ((_, pid, _),) = running(site)
+        # As a terminal does: to the process that watches the files, which waits a quarter of a second for the
+        # one that serves, and to that one.
+        for each in (server.pid, pid):
+            os.kill(each, signal.SIGINT)
+        assert [await client.closes(within=10) for client in clients] == [4000] * CLIENTS
+        await asyncio.to_thread(server.exit_code, within=20)
+
+
+@on_linux
+@layers
+async def test_with_reload_the_next_start_puts_right_what_a_sigterm_cut_off(
+    pairing: Pairing, start_site: StartSite
+) -> None:
+    site = start_site(pairing)
+    server = site.runserver("--nostatic")
+    async with crowd(CLIENTS, server.websocket(f"/ws/{GROUPS[0]}/")) as clients:
+        await in_two_groups(clients)
+        ((process, _, channel),) = running(site)
+        # The process that watches the files kills the one that serves.
+        server.terminate()
+        await asyncio.to_thread(server.exit_code, within=20)
         await eventually_async(lambda: not any(client.is_open for client in clients), within=10)
 
-    again = site.runserver(option)
+    again = site.runserver("--nostatic")
     await (await a_client(again)).close()
     await nothing_is_left_of(process, channel, site)

@@ -1,8 +1,10 @@
 """The consumers behind Channels' own test client."""
 
 import asyncio
+import gc
 import json
 import logging
+import weakref
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from channels.routing import URLRouter
 from channels.testing import WebsocketCommunicator
 from django.contrib.auth.models import AnonymousUser, User
 
-from realtime import apublish, frames, lifecycle, serving
+from realtime import apublish, consumers, frames, lifecycle, serving
 from realtime.closing import CloseReason
 from realtime.consumers import RealtimeConsumer
 from realtime.models import Connection as Record
@@ -186,6 +188,7 @@ class TestGroupConsumer:
 
 
 class TestLiveness:
+    @pytest.mark.acceptance  # for its seconds
     async def test_a_v1_client_is_pinged_and_its_pong_keeps_it(self, realtime_settings: Any) -> None:
         realtime_settings(PING_INTERVAL=0.4, PONG_TIMEOUT=0.3)
         client = groups_app("/ws/public.a/", v1=True)
@@ -205,6 +208,7 @@ class TestLiveness:
         record = await ended()
         assert (record.close_reason, record.close_code) == ("ping_timeout", 4008)
 
+    @pytest.mark.acceptance  # for its seconds
     async def test_a_pong_is_seen_while_a_handler_runs(self, realtime_settings: Any) -> None:
         realtime_settings(PING_INTERVAL=0.4, PONG_TIMEOUT=0.3)
 
@@ -413,15 +417,60 @@ class TestRealtimeConsumer:
         self, realtime_settings: Any
     ) -> None:
         realtime_settings(MAX_INBOUND_QUEUE=5)
+        busy = asyncio.Event()
 
         class Busy(RealtimeConsumer):
             async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+                busy.set()
                 await asyncio.sleep(1)
 
         client = communicator(Busy.as_asgi())
         await client.connect()
-        for _ in range(7):
+        await client.send_to(text_data="x")
+        await busy.wait()
+        for _ in range(6):
             await client.send_to(text_data="x")
+        assert await closed(client) == 4029
+
+    async def test_many_small_frames_that_come_at_once_are_handled(self, realtime_settings: Any) -> None:
+        realtime_settings(MAX_INBOUND_QUEUE=5)
+        taken: list[str] = []
+
+        class Slow(RealtimeConsumer):
+            async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+                await asyncio.sleep(0.01)
+                taken.append(text_data or "")
+
+        client = communicator(Slow.as_asgi())
+        await client.connect()
+        sent = [str(number) for number in range(9)]
+        for text in sent:
+            # As a server does that finds them all in one packet: nobody has a turn in between.
+            client.input_queue.put_nowait({"type": "websocket.receive", "text": text})
+        await eventually_async(lambda: taken == sent, within=5)
+        await client.disconnect()
+
+    @pytest.mark.parametrize("text", ["x", "x" * 900], ids=["too many", "too large together"])
+    async def test_frames_that_come_faster_than_they_are_taken_end_the_connection(
+        self, realtime_settings: Any, text: str
+    ) -> None:
+        realtime_settings(MAX_INBOUND_QUEUE=5, MAX_MESSAGE_BYTES=1000)
+        turns, taken = asyncio.Semaphore(0), 0
+
+        class Slow(RealtimeConsumer):
+            async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+                nonlocal taken
+                taken += 1
+                await turns.acquire()
+
+        client = communicator(Slow.as_asgi())
+        await client.connect()
+        for turn in range(1, 50):
+            # Never too many for one turn, and always more than it takes.
+            for _ in range(4):
+                await client.send_to(text_data=text)
+            await eventually_async(lambda turn=turn: taken == turn or client.output_queue.qsize(), within=5)
+            turns.release()
         assert await closed(client) == 4029
 
     @pytest.mark.parametrize(
@@ -506,3 +555,30 @@ class TestRealtimeConsumer:
         (connection,) = home.connections.values()
         await lifecycle.evict(connection, CloseReason.KICKED)
         assert await closed(client) == 4504
+
+
+async def test_an_ended_connection_is_freed_without_the_garbage_collector(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    served: weakref.WeakSet[Any] = weakref.WeakSet()
+    begin = serving.Serving.__init__
+
+    class Noted(serving.Serving):
+        __slots__ = ("__weakref__",)
+
+        def __init__(self, consumer: Any, *arguments: Any) -> None:
+            begin(self, consumer, *arguments)
+            served.update((self, consumer))
+
+    monkeypatch.setattr(consumers, "Serving", Noted)
+    client = groups_app("/ws/public.lobby/", v1=True)
+    await client.connect()
+    await receive(client)
+    assert len(served) == 2
+    gc.disable()
+    try:
+        await client.disconnect()
+        del client
+        await eventually_async(lambda: not served, within=5)
+    finally:
+        gc.enable()

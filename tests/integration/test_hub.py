@@ -73,6 +73,7 @@ async def test_a_mark_that_does_not_come_back_is_waited_for_a_second_at_most(
         await home._confirm("g")
 
 
+@pytest.mark.acceptance  # for its seconds
 async def test_a_stall_of_the_loop_is_nobodys_silence(caplog: pytest.LogCaptureFixture) -> None:
     home = await lifecycle.hub()
     before = home.pulse.now()

@@ -5,12 +5,13 @@ import gc
 import threading
 import uuid
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 from django.db import OperationalError
 
-from realtime import ledger, records
+from realtime import batch, ledger, outage, records
 from realtime.closing import CloseReason
 from realtime.ledger import Ledger, RecordsUnavailable
 from realtime.records import Closing, Opening
@@ -20,11 +21,13 @@ from tests.support.eventually import eventually_async
 @pytest.fixture
 def writer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
     monkeypatch.setattr(ledger, "OPEN_TIMEOUT", 0.2)
-    monkeypatch.setattr(ledger, "LONGEST_PAUSE", 0.1)
-    monkeypatch.setattr(ledger, "_fresh", lambda write: write())
+    monkeypatch.setattr(outage, "LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr(batch, "close_old_connections", lambda: None)
+    monkeypatch.setattr(records, "in_one_transaction", nullcontext)
     made = Ledger()
     yield made
-    made._thread.shutdown()
+    made._writer.join(10)
+    assert made._writer.ended
 
 
 class Database:
@@ -34,6 +37,8 @@ class Database:
         self.opened: list[Any] = []
         self.closed: list[Any] = []
         self.tries = 0
+        self.asked: list[int] = []
+        """How many rows each try had."""
         self.hangs = threading.Event()
         self.refuses = False
         self.goes_on = threading.Event()
@@ -41,16 +46,17 @@ class Database:
         monkeypatch.setattr(records, "close_connections", self._close)
 
     def _open(self, openings: list[Opening]) -> None:
-        self._answer()
+        self._answer(len(openings))
         self.opened += openings
 
     def _close(self, closings: list[Closing], stamp: uuid.UUID) -> set[uuid.UUID]:
-        self._answer()
+        self._answer(len(closings))
         self.closed += closings
         return {closing.id for closing in closings}
 
-    def _answer(self) -> None:
+    def _answer(self, rows: int) -> None:
         self.tries += 1
+        self.asked.append(rows)
         if self.hangs.is_set():
             assert self.goes_on.wait(10)
         if self.refuses:
@@ -75,7 +81,9 @@ async def test_an_open_that_began_may_be_done_yet_and_one_that_waits_is_withdraw
 ) -> None:
     database.hangs.set()
     began, waits = an_opening(), an_opening()
-    outcomes = await asyncio.gather(writer.open(began), writer.open(waits), return_exceptions=True)
+    first = asyncio.create_task(writer.open(began))
+    await eventually_async(lambda: database.tries == 1, within=5, every=0.01)
+    outcomes = await asyncio.gather(first, writer.open(waits), return_exceptions=True)
     assert [isinstance(error, RecordsUnavailable) for error in outcomes] == [True, True]
     assert [error.never_written for error in outcomes] == [False, True]  # type: ignore[union-attr]
 
@@ -84,6 +92,50 @@ async def test_an_open_that_began_may_be_done_yet_and_one_that_waits_is_withdraw
     last = an_opening()
     await writer.open(last)
     assert database.opened == [began, last]
+
+
+async def test_what_is_asked_for_while_a_batch_is_written_becomes_the_next_one(
+    writer: Ledger, database: Database
+) -> None:
+    database.hangs.set()
+    first = asyncio.create_task(writer.open(an_opening()))
+    await eventually_async(lambda: database.tries == 1, within=5, every=0.01)
+    others = [asyncio.create_task(writer.open(an_opening())) for _ in range(50)]
+    await asyncio.sleep(0)
+    database.hangs.clear()
+    database.goes_on.set()
+    await asyncio.gather(first, *others)
+    assert (database.tries, len(database.opened)) == (2, 51)
+
+
+async def test_a_waiter_that_is_cancelled_does_not_cancel_its_write(
+    writer: Ledger, database: Database
+) -> None:
+    database.hangs.set()
+    first = asyncio.create_task(writer.open(an_opening()))
+    await eventually_async(lambda: database.tries == 1, within=5, every=0.01)
+    opening = an_opening()
+    waiter = asyncio.create_task(writer.open(opening))
+    await asyncio.sleep(0)
+    waiter.cancel()
+    database.hangs.clear()
+    database.goes_on.set()
+    await asyncio.wait([first, waiter])
+    await eventually_async(lambda: opening in database.opened, within=5, every=0.01)
+    assert waiter.cancelled()
+
+
+async def test_what_waits_is_written_before_the_thread_ends(writer: Ledger, database: Database) -> None:
+    database.hangs.set()
+    closes = [asyncio.create_task(writer.close(a_closing()))]
+    await eventually_async(lambda: database.tries == 1, within=5, every=0.01)
+    closes += [asyncio.create_task(writer.close(a_closing())) for _ in range(3)]
+    await asyncio.sleep(0)
+    writer.shut()
+    database.hangs.clear()
+    database.goes_on.set()
+    assert await asyncio.gather(*closes) == [True] * 4
+    await eventually_async(lambda: writer._writer.ended, within=5)
 
 
 async def test_a_close_waits_for_a_database_that_hangs_and_its_turn_comes(
@@ -106,9 +158,10 @@ async def test_while_the_database_refuses_one_of_many_tries_again(
 ) -> None:
     database.refuses = True
     closes = [asyncio.create_task(writer.close(a_closing())) for _ in range(100)]
-    await eventually_async(lambda: database.tries >= 105, within=5, every=0.01)
-    # Each has tried once; after that, a hundred that tried again would have made a hundred more by now.
-    assert database.tries < 120
+    await eventually_async(lambda: database.tries >= 5, within=5, every=0.01)
+    # All have tried once, in one batch; after that, one alone.
+    assert database.asked[0] == 100
+    assert set(database.asked[1:]) == {1}
     database.refuses = False
     assert await asyncio.wait_for(asyncio.gather(*closes), 5) == [True] * 100
     assert len(caplog.records) == 1
@@ -126,8 +179,8 @@ async def test_who_tries_for_all_may_be_cancelled(writer: Ledger, database: Data
 async def test_any_write_that_succeeds_ends_the_waiting(
     writer: Ledger, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger, "LONGEST_PAUSE", 60.0)
-    monkeypatch.setattr(ledger, "SHORTEST_PAUSE", 60.0)
+    monkeypatch.setattr(outage, "LONGEST_PAUSE", 60.0)
+    monkeypatch.setattr(outage, "SHORTEST_PAUSE", 60.0)
     database.refuses = True
     close = asyncio.create_task(writer.close(a_closing()))
     await eventually_async(lambda: database.tries == 1, within=5, every=0.01)

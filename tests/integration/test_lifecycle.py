@@ -490,7 +490,7 @@ async def test_a_process_that_hears_twice_that_it_is_lost_starts_anew_once(
     await Process.objects.filter(pk=old.process).adelete()
     for number in (1, 2, 3):
         await groups.ask(old.channel, number, "realtime.nobody")
-    await eventually_async(lambda: old.ledger._thread._shutdown, within=5)
+    await eventually_async(lambda: old.ledger._writer.ended, within=5)
     assert peer.connection.reason is CloseReason.SERVER_LOST
     assert caplog.text.count("declared lost") == 1
     assert "Traceback" not in caplog.text

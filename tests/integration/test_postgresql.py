@@ -10,7 +10,13 @@ from django.db import connection
 from tests.support.postgres import PostgresServer
 from tests.support.servers import CHECKOUT
 
-REPEATED = ["test_records.py", "test_query_plans.py", "test_admin.py"]
+REPEATED = [
+    "test_records.py",
+    "test_batch.py",
+    "test_query_plans.py",
+    "test_admin.py",
+    "test_admin_disconnect.py",
+]
 
 
 @pytest.mark.acceptance  # for its server and its time

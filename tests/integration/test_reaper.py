@@ -1,14 +1,18 @@
 """Rounds over real rows and a real layer; the processes are rows and channels that answer as a test says."""
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 import pytest_asyncio
 from channels.db import database_sync_to_async
 from channels.layers import get_channel_layer
+from django.core.exceptions import ImproperlyConfigured
+from django.utils import timezone
 
 from realtime import groups, records
 from realtime.closing import CloseReason
@@ -298,3 +302,152 @@ async def test_a_round_that_fails_is_reported_and_the_next_one_comes(
     await reaper.close()
     assert isinstance(reports[0], groups.LayerUnavailable)
     assert isinstance(reports[1], Report)
+
+
+@pytest.mark.acceptance  # for its seconds
+async def test_a_reaper_that_hears_nothing_judges_nobody_and_receives_on_new_connections(
+    reaper: Reaper, processes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    living = await processes(in_database=False)
+    rebuilt: list[str] = []
+    layer = get_channel_layer()
+    await reaper.round()
+    sending = layer.send
+
+    async def carry(channel: str, message: dict[str, Any]) -> None:
+        if channel != reaper._channel:
+            await sending(channel, message)
+
+    async def rebuild(address: str, parts: set[int]) -> None:
+        assert parts == {0}
+        rebuilt.append(address)
+
+    monkeypatch.setattr(layer, "send", carry)
+    monkeypatch.setattr(groups, "rebuild", rebuild)
+    for _ in range(4):
+        await next_round(reaper)
+    row = await living.row()
+    assert (row.missed, row.stopped_at) == (0, None)
+    assert rebuilt == [reaper._channel] * 4
+
+
+@pytest.mark.acceptance  # for the seconds that it stands still
+async def test_a_reaper_that_stood_still_counts_nobody_as_silent(
+    processes: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    process = await processes(through_layer=False, in_database=False)
+    reaper = Reaper(interval=10, timeout=0.3, misses_allowed=0)
+    asyncio.get_running_loop().call_later(0.2, time.sleep, 1.6)
+    report = await next_round(reaper)
+    await reaper.close()
+    assert (report.asked, report.answered, report.lost) == (1, 0, 0)
+    assert "stood still" in caplog.text
+    assert (await process.row()).missed == 0
+
+
+async def test_living_processes_are_told_although_the_layer_of_a_dead_one_is_down(
+    reaper: Reaper, processes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead, living, full = await processes(), await processes(), await processes()
+    dead.task.cancel()
+    await dead.hold("g")
+    for process in (living, full):
+        connection = await process.hold("h")
+        closing = Closing(connection, CloseReason.CLIENT_LOST, None)
+        await database_sync_to_async(records.close_connections)([closing], uuid.uuid4())
+    await database_sync_to_async(records.judge)(1, [dead.id], 0)
+    kick, discard = groups.kick, groups.discard
+
+    async def discard_here(group: str, address: str) -> None:
+        if address == dead.channel:
+            raise groups.LayerUnavailable("that layer is down")
+        await discard(group, address)
+
+    async def kick_here(address: str, *what: Any) -> None:
+        if address == full.channel:
+            raise groups.LayerUnavailable("its channel is full")
+        await kick(address, *what)
+
+    monkeypatch.setattr(groups, "discard", discard_here)
+    monkeypatch.setattr(groups, "kick", kick_here)
+    with pytest.raises(groups.LayerUnavailable, match="that layer is down"):
+        await next_round(reaper)
+    async with asyncio.timeout(5):
+        while not living.kicks:
+            await asyncio.sleep(0.01)
+    assert [group for _, group in living.kicks[0]["memberships"]] == ["h"]
+
+
+async def test_a_layer_that_hangs_costs_a_round_one_timeout(
+    reaper: Reaper, processes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(20):
+        await processes()
+
+    async def hanging(*_: Any) -> None:
+        await asyncio.sleep(0.3)
+        raise groups.LayerUnavailable("hung")
+
+    monkeypatch.setattr(groups, "ask", hanging)
+    report = await next_round(reaper)
+    assert (report.unreachable, report.asked) == (20, 0)
+    assert report.seconds < 2
+
+
+async def test_an_answer_that_makes_no_sense_does_not_make_the_reaper_deaf(
+    reaper: Reaper, processes: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    await processes()
+    await next_round(reaper)
+    assert reaper._channel is not None
+    await get_channel_layer().send(reaper._channel, {"type": groups.ANSWER})
+    assert (await next_round(reaper)).answered == 1
+    assert "could not take an answer" in caplog.text
+
+
+async def test_rounds_delete_what_has_been_closed_for_long_enough(
+    processes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, running = await processes(), await processes()
+    ended.task.cancel()
+    old, fresh = await ended.hold("g"), await running.hold("g")
+    for process in (ended, running):
+        closing = Closing(old if process is ended else fresh, CloseReason.CLIENT_CLOSED, 1000)
+        await database_sync_to_async(records.close_connections)([closing], uuid.uuid4())
+        await database_sync_to_async(records.left_groups)(process.id, ["g"])
+    await database_sync_to_async(records.stop_process)(ended.id)
+    long_ago = timezone.now() - timedelta(days=2)
+    await Connection.objects.filter(pk=old).aupdate(closed_at=long_ago)
+    await Process.objects.filter(pk=ended.id).aupdate(stopped_at=long_ago)
+
+    keeping = Reaper(interval=0.2, timeout=0.15, misses_allowed=1)
+    assert (await next_round(keeping)).purged == 0
+    await keeping.close()
+    purging = Reaper(interval=0.2, timeout=0.15, misses_allowed=1, keep_closed=86_400)
+    report = await next_round(purging)
+    await purging.close()
+    assert report.purged == 1
+    assert not report.repaired
+    assert "1 old records deleted" in report.line()
+    assert [each.pk async for each in Connection.objects.all()] == [fresh]
+    assert [each.pk async for each in Process.objects.all()] == [running.id]
+
+
+async def test_deleting_old_records_takes_a_bounded_part_of_a_round(
+    reaper: Reaper, processes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("realtime.reaper.PURGE_TIME", 0.2)
+
+    def one_more(older_than: float) -> int:
+        time.sleep(0.05)
+        return 500
+
+    monkeypatch.setattr(records, "purge_closed", one_more)
+    reaper.keep_closed = 1.0
+    report = await next_round(reaper)
+    assert 500 <= report.purged <= 2500
+
+
+def test_times_that_cannot_work_are_refused() -> None:
+    with pytest.raises(ImproperlyConfigured, match="must be above zero and below"):
+        Reaper.as_configured(interval=1, timeout=2)

@@ -1,5 +1,7 @@
 """What operators and probes see."""
 
+import asyncio
+import threading
 from typing import Any
 
 import pytest
@@ -7,7 +9,7 @@ from channels.layers import channel_layers
 from django.db import OperationalError
 from django.test import AsyncClient
 
-from realtime import records
+from realtime import groups, records
 
 
 @pytest.fixture
@@ -42,6 +44,45 @@ async def test_a_process_without_its_layer_is_not_ready(client: AsyncClient, set
     response = await client.get("/health/ready")
     assert response.status_code == 503
     assert response.json()["channel_layer"] == "ConnectionError"
+
+
+async def test_a_process_is_not_ready_while_any_layer_of_ours_is_down(
+    client: AsyncClient, settings: Any
+) -> None:
+    nowhere = {"hosts": ["unix:///nowhere/redis.sock"]}
+    settings.CHANNEL_LAYERS = {
+        **settings.CHANNEL_LAYERS,
+        "other": {"BACKEND": "realtime.layers.PubSubLayer", "CONFIG": nowhere},
+        "foreign": {"BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer", "CONFIG": nowhere},
+    }
+    channel_layers.backends.clear()
+    response = await client.get("/health/ready")
+    assert response.status_code == 503
+    assert response.json() == {"ready": False, "channel_layer:other": "ConnectionError"}
+
+
+async def test_a_probe_gets_its_answer_although_all_hangs(
+    client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+
+    async def hanging(*_: object) -> None:
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr("realtime.views.DATABASE_TIMEOUT", 0.1)
+    monkeypatch.setattr(groups, "CALL_TIMEOUT", 0.1)
+    monkeypatch.setattr(groups.layer(), "group_send", hanging)
+    monkeypatch.setattr(records, "current_round", lambda: release.wait(60))
+    try:
+        async with asyncio.timeout(5):
+            response = await client.get("/health/ready")
+    finally:
+        release.set()
+    assert response.json() == {
+        "ready": False,
+        "database": "TimeoutError",
+        "channel_layer": "TimeoutError",
+    }
 
 
 async def test_a_process_without_its_database_is_not_ready(

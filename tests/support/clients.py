@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import itertools
 import json
+import socket
+import struct
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -29,7 +31,8 @@ class Received:
 
 
 class Client:
-    """One connection. `plain` does not offer `realtime.v1`; `answers_pings` may be turned off at any time.
+    """One connection. `plain` does not offer `realtime.v1`; `answers_pings` may be turned off at any time,
+    and `answers_after` set.
 
     Nothing but the server's frames is in play: no compression, no proxy, no keepalive pings of the client's
     own. RFC 6455 pings are answered by the library.
@@ -40,6 +43,11 @@ class Client:
         self.plain = plain
         self.headers = headers
         self.answers_pings = True
+        self.answers_after = 0.0
+        """Seconds between a ping and its pong."""
+        self.may_answer = asyncio.Event()
+        """Cleared, pongs of an `answers_after` wait longer."""
+        self.may_answer.set()
         self.received: list[Received] = []
         self.binary: list[bytes] = []
         self.opened_at = 0.0
@@ -48,6 +56,7 @@ class Client:
         self._refs = itertools.count(1)
         self._socket: ClientConnection | None = None
         self._reader: asyncio.Task[None] | None = None
+        self._answers: set[asyncio.Task[None]] = set()
 
     # -- life
 
@@ -57,6 +66,7 @@ class Client:
             self.url,
             subprotocols=None if self.plain else [SUBPROTOCOL],  # type: ignore[list-item]
             additional_headers=self.headers,
+            user_agent_header=None if self.headers and "User-Agent" in self.headers else "tests",
             compression=None,
             ping_interval=None,
             proxy=None,
@@ -76,9 +86,21 @@ class Client:
             await self._reader
 
     def abort(self) -> None:
-        """End the TCP connection without a close frame."""
+        """End the TCP connection without a close frame; with a RST where something came in that is unread."""
         assert self._socket is not None
         self._socket.transport.abort()
+
+    def reset(self) -> None:
+        """End the TCP connection with a RST and nothing before it."""
+        assert self._socket is not None
+        raw = self._socket.transport.get_extra_info("socket")
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.abort()
+
+    def stop_reading(self) -> None:
+        """Leave everything that comes from now on in the kernel; sending goes on."""
+        assert self._socket is not None
+        self._socket.transport.pause_reading()
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -96,12 +118,32 @@ class Client:
                 frame = json.loads(text)
                 self.received.append(Received(time.monotonic(), frame))
                 if frame["type"] == "ping" and self.answers_pings:
-                    await self._socket.send(json.dumps({"type": "pong", "n": frame["n"]}))
+                    await self._pong(frame["n"])
         except ConnectionClosed:
             pass
         finally:
             self.closed_at = time.monotonic()
             self.close_code = self._socket.close_code
+
+    async def _pong(self, n: int) -> None:
+        if not self.answers_after:
+            await self.send({"type": "pong", "n": n})
+            return
+
+        async def later() -> None:
+            await asyncio.sleep(self.answers_after)
+            await self.may_answer.wait()
+            with contextlib.suppress(ConnectionClosed):
+                await self.send({"type": "pong", "n": n})
+
+        answer = asyncio.create_task(later())
+        self._answers.add(answer)
+        answer.add_done_callback(self._answers.discard)
+
+    @property
+    def answers_due(self) -> int:
+        """How many pongs wait for `answers_after` to pass, or for `may_answer`."""
+        return len(self._answers)
 
     # -- what was seen
 

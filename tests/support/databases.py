@@ -88,6 +88,11 @@ class Databases:
             connection.execute(command.format(statements.Identifier(name)))
         return PostgresDatabase(server.url_of(name))
 
+    @property
+    def postgres(self) -> PostgresServer:
+        """The server of the PostgreSQL databases; whoever breaks it needs a `Databases` of their own."""
+        return self._postgres
+
     def close(self) -> None:
         self._running.close()
 

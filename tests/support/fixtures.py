@@ -26,6 +26,13 @@ def databases(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
+def breakable_databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
+    """With a PostgreSQL that only the tests of one module use, each of which mends what it breaks."""
+    with contextlib.closing(Databases(tmp_path_factory.mktemp("databases"))) as databases:
+        yield databases
+
+
+@pytest.fixture(scope="module")
 def start_shared_site(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartSite]:
     """Starts sites that live as long as the tests of one module: `start_shared_site(pairing, **REALTIME)`."""
     with _sites(databases, tmp_path_factory.mktemp("site")) as start:

@@ -46,6 +46,9 @@ class Misbehaving(RealtimeConsumer):
         logger.info("disconnected with %s", code)
         await self.do(self._told_to("disconnect"))
 
+    async def echo_by_channel(self, event: dict[str, Any]) -> None:
+        await self.do("echo")
+
     async def raise_in_event(self, event: dict[str, Any]) -> None:
         await self.do("raise")
 
@@ -61,8 +64,15 @@ class Misbehaving(RealtimeConsumer):
                 await database_sync_to_async(_raise)()
             case ["raise-in-event"]:
                 await get_channel_layer().send(self.channel_name, {"type": "raise.in.event"})
+            case ["echo-by-channel"]:
+                await get_channel_layer().send(self.channel_name, {"type": "echo.by.channel"})
             case ["cancelled"]:
                 raise asyncio.CancelledError
+            case ["cancel-itself"]:
+                task = asyncio.current_task()
+                assert task is not None, "handlers run in a task"
+                task.cancel()
+                await asyncio.sleep(60)
             case ["stop"]:
                 raise StopConsumer
             case ["close", *codes]:

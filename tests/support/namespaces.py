@@ -10,6 +10,7 @@ import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,12 +26,22 @@ table inet silence {
 }
 """
 
+# One way: what a program inside sends over these connections never leaves, while all comes in.
+_MUTE = """
+table inet mute {{
+    chain output {{
+        type filter hook output priority 0; policy accept;
+        tcp dport {{ {ports} }} drop
+    }}
+}}
+"""
+
 _numbers = itertools.count(1)
 
 
 def require_namespaces() -> None:
     """Skip the test, with the reason, where network namespaces cannot be made."""
-    for program in ("ip", "nft"):
+    for program in ("ip", "nft", "tc"):
         if shutil.which(program) is None:
             pytest.skip(f"needs the program {program} (apt-get install iproute2 nftables)")
     if os.geteuid() != 0:
@@ -73,6 +84,24 @@ class NetworkNamespace:
         """Packets pass again."""
         _run(*self.prefix, "nft", "delete", "table", "inet", "silence")
 
+    def cut(self) -> None:
+        """Take the link down, which both sides' kernels see and no socket is told of."""
+        _run("ip", "-n", self.name, "link", "set", self.inside, "down")
+
+    def slow_down(self, bits_per_second: int) -> None:
+        """From now on no more than this reaches the clients; what comes faster waits, then is dropped."""
+        rate = f"{bits_per_second}bit"
+        _run(
+            *("tc", "qdisc", "replace", "dev", self.outside, "root"),
+            *("tbf", "rate", rate, "burst", "16kb", "limit", "64kb"),
+        )
+
+    def mute(self, ports: Iterable[int]) -> None:
+        """From now on nothing that is sent inside to these ports of the host leaves. No side is told, and all
+        other connections go on.
+        """
+        _run(*self.prefix, "nft", "-f", "-", stdin=_MUTE.format(ports=", ".join(map(str, ports))))
+
     @property
     def prefix(self) -> tuple[str, ...]:
         """What to put before a command line to run it inside."""
@@ -100,12 +129,17 @@ def _free_addresses() -> tuple[str, str]:
 
 
 class ClientProcess(Program):
-    """`count` clients of the subprotocol `realtime.v1` in a process of their own, inside a namespace."""
+    """`count` clients in a process of their own, which speak `realtime.v1` unless they are `plain`; None for
+    no namespace.
+    """
 
-    def __init__(self, namespace: NetworkNamespace, url: str, count: int, *, log: Path) -> None:
+    def __init__(
+        self, namespace: NetworkNamespace | None, url: str, count: int, *, log: Path, plain: bool = False
+    ) -> None:
         self.count = count
         command = [sys.executable, "-m", "tests.support.client_process", url, "--count", str(count)]
-        super().__init__([*namespace.prefix, *command], log=log)
+        command += ["--plain"] if plain else []
+        super().__init__([*(namespace.prefix if namespace else ()), *command], log=log)
 
     def is_ready(self) -> bool:
         """Whether every client is connected."""

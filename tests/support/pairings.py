@@ -24,10 +24,14 @@ PAIRINGS = (
 )
 
 
-def pairings(*everyday: str) -> list[object]:
-    """Parameters for a test: the `everyday` pairings run always, the others carry the mark `matrix`."""
-    assert set(everyday) <= set(map(str, PAIRINGS)), everyday
+def pairings(*everyday: str, **only: str) -> list[object]:
+    """Parameters for a test: the `everyday` pairings run always, the others carry the mark `matrix`.
+
+    `only` leaves out what does not have these values, as `server="daphne"`.
+    """
+    chosen = [each for each in PAIRINGS if all(getattr(each, name) == value for name, value in only.items())]
+    assert set(everyday) <= set(map(str, chosen)), everyday
     return [
         pytest.param(each, id=str(each), marks=() if str(each) in everyday else pytest.mark.matrix)
-        for each in PAIRINGS
+        for each in chosen
     ]

@@ -84,12 +84,29 @@ class PostgresServer(Program):
         """A fast shutdown, which disconnects clients; SIGTERM would wait for them to leave."""
         self._signal(signal.SIGINT)
 
-    def kill(self) -> None:
-        """SIGKILL to the server and to each client's process: the data folder is as a crash leaves it."""
-        children = []
+    def freeze(self) -> None:
+        """SIGSTOP to the server and to each client's process: connections are taken, nothing is answered."""
+        # The server first, so that it starts no process meanwhile.
+        super().freeze()
+        for child in self._children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.suspend()
+
+    def thaw(self) -> None:
+        for child in self._children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.resume()
+        super().thaw()
+
+    def _children(self) -> list[psutil.Process]:
         with contextlib.suppress(psutil.NoSuchProcess):
             if self.is_alive:
-                children = psutil.Process(self.pid).children(recursive=True)
+                return psutil.Process(self.pid).children(recursive=True)
+        return []
+
+    def kill(self) -> None:
+        """SIGKILL to the server and to each client's process: the data folder is as a crash leaves it."""
+        children = self._children()
         super().kill()
         for child in children:
             with contextlib.suppress(psutil.NoSuchProcess):

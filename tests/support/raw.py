@@ -7,13 +7,16 @@ import asyncio
 import base64
 import json
 import os
+import socket
 import struct
+import time
 from typing import Any, Self
 from urllib.parse import urlsplit
 
 TEXT, BINARY, CONTINUATION, CLOSE, PING = 1, 2, 0, 8, 9
 
 PATIENCE = 5.0  # seconds that a handshake may take on a busy machine
+SMALL_BUFFER = 16 * 1024
 
 Frame = dict[str, Any]
 
@@ -35,12 +38,16 @@ def frame(
 
 
 class RawClient:
-    """One connection; what the server sends is collected until it closes."""
+    """One connection; what the server sends is collected until it closes.
 
-    def __init__(self, url: str) -> None:
+    With `bytes_per_second` it reads no faster than that, and the kernel keeps next to nothing for it.
+    """
+
+    def __init__(self, url: str, *, bytes_per_second: float | None = None) -> None:
         parts = urlsplit(url)
         self.host, self.port = str(parts.hostname), int(parts.port or 80)
         self.target = parts.path.encode()
+        self.bytes_per_second = bytes_per_second
         self.status = 0
         """Of the answer to the handshake; 0 when there was none."""
         self.frames: list[Frame] = []
@@ -58,7 +65,7 @@ class RawClient:
         v1: bool = True,
     ) -> Self:
         """Shake hands, with `then` in the same packet, and begin to read whatever comes after a 101."""
-        self._reader, self._writer = await asyncio.open_connection(self.host, self.port)
+        self._reader, self._writer = await self._connect()
         fields: dict[str, bytes | str] = {
             "Host": f"{self.host}:{self.port}",
             "Upgrade": "websocket",
@@ -85,6 +92,19 @@ class RawClient:
         else:
             self.ended.set()
         return self
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self.bytes_per_second is None:
+            return await asyncio.open_connection(self.host, self.port)
+        raw = socket.socket()
+        # Before it connects: afterwards the kernel has offered the peer more than that. And segments as on a
+        # real network: for those of loopback the server's kernel would keep megabytes.
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400)
+        raw.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(raw, (self.host, self.port))
+        reader, writer = await asyncio.open_connection(sock=raw, limit=SMALL_BUFFER)
+        return _PacedReader(reader, self.bytes_per_second), writer  # type: ignore[return-value]
 
     async def send(self, *raw: bytes) -> None:
         """Send bytes as they are; a server that hung up meanwhile is no error."""
@@ -120,6 +140,13 @@ class RawClient:
         if self._reading is not None:
             await self._reading
 
+    async def hang_up(self) -> None:
+        """Hang up without reading what there is to read."""
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.wait([self._reading])
+        self._writer.transport.abort()
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -150,3 +177,25 @@ class RawClient:
         self.frames.append(received)
         if received["type"] == "ping":
             self._writer.write(frame(json.dumps({"type": "pong", "n": received["n"]})))
+
+
+class _PacedReader:
+    """The part of a StreamReader that is used here, at no more than so many bytes per second."""
+
+    def __init__(self, reader: asyncio.StreamReader, bytes_per_second: float) -> None:
+        self._reader = reader
+        self._rate = bytes_per_second
+        self._free_at = time.monotonic()
+
+    async def readuntil(self, separator: bytes) -> bytes:
+        return await self._reader.readuntil(separator)
+
+    async def readexactly(self, size: int) -> bytes:
+        parts = []
+        while size:
+            # In pieces, so that the rate holds within a long message, too.
+            parts.append(await self._reader.readexactly(min(size, 4096)))
+            size -= len(parts[-1])
+            self._free_at = max(self._free_at, time.monotonic()) + len(parts[-1]) / self._rate
+            await asyncio.sleep(self._free_at - time.monotonic())
+        return b"".join(parts)

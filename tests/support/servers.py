@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import psutil
 import redis
 
 from project import private_redis
@@ -45,6 +46,7 @@ class Program:
     """One process of the operating system: started by a test, polled until ready, stopped at the end."""
 
     cwd = CHECKOUT
+    stdin = subprocess.DEVNULL
 
     def __init__(
         self, command: Sequence[str | Path], *, log: Path, environment: Mapping[str, str] | None = None
@@ -58,7 +60,7 @@ class Program:
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
                 self.command,
-                stdin=subprocess.DEVNULL,
+                stdin=self.stdin,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=self.cwd,
@@ -97,6 +99,14 @@ class Program:
         if self.process is not None:
             self.process.wait()
 
+    def freeze(self) -> None:
+        """SIGSTOP: it runs no more and keeps all that it holds; the kernel still takes packets for it."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT: it goes on, and does not know that it was stopped."""
+        self._signal(signal.SIGCONT)
+
     def terminate(self) -> None:
         """SIGTERM; does not wait (see `exit_code`)."""
         self._signal(signal.SIGTERM)
@@ -108,6 +118,8 @@ class Program:
 
     def stop(self) -> None:
         self.terminate()
+        # A stopped process takes no SIGTERM.
+        self.thaw()
         if self.process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(FAREWELL)
@@ -130,18 +142,27 @@ class Program:
 
 
 class RedisServer(Program):
-    """A private Redis (or Valkey) without persistence, on a unix socket, or with `tcp=True` on a TCP port."""
+    """A private Redis (or Valkey) without persistence, on a unix socket, or with `tcp=True` on a TCP port.
 
-    def __init__(self, folder: Path, *, tcp: bool = False) -> None:
+    `prefix` goes before its command line, to start it in a network namespace with the address `interface`.
+    """
+
+    def __init__(
+        self, folder: Path, *, tcp: bool = False, interface: str = "127.0.0.1", prefix: Sequence[str] = ()
+    ) -> None:
+        self.interface = interface
         self.port = free_port() if tcp else 0
         # Not under pytest's folder: the kernel refuses a socket path of 108 bytes and more.
         self.folder = Path(tempfile.mkdtemp(prefix="redis-"))
         self.socket = self.folder / "redis.sock"
         address = (
-            ["--bind", "127.0.0.1"] if tcp else ["--unixsocket", str(self.socket), "--unixsocketperm", "700"]
+            ["--bind", interface, "--protected-mode", "no"]
+            if tcp
+            else ["--unixsocket", str(self.socket), "--unixsocketperm", "700"]
         )
         super().__init__(
             [
+                *prefix,
                 private_redis.server_program(),
                 *("--port", str(self.port), *address),
                 *("--save", "", "--appendonly", "no", "--dir", str(self.folder)),
@@ -151,7 +172,7 @@ class RedisServer(Program):
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0" if self.port else f"unix://{self.socket}"
+        return f"redis://{self.interface}:{self.port}/0" if self.port else f"unix://{self.socket}"
 
     def client(self) -> redis.Redis:
         return redis.Redis.from_url(self.url, decode_responses=True)
@@ -204,6 +225,11 @@ class WebServer(Program):
     def websocket(self, path: str = "/ws/") -> str:
         return f"ws://{self.address}{path}"
 
+    def sockets(self) -> int:
+        """How many TCP connections it holds; a PostgreSQL or Redis on a unix socket is not among them."""
+        held = psutil.Process(self.pid).net_connections("tcp")
+        return sum(each.status not in (psutil.CONN_LISTEN, psutil.CONN_NONE) for each in held)
+
     def is_ready(self) -> bool:
         try:
             socket.create_connection((self.interface, self.port), timeout=1).close()
@@ -240,6 +266,8 @@ class UvicornServer(WebServer):
             str(Path(sys.executable).with_name("uvicorn")),
             application,
             *_options_of_the_howto(),
+            # uvloop, which the benchmarks bring, would be taken by itself.
+            *("--loop", "asyncio"),
             *("--host", self.interface, "--port", str(self.port)),
         ]
 

@@ -31,16 +31,23 @@ class Site:
     """Everything that runs for one test. A context manager: what it started ends with it.
 
     `realtime` are settings of REALTIME, under their own names; `debug` is DEBUG, with which clients may
-    publish without a login.
+    publish without a login; `redis` is one that is not on a unix socket.
     """
 
     def __init__(
-        self, folder: Path, pairing: Pairing, database: Database, *, debug: bool = True, **realtime: object
+        self,
+        folder: Path,
+        pairing: Pairing,
+        database: Database,
+        *,
+        debug: bool = True,
+        redis: RedisServer | None = None,
+        **realtime: object,
     ) -> None:
         self.folder = folder
         self.pairing = pairing
         self.database = database
-        self.redis = RedisServer(folder)
+        self.redis = redis or RedisServer(folder)
         self._numbers = itertools.count(1)
         self._running = contextlib.ExitStack()
         self.environment = {
@@ -89,10 +96,10 @@ class Site:
         """Have the servers that run look as if they ran on another machine, whose pids say nothing here."""
         self.database.query("UPDATE realtime_process SET pid_namespace = 'another machine'")
 
-    def reaper(self, *options: str) -> ReaperProcess:
-        """One more reaper, started."""
+    def reaper(self, *options: str, **environment: str) -> ReaperProcess:
+        """One more reaper, started; `environment` goes on top of the site's."""
         return self._running.enter_context(
-            ReaperProcess(*options, log=self._log("reaper"), environment=self.environment)
+            ReaperProcess(*options, log=self._log("reaper"), environment={**self.environment, **environment})
         )
 
     def publisher(self, group: str) -> Publisher:
@@ -135,6 +142,14 @@ class Site:
             "SELECT p.pid, count(*) AS number FROM realtime_membership m"
             " JOIN realtime_process p ON p.id = m.process_id WHERE m.left_at IS NULL GROUP BY p.pid",
         )
+
+    def close_reasons(self) -> dict[str, int]:
+        """How many records were closed with which reason."""
+        rows = self.database.query(
+            "SELECT close_reason, count(*) AS number FROM realtime_connection"
+            " WHERE closed_at IS NOT NULL GROUP BY close_reason"
+        )
+        return {row["close_reason"]: row["number"] for row in rows}
 
     def _count(self, server: WebServer, by_pid: str) -> int:
         return {row["pid"]: row["number"] for row in self.database.query(by_pid)}.get(server.pid, 0)

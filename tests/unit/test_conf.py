@@ -27,8 +27,13 @@ def test_the_defaults_have_no_problem() -> None:
         ({"PING_INTERVAL": -1}, "set it above zero"),
         ({"MAX_MESSAGE_BYTES": 1.5}, "set a whole number"),
         ({"MISSES_ALLOWED": -1}, "set it above zero"),
+        ({"COALESCE_WINDOW": -0.001}, "set it above zero"),
+        ({"DIRECT_WRITES": 1}, "set True or False"),
         ({"POLICY": "policy"}, "set a dotted path"),
         ({"LEDGER": "fast"}, 'set "thread" or "inline"'),
+        ({"GC_THRESHOLD": 10_000}, "GC_THRESHOLD is 10000; set three whole numbers above zero, or None"),
+        ({"GC_THRESHOLD": (10_000, 10)}, "set three whole numbers above zero, or None"),
+        ({"GC_THRESHOLD": (0, 10, 10)}, "set three whole numbers above zero, or None"),
         ({"PONG_TIMEOUT": 20.0}, "PONG_TIMEOUT (20.0) must be below PING_INTERVAL (20.0)"),
         ({"MAX_SILENCE": 40.0}, "MAX_SILENCE (40.0) must be above 2 * PING_INTERVAL (40.0)"),
         ({"ROUND_TIMEOUT": 10.0}, "ROUND_TIMEOUT (10.0) must be below ROUND_INTERVAL"),
@@ -41,7 +46,16 @@ def test_what_cannot_work_is_named(given: dict[str, Any], words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [{"IDLE_TIMEOUT": None}, {"HANDLER_TIMEOUT": 5}, {"MISSES_ALLOWED": 0}, {"PING_INTERVAL": 10}]
+    "given",
+    [
+        {"IDLE_TIMEOUT": None},
+        {"HANDLER_TIMEOUT": 5},
+        {"MISSES_ALLOWED": 0},
+        {"PING_INTERVAL": 10},
+        {"COALESCE_WINDOW": 0},
+        {"COALESCE_WINDOW": 0.005},
+        {"DIRECT_WRITES": False},
+    ],
 )
 def test_what_can_work_is_taken(given: dict[str, Any]) -> None:
     assert conf.problems(given) == []

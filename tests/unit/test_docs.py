@@ -16,6 +16,7 @@ from realtime import frames, metrics
 from realtime.closing import CloseReason
 from realtime.conf import Settings
 from realtime.consumers import RealtimeConsumer, RealtimeJsonConsumer
+from realtime.differences import Kind
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
@@ -73,6 +74,10 @@ def test_every_option_of_the_commands_is_listed() -> None:
     source = (ROOT / "realtime/management/commands/reap_connections.py").read_text()
     for option in re.findall(r'"(--[a-z-]+)"', source):
         assert option in REFERENCE
+
+
+def test_every_difference_that_can_be_explained_is_listed() -> None:
+    assert rows(REFERENCE, "Commands") == [[kind.label, kind.text, kind.remedy] for kind in Kind]
 
 
 def test_every_system_check_is_listed_with_its_level() -> None:

@@ -233,6 +233,17 @@ def test_a_ping_acknowledges_all_that_was_written_before_it():
     assert live.unacked_bytes == 5
 
 
+def test_messages_are_acknowledged_as_bytes_are():
+    live = opened()
+    live.wrote(10, 1.0)
+    live.wrote(30, 1.5, messages=3)
+    live.pinged(2.0)
+    live.wrote(5, 3.0)
+    assert live.unacked_messages == 5
+    live.ponged(1, 4.0)
+    assert (live.unacked_messages, live.unacked_bytes) == (1, 5)
+
+
 def test_a_probe_follows_so_many_bytes_at_once():
     live = opened(probe_bytes=100)
     live.wrote(99, 1.0)

@@ -221,3 +221,24 @@ def test_a_handshake_that_has_ended_is_not_accepted_any_more(way: str) -> None:
     run(transport.accept({"type": "websocket.accept"}, MESSAGE))
     assert "accept" not in server.types
     assert "send" not in server.types
+
+
+async def test_a_send_that_fails_in_the_queue_ends_with_a_close() -> None:
+    server = Server()
+
+    async def send(event: Event) -> None:
+        if event["type"] == "websocket.send":
+            await asyncio.sleep(0)
+            raise OSError("gone")
+        server.events.append(event)
+
+    send.__module__ = "uvicorn.server"
+    transport = AsgiTransport(
+        send,
+        max_unsent=1000,
+        send_timeout=10.0,
+        on_failure=lambda *_: transport.close({"type": "websocket.close", "code": 4009}),
+    )
+    await transport.accept({"type": "websocket.accept"})
+    transport.write(MESSAGE, 5)
+    await eventually_async(lambda: server.types == ["accept", "close"], within=5)

@@ -7,14 +7,15 @@ import json
 import signal
 import sys
 from argparse import ArgumentParser
-from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 from django.db import Error as DatabaseFailure
 
-from realtime import conf, groups
+from realtime import groups
+from realtime.explain import Explained, Explainer, explain
 from realtime.reaper import Reaper, Report, enough_rounds, rounds
 
 ROUND_FAILED, MISCONFIGURED, REPAIRED = 1, 2, 3
@@ -28,71 +29,55 @@ class Command(BaseCommand):
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument(
-            "--interval", type=float, metavar="S", help="seconds between rounds (ROUND_INTERVAL)"
-        )
-        parser.add_argument(
-            "--timeout", type=float, metavar="S", help="seconds to wait for answers (ROUND_TIMEOUT)"
-        )
-        parser.add_argument(
-            "--once", action="store_true", help="as many rounds as it takes to judge, then exit"
-        )
-        parser.add_argument(
-            "--dry-run", action="store_true", help="ask once, say what would be done, write nothing"
-        )
-        parser.add_argument("--format", choices=("text", "json"), default="text", help="one line a round")
+        add = parser.add_argument
+        add("--interval", type=float, metavar="S", help="seconds between rounds (ROUND_INTERVAL)")
+        add("--timeout", type=float, metavar="S", help="seconds to wait for answers (ROUND_TIMEOUT)")
+        add("--once", action="store_true", help="as many rounds as it takes to judge, then exit")
+        add("--dry-run", action="store_true", help="ask once, say what would be done, write nothing")
+        add("--explain", action="store_true", help="compare records, channel layer and sockets, once")
+        add("--format", choices=("text", "json"), default="text", help="one line a round or difference")
 
     def handle(self, **options: Any) -> None:
         self._json = options["format"] == "json"
         try:
-            reaper = self._reaper(options["interval"], options["timeout"])
+            if options["explain"] and not (options["once"] or options["dry_run"]):
+                raise ImproperlyConfigured(
+                    "--explain looks once: add --once, or --dry-run to repair nothing."
+                )
+            reaper = Reaper.as_configured(options["interval"], options["timeout"])
             groups.layer()
         except (ImproperlyConfigured, groups.LayerUnavailable) as error:
             raise CommandError(str(error), returncode=MISCONFIGURED) from error
         try:
-            status = asyncio.run(self._run(reaper, once=options["once"], dry_run=options["dry_run"]))
+            status = asyncio.run(self._run(reaper, options))
         except (groups.LayerUnavailable, DatabaseFailure) as error:
             raise CommandError(f"The round failed: {error}", returncode=ROUND_FAILED) from error
         sys.exit(status)
 
-    def _reaper(self, interval: float | None, timeout: float | None) -> Reaper:
-        settings = conf.get()
-        interval = settings.ROUND_INTERVAL if interval is None else interval
-        timeout = settings.ROUND_TIMEOUT if timeout is None else timeout
-        if not 0 < timeout < interval:
-            raise CommandError(
-                f"--timeout ({timeout:g}) must be above zero and below --interval ({interval:g}).",
-                returncode=MISCONFIGURED,
-            )
-        return Reaper(interval=interval, timeout=timeout, misses_allowed=settings.MISSES_ALLOWED)
-
-    async def _run(self, reaper: Reaper, *, once: bool, dry_run: bool) -> int:
+    async def _run(self, reaper: Reaper, options: dict[str, Any]) -> int:
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, reaper.stop)
+        explainer, dry_run, repaired = Explainer(timeout=reaper.timeout), options["dry_run"], False
+        enough = partial(enough_rounds, reaper, self._report)
         try:
             if dry_run:
                 self._report(await reaper.preview())
-            elif once:
-                return REPAIRED if await enough_rounds(reaper, self._report) else 0
-            else:
+            if options["explain"]:
+                repaired = await explain(explainer, self._report, None if dry_run else enough)
+            elif options["once"] and not dry_run:
+                repaired = await enough()
+            elif not dry_run:
                 await rounds(reaper, self._report)
-            return 0
         finally:
+            await explainer.close()
             await reaper.close()
+        return REPAIRED if repaired else 0
 
-    def _report(self, round_: Report | Exception) -> None:
-        if isinstance(round_, Exception):
-            line = json.dumps({"error": str(round_)}) if self._json else f"round failed: {round_}"
-        elif self._json:
-            line = json.dumps(asdict(round_))
+    def _report(self, what: Report | Explained | Exception) -> None:
+        if isinstance(what, Exception):
+            line = json.dumps({"error": str(what)}) if self._json else f"round failed: {what}"
         else:
-            line = (
-                f"round {round_.number}: asked {round_.asked}, answered {round_.answered}, "
-                f"lost {round_.lost}, reaped {round_.reaped}, discarded {round_.discarded}, "
-                f"kicked {round_.kicked}, {round_.seconds:.2f} s"
-            )
-            if round_.unreachable:
-                line += f"; {round_.unreachable} could not be asked"
+            line = json.dumps(what.fields()) if self._json else what.line()
         self.stdout.write(line)
         self.stdout.flush()

@@ -1,0 +1,8 @@
+"""A window on processes, connections and memberships. It shows and searches, and changes nothing: the one
+action asks the processes themselves to disconnect.
+"""
+
+from realtime.admin.connections import ConnectionAdmin
+from realtime.admin.processes import ProcessAdmin
+
+__all__ = ["ConnectionAdmin", "ProcessAdmin"]

@@ -1,0 +1,94 @@
+"""What both lists have in common: nobody changes anything, and no page reads a table whole."""
+
+from typing import Any, cast
+
+from django.contrib import admin
+from django.contrib.admin.views.main import ChangeList
+from django.core.paginator import Paginator
+from django.db.models import QuerySet
+from django.db.models.functions import Now
+from django.http import HttpRequest, HttpResponse
+from django.utils.functional import cached_property
+from django.utils.text import capfirst
+
+from realtime.admin import cells
+from realtime.admin.calendar import calendar
+
+
+class BoundedPaginator(Paginator):  # type: ignore[type-arg]  # takes none at run time
+    """Counts no further than `limit`: an exact count would read a large table on every page.
+
+    Rows beyond the limit are found by filters and search.
+    """
+
+    limit = 10_000
+
+    @cached_property
+    def count(self) -> int:
+        rows = cast("QuerySet[Any]", self.object_list)
+        return rows.order_by().values("pk")[: self.limit].count()
+
+
+class WindowChangeList(ChangeList):
+    """A list with a bounded date hierarchy."""
+
+    def calendar(self) -> dict[str, Any] | None:
+        """What Django's template of the date hierarchy takes; None while there are no rows."""
+        field = cast(str, self.date_hierarchy)
+        times = self.root_queryset.order_by(field).values_list(field, flat=True)
+        first, last = times.first(), times.last()
+        if first is None or last is None:
+            return None
+        chosen = {
+            unit: int(self.params[name])
+            for unit in ("year", "month", "day")
+            if (name := f"{field}__{unit}") in self.params
+        }
+        shown = calendar(cells.local(first).date(), cells.local(last).date(), chosen)
+
+        def link(lookup: dict[str, int]) -> str:
+            lookups = {f"{field}__{unit}": number for unit, number in lookup.items()}
+            return self.get_query_string(lookups, [f"{field}__"])
+
+        return {
+            "back": shown.back
+            and {"title": shown.back.title, "link": link(cast("dict[str, int]", shown.back.lookup))},
+            "choices": [
+                {"title": each.title, "link": None if each.lookup is None else link(each.lookup)}
+                for each in shown.choices
+            ],
+        }
+
+
+class WindowAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # takes none at run time
+    """Nobody adds, changes or deletes here; who may look is Django's `view` permission.
+
+    Each row carries `now`, the database's time, which its own times are compared with.
+    """
+
+    paginator = BoundedPaginator
+    list_per_page = 50
+    show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
+
+    class Media:
+        css = {"all": ("realtime/admin.css",)}  # noqa: RUF012 - Django reads it from the class
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        title = capfirst(str(self.opts.verbose_name_plural))
+        return super().changelist_view(request, {"title": title} | (extra_context or {}))
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        rows: QuerySet[Any] = super().get_queryset(request).annotate(now=Now())
+        return rows
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False

@@ -1,0 +1,129 @@
+"""Local fan-out: what came in for a group is written to each of its members in this process.
+
+The hub puts messages in and goes on reading the channel layer; one task takes them out. So messages that
+come faster than they can be written wait here, and those of one group leave together, without a timer: the
+more there is to do, the less each message costs.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+from realtime import metrics
+from realtime.connection import Connection
+from realtime.pulse import Pulse
+from realtime.transport import Shared
+from realtime.waiting import Run, Waiting
+
+logger = logging.getLogger("realtime.fanout")
+
+#: Seconds of writing after which the loop gets a turn.
+SLICE = 0.005
+#: Members written to between two looks at the clock.
+STRIDE = 8
+#: Seconds below which sleeping is not worth it.
+SHORTEST_SLEEP = 0.001
+#: Characters above which the hub leaves further messages to the channel layer, which has a bound of its own.
+MAX_WAITING = 4 * 1024 * 1024
+
+Members = Mapping[Connection, None]
+
+
+class Fanout:
+    """Writes to `members`, the hub's own record of who is in which group, asked at the time of each write.
+
+    `window` is the setting COALESCE_WINDOW.
+    """
+
+    def __init__(self, members: Mapping[str, Members], pulse: Pulse, window: float) -> None:
+        self._members = members
+        self._pulse = pulse
+        self._window = window
+        self._waiting: Waiting[Connection] = Waiting()
+        self._something = asyncio.Event()
+        self._room = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._last = ("", 0.0, 0.0)
+        """The group that was written to last, when that was done, and how long it took."""
+        self._pause_at = 0.0
+
+    async def put(self, group: str, text: str) -> None:
+        """Have this message written to the members of the group; waits while too much waits already."""
+        if group not in self._members:
+            return
+        self._waiting.put(group, text)
+        self._something.set()
+        while self._waiting.length > MAX_WAITING:
+            self._room.clear()
+            await self._room.wait()
+
+    def flush(self, connection: Connection) -> None:
+        """Give a connection now what waits for it, because something else is about to be written to it."""
+        if self._waiting:
+            for run in self._waiting.serve(connection, connection.groups):
+                self._write(connection, Shared(run.texts), len(run.texts))
+                metrics.deliveries.inc(len(run.texts))
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        while True:
+            if (run := self._waiting.first) is None:
+                self._something.clear()
+                await self._something.wait()
+                self._pause_at = self._loop.time() + SLICE
+                continue
+            if (wait := self._window_of(run.group)) > 0:
+                await asyncio.sleep(wait)
+                self._pause_at = self._loop.time() + SLICE
+            run = self._waiting.take()
+            self._room.set()
+            began = self._loop.time()
+            try:
+                await self._write_to_all(run)
+            except Exception:
+                # One message that cannot be written must not keep all others from being written.
+                logger.exception("A message to group %s could not be written", run.group)
+            ended = self._loop.time()
+            self._last = (run.group, ended, ended - began)
+
+    def _window_of(self, group: str) -> float:
+        """Seconds for which more may come for this group before it is written to.
+
+        None for a group that is quiet or small: what is waited is never more than half of what the last
+        write took, because a second one for what came meanwhile would take as long again.
+        """
+        last, ended, took = self._last
+        window = min(self._window, took / 2)
+        # Selectors sleep whole milliseconds.
+        if group != last or window < SHORTEST_SLEEP:
+            return 0.0
+        return ended + window - self._loop.time()
+
+    async def _write_to_all(self, run: Run[Connection]) -> None:
+        members = self._members.get(run.group)
+        if not members:
+            return
+        shared, messages, served = Shared(run.texts), len(run.texts), run.served
+        # Nothing is looked up twice below, and nothing counted that can be counted afterwards: this is done
+        # for every member, and a write to a socket costs as much as some fifty lines of Python.
+        everybody, size, count = tuple(members), shared.size, 0
+        for start in range(0, len(everybody), STRIDE):
+            now = self._pulse.now()
+            for connection in everybody[start : start + STRIDE]:
+                # Membership is asked for at the time of the write: anything may have ended while the loop
+                # had its turn.
+                if connection not in members or (served and connection in served):
+                    continue
+                liveness = connection.liveness
+                if liveness is not None and liveness.wrote(size, now, messages):
+                    self._pulse.look_anew(connection)
+                connection.transport.write_shared(shared)
+                count += 1
+            if self._loop.time() > self._pause_at:
+                await asyncio.sleep(0)
+                self._pause_at = self._loop.time() + SLICE
+        metrics.deliveries.inc(count * messages)
+
+    def _write(self, connection: Connection, shared: Shared, messages: int) -> None:
+        self._pulse.wrote(connection, shared.size, messages)
+        connection.transport.write_shared(shared)

@@ -1,0 +1,254 @@
+"""What one process does, on its own clock, so that it never stays deaf: no client notices, none reconnects.
+
+Once in an interval it sends itself an echo. Two in a row that do not come back mean that a connection is up
+and carries nothing, as after a firewall forgot it; it is replaced. Then it looks for one of its memberships,
+another one each time. One that is gone means that Redis lost its memory (FLUSHALL, eviction, a failover), and
+all are asserted again; else some are in their turn, so that none gets as old as the layer's `group_expiry`.
+When the layer is back after an outage, all are asserted at once.
+"""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from math import ceil
+from typing import Protocol
+from uuid import UUID
+
+from django.db import Error as DatabaseFailure
+
+from realtime import groups, metrics, records
+from realtime.connection import Connection
+from realtime.ledger import Ledger
+from realtime.records import Join
+
+logger = logging.getLogger("realtime.healing")
+
+#: Echoes in a row that may stay out before connections are replaced.
+ECHOES = 2
+#: For how much of an interval an echo is waited for. With at most half, two are judged within two intervals
+#: of the fault, whenever that came; where intervals are short, a busy machine is given more of them.
+ECHO_WAIT, LONGEST_ECHO_WAIT = 0.3, 0.5
+#: Seconds for which an echo is waited for, unless `LONGEST_ECHO_WAIT` is less.
+SHORTEST_WAIT = 0.5
+#: Memberships asserted in one go; their groups are locked meanwhile. The loop gets a turn in between.
+BATCH = 100
+#: A process with at most so many groups asserts all of them in each interval.
+SMALLEST_SLICE = 200
+#: All memberships are asserted once in this many seconds, and four times in the layer's `group_expiry`.
+LONGEST_CYCLE = 600.0
+
+
+class Hub(Protocol):
+    """What is asked of a hub here."""
+
+    channel: str
+    process: UUID
+    ledger: Ledger
+    connections: dict[UUID, Connection]
+    groups: dict[str, dict[Connection, None]]
+    events_taken: int
+    taking: bool
+    left_undone: bool
+
+    def locked(self, group: str) -> AbstractAsyncContextManager[None]: ...
+    def unfinished(self) -> list[str]: ...
+    async def leave(self, group: str) -> None: ...
+
+
+class Healer:
+    """Keeps what one hub holds true in its channel layer; `interval` in seconds."""
+
+    def __init__(self, hub: Hub, interval: float) -> None:
+        self._hub = hub
+        self._interval = interval
+        self._numbers = itertools.count(1)
+        self._echo_number = 0
+        self._parts_back: set[int] = set()
+        self._parts_out: set[int] = set()
+        self._echo_news = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._lost_all: str | None = None
+        """Why all memberships have to be asserted, if they have to be."""
+        self._looks = 0
+        self._asserted_to = 0
+
+    async def run(self) -> None:
+        """Look once in each interval, and at once when the layer is back, until cancelled."""
+        layer, _ = groups.at(self._hub.channel)
+        loop = asyncio.get_running_loop()
+        layer.on_back.add(self._layer_is_back)
+        try:
+            while True:
+                next_at = loop.time() + self._interval
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(next_at):
+                        await self._wake.wait()
+                try:
+                    await self._look()
+                except groups.LayerUnavailable as error:
+                    # Nothing can be healed in a layer that is down; it tells when it is back.
+                    logger.warning("What this process holds could not be looked after: %s", error)
+                except Exception:
+                    # Whatever it was, a process that looks no more may be deaf for ever.
+                    logger.exception("What this process holds could not be looked after")
+        finally:
+            layer.on_back.discard(self._layer_is_back)
+
+    def returned(self, number: int, part: int) -> None:
+        """An echo came back."""
+        if number == self._echo_number:
+            self._parts_back.add(part)
+            self._echo_news.set()
+
+    def assert_all(self, cause: str) -> None:
+        """Assert all memberships now; `cause` is a label of the metric."""
+        self._lost_all = cause
+        self._wake.set()
+
+    def _layer_is_back(self) -> None:
+        self.assert_all("layer_back")
+
+    async def _look(self) -> None:
+        self._wake.clear()
+        if self._lost_all is None and not await self._is_heard():
+            metrics.layer_rebuilds.inc()
+            logger.error(
+                "%d echoes in a row did not come back: this process receives nothing from the channel layer; "
+                "it opens new connections",
+                ECHOES,
+            )
+            # What was lost meanwhile is asserted when the layer tells that it receives again.
+            await groups.rebuild(self._hub.channel, self._parts_out)
+            return
+        await self._look_for_one()
+        if (cause := self._lost_all) is None:
+            await self._assert(self._next_slice(), "in_turn")
+        else:
+            await self._assert(tuple(self._hub.groups), cause)
+            # Only now, so that what failed half-way is done again.
+            self._lost_all = None
+        await self._finish()
+
+    # -- echo --------------------------------------------------------------------------------------
+
+    async def _is_heard(self) -> bool:
+        """Whether what is sent to this process arrives.
+
+        Raises LayerUnavailable when nothing could be sent, which says nothing about what is received.
+        """
+        for _ in range(ECHOES):
+            if await self._echo():
+                return True
+            metrics.echoes_missed.inc()
+        return False
+
+    async def _echo(self) -> bool:
+        self._echo_number = next(self._numbers)
+        self._parts_back.clear()
+        taken = self._hub.events_taken
+        parts = await groups.echo(self._hub.channel, self._echo_number)
+        while not await self._came_back(parts):
+            self._parts_out = set(range(parts)) - self._parts_back
+            # An echo that stands in line behind messages which are being taken is not missing.
+            behind = self._hub.taking or self._hub.events_taken != taken
+            if not behind or not await groups.backlog(self._hub.channel):
+                return False
+            taken = self._hub.events_taken
+        return True
+
+    async def _came_back(self, parts: int) -> bool:
+        shortest = min(SHORTEST_WAIT, LONGEST_ECHO_WAIT * self._interval)
+        try:
+            async with asyncio.timeout(max(shortest, ECHO_WAIT * self._interval)):
+                while len(self._parts_back) < parts:
+                    self._echo_news.clear()
+                    await self._echo_news.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    # -- memberships -------------------------------------------------------------------------------
+
+    async def _look_for_one(self) -> None:
+        """See whether the layer still has a membership; one that it lost is hardly the only one."""
+        names = tuple(self._hub.groups)
+        if self._lost_all is not None or not names:
+            return
+        self._looks += 1
+        group = names[self._looks % len(names)]
+        # Locked, or a group that is left at this moment would look lost.
+        async with self._hub.locked(group):
+            if group not in self._hub.groups or await groups.holds(group, self._hub.channel):
+                return
+        logger.error(
+            "The channel layer has lost the membership in group %s; all %d are asserted again",
+            group,
+            len(names),
+        )
+        self._lost_all = "lost"
+
+    def _next_slice(self) -> Sequence[str]:
+        names = tuple(self._hub.groups)
+        layer, _ = groups.at(self._hub.channel)
+        cycle = min(LONGEST_CYCLE, layer.group_expiry / 4)
+        size = max(SMALLEST_SLICE, ceil(len(names) * self._interval / cycle))
+        start = self._asserted_to if self._asserted_to < len(names) else 0
+        self._asserted_to = start + size
+        return names[start : start + size]
+
+    async def _assert(self, names: Sequence[str], cause: str) -> None:
+        for first in range(0, len(names), BATCH):
+            async with AsyncExitStack() as locks:
+                held = [group for group in names[first : first + BATCH] if group in self._hub.groups]
+                for group in held:
+                    # What is left at this moment must not be added again behind whoever leaves it.
+                    await locks.enter_async_context(self._hub.locked(group))
+                held = [group for group in held if group in self._hub.groups]
+                if held:
+                    await groups.reassert(held, self._hub.channel)
+                    metrics.groups_reasserted.labels(cause=cause).inc(len(held))
+            await asyncio.sleep(0)
+
+    # -- what was left half done -------------------------------------------------------------------
+
+    async def _finish(self) -> None:
+        """Leave what the layer did not let this process leave before."""
+        for group in self._hub.unfinished():
+            await self._hub.leave(group)
+        if self._hub.left_undone:
+            await self._leave_for_the_gone()
+        for connection in tuple(self._hub.connections.values()):
+            if len(connection.joined) > len(connection.groups) and not connection.changing.locked():
+                await self._settle(connection)
+
+    async def _leave_for_the_gone(self) -> None:
+        """Connections ended while the layer failed; no round need tell this process of them."""
+        self._hub.left_undone = False
+        try:
+            async with asyncio.timeout(groups.CALL_TIMEOUT):
+                owed = await self._hub.ledger.call(records.leftovers, self._hub.process)
+        except (DatabaseFailure, TimeoutError):
+            self._hub.left_undone = True
+            return
+        for group in {each.group for each in owed}:
+            await self._hub.leave(group)
+        await self._write_left([Join(each.connection_id, each.process_id, each.group) for each in owed])
+        self._hub.left_undone = self._hub.left_undone or len(owed) >= records.BATCH
+
+    async def _settle(self, connection: Connection) -> None:
+        """A living connection left these groups, and the layer failed: their rows are still to do."""
+        async with connection.changing:
+            for group in tuple(connection.joined - connection.groups):
+                if connection.gone:
+                    return
+                await self._hub.leave(group)
+                connection.joined.discard(group)
+                await self._write_left([Join(connection.id, self._hub.process, group)])
+
+    async def _write_left(self, joins: Sequence[Join]) -> None:
+        # Not waited for longer than the layer is: the write goes on, and this process has to look on.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(groups.CALL_TIMEOUT):
+                await self._hub.ledger.leave(joins)

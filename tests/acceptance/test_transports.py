@@ -1,0 +1,488 @@
+"""What both transports promise, shown on real servers, and what only the one for Daphne can do.
+
+The server runs `tests.support.transports`, whose connections are nothing but a transport; the test says from
+outside what is written to them.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import socket
+import ssl
+import struct
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+from tests.support.eventually import eventually_async
+from tests.support.servers import DaphneServer, UvicornServer, WebServer
+
+pytestmark = pytest.mark.acceptance
+
+APPLICATION = "tests.support.transports:application"
+ENVIRONMENT = {
+    **os.environ,
+    "DJANGO_SETTINGS_MODULE": "tests.support.live",
+    "ALLOWED_HOSTS": "*",
+}
+KILOBYTE = 1024
+MEGABYTE = 1024 * KILOBYTE
+TCP_CLOSE = 7  # the state of a TCP connection that is no more (include/net/tcp_states.h)
+
+Seen = dict[str, Any]
+Open = Callable[..., Any]
+
+
+class OftenPinging(DaphneServer):
+    """Daphne with pings of its own, every second."""
+
+    def command_for(self, application: str) -> list[str]:
+        *command, application = super().command_for(application)
+        return [*command, "--ping-interval", "1", "--ping-timeout", "3", application]
+
+
+class _InFolder(DaphneServer):
+    """Daphne with files of its own beside its log."""
+
+    def __init__(self, *, log: Path, **options: Any) -> None:
+        self.folder = log.parent
+        super().__init__(log=log, **options)
+
+
+class Tls(_InFolder):
+    """Daphne behind TLS, with a certificate that signs itself."""
+
+    def command_for(self, application: str) -> list[str]:
+        command = super().command_for(application)
+        endpoint = command.index("-e") + 1
+        key, certificate = self.folder / "key.pem", self.folder / "certificate.pem"
+        make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"]
+        subprocess.run(
+            [*make, "-days", "1", "-keyout", str(key), "-out", str(certificate)],
+            check=True,
+            capture_output=True,
+        )
+        command[endpoint] = (
+            f"ssl:{self.port}:interface={self.interface}:privateKey={key}:certKey={certificate}"
+        )
+        return command
+
+    def websocket(self, path: str = "/ws/") -> str:
+        return super().websocket(path).replace("ws://", "wss://")
+
+
+class UnixSocket(_InFolder):
+    """Daphne on a unix socket, as behind a proxy on the same machine."""
+
+    def command_for(self, application: str) -> list[str]:
+        command = super().command_for(application)
+        self.path = self.folder / "daphne.sock"
+        command[command.index("-e") + 1] = f"unix:{self.path}"
+        return command
+
+    def is_ready(self) -> bool:
+        return self.path.exists()
+
+
+class Control:
+    """Says what is done to a connection of the server, and sees what becomes of it there."""
+
+    def __init__(self, server: WebServer, **options: Any) -> None:
+        self._connecting = connect(
+            server.websocket("/control/"), proxy=None, max_size=None, ping_interval=None, **options
+        )
+        self._socket: ClientConnection
+
+    async def __aenter__(self) -> Self:
+        self._socket = await self._connecting
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self._socket.close()
+
+    async def tell(self, name: str, command: str, *arguments: Any) -> Seen:
+        """Have a connection do something; returns what is to be seen of it afterwards."""
+        await self._socket.send(json.dumps([name, command, *arguments]))
+        answer: Seen = json.loads(await asyncio.wait_for(self._socket.recv(), 20))
+        return answer
+
+    async def until(self, name: str, happened: Callable[[Seen], object], *, within: float) -> Seen:
+        """Look until something has happened. Raises TimeoutError."""
+        seen: Seen = {}
+        try:
+            async with asyncio.timeout(within):
+                while not happened(seen := await self.tell(name, "look")):
+                    await asyncio.sleep(0.02)
+        except TimeoutError as error:
+            raise AssertionError(f"not within {within} s; last seen: {seen}") from error
+        return seen
+
+
+@dataclass
+class Held:
+    """One connection, from both ends."""
+
+    name: str
+    client: ClientConnection
+    control: Control
+
+    async def tell(self, command: str, *arguments: Any) -> Seen:
+        return await self.control.tell(self.name, command, *arguments)
+
+    async def until(self, happened: Callable[[Seen], object], *, within: float = 10) -> Seen:
+        return await self.control.until(self.name, happened, within=within)
+
+    async def receive(self, count: int) -> list[str]:
+        """So many messages, binary ones as text."""
+        async with asyncio.timeout(20):
+            messages = [await self.client.recv() for _ in range(count)]
+        return [each.decode() if isinstance(each, bytes) else each for each in messages]
+
+    async def rest(self) -> list[str]:
+        """All messages to the end of the connection."""
+        messages = []
+        with contextlib.suppress(ConnectionClosed):
+            async with asyncio.timeout(10):
+                while True:
+                    messages.append(str(await self.client.recv()))
+        return messages
+
+    def is_reset(self) -> bool:
+        """Whether the other end sent a RST; read from the kernel, because the client may not be reading."""
+        raw = self.client.transport.get_extra_info("socket")
+        return bool(raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_CLOSE)
+
+    def stop_reading(self) -> None:
+        self.client.transport.pause_reading()
+
+    def go_on_reading(self) -> None:
+        self.client.transport.resume_reading()
+
+
+_names = itertools.count(1)
+
+
+@contextlib.asynccontextmanager
+async def holding(server: WebServer, path: str = "held", **options: Any) -> AsyncIterator[Held]:
+    """One connection with few bytes of room in the kernel at the client's end; `options` go to the server."""
+    name = f"c{next(_names)}"
+    query = "&".join(f"{key}={value}" for key, value in options.items())
+    small = socket.create_connection((server.interface, server.port))
+    small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * KILOBYTE)
+    async with (
+        Control(server) as control,
+        connect(
+            server.websocket(f"/{path}/{name}/?{query}"),
+            sock=small,
+            proxy=None,
+            compression=None,
+            ping_interval=None,
+            max_size=None,
+            max_queue=None,
+            close_timeout=1,
+        ) as client,
+    ):
+        yield Held(name, client, control)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("transports")
+
+
+@pytest.fixture(scope="module")
+def daphne(folder: Path) -> Iterator[WebServer]:
+    with DaphneServer(log=folder / "daphne.log", environment=ENVIRONMENT, application=APPLICATION) as server:
+        yield server
+    # Logged by Twisted, asyncio or Daphne, wherever an exception was nobody's.
+    assert "Traceback" not in server.log_text()
+
+
+@pytest.fixture(scope="module")
+def uvicorn(folder: Path) -> Iterator[WebServer]:
+    with UvicornServer(
+        log=folder / "uvicorn.log", environment=ENVIRONMENT, application=APPLICATION
+    ) as server:
+        yield server
+    assert "Traceback" not in server.log_text()
+
+
+@pytest.fixture(
+    params=[
+        "DaphneTransport on daphne",
+        "AsgiTransport on daphne",
+        "UvicornTransport on uvicorn",
+        pytest.param("AsgiTransport on uvicorn", marks=pytest.mark.matrix),
+    ]
+)
+async def hold(request: pytest.FixtureRequest) -> Open:
+    """Opens a connection with each of the transports in turn."""
+    kind, _, name = request.param.split()
+    server = request.getfixturevalue(name)
+
+    @contextlib.asynccontextmanager
+    async def held(**options: Any) -> AsyncIterator[Held]:
+        async with holding(server, direct=int(kind != "AsgiTransport"), **options) as connection:
+            assert (await connection.tell("look"))["kind"] == kind
+            yield connection
+
+    return held
+
+
+# -- what both promise --------------------------------------------------------------------------------
+
+
+async def test_what_is_written_on_any_way_arrives_in_the_order_of_the_writes(hold: Open) -> None:
+    async with hold() as held:
+        await held.tell("mix", 400)
+        assert await held.receive(400) == [str(number) for number in range(400)]
+
+
+async def test_large_messages_to_a_slow_reader_arrive_whole_and_in_order(hold: Open) -> None:
+    async with hold(max_unsent=50 * MEGABYTE) as held:
+        held.stop_reading()
+        telling = asyncio.create_task(held.tell("mix_large", 60, 150 * KILOBYTE))
+        await asyncio.sleep(0.2)
+        held.go_on_reading()
+        texts = await held.receive(60)
+        assert [int(text[:5]) for text in texts] == list(range(60))
+        assert {len(text) for text in texts} == {150 * KILOBYTE}
+        assert (await telling)["failures"] == []
+
+
+async def test_several_shared_messages_are_several_messages(hold: Open) -> None:
+    async with hold() as held:
+        await held.tell("share", "one", "zwei", "τρία")
+        assert await held.receive(3) == ["one", "zwei", "τρία"]
+
+
+async def test_last_words_precede_the_close_and_nothing_follows_it(hold: Open) -> None:
+    async with hold() as held:
+        await held.tell("close", 4000, "goodbye")
+        await held.tell("share", "too late")
+        await held.tell("write", "too late")
+        assert await held.rest() == ["goodbye"]
+        assert held.client.close_code == 4000
+        assert (await held.tell("look"))["failures"] == []
+
+
+async def test_a_close_code_that_the_server_refuses_closes_all_the_same(hold: Open) -> None:
+    async with hold() as held:
+        await held.tell("close", 1011)
+        await held.rest()
+        assert held.client.close_code in (1000, 1011)
+
+
+async def test_a_peer_that_is_gone_is_written_to_without_an_exception(hold: Open) -> None:
+    async with hold() as held:
+        _reset(held.client)
+        await held.tell("write", *["x"] * 10)
+        await held.tell("share", *["x"] * 10)
+        seen = await held.until(lambda seen: seen["disconnected"])
+        assert set(seen["failures"]) <= {"send_failed"}
+        await held.tell("write", "x")
+
+
+async def test_what_the_client_said_before_it_closed_comes_before_the_close(hold: Open) -> None:
+    async with hold() as held:
+        await held.client.send("my last word")
+        await held.client.close(4321)
+        seen = await held.until(lambda seen: seen["disconnected"] is not None)
+        assert seen["received"] == ["my last word"]
+        assert seen["disconnected"] in (1000, 4321)
+
+
+async def test_a_handler_that_sends_without_end_to_a_slow_reader_ends_when_it_is_read(hold: Open) -> None:
+    async with hold(max_unsent=MEGABYTE) as held:
+        held.stop_reading()
+        await held.tell("start_handling", 200 * KILOBYTE, 60)
+        await asyncio.sleep(0.3)
+        held.go_on_reading()
+        assert len(await held.receive(60)) == 60
+        seen = await held.until(lambda seen: not seen["handler_waits"])
+        assert seen["failures"] == []
+
+
+# -- what the transports for known servers promise ------------------------------------------------------
+
+
+@pytest.fixture(params=["daphne", "uvicorn"])
+def server(request: pytest.FixtureRequest) -> WebServer:
+    known: WebServer = request.getfixturevalue(request.param)
+    return known
+
+
+async def test_a_client_that_reads_nothing_is_a_slow_consumer_above_the_cap(server: WebServer) -> None:
+    async with holding(server, max_unsent=300 * KILOBYTE) as held:
+        held.stop_reading()
+        seen = await held.tell("fill", 64 * KILOBYTE, 400)
+        assert set(seen["failures"]) == {"slow_consumer"}
+        assert 300 * KILOBYTE < seen["unsent"] < 300 * KILOBYTE + 4 * 64 * KILOBYTE
+
+
+async def test_one_message_above_the_cap_is_sent_to_whoever_reads(server: WebServer) -> None:
+    async with holding(server, max_unsent=10 * KILOBYTE) as held:
+        await held.tell("write", "x" * 900 * KILOBYTE)
+        await held.tell("write", "and another one")
+        assert [len(text) for text in await held.receive(2)] == [900 * KILOBYTE, 15]
+        assert (await held.tell("look"))["failures"] == []
+
+
+async def test_a_client_that_closes_and_does_not_read_the_rest_is_gone_in_a_moment(server: WebServer) -> None:
+    async with holding(server, max_unsent=50 * MEGABYTE) as held:
+        held.stop_reading()
+        assert (await held.tell("fill", 64 * KILOBYTE, 200))["unsent"] > MEGABYTE
+        await _send_close_frame(held.client)
+        # Without an abort both servers wait for ever here.
+        await eventually_async(held.is_reset, within=5)
+        seen = await held.until(lambda seen: seen["disconnected"] is not None)
+        assert seen["disconnected"] == 1000
+
+
+@pytest.mark.parametrize("code", [4008, 4009, 4010])
+async def test_whoever_reads_no_more_is_aborted_at_once(server: WebServer, code: int) -> None:
+    async with holding(server, max_unsent=50 * MEGABYTE) as held:
+        held.stop_reading()
+        await held.tell("fill", 64 * KILOBYTE, 200)
+        await held.tell("close", code)
+        await eventually_async(held.is_reset, within=1.5)
+
+
+async def test_whoever_is_closed_with_a_backlog_has_a_moment_to_read_it(server: WebServer) -> None:
+    async with holding(server, max_unsent=50 * MEGABYTE) as held:
+        held.stop_reading()
+        await held.tell("fill", 64 * KILOBYTE, 100)
+        await held.tell("close", 4504, "goodbye")
+        held.go_on_reading()
+        assert (await held.rest())[-1] == "goodbye"
+        assert held.client.close_code == 4504
+
+
+# -- what only Daphne's can do -------------------------------------------------------------------------
+
+
+async def test_pings_reach_the_client_and_its_pongs_come_back(daphne: WebServer) -> None:
+    async with holding(daphne) as held:
+        assert (await held.tell("ping", "17"))["can_ping"]
+        await held.until(lambda seen: seen["pongs"] == ["17"])
+        await held.tell("ping", "18")
+        await held.until(lambda seen: seen["pongs"] == ["17", "18"])
+
+
+async def test_the_servers_own_pings_go_on_beside_ours(folder: Path) -> None:
+    with OftenPinging(log=folder / "often.log", environment=ENVIRONMENT, application=APPLICATION) as server:
+        async with holding(server) as held:
+            until = time.monotonic() + 5.5
+            for number in itertools.count():
+                await held.tell("ping", str(number))
+                await asyncio.sleep(0.2)
+                if time.monotonic() > until:
+                    break
+            await held.tell("write", "still here")
+            assert await held.receive(1) == ["still here"]
+            # Daphne's pings carry twelve bytes of its own.
+            seen = await held.until(lambda seen: str(number) in seen["pongs"])
+            assert any(not pong.isdigit() for pong in seen["pongs"])
+
+
+async def test_what_is_buffered_is_known_and_goes_when_it_is_read(daphne: WebServer) -> None:
+    async with holding(daphne, max_unsent=50 * MEGABYTE) as held:
+        assert (await held.tell("look"))["unsent"] == 0
+        held.stop_reading()
+        seen = await held.tell("fill", 64 * KILOBYTE, 200)
+        assert seen["unsent"] > MEGABYTE
+        held.go_on_reading()
+        assert len(await held.receive(200)) == 200
+        assert (await held.until(lambda seen: seen["unsent"] == 0))["failures"] == []
+
+
+async def test_a_closed_protocol_is_a_send_failure(daphne: WebServer) -> None:
+    async with holding(daphne) as held:
+        seen = await held.tell("share_when_dropped", "x")
+        assert seen["failures"] == ["send_failed"]
+
+
+async def test_after_an_orderly_close_of_the_client_nothing_fails(daphne: WebServer) -> None:
+    async with holding(daphne, max_unsent=50 * MEGABYTE) as held:
+        held.stop_reading()
+        await held.tell("fill", 64 * KILOBYTE, 200)
+        await _send_close_frame(held.client)
+        await held.until(lambda seen: not seen["open"])
+        seen = await held.tell("share", "x")
+        assert seen["failures"] == []
+
+
+async def test_whoever_is_closed_and_never_answers_is_gone_in_a_moment(daphne: WebServer) -> None:
+    async with holding(daphne) as held:
+        held.stop_reading()
+        await held.tell("close", 4504)
+        await held.until(lambda seen: seen["disconnected"] is not None, within=5)
+
+
+# -- where the fast way is not taken -------------------------------------------------------------------
+
+
+async def test_the_setting_switches_it_off(daphne: WebServer) -> None:
+    async with holding(daphne, direct=0) as held:
+        seen = await held.tell("share", "hello")
+        assert (seen["kind"], seen["can_ping"]) == ("AsgiTransport", False)
+        assert await held.receive(1) == ["hello"]
+
+
+async def test_behind_a_middleware_that_nobody_knows_all_goes_through_it(daphne: WebServer) -> None:
+    async with holding(daphne, path="wrapped") as held:
+        seen = await held.tell("share", "hello")
+        assert seen["kind"] == "AsgiTransport"
+        assert await held.receive(1) == ["hello"]
+
+
+async def test_behind_tls_all_goes_through_it(folder: Path) -> None:
+    trusting = ssl.create_default_context()
+    trusting.check_hostname = False
+    trusting.verify_mode = ssl.CERT_NONE
+    with Tls(log=folder / "tls.log", environment=ENVIRONMENT, application=APPLICATION) as server:
+        async with (
+            Control(server, ssl=trusting) as control,
+            connect(server.websocket("/held/tls/"), ssl=trusting, proxy=None) as client,
+        ):
+            seen = await control.tell("tls", "share", "hello")
+            assert seen["kind"] == "AsgiTransport"
+            assert await asyncio.wait_for(client.recv(), 10) == "hello"
+
+
+async def test_on_a_unix_socket_the_fast_way_is_taken(folder: Path) -> None:
+    with UnixSocket(log=folder / "unix.log", environment=ENVIRONMENT, application=APPLICATION) as server:
+
+        def dial() -> socket.socket:
+            dialled = socket.socket(socket.AF_UNIX)
+            dialled.connect(str(server.path))
+            return dialled
+
+        async with (
+            Control(server, sock=dial()) as control,
+            connect(server.websocket("/held/unix/"), sock=dial(), proxy=None) as client,
+        ):
+            seen = await control.tell("unix", "mix", 100)
+            assert seen["kind"] == "DaphneTransport"
+            texts = [await asyncio.wait_for(client.recv(), 10) for _ in range(100)]
+            assert [int(text) for text in texts] == list(range(100))
+
+
+def _reset(client: ClientConnection) -> None:
+    raw = client.transport.get_extra_info("socket")
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.transport.abort()
+
+
+async def _send_close_frame(client: ClientConnection) -> None:
+    """A close frame with code 1000, masked with zeros, and no wait for the answer."""
+    client.transport.write(bytes((0x88, 0x82, 0, 0, 0, 0)) + struct.pack("!H", 1000))

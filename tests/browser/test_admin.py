@@ -1,0 +1,114 @@
+"""The admin in Chromium: somebody disconnects a page that another server process holds."""
+
+import re
+from collections.abc import AsyncGenerator
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, Page, expect
+
+from tests.browser.test_page import PATIENCE, PHONE, Complaints, open_page
+from tests.support.eventually import eventually_async
+from tests.support.fixtures import StartSite
+from tests.support.pairings import Pairing, pairings
+from tests.support.servers import WebServer
+from tests.support.site import Site
+
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
+
+USER = {
+    "DJANGO_SUPERUSER_USERNAME": "ada",
+    "DJANGO_SUPERUSER_PASSWORD": "lovelace",
+    "DJANGO_SUPERUSER_EMAIL": "ada@example.com",
+}
+
+
+@pytest.fixture(scope="module", params=pairings("pubsub-daphne-sqlite"))
+def site(request: pytest.FixtureRequest, start_shared_site: StartSite) -> Site:
+    pairing: Pairing = request.param
+    site = start_shared_site(pairing)
+    done = site.manage("createsuperuser", "--noinput", **USER)
+    assert done.returncode == 0, done.stderr
+    return site
+
+
+@pytest.fixture(scope="module")
+def servers(site: Site) -> tuple[WebServer, WebServer]:
+    """One that holds connections, one that serves the admin."""
+    return site.serve(), site.serve()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def page(chromium: Browser, servers: tuple[WebServer, WebServer]) -> AsyncGenerator[Page]:
+    async for page in _page_of(chromium, servers[0]):
+        yield page
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def admin(chromium: Browser, servers: tuple[WebServer, WebServer]) -> AsyncGenerator[Page]:
+    async for page in _page_of(chromium, servers[1]):
+        await page.goto("/admin/login/?next=/admin/realtime/connection/")
+        await page.fill("#id_username", USER["DJANGO_SUPERUSER_USERNAME"])
+        await page.fill("#id_password", USER["DJANGO_SUPERUSER_PASSWORD"])
+        await page.click("[type=submit]")
+        yield page
+
+
+async def _page_of(chromium: Browser, server: WebServer) -> AsyncGenerator[Page]:
+    context = await chromium.new_context(base_url=server.http())
+    page = await context.new_page()
+    page.set_default_timeout(PATIENCE)
+    yield page
+    await context.close()
+
+
+async def id_of(page: Page) -> str:
+    return await page.locator("#connection-id").inner_text()
+
+
+async def test_a_page_is_disconnected_from_the_admin_and_stays_so(
+    page: Page, admin: Page, site: Site
+) -> None:
+    complaints = Complaints(admin)
+    await open_page(page)
+    id = await id_of(page)
+    await admin.goto(f"/admin/realtime/connection/?q={id}")
+    row = admin.locator("#result_list tbody tr")
+    await expect(row).to_have_count(1)
+    await expect(row).to_contain_text("open")
+    await expect(row).to_contain_text("public.lobby")
+    await row.get_by_role("checkbox").check()
+    await admin.select_option("[name=action]", "disconnect_selected")
+    await admin.get_by_role("button", name="Go").click()
+    await expect(admin.locator("#content")).to_contain_text(f"{id} anonymous on /ws/")
+    await admin.get_by_role("button", name="Disconnect 1").click()
+    await expect(admin.locator(".messagelist")).to_have_text(
+        re.compile(r"Asked 1 process to disconnect 1 connection\.")
+    )
+
+    await expect(page.locator("#state")).to_have_text("Closed")
+    await expect(page.locator("#last-close")).to_contain_text("4504, kicked")
+    await expect(page.locator("#groups li")).to_have_count(0)
+
+    # The record is closed after the client has been told.
+    kicked = "SELECT count(*) AS number FROM realtime_connection WHERE close_reason = 'kicked'"
+    await eventually_async(lambda: site.database.value(kicked) == 1, within=PATIENCE / 1000)
+    await admin.goto(f"/admin/realtime/connection/{id}/change/")
+    await expect(admin.locator(".rt-timeline .rt-closed")).to_contain_text("Closed kicked, code 4504")
+    await expect(admin.get_by_role("button", name="Disconnect")).to_have_count(0)
+    assert complaints.seen == []
+
+
+async def test_the_list_and_the_pages_fit_a_phone_and_can_be_used_there(page: Page, admin: Page) -> None:
+    await open_page(page)
+    await admin.set_viewport_size(PHONE)
+    for address in ("connection/?state=open", f"connection/{await id_of(page)}/change/", "process/"):
+        await admin.goto(f"/admin/realtime/{address}")
+        scrolled = await admin.evaluate("document.scrollingElement.scrollWidth")
+        assert scrolled <= await admin.evaluate("innerWidth"), address
+    await admin.goto("/admin/realtime/connection/")
+    await admin.locator(".rt-pick summary").filter(has_text="State").click()
+    await admin.locator(".rt-pick a").filter(has_text="open").click()
+    await expect(admin).to_have_url(re.compile(r"\?state=open$"))
+    await admin.check("#action-toggle")
+    await expect(admin.locator("tr.selected")).to_have_count(1)

@@ -1,0 +1,349 @@
+"""A real Redis forgets, restarts, hangs or falls silent, and a process receives again by itself."""
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from channels.layers import channel_layers, get_channel_layer
+from django.db import OperationalError
+
+from realtime import groups, healing, lifecycle, metrics, records
+from realtime.closing import CloseReason
+from realtime.connection import Connection
+from realtime.hub import Hub
+from realtime.ledger import RecordsUnavailable
+from realtime.models import Membership
+from realtime.transport import AsgiTransport, Event
+from tests.support.eventually import eventually, eventually_async
+from tests.support.servers import RedisServer
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.usefixtures("transactional_db")]
+
+INTERVAL = 0.6
+
+#: For what the layers do alike.
+one_layer = pytest.mark.parametrize(
+    "home", ["CoreLayer", pytest.param("PubSubLayer", marks=pytest.mark.matrix)], indirect=True
+)
+
+Member = Callable[..., Awaitable["Peer"]]
+
+
+class Peer:
+    """A connection whose socket is a list."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        scope = {"path": "/ws/", "client": ["127.0.0.1", 5], "subprotocols": []}
+        self.connection = Connection(scope, lambda event: None)
+
+        async def send(event: Event) -> None:
+            if event["type"] == "websocket.send":
+                self.texts.append(event["text"])
+
+        send.__module__ = "daphne.server"
+        self.connection.transport = AsgiTransport(
+            send, max_unsent=100_000, send_timeout=5, on_failure=lambda *_: None
+        )
+
+    async def open(self, *names: str) -> "Peer":
+        for name in names:
+            await lifecycle.group_add(self.connection, name)
+        await self.connection.transport.accept({"type": "websocket.accept"})
+        lifecycle.accepted(self.connection)
+        return self
+
+    async def receives(self, group: str, *, within: float) -> float:
+        """Publish until it arrives; returns the seconds that this took."""
+        began, number = time.monotonic(), 0
+        async with asyncio.timeout(within):
+            while True:
+                number += 1
+                with suppress(groups.LayerUnavailable):
+                    await groups.apublish(group, {"try": number, "group": group, "at": began})
+                await asyncio.sleep(0.03)
+                if any(str(began) in text for text in self.texts):
+                    return time.monotonic() - began
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Any:
+    with RedisServer(tmp_path, tcp=True) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(params=["CoreLayer", "PubSubLayer"])
+async def home(
+    request: pytest.FixtureRequest, settings: Any, realtime_settings: Any, server: RedisServer
+) -> AsyncIterator[Hub]:
+    """The hub of this process on a layer of its own."""
+    settings.CHANNEL_LAYERS = {
+        "default": {"BACKEND": f"realtime.layers.{request.param}", "CONFIG": {"hosts": [server.url]}}
+    }
+    channel_layers.backends.clear()
+    realtime_settings(ROUND_INTERVAL=INTERVAL, ROUND_TIMEOUT=INTERVAL / 2)
+    yield await lifecycle.hub()
+    await lifecycle.stop()
+    layer = get_channel_layer()
+    await (layer.close_pools() if hasattr(layer, "close_pools") else layer.flush())
+    channel_layers.backends.clear()
+
+
+def is_core() -> bool:
+    return type(get_channel_layer()).__name__ == "CoreLayer"
+
+
+def reasserted(cause: str) -> float:
+    return metrics.groups_reasserted.labels(cause=cause)._value.get()
+
+
+async def test_after_flushall_members_receive_again_within_an_interval(
+    home: Hub, server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = [f"g{number}" for number in range(250)]
+    peers = [await Peer().open(*names[part::5]) for part in range(5)]
+    before = reasserted("lost")
+    with server.client() as client:
+        client.flushall()
+    assert await peers[0].receives("g0", within=5) < INTERVAL + 0.5
+    assert await peers[4].receives("g249", within=5) < 0.5
+    lost = [record for record in caplog.records if "has lost the membership" in record.message]
+    assert (len(lost), reasserted("lost") - before) == ((1, 250) if is_core() else (0, 0))
+
+
+async def test_after_a_restart_of_redis_members_receive_again_within_two_seconds(
+    home: Hub, server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    peer = await Peer().open("g", "h")
+    await peer.receives("g", within=5)
+    await asyncio.to_thread(server.restart)
+    assert await peer.receives("g", within=10) < 2
+    assert await peer.receives("h", within=10) < 2
+    assert not peer.connection.gone
+    assert "Redis is back" in caplog.text
+
+
+async def test_the_first_publish_after_a_restart_is_carried_out(home: Hub, server: RedisServer) -> None:
+    await groups.apublish("g", 1)
+    await asyncio.to_thread(server.restart)
+    for number in range(3):
+        await groups.apublish("g", number)
+
+
+@one_layer
+async def test_while_redis_is_down_a_publisher_is_told_so_at_once(home: Hub, server: RedisServer) -> None:
+    await asyncio.to_thread(server.stop)
+    began = time.monotonic()
+    with pytest.raises(groups.LayerUnavailable, match="failed to publish"):
+        await groups.apublish("g", 1)
+    assert time.monotonic() - began < 1
+    await asyncio.to_thread(server.start)
+    await groups.apublish("g", 1)
+
+
+async def test_a_connection_that_carries_nothing_is_replaced_within_two_intervals(
+    home: Hub, server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    peer = await Peer().open("g")
+    await peer.receives("g", within=5)
+    rebuilds, missed = metrics.layer_rebuilds._value.get(), metrics.echoes_missed._value.get()
+    began = time.monotonic()
+    deafen(get_channel_layer())
+    await eventually_async(lambda: metrics.layer_rebuilds._value.get() > rebuilds, within=10, every=0.01)
+    assert time.monotonic() - began < 2 * INTERVAL + 0.5
+    assert metrics.echoes_missed._value.get() - missed >= healing.ECHOES
+    assert await peer.receives("g", within=10) < 2
+    assert "receives nothing from the channel layer" in caplog.text
+
+
+def deafen(layer: Any) -> None:
+    """Nothing that Redis sends on the connections on which this process receives arrives any more."""
+    if is_core():
+        (loops,) = layer._layers.values()
+        pools = [redis.connection_pool for redis in loops._connections.values()]
+        connections = [each for pool in pools for each in pool._in_use_connections]
+    else:
+        connections = [shard._pubsub.connection for shard in layer._shards]
+    assert connections
+    for connection in connections:
+        connection._writer.transport.pause_reading()
+        # The stream would go on reading when its buffer has been emptied.
+        connection._writer.transport.resume_reading = lambda: None
+
+
+@one_layer
+async def test_echoes_that_come_back_replace_nothing(home: Hub) -> None:
+    await Peer().open("g")
+    rebuilds, missed = metrics.layer_rebuilds._value.get(), metrics.echoes_missed._value.get()
+    taken = home.events_taken
+    await eventually_async(lambda: home.events_taken >= taken + 2, within=10)
+    assert (metrics.layer_rebuilds._value.get(), metrics.echoes_missed._value.get()) == (rebuilds, missed)
+
+
+@one_layer
+async def test_an_echo_behind_messages_that_are_being_taken_is_not_missing(
+    home: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rebuilds = metrics.layer_rebuilds._value.get()
+    put = home.fanout.put
+
+    async def slowly(group: str, text: str) -> None:
+        await asyncio.sleep(0.05)
+        await put(group, text)
+
+    monkeypatch.setattr(home.fanout, "put", slowly)
+    peer = await Peer().open("g")
+    # Longer than two echoes are waited for.
+    for number in range(36):
+        await groups.apublish("g", number)
+    await eventually_async(lambda: len(peer.texts) == 36, within=20)
+    assert metrics.layer_rebuilds._value.get() == rebuilds
+
+
+@one_layer
+async def test_a_group_older_than_the_layers_expiry_goes_on_receiving(
+    home: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(get_channel_layer(), "group_expiry", 1, raising=False)
+    peer = await Peer().open("g")
+    await asyncio.sleep(1.5)  # the age itself
+    assert await peer.receives("g", within=5) < 0.5
+
+
+async def test_a_group_that_is_left_is_not_asserted_again(home: Hub, server: RedisServer) -> None:
+    peer = await Peer().open("g", "h")
+    for _ in range(30):
+        await asyncio.gather(
+            lifecycle.group_discard(peer.connection, "g"), home.healer._assert(("g", "h"), "in_turn")
+        )
+        with server.client() as client:
+            if is_core():
+                assert client.zcard("asgi:group:g") == 0
+                assert client.zcard("asgi:group:h") == 1
+            else:
+                eventually(lambda: dict(client.pubsub_numsub("asgi__group__g")).popitem()[1] == 0, within=2)
+        await lifecycle.group_add(peer.connection, "g")
+
+
+@one_layer
+async def test_what_redis_did_not_let_a_living_connection_leave_is_left_later(
+    home: Hub, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer = await Peer().open("g", "h")
+    with monkeypatch.context() as outage:
+        outage.setattr(groups, "discard", unavailable)
+        await lifecycle.group_discard(peer.connection, "g")
+        assert await Membership.objects.to_leave().filter(group="g").aexists()
+    await left("g")
+    assert home.unfinished() == []
+    await lifecycle.group_add(peer.connection, "g")
+    await peer.receives("g", within=5)
+    assert await Membership.objects.to_leave().acount() == 2
+
+
+@one_layer
+async def test_what_redis_did_not_let_an_ended_connection_leave_is_left_without_a_round(
+    home: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, living = await Peer().open("g", "h"), await Peer().open("h")
+    with monkeypatch.context() as outage:
+        outage.setattr(groups, "discard", unavailable)
+        await lifecycle.evict(ended.connection, CloseReason.CLIENT_LOST)
+        assert await Membership.objects.to_leave().filter(group="g").aexists()
+    await left("g")
+    assert not living.connection.gone
+    assert await Membership.objects.to_leave().acount() == 1
+
+
+async def unavailable(*_: Any) -> None:
+    raise groups.LayerUnavailable("hung")
+
+
+async def left(group: str) -> None:
+    async with asyncio.timeout(10):
+        while await Membership.objects.to_leave().filter(group=group).aexists():
+            await asyncio.sleep(0.02)
+
+
+async def test_a_redis_that_hangs_delays_no_eviction_and_all_is_left_after_the_thaw(
+    home: Hub, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(groups, "CALL_TIMEOUT", 0.5)
+    peers = [await Peer().open("g", f"of-{number}") for number in range(5)]
+    assert server.process is not None
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        for peer in peers:
+            lifecycle.evict(peer.connection, CloseReason.CLIENT_LOST)
+        assert not home.connections
+        assert not home.groups
+        with pytest.raises(groups.LayerUnavailable):
+            await groups.apublish("g", 1)
+        await asyncio.gather(*(lifecycle.evict(peer.connection, CloseReason.IDLE) for peer in peers))
+        assert time.monotonic() - began < 5
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+    async with asyncio.timeout(10):
+        while await Membership.objects.to_leave().aexists():
+            await asyncio.sleep(0.02)
+    with server.client() as client:
+        eventually(
+            lambda: not client.keys("asgi:group:*") and not client.pubsub_channels("*group*"), within=5
+        )
+
+
+@one_layer
+async def test_a_database_that_fails_keeps_nobody_from_healing(
+    home: Hub, monkeypatch: pytest.MonkeyPatch, server: RedisServer
+) -> None:
+    peer = await Peer().open("g")
+
+    def failing(*_: object) -> None:
+        raise OperationalError("gone")
+
+    monkeypatch.setattr(records, "leftovers", failing)
+    home.left_undone = True
+    with server.client() as client:
+        client.flushall()
+    assert await peer.receives("g", within=5) < INTERVAL + 0.5
+
+
+@one_layer
+async def test_a_bug_in_one_look_does_not_end_the_looking(
+    home: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(home.healer, "_look_for_one", None)
+        await eventually_async(lambda: "could not be looked after" in caplog.text, within=5)
+    taken = home.events_taken
+    await eventually_async(lambda: home.events_taken >= taken + 2, within=5)
+    (looked,) = [each for each in caplog.records if "looked after" in each.message]
+    assert looked.levelno == logging.ERROR
+
+
+async def test_a_process_that_could_not_start_leaves_no_channel_open(
+    home: Hub, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise OperationalError("gone")
+
+    with server.client() as client:
+        before = client.pubsub_channels("*")
+        monkeypatch.setattr(records, "start_process", failing)
+        for _ in range(3):
+            with pytest.raises(RecordsUnavailable):
+                await Hub.start(
+                    "default",
+                    evict=lambda *_: None,
+                    on_kick=lambda *_: asyncio.sleep(0),
+                    on_lost=lambda _: None,
+                )
+        eventually(lambda: client.pubsub_channels("*") == before, within=5)

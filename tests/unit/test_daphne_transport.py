@@ -1,0 +1,307 @@
+"""Which `send` gets the transport for Daphne: only one that leads to exactly what is known."""
+
+import functools
+from collections import deque
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from channels.sessions import InstanceSessionWrapper
+
+from realtime.closing import CloseReason
+from realtime.daphne_transport import DaphneTransport
+from realtime.transport import AsgiTransport, Shared
+from realtime.transports import transport_for
+
+
+class Socket:
+    """Takes so many bytes more, and then blocks or raises."""
+
+    def __init__(self) -> None:
+        self.taken = b""
+        self.room = 1_000_000
+        self.raises: OSError | None = None
+
+    def send(self, data: bytes) -> int:
+        if self.raises is not None:
+            raise self.raises
+        if not self.room:
+            raise BlockingIOError
+        taken = data[: self.room]
+        self.taken += taken
+        self.room -= len(taken)
+        return len(taken)
+
+
+class Server:
+    """Twisted's transport."""
+
+    TLS = False
+
+    def __init__(self) -> None:
+        self.dataBuffer, self.offset, self._tempDataLen = b"", 0, 0
+        self.socket = Socket()
+
+    def write(self, data: bytes) -> None:
+        self.dataBuffer += data
+
+    def abortConnection(self) -> None: ...
+
+
+Server.__module__ = "twisted.internet.tcp"
+
+
+class Protocol:
+    """Autobahn's, as Daphne extends it."""
+
+    STATE_OPEN = 3
+    maskServerFrames = logOctets = logFrames = wasClean = False
+    autoFragmentSize = maxMessagePayloadSize = 0
+    _perMessageCompress = None
+
+    def __init__(self) -> None:
+        self.state = 1
+        self.send_queue: deque[Any] = deque()
+        self.transport = Server()
+
+    def sendData(self, data: bytes) -> None:
+        if self.send_queue:
+            self.send_queue.append((data, True))
+        else:
+            self.transport.write(data)
+
+    def onPong(self, payload: bytes) -> None: ...
+
+    def onCloseFrame(self, code: int, reason: bytes) -> None: ...
+
+
+Protocol.__module__ = "daphne.ws_protocol"
+
+
+async def handle_reply(protocol: Any, event: Any) -> None:
+    if event["type"] == "websocket.accept":
+        protocol.state = protocol.STATE_OPEN
+    else:
+        protocol.transport.write(b"[by Daphne]")
+
+
+handle_reply.__module__ = "daphne.server"
+
+
+def chosen(send: Any, *, direct: bool = True) -> type[AsgiTransport]:
+    def unused(*_: object) -> None: ...
+
+    return type(
+        transport_for(send, direct=direct, max_unsent=1, send_timeout=1.0, on_failure=unused, on_pong=unused)
+    )
+
+
+def daphnes(protocol: Any = None) -> Any:
+    return functools.partial(handle_reply, protocol or Protocol())
+
+
+def in_session(send: Any) -> Any:
+    wrapper = InstanceSessionWrapper.__new__(InstanceSessionWrapper)
+    wrapper.real_send = send
+    return wrapper.send
+
+
+def test_daphnes_own_callable_gets_it_also_behind_channels_session() -> None:
+    assert chosen(daphnes()) is DaphneTransport
+    assert chosen(in_session(daphnes())) is DaphneTransport
+    assert chosen(in_session(in_session(daphnes()))) is DaphneTransport
+
+
+def test_the_setting_switches_it_off() -> None:
+    assert chosen(daphnes(), direct=False) is AsgiTransport
+
+
+async def unknown(event: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "send",
+    [
+        unknown,
+        in_session(unknown),
+        functools.partial(unknown, Protocol()),
+        functools.partial(handle_reply, Protocol(), None),
+        functools.partial(handle_reply, protocol=Protocol()),
+        functools.partial(handle_reply, object()),
+        SimpleNamespace(real_send=daphnes()).real_send.func,
+    ],
+)
+def test_anything_else_does_not(send: Any) -> None:
+    assert chosen(send) is AsgiTransport
+
+
+class _Subclass(InstanceSessionWrapper):
+    async def send(self, message: Any) -> None: ...
+
+
+def test_a_wrapper_that_looks_like_channels_session_and_sends_otherwise_does_not() -> None:
+    wrapper = _Subclass.__new__(_Subclass)
+    wrapper.real_send = daphnes()
+    assert chosen(wrapper.send) is AsgiTransport
+
+
+def _set(name: str, value: Any) -> Callable[[Protocol], None]:
+    return lambda protocol: setattr(protocol, name, value)
+
+
+def _lacks(name: str) -> Callable[[Protocol], None]:
+    return lambda protocol: delattr(protocol.transport, name)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _set("_perMessageCompress", object()),
+        _set("maskServerFrames", True),
+        _set("autoFragmentSize", 100),
+        _set("logFrames", True),
+        _set("state", "open"),
+        _set("send_queue", None),
+        _set("sendData", None),
+        _set("maxMessagePayloadSize", None),
+        _set("transport", object()),
+        _set("transport", SimpleNamespace(**vars(Server()))),
+        lambda protocol: setattr(protocol.transport, "TLS", True),
+        _lacks("dataBuffer"),
+        _lacks("_tempDataLen"),
+        _lacks("socket"),
+    ],
+)
+def test_a_daphne_that_differs_from_what_is_known_does_not(change: Callable[[Protocol], None]) -> None:
+    protocol = Protocol()
+    change(protocol)
+    assert chosen(daphnes(protocol)) is AsgiTransport
+
+
+# -- what it does with a write ---------------------------------------------------------------------------
+
+
+class Opened:
+    """A transport whose handshake is complete, and what it told."""
+
+    def __init__(self, **attributes: Any) -> None:
+        self.protocol = Protocol()
+        self.failures: list[CloseReason] = []
+        self.pongs: list[bytes] = []
+        transport = transport_for(
+            daphnes(self.protocol),
+            direct=True,
+            max_unsent=100,
+            send_timeout=1.0,
+            on_failure=lambda reason, _: self.failures.append(reason),
+            on_pong=self.pongs.append,
+        )
+        assert isinstance(transport, DaphneTransport)
+        self.transport = transport
+        vars(self.protocol).update(attributes)
+        with pytest.raises(StopIteration):
+            transport.accept({"type": "websocket.accept"}).send(None)
+
+    def write(self, text: str) -> None:
+        self.transport.write({"type": "websocket.send", "text": text}, len(text))
+
+    @property
+    def in_socket(self) -> bytes:
+        return self.protocol.transport.socket.taken
+
+    @property
+    def in_twisted(self) -> bytes:
+        return self.protocol.transport.dataBuffer
+
+
+def test_a_frame_goes_to_the_socket_while_nothing_is_queued() -> None:
+    opened = Opened()
+    opened.write("hello")
+    opened.transport.write_shared(Shared(["one", "two"]))
+    assert opened.in_socket == b"\x81\x05hello\x81\x03one\x81\x03two"
+    assert opened.transport.unsent == 0
+
+
+@pytest.mark.parametrize("room", range(10))
+def test_the_rest_of_a_short_write_and_all_that_follows_go_through_twisted(room: int) -> None:
+    opened = Opened()
+    opened.protocol.transport.socket.room = room
+    opened.write("hello")
+    opened.protocol.transport.socket.room = 0 if room < 7 else 1_000
+    opened.write("again")
+    assert opened.in_socket + opened.in_twisted == b"\x81\x05hello\x81\x05again"
+    assert (opened.in_twisted == b"") is (room >= 7)
+    assert opened.transport.unsent == len(opened.in_twisted)
+    assert opened.failures == []
+
+
+def test_what_autobahn_has_queued_goes_first() -> None:
+    opened = Opened()
+    opened.protocol.send_queue.append((b"queued", True))
+    opened.write("hello")
+    assert opened.in_socket == b""
+    assert list(opened.protocol.send_queue) == [(b"queued", True), (b"\x81\x05hello", True)]
+    assert opened.transport.unsent == 13
+
+
+def test_a_socket_that_fails_is_a_send_failure() -> None:
+    opened = Opened()
+    opened.protocol.transport.socket.raises = ConnectionResetError("gone")
+    opened.write("hello")
+    assert opened.failures == [CloseReason.SEND_FAILED]
+
+
+@pytest.mark.parametrize(("clean", "failures"), [(False, [CloseReason.SEND_FAILED]), (True, [])])
+def test_a_closed_protocol_is_a_send_failure_unless_the_peer_closed_it(
+    clean: bool, failures: list[CloseReason]
+) -> None:
+    opened = Opened()
+    opened.protocol.state, opened.protocol.wasClean = 0, clean
+    opened.write("hello")
+    assert (opened.failures, opened.in_socket) == (failures, b"")
+
+
+def test_more_than_the_cap_behind_the_message_under_way_is_a_slow_consumer() -> None:
+    opened = Opened()
+    opened.protocol.transport.socket.room = 0
+    opened.write("x" * 200)
+    assert opened.failures == []
+    opened.write("x" * 90)
+    assert opened.failures == []
+    opened.write("x" * 10)
+    assert opened.failures == [CloseReason.SLOW_CONSUMER]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"text": "a", "bytes": b"b"},
+        {"text": "", "bytes": None},
+        {"text": "\ud800"},
+        {"bytes": bytearray(b"x")},
+        {"text": "longer than Daphne allows"},
+    ],
+)
+def test_what_is_daphnes_to_refuse_or_to_pass_over_is_given_to_it(event: dict[str, Any]) -> None:
+    opened = Opened()
+    opened.transport._largest = 10
+    opened.transport.write({"type": "websocket.send", **event}, 1)
+    assert (opened.in_socket, opened.in_twisted) == (b"", b"[by Daphne]")
+
+
+def test_where_compression_was_negotiated_all_goes_through_daphne() -> None:
+    opened = Opened(_perMessageCompress=object())
+    opened.write("hello")
+    opened.transport.write_shared(Shared(["one", "two"]))
+    assert (opened.in_socket, opened.in_twisted) == (b"", b"[by Daphne]" * 3)
+
+
+def test_pongs_are_told_until_the_end() -> None:
+    opened = Opened()
+    opened.protocol.onPong(b"1")
+    opened.transport.abandon()
+    opened.protocol.onPong(b"2")
+    assert opened.pongs == [b"1"]
+    # Nothing of the protocol leads back to the transport any more.
+    assert {"onPong", "onCloseFrame"}.isdisjoint(vars(opened.protocol))
