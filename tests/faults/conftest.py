@@ -1,5 +1,5 @@
-"""The fault tests break real networks under real servers; they need root, ip and nft."""
+"""The fault tests break what real servers stand on; some need root, ip and nft."""
 
-from tests.support.fixtures import databases, start_site
+from tests.support.fixtures import breakable_databases, databases, start_shared_site, start_site
 
-__all__ = ["databases", "start_site"]
+__all__ = ["breakable_databases", "databases", "start_shared_site", "start_site"]

@@ -1,6 +1,8 @@
 """Clients whose network vanishes without a FIN or RST: evicted within the bound, and nobody else suffers."""
 
 import asyncio
+import json
+import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +13,10 @@ import pytest
 from tests.support.clients import Client, crowd
 from tests.support.eventually import eventually_async
 from tests.support.fixtures import StartSite
+from tests.support.measured import measured
 from tests.support.namespaces import ClientProcess, NetworkNamespace, require_namespaces
 from tests.support.pairings import Pairing, pairings
+from tests.support.scrape import scrape
 from tests.support.servers import Publisher
 from tests.support.site import Site
 
@@ -35,11 +39,20 @@ def network() -> Iterator[NetworkNamespace]:
 class Scene:
     """A server on the host's end of a veth pair, and the clients at the other end of it."""
 
-    def __init__(self, site: Site, network: NetworkNamespace, folder: Path) -> None:
+    def __init__(
+        self,
+        site: Site,
+        network: NetworkNamespace,
+        folder: Path,
+        *,
+        vanishing: int = VANISHING,
+        plain: bool = False,
+    ) -> None:
         self.site = site
+        self.vanishing = vanishing
         self.server = site.serve(interface=network.host_address)
         url = self.server.websocket(f"/ws/{DARK}/")
-        self.inside = ClientProcess(network, url, VANISHING, log=folder / "clients.log")
+        self.inside = ClientProcess(network, url, vanishing, plain=plain, log=folder / "clients.log")
 
     def evicted(self) -> int:
         """How many connections were closed because they did not answer, with all their memberships left."""
@@ -50,6 +63,11 @@ class Scene:
                 " WHERE m.connection_id = c.id AND m.left_at IS NULL)"
             )
         )
+
+    def all_evicted(self) -> bool:
+        evicted = self.evicted()
+        assert evicted == self.vanishing, f"{evicted}; closed {self.site.close_reasons()}"
+        return True
 
     def closed(self) -> int:
         rows = self.site.database.query("SELECT id FROM realtime_connection WHERE closed_at IS NOT NULL")
@@ -63,6 +81,7 @@ class Numbers:
         self.publisher = publisher
         self.clients = clients
         self.sent: list[int] = []
+        self.sent_at: list[float] = []
 
     async def __aenter__(self) -> Self:
         self._publishing = asyncio.create_task(self._publish())
@@ -78,9 +97,21 @@ class Numbers:
 
     async def _publish(self) -> None:
         while True:
+            self.sent_at.append(time.monotonic())
             self.publisher.send(str(len(self.sent)))
             self.sent.append(len(self.sent))
             await asyncio.sleep(0.1)
+
+    def p99(self, clients: list[Client], since: float) -> float:
+        """Seconds from publishing to arrival, over these clients, of what was published since then."""
+        delays = [
+            each.at - self.sent_at[each.frame["data"]]
+            for client in clients
+            for each in client.received
+            if each.frame.get("group") == LIGHT and each.frame["type"] == "message"
+            if self.sent_at[each.frame["data"]] >= since
+        ]
+        return statistics.quantiles(delays, n=100)[98]
 
     def received_by_all(self) -> bool:
         for client in self.clients:
@@ -94,8 +125,8 @@ async def nobody_else_suffered(scene: Scene, healthy: list[Client], numbers: Num
     await numbers.stop()
     await eventually_async(numbers.received_by_all, within=5)
     assert all(client.is_open for client in healthy)
-    assert scene.closed() == VANISHING
-    assert scene.site.open_connections(scene.server) == HEALTHY
+    assert scene.closed() == scene.vanishing
+    assert scene.site.open_connections(scene.server) == len(healthy)
 
 
 @REAPERS
@@ -120,11 +151,14 @@ async def test_idle_clients_whose_network_vanished_are_evicted_within_the_bound(
 
             network.drop()
             dropped_at = time.monotonic()
-            await eventually_async(lambda: scene.evicted() == VANISHING, within=bound + SLACK)
+            await eventually_async(scene.all_evicted, within=bound + SLACK)
             took = time.monotonic() - dropped_at
-            print(  # noqa: T201 - the measured figure, shown by pytest -s
-                f"\n{pairing}, {'with' if reaping else 'without'} a reaper: {VANISHING} idle half-open"
-                f" clients evicted {took:.1f} s after their packets stopped; bound {bound} s"
+            measured(
+                f"half-open, idle, {'with' if reaping else 'without'} a reaper",
+                pairing,
+                clients=VANISHING,
+                evicted_after=took,
+                bound=bound,
             )
             await nobody_else_suffered(scene, healthy, numbers)
             assert site.open_memberships(scene.server) == HEALTHY
@@ -160,12 +194,19 @@ async def test_written_to_clients_whose_network_vanished_are_evicted_within_the_
                 client.arrival(lambda frame: frame.get("group") == DARK and frame["type"] == "message")
                 for client in healthy
             )
-            await eventually_async(lambda: scene.evicted() == VANISHING, within=bound + SLACK)
+            await eventually_async(scene.all_evicted, within=bound + SLACK)
             took = time.monotonic() - written_at
-            print(  # noqa: T201 - the measured figure, shown by pytest -s
-                f"\n{pairing}, {'with' if reaping else 'without'} a reaper: {VANISHING} half-open clients"
-                f" evicted {took:.1f} s after the first write to them; bound {bound} s"
+            metrics = await asyncio.to_thread(scrape, scene.server)
+            measured(
+                f"half-open, written to, {'with' if reaping else 'without'} a reaper",
+                pairing,
+                clients=VANISHING,
+                evicted_after=took,
+                bound=bound,
+                zombie_messages=int(metrics.value("realtime_zombie_messages_total")),
             )
+            assert metrics.value("realtime_zombie_messages_total", reason="ping_timeout") == VANISHING
+            assert metrics.value("realtime_zombie_bytes_total") > VANISHING * len("into the dark")
             assert inside.reports()[-1]["messages"] == 0, "the network was not dark"
             await nobody_else_suffered(scene, healthy, numbers)
             assert site.open_memberships(scene.server) == 2 * HEALTHY
@@ -186,3 +227,116 @@ async def test_a_gap_shorter_than_the_pong_timeout_costs_nobody_the_connection(
         await eventually_async(lambda: inside.reports()[-1]["pings"] >= 2 * VANISHING, within=12)
         assert inside.reports()[-1]["open"] == VANISHING
         assert scene.closed() == 0
+
+
+# On other servers the server's own keepalive counts for clients without `realtime.v1`.
+@pytest.mark.parametrize("pairing", pairings(server="daphne"))
+async def test_plain_clients_whose_network_vanished_are_found_by_the_pings_of_the_transport(
+    pairing: Pairing, start_site: StartSite, network: NetworkNamespace, tmp_path: Path
+) -> None:
+    bound = PING_INTERVAL + PONG_TIMEOUT
+    site = start_site(pairing, PING_INTERVAL=PING_INTERVAL, PONG_TIMEOUT=PONG_TIMEOUT)
+    scene = Scene(site, network, tmp_path, plain=True)
+
+    with scene.inside as inside:
+        # Longer than one may be silent: they live because they answer.
+        await asyncio.sleep(bound + 1)
+        assert scene.closed() == 0
+        network.drop()
+        dropped_at = time.monotonic()
+        await eventually_async(scene.all_evicted, within=bound + SLACK)
+        measured(
+            "half-open, plain clients",
+            pairing,
+            clients=VANISHING,
+            evicted_after=time.monotonic() - dropped_at,
+            bound=bound,
+        )
+        assert inside.reports()[-1]["frames"] == 0, "nothing is on the wire that the author did not write"
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("pairing", pairings(server="uvicorn"))
+async def test_plain_clients_whose_network_vanished_are_found_by_the_keepalive_of_the_server(
+    pairing: Pairing, start_site: StartSite, network: NetworkNamespace, tmp_path: Path
+) -> None:
+    bound = 20.0 + 15.0  # the options of docs/howto/run-uvicorn.md
+    site = start_site(pairing)
+    scene = Scene(site, network, tmp_path, plain=True)
+    with scene.inside:
+        assert site.open_memberships(scene.server) == VANISHING
+        network.drop()
+        dropped_at = time.monotonic()
+        await eventually_async(
+            lambda: site.open_connections(scene.server) + site.open_memberships(scene.server) == 0,
+            within=bound + SLACK,
+        )
+        measured(
+            "half-open, plain clients",
+            pairing,
+            clients=VANISHING,
+            evicted_after=time.monotonic() - dropped_at,
+            bound=bound,
+        )
+        await eventually_async(lambda: scene.server.sockets() == 0, within=5)
+
+
+MANY_VANISHING, MANY_HEALTHY = 200, 50
+UNSAID, AFTER_A_WRITE = 30.0, 15.0  # seconds, at the default settings
+CALM = 8.0  # seconds for which the healthy are watched before the fault
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("written_to", [False, True], ids=["idle", "written-to"])
+@pytest.mark.parametrize("pairing", pairings())
+async def test_two_hundred_of_them_at_the_default_settings(
+    pairing: Pairing, written_to: bool, start_site: StartSite, network: NetworkNamespace, tmp_path: Path
+) -> None:
+    bound = AFTER_A_WRITE if written_to else UNSAID
+    site = start_site(pairing)
+    scene = Scene(site, network, tmp_path, vanishing=MANY_VANISHING)
+    # Of the same messages, at the same time, on the same busy machine: what this one's clients see is normal.
+    untouched = site.serve()
+    site.reaper()
+    dark = site.publisher(DARK)
+
+    with scene.inside as inside:
+        async with (
+            crowd(MANY_HEALTHY, scene.server.websocket(f"/ws/{LIGHT}/")) as healthy,
+            crowd(MANY_HEALTHY, untouched.websocket(f"/ws/{LIGHT}/")) as others,
+            Numbers(site.publisher(LIGHT), healthy + others) as numbers,
+        ):
+            calm_at = time.monotonic()
+            await asyncio.sleep(CALM)
+            before = numbers.p99(healthy, calm_at)
+
+            network.drop()
+            began = time.monotonic()
+            if written_to:
+                for _ in range(5):
+                    dark.send(json.dumps("x" * 1024))
+                    await asyncio.sleep(1.0)
+            await eventually_async(scene.all_evicted, within=bound + SLACK, every=0.2)
+            took = time.monotonic() - began
+            during, elsewhere = numbers.p99(healthy, began), numbers.p99(others, began)
+            await nobody_else_suffered(scene, healthy, numbers)
+            metrics = await asyncio.to_thread(scrape, scene.server)
+            messages = metrics.value("realtime_zombie_messages_total", reason="ping_timeout")
+            measured(
+                f"half-open at the defaults, {'written to' if written_to else 'idle'}",
+                pairing,
+                clients=MANY_VANISHING,
+                evicted_after=took,
+                bound=bound,
+                p99_before=before,
+                p99_during=during,
+                p99_elsewhere=elsewhere,
+                zombie_messages=int(messages),
+                zombie_kib=round(metrics.value("realtime_zombie_bytes_total") / 1024),
+            )
+            assert took <= bound
+            assert inside.reports()[-1]["messages"] == 0, "the network was not dark"
+            assert messages == (5 * MANY_VANISHING if written_to else 0)
+            assert site.open_memberships(scene.server) == MANY_HEALTHY
+            await eventually_async(lambda: scene.server.sockets() == MANY_HEALTHY, within=15)
+            assert during <= 2 * max(before, elsewhere) + 0.05, "the healthy noticed"

@@ -1,0 +1,256 @@
+"""Everything at once: clients come, go, sleep and vanish, while servers, the reaper and Redis are killed.
+
+    python -m tests.faults.churn --minutes 30 --seed 7 --layer core --server daphne --database sqlite
+
+What happens follows from the seed (`tests.support.plan`); when the system is left alone again, open sockets,
+open records and the memberships in the layer have to be the same, exactly. Prints its progress, and for a
+failure the command that repeats it.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import random
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.agreement import Agreement, Witnesses
+from tests.support.databases import Databases
+from tests.support.growth import connections_had, growth_per_connection, memory, wave
+from tests.support.pairings import Pairing
+from tests.support.phone import Phone
+from tests.support.plan import GROUPS, SERVERS, STEADY, Action, plan
+from tests.support.servers import Program, WebServer
+from tests.support.site import Site
+
+#: Scaled, so that two minutes hold what half an hour does.
+REALTIME = {
+    "PING_INTERVAL": 4.0,
+    "PONG_TIMEOUT": 2.0,
+    "PROBE_AFTER": 1.0,
+    "ROUND_INTERVAL": 2.0,
+    "ROUND_TIMEOUT": 1.0,
+    "MAX_SILENCE": 10.0,
+    # With the default, what thousands of connections left behind waits for the collector.
+    "GC_THRESHOLD": (500, 5, 5),
+}
+#: Seconds that the system gets to come to rest, once nothing is broken any more.
+QUIESCENCE = 45.0
+#: What a connection may leave behind in the memory of a process, in bytes: a fraction of what it needs
+#: itself, and more than the fragmentation of memory comes to.
+GROWTH_PER_CONNECTION = 4096
+#: What a process needs once for what it has not done before, in bytes.
+GROWTH_ONCE = 8 * 2**20
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a churn came to. Counts are those after it has come to rest."""
+
+    actions: int
+    ends: dict[str, int]
+    """How many connections ended for each reason, up to the moment at which all was left alone."""
+    sockets: int
+    """And connections of processes, and open records; `memberships` in the layer and in the records."""
+    memberships: int
+    rest_after: float
+    """Seconds until all of these agreed."""
+    grown_mib: float
+    """What the memory of the process that was never killed has grown by."""
+    growth_bytes_per_connection: float
+    """Afterwards, in waves of connections of which half are closed and half vanish."""
+
+
+class Churn:
+    """Does to a site what a plan says."""
+
+    def __init__(self, site: Site, say: Say) -> None:
+        self.site = site
+        self.say = say
+        self.servers: list[WebServer] = [site.serve() for _ in range(SERVERS)]
+        self.reaper: Program = site.reaper()
+        self.phones: dict[str, Phone] = {}
+        self.done: Counter[str] = Counter()
+        # What is done to one of them happens in its order; to different ones, side by side.
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._logs = (site.folder / f"phone-{number}.log" for number in range(10**6))
+
+    async def run(self, seed: int, seconds: float) -> None:
+        """Raises what an action raised."""
+        began, told_at = time.monotonic(), 0.0
+        async with asyncio.TaskGroup() as under_way:
+            for action in plan(seed, seconds):
+                await asyncio.sleep(max(0.0, began + action.at - time.monotonic()))
+                under_way.create_task(self._in_turn(action))
+                if action.at - told_at >= 10.0:
+                    told_at = action.at
+                    self.say(f"{action.at:6.0f} s  {dict(sorted(self.done.items()))}")
+
+    async def _in_turn(self, action: Action) -> None:
+        async with self._turns[action.who]:
+            await self._do(action)
+            self.done[action.what] += 1
+
+    async def _do(self, action: Action) -> None:
+        match action.what:
+            case "connect":
+                url = self.servers[action.server].websocket("").rstrip("/")
+                phone = Phone(url, action.group, action.count, log=next(self._logs))
+                self.phones[action.who] = await asyncio.to_thread(phone.start)
+            case "disconnect":
+                await self._end(self.phones.pop(action.who))
+            case "vanish":
+                await asyncio.to_thread(self.phones.pop(action.who).kill)
+            case "sleep":
+                await self._frozen(self.phones[action.who], action.seconds)
+            case "join" | "leave":
+                self.phones[action.who].tell(do=action.what, group=action.group)
+            case "publish":
+                self.phones[action.who].tell(do="publish", group=action.group, data=action.at)
+            case "kill-server" | "stop-server":
+                server = self.servers[int(action.who.split()[1])]
+                await self._restart(server, action.seconds, gently=action.what == "stop-server")
+            case "restart-redis":
+                await self._restart(self.site.redis, action.seconds, gently=True)
+            case "freeze-redis":
+                await self._frozen(self.site.redis, action.seconds)
+            case "flush-redis":
+                with self.site.redis.client() as redis:
+                    redis.flushall()
+            case "kill-reaper":
+                await self._restart(self.reaper, action.seconds, gently=False)
+
+    async def _end(self, phone: Phone) -> None:
+        phone.off()
+        try:
+            await asyncio.to_thread(phone.exit_code, within=30.0)
+        finally:
+            await asyncio.to_thread(phone.kill)
+
+    async def _frozen(self, program: Program, seconds: float) -> None:
+        program.freeze()
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            program.thaw()
+
+    async def _restart(self, program: Program, seconds: float, *, gently: bool) -> None:
+        await asyncio.to_thread(program.stop if gently else program.kill)
+        await asyncio.sleep(seconds)
+        await asyncio.to_thread(program.start)
+
+    async def go_home(self) -> None:
+        """Every client leaves."""
+        await asyncio.gather(*(self._end(phone) for phone in self.phones.values()))
+        self.phones.clear()
+
+    def close(self) -> None:
+        for phone in self.phones.values():
+            phone.kill()
+
+
+async def churn(site: Site, *, seed: int, seconds: float, say: Say) -> Outcome:
+    """Run the plan of this seed against a site that has been started with `REALTIME`.
+
+    Raises AssertionError when something is left over, or missing.
+    """
+    chaos = Churn(site, say)
+    witnesses = Witnesses(site, chaos.servers, chaos.phones.values())
+    steady = chaos.servers[STEADY]
+    try:
+        await wave(steady)
+        before, had = memory(steady), connections_had(steady)
+        await chaos.run(seed, seconds)
+
+        say("nothing is broken any more")
+        began = time.monotonic()
+        rest = await witnesses.agree(within=QUIESCENCE)
+        rest_after = time.monotonic() - began
+        ends = ends_by_reason(site)
+        say(f"at rest after {rest_after:.1f} s: {rest}, {ends}")
+        await witnesses.all_reached(GROUPS)
+        await chaos.go_home()
+        empty = await witnesses.agree(within=QUIESCENCE)
+        assert empty == Agreement(sockets=0, memberships=0, groups=0)
+
+        grown, had = memory(steady) - before, connections_had(steady) - had
+        say(f"the process that was never killed has grown by {grown / 2**20:.1f} MiB with {had} connections")
+        assert grown < GROWTH_ONCE + had * GROWTH_PER_CONNECTION
+        per_connection = await growth_per_connection(steady)
+        assert per_connection < GROWTH_PER_CONNECTION, f"{per_connection:.0f} bytes for each connection stay"
+        return Outcome(
+            actions=sum(chaos.done.values()),
+            ends=ends,
+            sockets=rest.sockets,
+            memberships=rest.memberships,
+            rest_after=rest_after,
+            grown_mib=grown / 2**20,
+            growth_bytes_per_connection=per_connection,
+        )
+    finally:
+        chaos.close()
+
+
+def ends_by_reason(site: Site) -> dict[str, int]:
+    rows = site.database.query(
+        "SELECT close_reason, count(*) AS number FROM realtime_connection"
+        " WHERE closed_at IS NOT NULL GROUP BY close_reason ORDER BY close_reason"
+    )
+    return {row["close_reason"]: row["number"] for row in rows}
+
+
+def command(pairing: Pairing, seed: int, seconds: float) -> str:
+    """The command line that repeats a churn."""
+    options = {"minutes": f"{seconds / 60:g}", "seed": str(seed), "layer": pairing.layer}
+    options |= {"server": pairing.server, "database": pairing.database}
+    return shlex.join(["python", "-m", "tests.faults.churn", *(f"--{k}={v}" for k, v in options.items())])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="default: a new one")
+    parser.add_argument("--layer", choices=("core", "pubsub"), default="pubsub")
+    parser.add_argument("--server", choices=("daphne", "uvicorn"), default="daphne")
+    parser.add_argument("--database", choices=("sqlite", "postgres"), default="sqlite")
+    parser.add_argument("--plan", action="store_true", help="only print what would happen")
+    options = parser.parse_args()
+    pairing, seconds = Pairing(options.layer, options.server, options.database), options.minutes * 60
+    if options.plan:
+        for action in plan(options.seed, seconds):
+            say(str(action))
+        return
+    again = command(pairing, options.seed, seconds)
+    say(f"seed {options.seed}; again: {again}")
+    folder = Path(tempfile.mkdtemp(prefix="churn-"))
+    with contextlib.ExitStack() as running:
+        databases = Databases(folder)
+        running.callback(databases.close)
+        site = running.enter_context(Site(folder, pairing, databases.new(options.database), **REALTIME))
+        try:
+            say(str(asyncio.run(churn(site, seed=options.seed, seconds=seconds, say=say))))
+        except BaseException:
+            say(f"failed; logs are in {folder}; again: {again}")
+            raise
+    shutil.rmtree(folder)
+
+
+def say(line: str) -> None:
+    print(line, flush=True)  # noqa: T201 - talks to whoever started it
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.support.live")
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""Two minutes of everything at once; `python -m tests.faults.churn --minutes 30` does the same for longer."""
+
+from dataclasses import asdict
+
+import pytest
+
+from tests.faults.churn import REALTIME, churn, command, say
+from tests.support.fixtures import StartSite
+from tests.support.measured import measured
+from tests.support.pairings import Pairing, pairings
+from tests.support.plan import WEIGHTS, plan
+
+SEED, SECONDS = 6, 120.0
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("pairing", pairings("core-daphne-postgres"))
+async def test_after_a_churn_sockets_records_and_memberships_are_the_same(
+    pairing: Pairing, start_site: StartSite
+) -> None:
+    say(f"\nseed {SEED}; again: {command(pairing, SEED, SECONDS)}")
+    site = start_site(pairing, **REALTIME)
+    outcome = await churn(site, seed=SEED, seconds=SECONDS, say=say)
+    measured("churn", pairing, seed=SEED, minutes=SECONDS / 60, **asdict(outcome))
+    assert outcome.sockets > 0, "some were open when it came to rest, or it says nothing"
+
+
+def test_a_seed_replays_its_sequence_and_a_longer_churn_begins_like_a_shorter_one() -> None:
+    two_minutes = list(plan(SEED, 120.0))
+    assert list(plan(SEED, 120.0)) == two_minutes
+    assert list(plan(SEED, 1800.0))[: len(two_minutes)] == two_minutes
+    assert list(plan(SEED + 1, 120.0)) != two_minutes
+
+
+def test_two_minutes_hold_everything_that_can_happen() -> None:
+    assert {action.what for action in plan(SEED, SECONDS)} == set(WEIGHTS)

@@ -1,0 +1,260 @@
+"""The database is gone, hangs, or is out of reach of one process: who is connected notices nothing, who comes
+is told to come back, nobody is reaped for it, and the records are right afterwards.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from tests.support.clients import Client, close_all, connect_many
+from tests.support.databases import Databases
+from tests.support.eventually import eventually_async
+from tests.support.measured import measured
+from tests.support.memberships import in_layer
+from tests.support.numbers import Numbers, same_layer
+from tests.support.pairings import Pairing
+from tests.support.postgres import PostgresServer
+from tests.support.servers import WebServer
+from tests.support.site import Site
+
+pytestmark = pytest.mark.faults
+
+INTERVAL, TIMEOUT = 1.0, 0.5
+OUTAGE = 4 * INTERVAL  # far longer than a silent process lives
+OPEN_TIMEOUT = 5.0  # how long a client waits for its record
+GROUP = "public.lobby"
+
+daphne_or_uvicorn = pytest.mark.parametrize(
+    "pairing",
+    [
+        Pairing("pubsub", "daphne", "postgres"),
+        pytest.param(Pairing("core", "uvicorn", "postgres"), marks=pytest.mark.matrix),
+    ],
+    ids=str,
+)
+uvicorn_or_daphne = pytest.mark.parametrize(
+    "pairing",
+    [
+        Pairing("core", "uvicorn", "postgres"),
+        pytest.param(Pairing("pubsub", "daphne", "postgres"), marks=pytest.mark.matrix),
+    ],
+    ids=str,
+)
+
+
+class Installation:
+    """A site with a PostgreSQL that nobody else uses, a server and a reaper."""
+
+    def __init__(self, site: Site, postgres: PostgresServer) -> None:
+        self.site = site
+        self.postgres = postgres
+        self.server = site.serve()
+        self.url = self.server.websocket(f"/ws/{GROUP}/")
+        self.reaper = site.reaper("--interval", str(INTERVAL), "--timeout", str(TIMEOUT))
+        self.reaper.wait_for_a_round()
+        # Its pids would tell the reaper more than its silence.
+        self.site.look_remote()
+
+    def reasons(self) -> dict[str, int]:
+        """How many records there are with each reason; those that are open have an empty one."""
+        rows = self.site.database.query(
+            "SELECT close_reason AS reason, count(*) AS n FROM realtime_connection GROUP BY 1"
+        )
+        return {row["reason"]: row["n"] for row in rows}
+
+    def lost(self) -> int:
+        return int(self.site.database.value("SELECT count(*) FROM realtime_process WHERE lost"))
+
+    def rounds(self) -> int:
+        return int(self.site.database.value("SELECT number FROM realtime_round"))
+
+
+@pytest.fixture
+def installation(pairing: Pairing, tmp_path: Path, breakable_databases: Databases) -> Iterator[Installation]:
+    database = breakable_databases.new("postgres")
+    with Site(tmp_path, pairing, database, ROUND_INTERVAL=INTERVAL, ROUND_TIMEOUT=TIMEOUT) as site:
+        yield Installation(site, breakable_databases.postgres)
+
+
+async def turned_away(url: str) -> float:
+    """A client that comes is let in, told why it cannot stay, and closed; returns after how many seconds."""
+    began = time.monotonic()
+    async with Client(url) as client:
+        assert await client.closes(within=OPEN_TIMEOUT + 5) == 4000
+        (goodbye,) = client.of_type("goodbye")
+        assert (goodbye["reason"], goodbye["reconnect"]) == ("server_unavailable", True)
+        assert not client.of_type("welcome")
+    return time.monotonic() - began
+
+
+async def all_received(numbers: Numbers, clients: list[Client]) -> None:
+    await numbers.stop()
+    assert not numbers.failed
+    await eventually_async(lambda: all(numbers.received(each) == numbers.sent for each in clients), within=5)
+
+
+@daphne_or_uvicorn
+async def test_while_it_is_gone_sockets_receive_and_afterwards_the_records_are_right(
+    installation: Installation, pairing: Pairing
+) -> None:
+    site, url = installation.site, installation.url
+    clients = await connect_many(20, url)
+    leaving, staying = clients[:5], clients[5:]
+    with same_layer(site):
+        async with Numbers(GROUP) as numbers:
+            installation.postgres.kill()
+            began = time.monotonic()
+            waited = await turned_away(url)
+            await close_all(leaving)
+            await asyncio.sleep(OUTAGE - (time.monotonic() - began))  # the outage itself
+            assert all(client.is_open for client in staying)
+            installation.postgres.start()
+            back_at = time.monotonic()
+            await eventually_async(
+                lambda: installation.reasons() == {"": len(staying), "client_closed": len(leaving)}, within=10
+            )
+            took = time.monotonic() - back_at
+            number = installation.rounds()
+            await eventually_async(lambda: installation.rounds() >= number + 3, within=10 * INTERVAL)
+            await all_received(numbers, staying)
+    assert all(client.is_open for client in staying)
+    assert installation.lost() == 0
+    assert in_layer(site) == {GROUP: 1}
+    memberships = "SELECT count(*) FROM realtime_membership WHERE left_at IS NULL"
+    assert site.database.value(memberships) == len(staying)
+    async with Client(url) as client:
+        await client.welcomed()
+    measured(
+        "database gone",
+        pairing,
+        outage=OUTAGE,
+        dropped=0,
+        turned_away_after=waited,
+        records_right_after=took,
+        messages_lost=0,
+    )
+    await close_all(staying)
+
+
+@uvicorn_or_daphne
+async def test_while_it_hangs_sockets_receive_and_who_waited_a_moment_is_let_in(
+    installation: Installation, pairing: Pairing
+) -> None:
+    site, url = installation.site, installation.url
+    clients = await connect_many(20, url)
+    leaving, staying = clients[:5], clients[5:]
+    with same_layer(site):
+        async with Numbers(GROUP) as numbers:
+            installation.postgres.freeze()
+            try:
+                waited = await turned_away(url)
+                assert OPEN_TIMEOUT - 1 < waited < OPEN_TIMEOUT + 2
+                await close_all(leaving)
+                late = Client(url)
+                opening = asyncio.create_task(late.open())
+                await asyncio.sleep(OPEN_TIMEOUT / 4)  # it waits, and so do rounds
+                assert not opening.done()
+            finally:
+                installation.postgres.thaw()
+            await opening
+            await late.welcomed()
+            await eventually_async(
+                lambda: installation.reasons().get("client_closed", 0) == len(leaving), within=10
+            )
+            number = installation.rounds()
+            await eventually_async(lambda: installation.rounds() >= number + 3, within=10 * INTERVAL)
+            await all_received(numbers, staying)
+    assert all(client.is_open for client in [*staying, late])
+    # Who was turned away has no record, or one that says so.
+    by_reason = Counter(installation.reasons())
+    assert by_reason.pop("server_unavailable", 0) <= 1
+    assert by_reason == {"": len(staying) + 1, "client_closed": len(leaving)}
+    assert installation.lost() == 0
+    measured("database hung", pairing, turned_away_after=waited, dropped=0, messages_lost=0)
+    await close_all([*staying, late])
+
+
+class Cable:
+    """A socket of PostgreSQL's that one process uses instead of the real one, and that can be unplugged."""
+
+    def __init__(self, postgres: PostgresServer, folder: Path) -> None:
+        self.folder = folder
+        self._target = str(postgres.folder / ".s.PGSQL.5432")
+        self._plugged_in = asyncio.Event()
+        self._plugged_in.set()
+        self._ends: list[asyncio.StreamWriter] = []
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_unix_server(self._carry, self.folder / ".s.PGSQL.5432")
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        self.plug_in()
+        self._server.close()
+        for end in self._ends:
+            end.close()
+
+    def url(self, database: str) -> str:
+        return database.partition("?")[0] + f"?host={self.folder}"
+
+    def unplug(self) -> None:
+        """Nothing arrives any more, in either direction, and nothing says so."""
+        self._plugged_in.clear()
+
+    def plug_in(self) -> None:
+        self._plugged_in.set()
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there_reader, there_writer = await asyncio.open_unix_connection(self._target)
+        self._ends += [writer, there_writer]
+        await asyncio.gather(self._copy(reader, there_writer), self._copy(there_reader, writer))
+
+    async def _copy(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await source.read(65536):
+                await self._plugged_in.wait()
+                target.write(data)
+        target.close()
+
+
+@daphne_or_uvicorn
+async def test_a_process_that_alone_lost_the_database_answers_by_message_and_is_not_lost(
+    installation: Installation, pairing: Pairing, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    site = installation.site
+    folder = tmp_path_factory.mktemp("cable")
+    async with Cable(installation.postgres, folder) as cable:
+        alone = await asyncio.to_thread(_serve, site, DATABASE_URL=cable.url(site.database.url))
+        clients = await connect_many(10, alone.websocket(f"/ws/{GROUP}/"))
+        others = await connect_many(10, installation.url)
+        site.look_remote()
+        with same_layer(site):
+            async with Numbers(GROUP) as numbers:
+                cable.unplug()
+                await close_all(clients[:3])
+                before = installation.rounds()
+                await eventually_async(
+                    lambda: installation.rounds() >= before + OUTAGE / INTERVAL, within=5 * OUTAGE
+                )
+                assert installation.lost() == 0
+                assert installation.reasons() == {"": 20}
+                assert all(client.is_open for client in clients[3:])
+                cable.plug_in()
+                await eventually_async(
+                    lambda: installation.reasons() == {"": 17, "client_closed": 3}, within=10
+                )
+                await all_received(numbers, [*clients[3:], *others])
+        assert site.database.value("SELECT max(missed) FROM realtime_process") == 0
+        measured("database out of reach of one process", pairing, rounds=OUTAGE / INTERVAL, lost=0, reaped=0)
+        await close_all([*clients, *others])
+        await asyncio.to_thread(alone.stop)
+
+
+def _serve(site: Site, **environment: str) -> WebServer:
+    return site.serve(**environment)

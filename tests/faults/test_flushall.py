@@ -1,0 +1,69 @@
+"""Somebody empties Redis: memberships that live there are gone, and the sockets of all clients stay open."""
+
+import asyncio
+import time
+
+import pytest
+
+from tests.support.clients import close_all, connect_many
+from tests.support.fixtures import StartSite
+from tests.support.measured import measured
+from tests.support.numbers import Numbers, same_layer
+from tests.support.pairings import Pairing, pairings
+
+pytestmark = pytest.mark.faults
+
+CLIENTS = 50
+INTERVAL, TIMEOUT = 2.0, 1.0
+SLACK = 1.0  # seconds for a machine that is busy with other tests
+GROUPS = [f"public.room-{number}" for number in range(10)]
+
+
+@pytest.mark.parametrize(
+    "reaping", [True, pytest.param(False, marks=pytest.mark.matrix)], ids=["with-reaper", "without-reaper"]
+)
+@pytest.mark.parametrize("pairing", pairings("core-daphne-postgres"))
+async def test_all_clients_receive_again_within_a_round_and_none_reconnects(
+    pairing: Pairing, reaping: bool, start_site: StartSite
+) -> None:
+    site = start_site(pairing, ROUND_INTERVAL=INTERVAL, ROUND_TIMEOUT=TIMEOUT)
+    servers = [site.serve(), site.serve()]
+    if reaping:
+        site.reaper().wait_for_a_round()
+
+    clients = []
+    try:
+        for number, group in enumerate(GROUPS):
+            clients += await connect_many(
+                CLIENTS // len(GROUPS), servers[number % 2].websocket(f"/ws/{group}/")
+            )
+        with same_layer(site):
+            async with Numbers(*GROUPS) as numbers:
+                await numbers.all_back_after(clients, time.monotonic(), within=10)
+
+                with site.redis.client() as redis:
+                    redis.flushall()
+                flushed_at = time.monotonic()
+                back = await numbers.all_back_after(clients, flushed_at, within=INTERVAL + SLACK)
+                # Long enough for one more look at every membership, none of which may be doubled by it.
+                await asyncio.sleep(INTERVAL)
+                await numbers.stop()
+                measured(
+                    "FLUSHALL",
+                    f"{pairing}, {'with' if reaping else 'without'} a reaper",
+                    clients=CLIENTS,
+                    receiving_again_after=back,
+                    bound=INTERVAL,
+                )
+
+                # All that was published has passed through Redis in order, so the last number ends the wait.
+                await asyncio.gather(
+                    *(c.seen(lambda frame: frame.get("data") == numbers.sent[-1]) for c in clients)
+                )
+                # On the pub/sub layer nothing of a membership is stored in Redis.
+                from_then_on = flushed_at + back if pairing.layer == "core" else 0.0
+                assert all(numbers.nothing_lost_after(client, from_then_on) for client in clients)
+        assert all(client.is_open for client in clients), "nobody has to reconnect"
+        assert site.database.value("SELECT count(*) FROM realtime_connection") == CLIENTS
+    finally:
+        await close_all(clients)

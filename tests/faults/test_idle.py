@@ -1,0 +1,78 @@
+"""Nothing happens for a while: no reason to end anything, also where a read of Redis waits that long.
+
+redis-py reads with a timeout of 5 s by default, and the core layer waits for 5 s in one command.
+"""
+
+import asyncio
+import time
+
+import pytest
+
+from tests.support.clients import Client, connect_many
+from tests.support.fixtures import StartSite
+from tests.support.measured import measured
+from tests.support.pairings import Pairing, pairings
+from tests.support.scrape import scrape
+from tests.support.site import Site
+
+pytestmark = pytest.mark.faults
+
+CLIENTS = 20
+GROUP = "public.room"
+APPLICATION = "tests.support.misbehaving:application"
+
+
+async def idle(site: Site, seconds: float) -> None:
+    """Let clients of every kind be idle; all have to be there afterwards, and reachable."""
+    groups, channels = site.serve(), site.serve(application=APPLICATION)
+    clients: list[Client] = []
+    clients += await connect_many(CLIENTS, groups.websocket(f"/ws/{GROUP}/"))
+    clients += await connect_many(CLIENTS, groups.websocket(f"/ws/{GROUP}/"), plain=True)
+    # These have a channel of their own in the layer, each with its own blocking read.
+    own = await connect_many(CLIENTS, channels.websocket("/ws/"))
+    clients += own
+    try:
+        began = time.monotonic()
+        await asyncio.sleep(seconds)  # the fault itself
+        dropped = sum(not client.is_open for client in clients)
+        measured(
+            "idle",
+            site.pairing,
+            clients=len(clients),
+            idle_for=time.monotonic() - began,
+            dropped=dropped,
+            pings=int(sum(scrape(each).value("realtime_pings_sent_total") for each in (groups, channels))),
+        )
+        assert dropped == 0
+        assert site.database.value("SELECT count(*) FROM realtime_connection") == len(clients)
+        assert site.open_connections(groups) == 2 * CLIENTS
+        assert site.open_connections(channels) == CLIENTS
+
+        publisher = site.publisher(GROUP)
+        publisher.send('"after it"')
+        await asyncio.gather(*(client.send("echo-by-channel") for client in own))
+        for client in clients:
+            await client.seen(lambda frame: frame.get("data") == "after it")
+        for client in own:
+            await client.seen(lambda frame: frame["type"] == "echo")
+        for server in (groups, channels):
+            assert "Traceback" not in server.log_text()
+            assert " ERROR " not in server.log_text()
+    finally:
+        await asyncio.gather(*(client.close() for client in clients))
+
+
+@pytest.mark.parametrize("pairing", pairings("core-daphne-postgres"))
+async def test_nobody_is_dropped_for_being_idle_longer_than_a_read_of_redis_may_take(
+    pairing: Pairing, start_site: StartSite
+) -> None:
+    site = start_site(pairing, PING_INTERVAL=4.0, PONG_TIMEOUT=2.0)
+    await idle(site, 11.0)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("pairing", pairings())
+async def test_nobody_is_dropped_for_being_idle_for_35_seconds(
+    pairing: Pairing, start_site: StartSite
+) -> None:
+    await idle(start_site(pairing), 35.0)

@@ -1,0 +1,158 @@
+"""Of many that connect in one instant, some bring what the database refuses: nobody else pays for them."""
+
+import asyncio
+import json
+import time
+
+import pytest
+
+from tests.support.clients import Client, close_all
+from tests.support.eventually import eventually_async
+from tests.support.fixtures import StartSite
+from tests.support.measured import measured
+from tests.support.pairings import Pairing, pairings
+from tests.support.raw import RawClient
+from tests.support.site import Site
+
+pytestmark = pytest.mark.faults
+
+CLIENTS = 60
+POISON = "poison"
+APPLICATION = "tests.support.misbehaving:application"
+
+#: What no header or path can bring past the cleaning of text: a row that the database itself refuses.
+REFUSE_POISON = {
+    "postgres": "ALTER TABLE realtime_connection ADD CONSTRAINT poisoned CHECK (user_agent <> 'poison')",
+    "sqlite": (
+        "CREATE TRIGGER poisoned BEFORE INSERT ON realtime_connection WHEN NEW.user_agent = 'poison'"
+        " BEGIN SELECT RAISE(ABORT, 'poisoned'); END"
+    ),
+}
+
+#: Paths and user agents that a server passes on, and that no column could hold as they are.
+STRANGE: dict[str, tuple[bytes, bytes]] = {
+    "a path with a NUL": (b"/connect/%00/", b"tests"),
+    "a path with a lone surrogate": (b"/connect/%ed%a0%80/", b"tests"),
+    "a path in no UTF-8": (b"/connect/%ff%fe/", b"tests"),
+    "a path of 4 KB": (b"/connect/" + b"p" * 4000 + b"/", b"tests"),
+    "a user agent in no UTF-8": (b"/ws/", b"\xff\xfe\x80"),
+    "a user agent with a lone surrogate": (b"/ws/", b"\xed\xa0\x80"),
+    "a user agent of 4 KB": (b"/ws/", b"u" * 4000),
+}
+
+
+def open_rows(site: Site) -> int:
+    return int(site.database.value("SELECT count(*) FROM realtime_connection WHERE closed_at IS NULL"))
+
+
+@pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite", "pubsub-uvicorn-postgres"))
+async def test_a_row_that_the_database_refuses_ends_only_its_own_connection(
+    pairing: Pairing, start_site: StartSite
+) -> None:
+    site = start_site(pairing)
+    server = site.serve(application=APPLICATION)
+    url = server.websocket("/ws/")
+    site.database.query(REFUSE_POISON[pairing.database])
+
+    clients = [Client(url) for _ in range(CLIENTS)]
+    culprits = [Client(url, headers={"User-Agent": POISON}) for _ in range(3)]
+    strange = [RawClient(url) for _ in STRANGE]
+    # The poison in the middle of those that share a batch with it.
+    crowd = clients[: CLIENTS // 2] + culprits + clients[CLIENTS // 2 :]
+    try:
+        began = time.monotonic()
+        await asyncio.gather(
+            *(client.open() for client in crowd),
+            *(
+                client.open(("User-Agent", agent), target=path)
+                for client, (path, agent) in zip(strange, STRANGE.values(), strict=True)
+            ),
+        )
+        await asyncio.gather(*(client.welcomed() for client in clients))
+        took = time.monotonic() - began
+        await asyncio.gather(*(client.seen("welcome") for client in strange))
+        codes = [await culprit.closes(within=10) for culprit in culprits]
+        await eventually_async(lambda: open_rows(site) == CLIENTS + len(strange), within=5)
+        measured(
+            "poisoned row",
+            pairing,
+            clients=CLIENTS + len(strange),
+            connected=sum(client.is_open for client in clients)
+            + sum(not each.ended.is_set() for each in strange),
+            after=took,
+            culprits=len(culprits),
+            closed_with=codes,
+        )
+        assert all(client.is_open for client in clients)
+        assert not any(each.ended.is_set() for each in strange)
+        assert codes == [4000] * len(culprits)
+        assert all(culprit.of_type("welcome") == [] for culprit in culprits)
+        # And it goes on after them.
+        async with Client(url) as later:
+            await later.welcomed()
+        assert server.log_text().count("Exception inside application") == 0
+    finally:
+        await close_all(crowd)
+        await asyncio.gather(*(each.close() for each in strange))
+
+
+A_USER = """
+import json
+from django.conf import settings
+from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
+from django.contrib.auth.models import User
+from django.contrib.sessions.backends.db import SessionStore
+user = User.objects.create_user("gone")
+session = SessionStore()
+session[SESSION_KEY] = str(user.pk)
+session[BACKEND_SESSION_KEY] = settings.AUTHENTICATION_BACKENDS[0]
+session[HASH_SESSION_KEY] = user.get_session_auth_hash()
+session.save()
+print(json.dumps([user.pk, session.session_key]))
+"""
+
+
+@pytest.mark.parametrize("pairing", pairings("core-daphne-postgres"))
+async def test_a_user_who_is_deleted_while_connecting_takes_nobody_along(
+    pairing: Pairing, start_site: StartSite
+) -> None:
+    site = start_site(pairing)
+    server = site.serve()
+    made = await site.amanage("shell", "-c", A_USER)
+    assert made.returncode == 0, made.stderr
+    pk, session = json.loads(made.stdout.strip().splitlines()[-1])
+    url = server.websocket("/ws/public.room/")
+
+    others = [Client(url) for _ in range(CLIENTS)]
+    of_user = [Client(url, headers={"Cookie": f"sessionid={session}"}) for _ in range(20)]
+    mixed = [client for pair in zip(others, of_user, strict=False) for client in pair] + others[
+        len(of_user) :
+    ]
+    try:
+        connecting = asyncio.gather(*(client.open() for client in mixed))
+        await eventually_async(lambda: any(client.is_open for client in mixed), within=10, every=0.001)
+        site.database.query(f"DELETE FROM auth_user WHERE id = {int(pk)}")  # noqa: S608 - a number
+        under_way = sum(not client.is_open for client in mixed)
+        await connecting
+        await asyncio.gather(*(client.welcomed() for client in mixed))
+        await eventually_async(lambda: open_rows(site) == len(mixed), within=5)
+        users = {
+            row["user_id"]: row["number"]
+            for row in site.database.query(
+                "SELECT user_id, count(*) AS number FROM realtime_connection GROUP BY user_id"
+            )
+        }
+        measured(
+            "user deleted while connecting",
+            pairing,
+            clients=len(mixed),
+            connecting_then=under_way,
+            users=users,
+        )
+        assert under_way, "else nobody was connecting when the user went"
+        # In a public group: before the deletion as the user, after it as nobody.
+        assert all(client.is_open for client in mixed)
+        assert set(users) <= {"", str(pk)}
+        assert "Traceback" not in server.log_text()
+    finally:
+        await close_all(mixed)

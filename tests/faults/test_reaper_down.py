@@ -1,0 +1,279 @@
+"""The reaper is away, comes back, has a twin, or dies in the middle of a round: nobody healthy pays for it,
+and nothing is done twice.
+
+The servers look as if they ran on another machine than the reapers, which else would find at once that a pid
+is gone.
+"""
+
+import asyncio
+import json
+import time
+import uuid
+
+import pytest
+
+from tests.support.clients import Client, crowd
+from tests.support.databases import Database
+from tests.support.eventually import eventually_async
+from tests.support.fixtures import StartSite
+from tests.support.measured import measured
+from tests.support.memberships import in_layer, in_records
+from tests.support.pairings import Pairing, pairings
+from tests.support.servers import ReaperProcess
+from tests.support.site import Site
+
+pytestmark = pytest.mark.faults
+
+PING_INTERVAL, PONG_TIMEOUT = 2.0, 0.8
+INTERVAL, TIMEOUT = 1.0, 0.5
+OPTIONS = ("--interval", str(INTERVAL), "--timeout", str(TIMEOUT), "--format", "json")
+SLACK = 2.0  # seconds for a machine that is busy with other tests
+LOST_WITHIN = 2 * INTERVAL + TIMEOUT
+SWEEP = 40.0  # seconds for what these tests give a process beyond all measure, on a machine that is busy
+GROUP = "public.lobby"
+
+
+# As if it had been that long: what the database remembers of the last round.
+TEN_MINUTES_AGO = {
+    "sqlite": "UPDATE realtime_round SET started_at = datetime('now', '-10 minutes')",
+    "postgres": "UPDATE realtime_round SET started_at = now() - interval '10 minutes'",
+}
+
+
+def reports(*reapers: ReaperProcess) -> list[dict[str, float]]:
+    """What these reapers said of their rounds; a line that a killed one had begun is left out."""
+    lines = [line for reaper in reapers for line in reaper.log_text().splitlines(keepends=True)]
+    return [json.loads(line) for line in lines if line.startswith('{"number"') and line.endswith("}\n")]
+
+
+def rounds_run(site: Site) -> int:
+    return int(
+        site.database.value("SELECT max(number) FROM (SELECT number FROM realtime_round UNION SELECT 0) r")
+    )
+
+
+async def rounds_more(site: Site, number: int) -> None:
+    """Wait until so many more rounds have been claimed."""
+    first = rounds_run(site)
+    await eventually_async(
+        lambda: rounds_run(site) >= first + number, within=30 + number * INTERVAL, every=0.05
+    )
+
+
+def give(database: Database, pid: int, connections: int, groups: int) -> None:
+    """Give a process so many open records more, each with one membership, spread over so many groups."""
+    (process,) = [
+        row["id"] for row in database.query("SELECT id, pid FROM realtime_process") if row["pid"] == pid
+    ]
+    ids = [uuid.uuid4() for _ in range(connections)]
+    for first in range(0, connections, 400):
+        batch = ids[first : first + 400]
+        # SQLite keeps a UUID as 32 hexadecimal digits; PostgreSQL takes these too.
+        records = ", ".join(
+            f"('{each.hex}', '{process}', '', '/ws/', '', '', '', CURRENT_TIMESTAMP, CURRENT_TIMESTAMP, '')"
+            for each in batch
+        )
+        database.query(
+            "INSERT INTO realtime_connection (id, process_id, user_id, path, remote_address, user_agent,"  # noqa: S608
+            f" subprotocol, opened_at, last_seen_at, close_reason) VALUES {records}"
+        )
+        memberships = ", ".join(
+            f"('{each.hex}', '{process}', 'public.many-{number % groups}', CURRENT_TIMESTAMP, FALSE)"
+            for number, each in enumerate(batch, start=first)
+        )
+        database.query(
+            'INSERT INTO realtime_membership (connection_id, process_id, "group", joined_at,'  # noqa: S608
+            f" connection_closed) VALUES {memberships}"
+        )
+
+
+def closed(site: Site) -> int:
+    return int(site.database.value("SELECT count(*) FROM realtime_connection WHERE closed_at IS NOT NULL"))
+
+
+@pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite"))
+async def test_hubs_find_zombies_alone_and_a_reaper_that_comes_back_reaps_nobody_healthy(
+    pairing: Pairing, start_site: StartSite
+) -> None:
+    site = start_site(pairing, PING_INTERVAL=PING_INTERVAL, PONG_TIMEOUT=PONG_TIMEOUT)
+    server = site.serve()
+    url = server.websocket(f"/ws/{GROUP}/")
+    first = site.reaper(*OPTIONS)
+    async with crowd(20, url) as healthy, crowd(20, url) as zombies:
+        site.look_remote()
+        await rounds_more(site, 2)
+        first.kill()
+        rounds_before = rounds_run(site)
+        site.database.query(TEN_MINUTES_AGO[pairing.database])
+
+        for client in zombies:
+            client.answers_pings = False
+        silent_at, bound = time.monotonic(), PING_INTERVAL + PONG_TIMEOUT
+        await eventually_async(
+            lambda: site.open_connections(server) == site.open_memberships(server) == len(healthy),
+            within=bound + SLACK,
+        )
+        found_after = time.monotonic() - silent_at
+        assert rounds_run(site) == rounds_before, "nobody asked anybody meanwhile"
+
+        second = site.reaper(*OPTIONS)
+        await rounds_more(site, 4)
+        await eventually_async(lambda: len(reports(second)) >= 3, within=SLACK)
+        measured(
+            "reaper down",
+            pairing,
+            zombies_found_by_the_hub_after=found_after,
+            bound=bound,
+            healthy=len(healthy),
+            healthy_reaped_on_return=closed(site) - len(zombies),
+        )
+        assert all(client.is_open for client in healthy)
+        assert closed(site) == len(zombies)
+        assert [(each["asked"], each["answered"]) for each in reports(second)[:3]] == [(1, 1)] * 3
+        for name in ("lost", "reaped", "discarded", "kicked"):
+            assert sum(each[name] for each in reports(second)) == 0
+
+
+@pytest.mark.parametrize("pairing", pairings("core-daphne-postgres"))
+async def test_two_reapers_claim_no_round_twice_and_count_nothing_twice(
+    pairing: Pairing, start_site: StartSite
+) -> None:
+    connections, groups = 3000, 3000
+    site = start_site(pairing)
+    doomed, healthy = site.serve(), site.serve()
+    async with crowd(20, doomed.websocket(f"/ws/{GROUP}/")), crowd(20, healthy.websocket("/ws/")) as kept:
+        site.look_remote()
+        # So much that the one is still sweeping when the other one's turn comes.
+        give(site.database, doomed.pid, connections, groups)
+        reapers = [site.reaper(*OPTIONS) for _ in range(2)]
+        await eventually_async(lambda: all(reports(each) for each in reapers[:1]), within=30)
+        await rounds_more(site, 3)
+        doomed.kill()
+        killed_at = time.monotonic()
+        await eventually_async(
+            lambda: site.open_connections(doomed) + site.open_memberships(doomed) == 0,
+            within=LOST_WITHIN + SWEEP,
+            every=0.1,
+        )
+        swept_after = time.monotonic() - killed_at
+        await rounds_more(site, 3)
+        assert all(client.is_open for client in kept)
+    for reaper in reapers:
+        reaper.terminate()
+    for reaper in reapers:
+        assert reaper.exit_code(within=10) == 0
+    all_reports = reports(*reapers)
+    numbers = [each["number"] for each in all_reports]
+    sums = {name: sum(each[name] for each in all_reports) for name in ("lost", "reaped", "discarded")}
+    measured(
+        "two reapers",
+        pairing,
+        reapers=len(reapers),
+        rounds=len(numbers),
+        rounds_twice=len(numbers) - len(set(numbers)),
+        swept_after=swept_after,
+        **sums,
+    )
+    assert sorted(numbers) == list(range(1, len(numbers) + 1)), "each round once, none left out"
+    assert sums == {"lost": 1, "reaped": connections + 20, "discarded": groups + 1}
+
+
+@pytest.mark.parametrize("pairing", pairings("core-uvicorn-sqlite"))
+async def test_what_a_killed_reaper_had_begun_the_next_one_finishes(
+    pairing: Pairing, start_site: StartSite
+) -> None:
+    connections, groups = 5000, 500
+    site = start_site(pairing)
+    doomed, healthy = site.serve(), site.serve()
+    async with (
+        crowd(10, doomed.websocket(f"/ws/{GROUP}/")),
+        crowd(10, healthy.websocket(f"/ws/{GROUP}/")) as kept,
+    ):
+        site.look_remote()
+        give(site.database, doomed.pid, connections, groups)
+        first = site.reaper(*OPTIONS)
+        await rounds_more(site, 2)
+        doomed.kill()
+        # While it sweeps: some records are closed, others not.
+        await eventually_async(lambda: closed(site) > 0, within=LOST_WITHIN + SLACK + 5, every=0.002)
+        first.freeze()
+        await eventually_async(lambda: unchanged(site), within=10)
+        half_way = closed(site)
+        assert 0 < half_way < connections + 10, "it was to be killed in the middle"
+        first.kill()
+        before = rounds_run(site)
+
+        second = site.reaper(*OPTIONS)
+        began = time.monotonic()
+        await eventually_async(
+            lambda: site.open_connections(doomed) + site.open_memberships(doomed) == 0,
+            within=SWEEP,
+            every=0.1,
+        )
+        took = time.monotonic() - began
+        await eventually_async(lambda: reports(second), within=SLACK + 5)
+        finishing = reports(second)[0]
+        measured(
+            "reaper killed in the middle of a round",
+            pairing,
+            records_closed_by_the_first=half_way,
+            by_the_next_round=finishing["reaped"],
+            done_after_its_start=took,
+        )
+        assert finishing["number"] == before + 1, "the next round does it, not a later one"
+        assert finishing["reaped"] == connections + 10 - half_way, "nothing is counted twice"
+        assert finishing["lost"] == 0, "the process was declared lost once"
+        assert all_closed_once_as_lost(site, connections + 10)
+        assert all(client.is_open for client in kept)
+        assert in_layer(site) == in_records(site) == {GROUP: 1}
+
+
+def unchanged(site: Site) -> bool:
+    """Whether nothing is written any more: what a stopped program had sent to the database may still come."""
+    first = closed(site)
+    time.sleep(0.3)
+    return closed(site) == first
+
+
+def all_closed_once_as_lost(site: Site, number: int) -> bool:
+    rows = site.database.query(
+        "SELECT close_reason, count(*) AS number FROM realtime_connection"
+        " WHERE closed_at IS NOT NULL GROUP BY close_reason"
+    )
+    return rows == [{"close_reason": "server_lost", "number": number}]
+
+
+@pytest.mark.parametrize("pairing", pairings("pubsub-uvicorn-postgres"))
+async def test_rounds_that_were_claimed_and_never_judged_count_against_nobody(
+    pairing: Pairing, start_site: StartSite
+) -> None:
+    site = start_site(pairing)
+    server = site.serve()
+    async with crowd(10, server.websocket(f"/ws/{GROUP}/")) as healthy:
+        site.look_remote()
+        # The server cannot answer while it is stopped, so each reaper dies waiting for its answer.
+        server.freeze()
+        try:
+            for _ in range(3):
+                reaper = site.reaper("--interval", "60", "--timeout", "30", "--format", "json")
+                await rounds_more(site, 1)
+                reaper.kill()
+                site.database.query("UPDATE realtime_round SET started_at = NULL")
+        finally:
+            server.thaw()
+        assert site.database.value("SELECT missed FROM realtime_process") == 0
+        reaper = site.reaper(*OPTIONS)
+        await rounds_more(site, 3)
+        assert await still_well(healthy)
+        assert closed(site) == 0
+        assert sum(each["lost"] for each in reports(reaper)) == 0
+
+
+async def still_well(clients: list[Client]) -> bool:
+    """Whether each of them answers and is answered."""
+    for client in clients:
+        await client.send({"type": "ping", "n": 7})
+    await asyncio.gather(
+        *(client.seen(lambda frame: frame["type"] == "pong" and frame["n"] == 7) for client in clients)
+    )
+    return all(client.is_open for client in clients)

@@ -1,0 +1,113 @@
+"""Redis is gone for two seconds and comes back with nothing in it: sockets stay open, publishers are told."""
+
+import asyncio
+import time
+
+import pytest
+
+from tests.support.clients import crowd
+from tests.support.eventually import eventually_async
+from tests.support.fixtures import StartSite
+from tests.support.measured import measured
+from tests.support.numbers import Numbers, same_layer
+from tests.support.pairings import Pairing, pairings
+
+pytestmark = pytest.mark.faults
+
+CLIENTS = 50
+DOWN = 2.0  # seconds
+BOUND = 2.0  # seconds from Redis's return until every client receives again
+SLACK = 1.0  # seconds for a machine that is busy with other tests
+PROMPT = 1.0  # seconds within which a publisher wants to know, plus the same slack
+GROUP = "public.lobby"
+
+
+@pytest.mark.parametrize("pairing", pairings("core-uvicorn-sqlite"))
+async def test_sockets_stay_open_and_receive_again_within_two_seconds(
+    pairing: Pairing, start_site: StartSite
+) -> None:
+    # Settings as they are: that it is over within two seconds must not wait for a round.
+    site = start_site(pairing)
+    server, other = site.serve(), site.serve()
+    site.reaper().wait_for_a_round()
+    url = f"/ws/{GROUP}/"
+    with same_layer(site):
+        async with (
+            crowd(CLIENTS, server.websocket(url)) as first,
+            crowd(CLIENTS, other.websocket(url)) as second,
+            Numbers(GROUP) as numbers,
+        ):
+            clients = first + second
+            await numbers.all_back_after(clients, time.monotonic(), within=10)
+
+            await asyncio.to_thread(site.redis.stop)
+            stopped_at = time.monotonic()
+            command = await site.amanage("publish", GROUP, '"into the void"')
+            frame = await first[0].publish(GROUP, "into the void")
+            await asyncio.sleep(max(0.0, stopped_at + DOWN - time.monotonic()))  # the outage itself
+            failed = [attempt for attempt in numbers.failed if attempt.began > stopped_at]
+            await asyncio.to_thread(site.redis.start)
+            back_at = time.monotonic()
+            back = await numbers.all_back_after(clients, back_at, within=BOUND + SLACK)
+            slowest = max(attempt.ended - attempt.began for attempt in failed)
+            measured(
+                "Redis restarted",
+                pairing,
+                clients=2 * CLIENTS,
+                down_for=back_at - stopped_at,
+                receiving_again_after=back,
+                bound=BOUND,
+                publishes_failed=len(failed),
+                slowest_error_after=slowest,
+            )
+
+            assert (command.returncode, command.stdout) == (1, "")
+            assert command.stderr.startswith("CommandError: The channel layer failed to publish (")
+            assert command.stderr.strip().endswith("0 published before it.")
+            assert command.stderr.count("\n") == 1, "one sentence, no traceback"
+            assert (frame["type"], frame["code"]) == ("error", "internal")
+            assert failed, "a publisher learns that its message went nowhere"
+            assert all("The channel layer failed to publish" in str(attempt.error) for attempt in failed)
+            assert slowest < PROMPT + SLACK
+
+            await eventually_async(lambda: clients[0].data[-1] == numbers.attempts[-1].number, within=5)
+            recovered_at = time.monotonic()
+            await asyncio.sleep(1.0)  # some numbers more, of which none may be lost
+            await numbers.stop()
+            await asyncio.gather(
+                *(c.seen(lambda frame: frame.get("data") == numbers.sent[-1]) for c in clients)
+            )
+            assert all(numbers.nothing_lost_after(client, recovered_at) for client in clients)
+            assert all(client.is_open for client in clients)
+            assert site.open_connections(server) == site.open_connections(other) == CLIENTS
+            assert site.open_memberships(server) == site.open_memberships(other) == CLIENTS
+            assert site.database.value("SELECT count(*) FROM realtime_connection") == 2 * CLIENTS
+
+
+@pytest.mark.parametrize("pairing", pairings("pubsub-uvicorn-postgres"))
+async def test_who_comes_while_redis_is_down_is_told_to_come_back(
+    pairing: Pairing, start_site: StartSite
+) -> None:
+    site = start_site(pairing)
+    server = site.serve()
+    here, elsewhere = (server.websocket(f"/ws/{group}/") for group in (GROUP, "public.elsewhere"))
+    async with crowd(1, here) as (settled,):
+        await asyncio.to_thread(site.redis.stop)
+        # This process is in the one group already, and needs nobody's leave to let more people in; but of the
+        # other one nobody could promise them that they would receive anything.
+        async with crowd(5, here) as more:
+            async with crowd(5, elsewhere) as newcomers:
+                codes = [await client.closes(within=15) for client in newcomers]
+                reasons = [frame["reason"] for client in newcomers for frame in client.of_type("goodbye")]
+            assert codes == [4000] * 5
+            assert reasons == ["server_unavailable"] * 5
+            assert all(client.is_open for client in [settled, *more])
+            await asyncio.to_thread(site.redis.start)
+            async with crowd(5, elsewhere) as again:
+                await asyncio.gather(*(client.welcomed() for client in again))
+                with same_layer(site):
+                    async with Numbers(GROUP, "public.elsewhere") as numbers:
+                        everybody = [settled, *more, *again]
+                        await numbers.all_back_after(everybody, time.monotonic(), within=BOUND + SLACK)
+    await eventually_async(lambda: site.open_memberships(server) == 0, within=10)
+    assert site.open_connections(server) == 0
