@@ -1,38 +1,94 @@
-"""Publishes one message of BYTES bytes to GROUP for each line of standard input.
+"""Publishes a text to a group for each line of standard input, which is the group, a tab and the text.
 
-A process of its own, so that encoding a message for the channel layer costs the measured server nothing.
+`python -m benchmarks.publisher HOW TASKS`, with TASKS lines being published at any time. A process of its
+own, because that is where an application publishes from, and so that it costs the measured server nothing.
+Prints a line when it is ready.
 """
 
 import argparse
 import asyncio
 import sys
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import django
+from asgiref.sync import async_to_sync
 from channels.layers import get_channel_layer
 
+import realtime
 
-async def publish_each_line(how: str, group: str, text: str) -> None:
-    if how == "realtime":
-        from realtime import apublish
-    else:
-        layer = get_channel_layer()
-        assert layer is not None  # noqa: S101
+Publish = Callable[[str, str], Coroutine[Any, Any, None]]
+#: Where the time stands in a text of the generator: after `seq=`, ten digits and ` at=`.
+TIME_AT = 18
 
-        async def apublish(group: str, data: object) -> None:
-            await layer.group_send(group, {"type": "chat.message", "message": data})
 
+async def through_channels(group: str, text: str) -> None:
+    """What the Channels tutorial does."""
+    await get_channel_layer().group_send(group, {"type": "chat.message", "message": text})
+
+
+def through_channels_from_sync(group: str, text: str) -> None:
+    """What the Channels documentation does outside of consumers."""
+    async_to_sync(get_channel_layer().group_send)(group, {"type": "chat.message", "message": text})
+
+
+FROM_ASYNC: dict[str, Publish] = {"channels": through_channels, "realtime": realtime.apublish}
+FROM_SYNC = {"channels-sync": through_channels_from_sync, "realtime-sync": realtime.publish}
+
+
+def call_of(line: str) -> tuple[str, str]:
+    """The group and the text of a line; the text's time is this one, when the call is made."""
+    group, _, text = line.rstrip("\n").partition("\t")
+    return group, f"{text[:TIME_AT]}{time.monotonic_ns():020d}{text[TIME_AT + 20 :]}"
+
+
+async def publish_each_line(publish: Publish, tasks: int) -> None:
     lines = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
-    while await lines.readline():
-        await apublish(group, text)
+    print("ready", flush=True)
+    free = asyncio.Semaphore(tasks)
+    running = set()
+
+    def done(task: asyncio.Task[None]) -> None:
+        running.discard(task)
+        free.release()
+        task.result()
+
+    while line := await lines.readline():
+        if tasks == 1:
+            # In order, one after another.
+            await publish(*call_of(line.decode()))
+            continue
+        await free.acquire()
+        task = loop.create_task(publish(*call_of(line.decode())))
+        running.add(task)
+        task.add_done_callback(done)
+
+
+def publish_each_line_from_sync(publish: Callable[[str, str], None], tasks: int) -> None:
+    def call(line: str) -> None:
+        publish(*call_of(line))
+
+    print("ready", flush=True)
+    with ThreadPoolExecutor(tasks) as threads:
+        for line in sys.stdin:
+            threads.submit(call, line)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("how", choices=(*FROM_ASYNC, *FROM_SYNC))
+    parser.add_argument("tasks", type=int)
+    options = parser.parse_args()
+    django.setup()
+    if options.how in FROM_ASYNC:
+        asyncio.run(publish_each_line(FROM_ASYNC[options.how], options.tasks))
+    else:
+        publish_each_line_from_sync(FROM_SYNC[options.how], options.tasks)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("how", choices=("realtime", "channels"))
-    parser.add_argument("group")
-    parser.add_argument("bytes", type=int)
-    options = parser.parse_args()
-    django.setup()
-    asyncio.run(publish_each_line(options.how, options.group, "x" * options.bytes))
+    main()

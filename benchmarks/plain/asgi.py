@@ -1,6 +1,7 @@
-"""The ASGI application of the Channels tutorial."""
+"""The ASGI application of the Channels tutorial, and the same around the consumer that records."""
 
 import os
+from typing import Any
 
 from channels.auth import AuthMiddlewareStack
 from channels.routing import ProtocolTypeRouter, URLRouter
@@ -12,12 +13,18 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "benchmarks.plain.settings")
 django_asgi_app = get_asgi_application()
 
 from benchmarks.plain.consumers import ChatConsumer  # noqa: E402
+from benchmarks.plain.recording import RecordingChatConsumer  # noqa: E402
 
-websocket_urlpatterns = [re_path(r"ws/chat/(?P<room_name>\w+)/$", ChatConsumer.as_asgi())]
 
-application = ProtocolTypeRouter(
-    {
-        "http": django_asgi_app,
-        "websocket": AllowedHostsOriginValidator(AuthMiddlewareStack(URLRouter(websocket_urlpatterns))),
-    }
-)
+def serving(consumer: Any) -> ProtocolTypeRouter:
+    websocket_urlpatterns = [re_path(r"ws/chat/(?P<room_name>\w+)/$", consumer.as_asgi())]
+    return ProtocolTypeRouter(
+        {
+            "http": django_asgi_app,
+            "websocket": AllowedHostsOriginValidator(AuthMiddlewareStack(URLRouter(websocket_urlpatterns))),
+        }
+    )
+
+
+application = serving(ChatConsumer)
+recording = serving(RecordingChatConsumer)

@@ -1,0 +1,141 @@
+"""Fan-out: one group of N connections; how long a message takes on a calm day, and how many get through.
+
+`python -m benchmarks.fanout` runs every contender in turn. Each server gets 100 connections, then 1,000, then
+3,000, all in one group. At each size, messages of 200 bytes are published at a calm rate (latency from the
+publisher's decision to the client's read, over all clients), then with two publishes unfinished at any time
+(deliveries a second; microseconds of the server's CPU for each, Redis apart). Order and losses are checked.
+
+Only ratios within one run mean something: the same program moves by 20 to 50 % between a quiet machine and a
+busy one. The generator's own CPU for each delivery is in the table; where it is about the server's, the
+generator was saturated as well, and CPU per delivery is the figure to compare.
+"""
+
+import argparse
+
+from benchmarks.contenders import CONTENDERS
+from benchmarks.results import Column, Goal, Results, parser
+from benchmarks.stage import LeftOut, Running, Stage, require_files
+
+ALL = (
+    *("plain", "ours", "ours-asgi", "socket.io", "ws", "websockets"),
+    *("plain-uvicorn", "ours-uvicorn", "plain-core", "ours-core", "drop-in"),
+)
+COLUMNS = (
+    Column("rate", "deliveries/s"),
+    Column("server_us", "server µs", 1),
+    Column("redis_us", "redis µs", 1),
+    Column("generator_us", "generator µs", 1),
+    Column("p50_ms", "p50 ms", 1),
+    Column("p99_ms", "p99 ms", 1),
+)
+#: Deliveries a second that count as calm: the slowest contender manages three times as many.
+CALM = 1000.0
+#: The part of the connections whose frames are read: for latency, order and losses.
+SAMPLE = 0.2
+
+
+def calm_rate(size: int) -> float:
+    """Messages a second."""
+    return min(10.0, CALM / size)
+
+
+def measure(running: Running, size: int, options: argparse.Namespace) -> dict[str, object]:
+    crowd = running.crowd
+    calm = crowd.calm(rate=calm_rate(size), seconds=options.seconds)
+    full = crowd.saturate(unfinished=options.unfinished, warm_up=options.warm_up, seconds=options.seconds)
+    each = {name: used / max(1, full["deliveries"]) * 1e6 for name, used in full["cpu"].items()}
+    return {
+        "rate": full["deliveries"] / full["seconds"],
+        "server_us": each["server"],
+        "redis_us": each.get("redis"),
+        "message_ms": each["server"] * size / 1e3,
+        "generator_us": each["generator"],
+        "p50_ms": calm["latency"]["p50"],
+        "p99_ms": calm["latency"]["p99"],
+        "max_ms": calm["latency"]["max"],
+        "lost": calm["lost"] + full["lost"],
+        "out_of_order": calm["out_of_order"] + full["out_of_order"],
+        "lost_connections": full["lost_connections"],
+    }
+
+
+def run(stage: Stage, results: Results, name: str, options: argparse.Namespace) -> None:
+    """One server of the contender, through all sizes."""
+    with stage.set(CONTENDERS[name]) as running:
+        opened = 0
+        for size in sorted(options.connections):
+            answer = running.crowd.connect(size - opened, sample=SAMPLE)
+            opened = size
+            if answer["failed"]:
+                raise SystemExit(f"{name}: {answer['failed']} connections failed: {answer['failures']}")
+            figures = measure(running, size, options)
+            said = f"{figures['rate']:9,.0f} deliveries/s, {figures['server_us']:6.1f} µs each"
+            results.add(name, size, figures, f"{said}, p50 {figures['p50_ms']:.1f} ms")
+
+
+def goals(results: Results) -> list[Goal]:
+    def faster(one: str, other: str, size: int) -> float | None:
+        return results.ratio("rate", (one, size), (other, size))
+
+    def cost(other: str, size: int) -> float | None:
+        return results.ratio("server_us", ("ours", size), (other, size))
+
+    late = results.ratio("p50_ms", ("plain", 3000), ("ours", 3000))
+    return [
+        Goal("deliveries/s against plain Channels, 1,000 connections", faster("ours", "plain", 1000), 20),
+        Goal("deliveries/s against plain Channels, 3,000 connections", faster("ours", "plain", 3000), 25),
+        Goal("CPU per delivery against Socket.IO, 1,000 connections", cost("socket.io", 1000), 1, most=True),
+        Goal(
+            "CPU per delivery against websockets, 1,000 connections", cost("websockets", 1000), 1, most=True
+        ),
+        Goal("p50 of plain Channels against ours, 3,000 connections, calm", late, 25),
+        Goal("AsgiTransport on Daphne against plain Channels, 1,000", faster("ours-asgi", "plain", 1000), 4),
+        Goal(
+            "on uvicorn against plain Channels there, 1,000",
+            faster("ours-uvicorn", "plain-uvicorn", 1000),
+            10,
+        ),
+        Goal("of ours, frames lost, out of order, connections lost", _broken(results), 0, most=True),
+    ]
+
+
+def _broken(results: Results) -> float:
+    def ours(name: str) -> bool:
+        return name.startswith(("ours", "drop-in"))
+
+    return sum(results.worst(figure, of=ours) for figure in ("lost", "out_of_order", "lost_connections"))
+
+
+def main() -> None:
+    asked = parser(__doc__)
+    asked.add_argument("--connections", type=int, nargs="+", default=[100, 1000, 3000], metavar="N")
+    asked.add_argument("--seconds", type=float, default=5.0, help="of calm, and of saturation, at each size")
+    asked.add_argument("--warm-up", type=float, default=1.0, help="seconds before saturation is measured")
+    asked.add_argument(
+        "--unfinished", type=int, default=2, metavar="N", help="publishes under way; 2 unless given"
+    )
+    options = asked.parse_args()
+    if options.quick:
+        options.repeats, options.connections, options.seconds, options.warm_up = 1, [5, 10], 0.3, 0.1
+    require_files(max(options.connections))
+    results = Results("fanout", options)
+    with Stage() as stage:
+        # In turn, so that a busy minute of the machine does not fall on one contender only.
+        for _ in range(options.repeats):
+            for name in options.only or (("ours",) if options.quick else ALL):
+                try:
+                    run(stage, results, name, options)
+                except LeftOut as why:
+                    results.leave_out(name, str(why))
+    found = goals(results)
+    results.show(COLUMNS, "connections", found)
+    results.save(
+        found,
+        sample=SAMPLE,
+        unfinished=options.unfinished,
+        calm_rate={size: calm_rate(size) for size in options.connections},
+    )
+
+
+if __name__ == "__main__":
+    main()

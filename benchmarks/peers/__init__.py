@@ -1,0 +1,1 @@
+"""Servers that are not Channels, for comparison: Socket.IO and `ws` on Node, `websockets` in Python."""

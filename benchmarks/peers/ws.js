@@ -1,0 +1,17 @@
+// ws: what the publisher sends is sent to every subscriber, framed anew for each, as its documentation shows.
+// Usage: node ws.js PORT
+const { WebSocketServer, WebSocket } = require("ws");
+const subscribers = new Set();
+const server = new WebSocketServer({ port: Number(process.argv[2]), host: "127.0.0.1", backlog: 4096 });
+server.on("connection", (socket, request) => {
+  if (request.url === "/publish") {
+    socket.on("message", (data) => {
+      for (const subscriber of subscribers) {
+        if (subscriber.readyState === WebSocket.OPEN) subscriber.send(data, { binary: false });
+      }
+    });
+    return;
+  }
+  subscribers.add(socket);
+  socket.on("close", () => subscribers.delete(socket));
+});

@@ -1,0 +1,10 @@
+"""What Daphne costs without Channels: accept, then wait for the end."""
+
+from typing import Any
+
+
+async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (await receive())["type"] != "websocket.disconnect":
+        pass

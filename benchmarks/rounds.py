@@ -1,0 +1,124 @@
+"""Rounds and sweeps over a database of many open records: the inner part of `python -m benchmarks.records`.
+
+`python -m benchmarks.rounds ROWS PROCESSES SWEEPS ROUNDS` fills the database of the settings, runs rounds
+with the real reaper against as many processes that answer, and sweeps some of them, one after another.
+Prints one line of JSON.
+"""
+
+import argparse
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import Callable, Collection
+from typing import Any
+
+import django
+
+django.setup()
+
+from channels.db import database_sync_to_async  # noqa: E402
+
+from benchmarks import filling  # noqa: E402
+from realtime import groups, records, sweep  # noqa: E402
+from realtime.models import Connection, Process  # noqa: E402
+from realtime.reaper import Reaper  # noqa: E402
+
+# Another machine's name: nobody here may judge these processes by their pids.
+HOST = "elsewhere"
+#: Seconds between two rounds; all processes answer long before.
+INTERVAL = 1.0
+
+
+class Timed:
+    """Calls of `records` in a thread, as the reaper makes them, each with its seconds."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {}
+
+    async def __call__(self, call: Callable[..., Any], /, *arguments: object) -> Any:
+        began = time.perf_counter()
+        try:
+            return await database_sync_to_async(call)(*arguments)
+        finally:
+            self.seconds.setdefault(call.__name__, []).append(time.perf_counter() - began)
+
+
+async def answer(process: uuid.UUID, channel: str) -> None:
+    """What a hub does for rounds: answer by its row and by a message."""
+    layer = groups.layer()
+    while True:
+        event = await layer.receive(channel)
+        if event.get("type") == groups.ASK:
+            write = database_sync_to_async(records.answer_round)
+            await write(process, event["round"], connections=0, loop_lag=0.0)
+            await groups.answer(event["reply_to"], event["round"], str(process))
+
+
+async def measure(options: argparse.Namespace) -> dict[str, Any]:
+    channels = [await groups.new_channel() for _ in range(options.processes)]
+    processes = await database_sync_to_async(filling.start_processes)(channels, HOST)
+    began = time.perf_counter()
+    await database_sync_to_async(filling.fill)(processes, options.rows)
+    filled_in = time.perf_counter() - began
+    answering = [
+        asyncio.create_task(answer(process, channel))
+        for process, channel in zip(processes, channels, strict=True)
+    ]
+    reaper = Reaper(interval=INTERVAL, timeout=0.9 * INTERVAL, misses_allowed=1)
+    rounds = []
+    for _ in range(options.rounds + 1):
+        while (report := await reaper.round()) is None:
+            await reaper.until_next()
+        rounds.append(report.seconds)
+        if report.answered != options.processes or report.repaired:
+            raise SystemExit(f"a round that should have lost nobody: {report}")
+    touched = await database_sync_to_async(touch)(processes[-1])
+    sweeps = [await swept(process) for process in processes[: options.sweeps]]
+    await reaper.close()
+    for task in answering:
+        task.cancel()
+    # The first one opens connections to Redis.
+    return {"filled_in": filled_in, "rounds": rounds[1:], "touched": touched, "sweeps": sweeps}
+
+
+def touch(process: uuid.UUID) -> float:
+    """Seconds to note that 10,000 connections of a process are alive, as it does every minute for all."""
+    ids = list(Connection.objects.open().filter(process=process).values_list("pk", flat=True)[:10_000])
+    began = time.perf_counter()
+    records.touch_connections(ids)
+    return (time.perf_counter() - began) * 10_000 / len(ids)
+
+
+async def swept(process: uuid.UUID) -> dict[str, Any]:
+    """Declare a process lost and put right what it held, as the reaper does at the end of its round."""
+    await database_sync_to_async(declare_lost)([process])
+    timed = Timed()
+    began = time.perf_counter()
+    lost = await timed(records.lost_processes_to_sweep)
+    done = await sweep.sweep(lost, timed, lambda: False)
+    seconds = time.perf_counter() - began
+    return {
+        "seconds": seconds,
+        "reaped": done.reaped,
+        "discarded": done.discarded,
+        "longest": {name: max(each) for name, each in timed.seconds.items()},
+        "total": {name: sum(each) for name, each in timed.seconds.items()},
+        "batches": sum(map(len, timed.seconds.values())),
+    }
+
+
+def declare_lost(processes: Collection[uuid.UUID]) -> None:
+    lost = records.declare_lost(processes)
+    assert len(lost) == Process.objects.filter(pk__in=processes).count()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("rows", "processes", "sweeps", "rounds"):
+        parser.add_argument(name, type=int)
+    print(json.dumps(asyncio.run(measure(parser.parse_args()))))
+
+
+if __name__ == "__main__":
+    main()
