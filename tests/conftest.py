@@ -32,6 +32,6 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Three workers for what is run while one works, as it waits for a third of its time; none for the rest."""
+    """Three workers for what is run while one works, because it waits a third of its time; else none."""
     leaves_out = str(config.getoption("markexpr"))
     return 3 if all(f"not {name}" in leaves_out for name in ("acceptance", "faults", "browser")) else 0
