@@ -8,16 +8,15 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
 # Before the imports below: they reach models, which can be imported only after Django's set-up.
 http = get_asgi_application()
 
-from channels.routing import ProtocolTypeRouter  # noqa: E402
 from django.conf import settings  # noqa: E402
 from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler  # noqa: E402
 
 from project.origin import OriginCheck  # noqa: E402
-from project.routes import Routes  # noqa: E402
+from project.routes import Protocols, Routes  # noqa: E402
 from realtime.auth import AuthMiddlewareStack  # noqa: E402
 from realtime.routing import websocket_urlpatterns  # noqa: E402
 
-application = ProtocolTypeRouter(
+application = Protocols(
     {
         # Without DEBUG, the proxy in front of Daphne serves what `manage.py collectstatic` gathered.
         "http": ASGIStaticFilesHandler(http) if settings.DEBUG else http,

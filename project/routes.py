@@ -1,6 +1,6 @@
-"""The WebSocket paths, and those that lead nowhere."""
+"""What is served: the protocols, the WebSocket paths, and those that lead nowhere."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from django.urls import URLPattern
@@ -12,6 +12,26 @@ async def nowhere(scope: dict[str, Any], receive: Any, send: Any) -> None:
     """
     await receive()
     await send({"type": "websocket.close"})
+
+
+class Protocols:
+    """Calls the application for the type of the scope: "http" or "websocket".
+
+    Channels' ProtocolTypeRouter does the same, but keeps the server's scope, of which the middlewares below
+    make their own, for as long as the connection.
+    """
+
+    def __init__(self, applications: Mapping[str, Any]) -> None:
+        self._applications = applications
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        application = self._applications.get(scope["type"])
+        if application is None:
+            # Servers take this as the answer that there is no lifespan to speak of.
+            raise ValueError(f"nothing here serves the scope type {scope['type']!r}")
+        running = application(scope, receive, send)
+        del scope
+        await running
 
 
 class Routes:

@@ -3,13 +3,15 @@
 """
 
 import asyncio
+import functools
 import inspect
 import logging
 import warnings
 from collections import deque
+from collections.abc import Coroutine
 from typing import Any
 
-from asgiref.sync import iscoroutinefunction
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from channels.consumer import SyncConsumer
 from channels.db import aclose_old_connections
 from channels.generic.websocket import AsyncJsonWebsocketConsumer, AsyncWebsocketConsumer
@@ -70,15 +72,20 @@ class RealtimeConsumer(AsyncWebsocketConsumer):
     def as_asgi(cls, **initkwargs: Any) -> Any:
         # Read at start, so that settings that cannot work stop the server and not every single connection.
         conf.get()
-        return super().as_asgi(**initkwargs)
 
-    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        # Neither this nor `__call__` is a coroutine of its own, which would stay with each connection.
+        def app(scope: dict[str, Any], receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
+            return cls(**initkwargs)(scope, receive, send)
+
+        return markcoroutinefunction(functools.update_wrapper(app, super().as_asgi(**initkwargs)))
+
+    def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
         self.scope = scope
         # Two underscores, because authors name their own attributes as they like.
         self.__serving = serving = Serving(self, scope, send)
         self.connection = serving.connection
         self.base_send = serving.send
-        await serving.run(receive)
+        return serving.run(receive)
 
     async def group_add(self, group: str) -> None:
         """Receive what is sent to the group, from the moment that this returns.

@@ -2,7 +2,8 @@
 
 The hub puts messages in and goes on reading the channel layer; one task takes them out. So messages that
 come faster than they can be written wait here, and those of one group leave together, without a timer: the
-more there is to do, the less each message costs.
+more there is to do, the less each message costs. Where nothing waits and few are to be written to, that is
+done at once.
 """
 
 import asyncio
@@ -46,10 +47,18 @@ class Fanout:
         self._last = ("", 0.0, 0.0)
         """The group that was written to last, when that was done, and how long it took."""
         self._pause_at = 0.0
+        self._idle = False
+        """Whether `run` waits for something to write."""
 
     async def put(self, group: str, text: str) -> None:
         """Have this message written to the members of the group; waits while too much waits already."""
-        if group not in self._members:
+        members = self._members.get(group)
+        if not members:
+            return
+        if len(members) <= STRIDE and self._is_quiet(group):
+            # Waking the task would take longer than the writes.
+            self._write_to_few(group, members, text)
+            await self._pause()
             return
         self._waiting.put(group, text)
         self._something.set()
@@ -64,12 +73,42 @@ class Fanout:
                 self._write(connection, Shared(run.texts), len(run.texts))
                 metrics.deliveries.inc(len(run.texts))
 
+    def _is_quiet(self, group: str) -> bool:
+        """Whether nothing is to be written before a message of this group, nor has it just had one: what
+        follows at once waits, to leave together.
+        """
+        if self._waiting or not self._idle:
+            return False
+        last, ended, _ = self._last
+        return group != last or self._loop.time() - ended > max(self._window, SHORTEST_SLEEP)
+
+    def _write_to_few(self, group: str, members: Members, text: str) -> None:
+        shared, began = Shared((text,)), self._loop.time()
+        try:
+            for connection in tuple(members):
+                # A write may end others.
+                if connection in members:
+                    self._write(connection, shared, 1)
+                    metrics.deliveries.inc()
+        except Exception:
+            _log_unwritten(group)
+        ended = self._loop.time()
+        self._last = (group, ended, ended - began)
+
+    async def _pause(self) -> None:
+        """Give the loop a turn, where that was long ago."""
+        if self._loop.time() > self._pause_at:
+            await asyncio.sleep(0)
+            self._pause_at = self._loop.time() + SLICE
+
     async def run(self) -> None:
         """Write until cancelled."""
         while True:
             if (run := self._waiting.first) is None:
                 self._something.clear()
+                self._idle = True
                 await self._something.wait()
+                self._idle = False
                 self._pause_at = self._loop.time() + SLICE
                 continue
             if (wait := self._window_of(run.group)) > 0:
@@ -81,8 +120,7 @@ class Fanout:
             try:
                 await self._write_to_all(run)
             except Exception:
-                # One message that cannot be written must not keep all others from being written.
-                logger.exception("A message to group %s could not be written", run.group)
+                _log_unwritten(run.group)
             ended = self._loop.time()
             self._last = (run.group, ended, ended - began)
 
@@ -119,11 +157,14 @@ class Fanout:
                     self._pulse.look_anew(connection)
                 connection.transport.write_shared(shared)
                 count += 1
-            if self._loop.time() > self._pause_at:
-                await asyncio.sleep(0)
-                self._pause_at = self._loop.time() + SLICE
+            await self._pause()
         metrics.deliveries.inc(count * messages)
 
     def _write(self, connection: Connection, shared: Shared, messages: int) -> None:
         self._pulse.wrote(connection, shared.size, messages)
         connection.transport.write_shared(shared)
+
+
+def _log_unwritten(group: str) -> None:
+    """One message that cannot be written must not keep all others from being written."""
+    logger.exception("A message to group %s could not be written", group)

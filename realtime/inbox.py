@@ -52,14 +52,17 @@ class Inbox:
         self._frames_since = 0
         self._bytes_waiting = 0
 
-    async def next(self) -> Event:
-        """The event that has waited longest. For one task at a time."""
-        while not self._events:
-            self._arrival = asyncio.get_running_loop().create_future()
-            try:
-                await self._arrival
-            finally:
-                self._arrival = None
+    @property
+    def empty(self) -> bool:
+        return not self._events
+
+    def arrival(self) -> asyncio.Future[None]:
+        """Done when something has come in. For one task at a time, while this is `empty`."""
+        self._arrival = asyncio.get_running_loop().create_future()
+        return self._arrival
+
+    def take(self) -> Event:
+        """The event that has waited longest. Raises IndexError when there is none."""
         event = self._events.pop(0)
         if event["type"] == "websocket.receive":
             self._frames_waiting -= 1

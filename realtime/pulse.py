@@ -16,8 +16,11 @@ from realtime.schedule import Schedule
 
 logger = logging.getLogger("realtime.pulse")
 
-#: Seconds between two looks.
+#: Seconds between two looks, at most: so often is measured whether the loop is late.
 TICK = 0.1
+#: And at least: the answers to pings that leave together come back together, and what is published meanwhile
+#: waits for all of them.
+SHORTEST_TICK = 0.05
 #: A gap between two ticks counts as running time up to here; the rest is a stall, and nobody's silence.
 LONGEST_STEP = 0.5
 #: Loop turns from the readiness of a socket to its frame being read: the server's read, its queue's getter,
@@ -99,9 +102,9 @@ class Pulse:
         """Tick until cancelled."""
         counted = self._time.stalled
         while True:
-            asked = self._loop.time()
-            await asyncio.sleep(TICK)
-            self.lag = max(0.0, self._loop.time() - asked - TICK)
+            asked, seconds = self._loop.time(), pause(self._schedule.next_at, self.now())
+            await asyncio.sleep(seconds)
+            self.lag = max(0.0, self._loop.time() - asked - seconds)
             metrics.loop_lag.set(self.lag)
             now = self.now()
             # Since the last tick, because somebody else who asked for the time may have noticed the stall.
@@ -140,6 +143,11 @@ class Pulse:
             metrics.pings.inc()
         if not connection.gone:
             self._schedule.set(connection, liveness.look_at)
+
+
+def pause(next_at: float | None, now: float) -> float:
+    """Seconds until the next look, where the next connection is due at `next_at`."""
+    return TICK if next_at is None else min(TICK, max(SHORTEST_TICK, next_at - now))
 
 
 def _ping(connection: Connection, n: int) -> None:

@@ -186,7 +186,10 @@ class Serving:
     async def _handle_events(self) -> None:
         """One event at a time, in order of arrival, until it has ended and `disconnect` has run."""
         while True:
-            event = await self._inbox.next()
+            # Waited for here, because each coroutine in which a connection waits stays in memory with it.
+            while self._inbox.empty:
+                await self._inbox.arrival()
+            event = self._inbox.take()
             match event["type"]:
                 case "websocket.disconnect":
                     break
@@ -222,7 +225,9 @@ class Serving:
         with suppress(TimeoutError):
             async with asyncio.timeout(DISCONNECT_TIMEOUT):
                 while event["type"] != "websocket.disconnect":
-                    event = await self._inbox.next()
+                    while self._inbox.empty:
+                        await self._inbox.arrival()
+                    event = self._inbox.take()
                 return event
         return self._report()
 

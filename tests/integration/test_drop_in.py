@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from asgiref.sync import async_to_sync, sync_to_async
+from asgiref.sync import async_to_sync, iscoroutinefunction, sync_to_async
 from channels.auth import AuthMiddlewareStack, login
 from channels.consumer import AsyncConsumer
 from channels.db import database_sync_to_async
@@ -867,6 +867,33 @@ async def test_handlers_of_a_mixin_on_either_side_and_a_dispatch_of_the_authors_
         "second",
         "websocket.disconnect",
     ]
+
+
+async def test_a_call_of_the_authors_own_and_what_as_asgi_says_of_the_consumer(both: Both) -> None:
+    async def conversation(run: Run) -> None:
+        class Echo(run.base):  # type: ignore[name-defined,misc]
+            """Says it again."""
+
+            async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+                run.calls.append("begins")
+                await super().__call__(scope, receive, send)
+
+            async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+                await self.send(text_data=text_data)
+
+        application = Echo.as_asgi(greeting="hello")
+        client = run.client(Echo.as_asgi())
+        await client.connect()
+        await client.send_to(text_data="1")
+        assert await client.receive_from() == "1"
+        await client.disconnect()
+        assert application.consumer_class is Echo
+        run.calls += [application.consumer_initkwargs, application.__name__, application.__doc__]
+        # What asgiref, and with it Daphne, asks before it calls an application as ASGI 3 says.
+        run.calls.append(iscoroutinefunction(application))
+
+    _, ours = await both(conversation)
+    assert ours.calls == ["begins", {"greeting": "hello"}, "Echo", "Says it again.", True]
 
 
 async def test_an_author_may_use_any_name_for_attributes_and_methods(both: Both) -> None:

@@ -58,6 +58,10 @@ class House:
     def start(self) -> None:
         self._running = asyncio.get_running_loop().create_task(self.fanout.run())
 
+    async def start_idle(self) -> None:
+        self.start()
+        await asyncio.sleep(0)
+
     async def stop(self) -> None:
         if self._running is not None:
             self._running.cancel()
@@ -80,6 +84,50 @@ async def test_what_waits_for_a_group_leaves_in_one_write(house: House) -> None:
     house.start()
     await eventually_async(lambda: ben.texts == ["1", "2", "3", "4"], within=5)
     assert ann.writes == [["1", "2"], ["4"]]
+
+
+async def test_a_few_are_written_to_at_once_when_nothing_is_before_them(house: House) -> None:
+    ann, many = Member("a"), [Member("b") for _ in range(fanout.STRIDE + 1)]
+    house.add(ann, *many)
+    await house.start_idle()
+    await house.put("a", "1")
+    assert ann.writes == [["1"]]
+    await house.put("b", "2")
+    await house.put("a", "3")
+    assert ann.writes == [["1"]]
+    await eventually_async(lambda: ann.writes == [["1"], ["3"]], within=5)
+    assert all(member.writes == [["2"]] for member in many)
+
+
+async def test_what_follows_at_once_leaves_together_also_where_few_are_written_to(house: House) -> None:
+    ann = Member("a")
+    house.add(ann)
+    await house.start_idle()
+    await house.put("a", "1", "2", "3")
+    await eventually_async(lambda: ann.writes == [["1"], ["2", "3"]], within=5)
+
+
+async def test_a_message_to_a_few_that_cannot_be_written_keeps_no_other_from_being_written(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails() -> None:
+        raise ZeroDivisionError
+
+    ann, ben = Member("a", then=fails), Member("b")
+    house.add(ann, ben)
+    await house.start_idle()
+    await house.put("a", "1")
+    await house.put("b", "2")
+    assert ben.texts == ["2"]
+    assert "group a could not be written" in caplog.text
+
+
+async def test_of_a_few_who_leaves_while_others_are_written_to_receives_nothing_more(house: House) -> None:
+    ben = Member("a")
+    house.add(Member("a", then=lambda: house.groups["a"].pop(ben)), ben)
+    await house.start_idle()
+    await house.put("a", "1")
+    assert ben.texts == []
 
 
 async def test_who_leaves_while_others_are_written_to_receives_nothing_more(house: House) -> None:
@@ -126,9 +174,9 @@ async def test_deliveries_are_counted_each(house: House) -> None:
     await eventually_async(lambda: metrics.deliveries._value.get() - before == 4, within=5)
 
 
-@pytest.mark.parametrize(("groups", "members"), [(1, 100), (100, 1)])
+@pytest.mark.parametrize(("groups", "members", "idle"), [(1, 100, False), (100, 1, False), (100, 1, True)])
 async def test_the_loop_has_its_turn_however_much_there_is_to_write(
-    house: House, groups: int, members: int
+    house: House, groups: int, members: int, idle: bool
 ) -> None:
     clock = SimpleNamespace(now=0.0)
     house.fanout._loop = SimpleNamespace(time=lambda: clock.now)  # type: ignore[assignment]
@@ -146,10 +194,14 @@ async def test_the_loop_has_its_turn_however_much_there_is_to_write(
     names = [f"g{number}" for number in range(groups)]
     everybody = [Member(name, then=takes_its_time) for name in names for _ in range(members)]
     house.add(*everybody)
+    if idle:
+        await house.start_idle()
+    other = asyncio.get_running_loop().create_task(somebody_else())
+    await asyncio.sleep(0)
     for name in names:
         await house.put(name, "1")
-    other = asyncio.get_running_loop().create_task(somebody_else())
-    house.start()
+    if not idle:
+        house.start()
     await eventually_async(lambda: everybody[-1].texts == ["1"], within=5)
     other.cancel()
     longest = max(later - earlier for earlier, later in itertools.pairwise(turns))

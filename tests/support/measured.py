@@ -25,7 +25,3 @@ def measured(fault: str, pairing: object, **figures: object) -> None:
         with Path(path).open("a") as table:
             row = {"test": test, "fault": fault, "pairing": str(pairing), **rounded}
             table.write(json.dumps(row, default=str) + "\n")
-
-
-def _rounded(value: object) -> object:
-    return round(value, 3) if isinstance(value, float) else value
