@@ -6,7 +6,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -51,17 +51,19 @@ def server(site: Site) -> Any:
 async def both(site: Site, server: WebServer) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
     """Holds a conversation under `/plain/` and under `/ours/`; returns what was seen, the same in both."""
 
-    async def run(conversation: Callable[[Open], Awaitable[Any]]) -> Any:
+    async def run(
+        conversation: Callable[[Open], Awaitable[Any]], prefixes: Sequence[str] = ("plain", "ours")
+    ) -> Any:
         seen = []
-        for prefix in ("plain", "ours"):
+        for prefix in prefixes:
 
             def open_at(path: str, prefix: str = prefix, **options: Any) -> Any:
                 return connect(server.websocket(f"/{prefix}{path}"), proxy=None, **options)
 
             async with asyncio.timeout(30):
                 seen.append(await conversation(open_at))
-        assert seen[1] == seen[0]
-        return seen[1]
+        assert seen == [seen[-1]] * len(prefixes)
+        return seen[-1]
 
     yield run
     await eventually_async(
@@ -167,7 +169,7 @@ async def test_the_code_of_a_client_that_closes_reaches_disconnect(both: Any, co
     assert await both(conversation) == f"somebody left with {code}"
 
 
-async def test_what_a_client_said_before_it_left_is_handled(both: Any) -> None:
+async def test_what_a_client_said_before_it_left_is_handled(both: Any, site: Site) -> None:
     async def conversation(open_at: Open) -> Any:
         async with open_at("/ws/chat/lobby/") as stays:
             async with open_at("/ws/chat/lobby/") as goes:
@@ -175,7 +177,9 @@ async def test_what_a_client_said_before_it_left_is_handled(both: Any) -> None:
                     await goes.send(json.dumps({"message": str(number)}))
             return [await heard(stays) for _ in range(5)]
 
-    assert await both(conversation) == [f'{{"message": "{number}"}}' for number in range(5)]
+    # On uvicorn plain Channels loses some: its consumer ends when it sends to the client that has left.
+    prefixes = ("plain", "ours") if site.pairing.server == "daphne" else ("ours",)
+    assert await both(conversation, prefixes) == [f'{{"message": "{number}"}}' for number in range(5)]
 
 
 async def test_what_a_killed_process_held_in_a_second_layer_is_left_there(site: Site) -> None:

@@ -19,12 +19,13 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tests.support.agreement import Agreement, Witnesses
 from tests.support.databases import Databases
 from tests.support.growth import connections_had, growth_per_connection, memory, wave
+from tests.support.measured import measured
 from tests.support.pairings import Pairing
 from tests.support.phone import Phone
 from tests.support.plan import GROUPS, SERVERS, STEADY, Action, plan
@@ -240,10 +241,11 @@ def main() -> None:
         running.callback(databases.close)
         site = running.enter_context(Site(folder, pairing, databases.new(options.database), **REALTIME))
         try:
-            say(str(asyncio.run(churn(site, seed=options.seed, seconds=seconds, say=say))))
+            outcome = asyncio.run(churn(site, seed=options.seed, seconds=seconds, say=say))
         except BaseException:
             say(f"failed; logs are in {folder}; again: {again}")
             raise
+    measured("churn", pairing, seed=options.seed, minutes=options.minutes, **asdict(outcome))
     shutil.rmtree(folder)
 
 

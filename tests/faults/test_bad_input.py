@@ -4,7 +4,6 @@ A neighbour in the same group must not notice anything.
 """
 
 import asyncio
-import json
 import re
 import urllib.request
 from collections.abc import AsyncIterator
@@ -21,6 +20,7 @@ from tests.support.measured import measured
 from tests.support.pairings import Pairing, pairings
 from tests.support.raw import BINARY, CLOSE, CONTINUATION, PING, RawClient, frame
 from tests.support.servers import WebServer
+from tests.support.sessions import logged_in
 from tests.support.site import Site
 
 pytestmark = pytest.mark.faults
@@ -397,25 +397,8 @@ async def test_what_a_record_cannot_hold_is_cut(site: Site, watch: Watch) -> Non
         assert row["path"] == "/ws/public.room/"
 
 
-DELETED_USER = """
-from django.conf import settings
-from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
-from django.contrib.auth.models import User
-from django.contrib.sessions.backends.db import SessionStore
-user = User.objects.create_user("gone")
-session = SessionStore()
-session[SESSION_KEY] = str(user.pk)
-session[BACKEND_SESSION_KEY] = settings.AUTHENTICATION_BACKENDS[0]
-session[HASH_SESSION_KEY] = user.get_session_auth_hash()
-session.save()
-print(json.dumps([user.pk, session.session_key]))
-"""
-
-
 async def test_a_deleted_user_with_a_valid_session_is_nobody(site: Site, watch: Watch) -> None:
-    made = await site.amanage("shell", "-c", "import json" + DELETED_USER)
-    assert made.returncode == 0, made.stderr
-    pk, session = json.loads(made.stdout.strip().splitlines()[-1])
+    pk, session = await logged_in(site)
     cookie = ("Cookie", f"sessionid={session}")
     own = f"/ws/user.{pk}/".encode()
 

@@ -1,7 +1,6 @@
 """Of many that connect in one instant, some bring what the database refuses: nobody else pays for them."""
 
 import asyncio
-import json
 import time
 
 import pytest
@@ -12,6 +11,7 @@ from tests.support.fixtures import StartSite
 from tests.support.measured import measured
 from tests.support.pairings import Pairing, pairings
 from tests.support.raw import RawClient
+from tests.support.sessions import logged_in
 from tests.support.site import Site
 
 pytestmark = pytest.mark.faults
@@ -96,31 +96,13 @@ async def test_a_row_that_the_database_refuses_ends_only_its_own_connection(
         await asyncio.gather(*(each.close() for each in strange))
 
 
-A_USER = """
-import json
-from django.conf import settings
-from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
-from django.contrib.auth.models import User
-from django.contrib.sessions.backends.db import SessionStore
-user = User.objects.create_user("gone")
-session = SessionStore()
-session[SESSION_KEY] = str(user.pk)
-session[BACKEND_SESSION_KEY] = settings.AUTHENTICATION_BACKENDS[0]
-session[HASH_SESSION_KEY] = user.get_session_auth_hash()
-session.save()
-print(json.dumps([user.pk, session.session_key]))
-"""
-
-
 @pytest.mark.parametrize("pairing", pairings("core-daphne-postgres"))
 async def test_a_user_who_is_deleted_while_connecting_takes_nobody_along(
     pairing: Pairing, start_site: StartSite
 ) -> None:
     site = start_site(pairing)
     server = site.serve()
-    made = await site.amanage("shell", "-c", A_USER)
-    assert made.returncode == 0, made.stderr
-    pk, session = json.loads(made.stdout.strip().splitlines()[-1])
+    pk, session = await logged_in(site)
     url = server.websocket("/ws/public.room/")
 
     others = [Client(url) for _ in range(CLIENTS)]
