@@ -163,6 +163,14 @@ class DaphneTransport(AbortingTransport):
     def abort(self) -> None:
         self._twisted.abortConnection()
 
+    def _end_seen(self) -> CloseReason | None:
+        # Autobahn drops who breaks the protocol, without a close frame, and reports a transport that broke.
+        protocol = self._protocol
+        if not protocol.failedByMe:
+            return None
+        large = protocol.wasMaxMessagePayloadSizeExceeded or protocol.wasMaxFramePayloadSizeExceeded
+        return CloseReason.TOO_LARGE if large else CloseReason.PROTOCOL_ERROR
+
     # -- what autobahn calls -----------------------------------------------------------------------
 
     def _ponged(self, payload: bytes) -> None:
@@ -206,6 +214,9 @@ def _is_known(protocol: Any) -> bool:
         and isinstance(protocol.state, int)
         and isinstance(protocol.STATE_OPEN, int)
         and isinstance(protocol.wasClean, bool)
+        and isinstance(protocol.failedByMe, bool)
+        and isinstance(protocol.wasMaxMessagePayloadSizeExceeded, bool)
+        and isinstance(protocol.wasMaxFramePayloadSizeExceeded, bool)
         and len(protocol.send_queue) == 0
         and protocol._perMessageCompress is None
         and not protocol.maskServerFrames

@@ -9,7 +9,7 @@ import asyncio
 import logging
 
 from realtime import frames, lifecycle, metrics
-from realtime.closing import CloseReason, of_disconnect
+from realtime.closing import CloseReason
 from realtime.conf import Settings
 from realtime.connection import Connection
 from realtime.transport import Event, Receive
@@ -24,6 +24,9 @@ MOST_QUEUES = 10
 MAX_EVENTS = 1000
 #: A `realtime.v1` ping or pong is not longer; anything longer is not looked at before its handler does.
 LONGEST_CONTROL = 64
+#: What came from a connection is for its handlers while it has no reason to end, and where the client closed
+#: it: a write may notice that before everything that the client had sent was read.
+_STILL_READ = frozenset({None, CloseReason.CLIENT_CLOSED})
 
 
 class Inbox:
@@ -91,7 +94,7 @@ class Inbox:
         while True:
             event = await receive()
             if event["type"] == "websocket.receive":
-                if not self._connection.gone and self._is_for_handlers(event):
+                if self._connection.reason in _STILL_READ and self._is_for_handlers(event):
                     if self._frames_since >= self._max_frames:
                         # All that came in one packet is read before anybody has a turn. A handler that is
                         # not busy takes one now, however many they are.
@@ -101,7 +104,7 @@ class Inbox:
             if event["type"] == "websocket.disconnect":
                 # Now, not when a busy handler gets to it: until then other code would write to a socket
                 # that is gone.
-                lifecycle.evict(self._connection, of_disconnect(event.get("code")), event)
+                lifecycle.evict(self._connection, self._connection.transport.ended_by(event), event)
                 self._queue(event)
                 return
             self._queue(event)
@@ -116,7 +119,7 @@ class Inbox:
             or self._bytes_waiting > self._max_frames * self._max_message
         ):
             lifecycle.evict(self._connection, CloseReason.RATE_LIMITED)
-        if not self._connection.gone:
+        if self._connection.reason in _STILL_READ:
             self._queue(event)
 
     def _is_for_handlers(self, event: Event) -> bool:

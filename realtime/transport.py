@@ -15,7 +15,7 @@ from contextvars import copy_context
 from typing import Any
 
 from realtime import rfc6455
-from realtime.closing import CloseReason
+from realtime.closing import CloseReason, of_disconnect
 
 logger = logging.getLogger("realtime.transport")
 
@@ -183,6 +183,14 @@ class AsgiTransport:
         if self._writer is not None and self._writer is not asyncio.current_task():
             self._writer.cancel()
 
+    def ended_by(self, report: Event) -> CloseReason:
+        """Why the connection is over, of which the server's report is this `websocket.disconnect` event."""
+        return self._end_seen() or of_disconnect(report.get("code"))
+
+    def _end_seen(self) -> CloseReason | None:
+        """Why the server ended the connection, or saw it end, where more is known of it than ASGI tells."""
+        return None
+
     async def _end(self, event: Event, last_words: Event | None) -> None:
         if last_words is not None:
             await self._try(last_words)
@@ -238,8 +246,13 @@ class AsgiTransport:
             self._writer = None
 
     def _fail(self, reason: CloseReason, error: BaseException | None) -> None:
-        if not self.closed:
-            self._on_failure(reason, error)
+        if self.closed:
+            return
+        if reason is CloseReason.SEND_FAILED:
+            # The write was only the first to notice that somebody had closed the connection.
+            seen = self._end_seen()
+            reason = reason if seen is None or seen is CloseReason.CLIENT_LOST else seen
+        self._on_failure(reason, error)
 
 
 def _nobody_is_told(reason: CloseReason, error: BaseException | None) -> None:

@@ -4,9 +4,10 @@ from typing import Any
 
 from channels.sessions import InstanceSessionWrapper
 
-from realtime.daphne_transport import DaphneTransport, OnPong, protocol_behind
+from realtime import daphne_transport, uvicorn_transport
+from realtime.daphne_transport import DaphneTransport, OnPong
 from realtime.transport import AsgiTransport, OnFailure, Send
-from realtime.uvicorn_transport import UvicornTransport, transport_behind
+from realtime.uvicorn_transport import UvicornTransport
 
 
 def transport_for(
@@ -20,7 +21,7 @@ def transport_for(
 ) -> AsgiTransport:
     """`direct` is the setting DIRECT_WRITES: without it, nothing but ASGI is used."""
     servers = _without_session(send) if direct else None
-    if (protocol := protocol_behind(servers)) is not None:
+    if (protocol := daphne_transport.protocol_behind(servers)) is not None:
         return DaphneTransport(
             send,
             protocol,
@@ -29,9 +30,9 @@ def transport_for(
             on_failure=on_failure,
             on_pong=on_pong,
         )
-    if (transport := transport_behind(servers)) is not None:
+    if (protocol := uvicorn_transport.protocol_behind(servers)) is not None:
         return UvicornTransport(
-            send, transport, max_unsent=max_unsent, send_timeout=send_timeout, on_failure=on_failure
+            send, protocol, max_unsent=max_unsent, send_timeout=send_timeout, on_failure=on_failure
         )
     return AsgiTransport(send, max_unsent=max_unsent, send_timeout=send_timeout, on_failure=on_failure)
 

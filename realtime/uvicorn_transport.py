@@ -1,6 +1,7 @@
 """A transport that ends what uvicorn would wait for: until a peer that does not read has read the rest.
 
-Writes go through ASGI. Of uvicorn's protocol only its asyncio transport is used, whose methods are public.
+Writes go through ASGI. Of uvicorn's protocol its asyncio transport is used, whose methods are public, and the
+close frames that were sent and received, where `websockets.protocol.Protocol` keeps them.
 """
 
 import asyncio
@@ -10,25 +11,36 @@ from contextlib import suppress
 from typing import Any
 
 from realtime.aborting_transport import AbortingTransport
+from realtime.closing import CloseReason
 from realtime.transport import OnFailure, Send
+
+#: Why uvicorn closes a connection by itself, by the code of its close frame.
+_REASONS = {
+    1002: CloseReason.PROTOCOL_ERROR,
+    1007: CloseReason.PROTOCOL_ERROR,
+    1009: CloseReason.TOO_LARGE,
+    1011: CloseReason.PING_TIMEOUT,
+    1012: CloseReason.SERVER_RESTART,
+}
 
 
 class UvicornTransport(AbortingTransport):
-    """An `AsgiTransport` that knows the asyncio transport of its connection."""
+    """An `AsgiTransport` that knows the protocol and the asyncio transport of its connection."""
 
-    __slots__ = ("_asyncio",)
+    __slots__ = ("_asyncio", "_protocol")
 
     def __init__(
         self,
         send: Send,
-        transport: asyncio.Transport,
+        protocol: Any,
         *,
         max_unsent: int,
         send_timeout: float,
         on_failure: OnFailure,
     ) -> None:
         super().__init__(send, max_unsent=max_unsent, send_timeout=send_timeout, on_failure=on_failure)
-        self._asyncio = transport
+        self._protocol = protocol
+        self._asyncio: asyncio.Transport = protocol.transport
 
     def abort(self) -> None:
         # Without it the kernel would go on offering the peer what it has taken. Where a loop gives no socket
@@ -41,12 +53,27 @@ class UvicornTransport(AbortingTransport):
     def _buffered(self) -> int:
         return self._asyncio.get_write_buffer_size()
 
+    def _end_seen(self) -> CloseReason | None:
+        # The report says 1005 for a connection that broke, as for a close frame without a code.
+        frames: Any = getattr(self._protocol, "conn", None)
+        try:
+            sent, received = frames.close_sent, frames.close_rcvd
+        except AttributeError:
+            # Another implementation than `websockets-sansio`.
+            return None
+        if received is not None and (sent is None or sent is received):
+            # An answer to a close frame is that same frame.
+            return CloseReason.CLIENT_CLOSED
+        return CloseReason.CLIENT_LOST if sent is None else _REASONS.get(sent.code)
 
-def transport_behind(send: Any) -> asyncio.Transport | None:
-    """The asyncio transport (asyncio's own or uvloop's) of the connection, when this is uvicorn's `send`."""
+
+def protocol_behind(send: Any) -> Any:
+    """uvicorn's protocol of the connection, on asyncio's own loop or on uvloop, when this is its `send`; else
+    None.
+    """
     protocol = getattr(send, "__self__", None)
     if not type(protocol).__module__.startswith("uvicorn.protocols.websockets."):
         return None
     transport = getattr(protocol, "transport", None)
     usable = hasattr(transport, "abort") and hasattr(transport, "get_write_buffer_size")
-    return transport if usable else None
+    return protocol if usable else None

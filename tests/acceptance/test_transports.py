@@ -24,6 +24,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from tests.support.eventually import eventually_async
+from tests.support.raw import CLOSE, frame
 from tests.support.servers import DaphneServer, UvicornServer, WebServer
 
 pytestmark = pytest.mark.acceptance
@@ -48,6 +49,13 @@ class OftenPinging(DaphneServer):
     def command_for(self, application: str) -> list[str]:
         *command, application = super().command_for(application)
         return [*command, "--ping-interval", "1", "--ping-timeout", "3", application]
+
+
+class ImpatientUvicorn(UvicornServer):
+    """uvicorn with a keepalive that waits for a second."""
+
+    def command_for(self, application: str) -> list[str]:
+        return [*super().command_for(application), "--ws-ping-interval", "0.5", "--ws-ping-timeout", "1"]
 
 
 class _InFolder(DaphneServer):
@@ -346,6 +354,45 @@ async def test_a_client_that_closes_and_does_not_read_the_rest_is_gone_in_a_mome
         await eventually_async(held.is_reset, within=5)
         seen = await held.until(lambda seen: seen["disconnected"] is not None)
         assert seen["disconnected"] == 1000
+
+
+@pytest.mark.parametrize(
+    ("last", "reason"),
+    [
+        (frame(struct.pack("!H", 4321), CLOSE), "client_closed"),
+        (frame(b"", CLOSE), "client_closed"),
+        (frame("of a reserved kind", opcode=3), "protocol_error"),
+        (frame("x" * 2 * MEGABYTE), "too_large"),
+        (b"", "client_lost"),
+    ],
+    ids=["close", "close-without-a-code", "bad-frame", "too-much", "reset"],
+)
+async def test_who_ended_the_connection_and_why_is_known(server: WebServer, last: bytes, reason: str) -> None:
+    async with holding(server) as held:
+        if last:
+            held.client.transport.write(last)
+        else:
+            _reset(held.client)
+        assert (await held.until(lambda seen: seen["ended_by"]))["ended_by"] == reason
+
+
+async def test_who_does_not_answer_the_keepalive_of_uvicorn_has_not_closed(folder: Path) -> None:
+    server = ImpatientUvicorn(log=folder / "keepalive.log", environment=ENVIRONMENT, application=APPLICATION)
+    with server:
+        async with holding(server) as held:
+            held.stop_reading()
+            seen = await held.until(lambda seen: seen["disconnected"] is not None)
+            assert seen["ended_by"] == "ping_timeout"
+
+
+async def test_a_write_that_notices_an_orderly_close_first_is_no_send_failure(server: WebServer) -> None:
+    async with holding(server) as held:
+        held.client.transport.write(frame("tell me") + frame(struct.pack("!H", 4321), CLOSE))
+        seen = await held.until(lambda seen: seen["disconnected"] is not None)
+        # In one packet: the application writes its answer when the close frame was read, too.
+        assert seen["received"] == ["tell me"]
+        assert set(seen["failures"]) <= {"client_closed"}
+        assert seen["ended_by"] == "client_closed"
 
 
 @pytest.mark.parametrize("code", [4008, 4009, 4010])

@@ -65,6 +65,16 @@ class Watch:
         values = dict(re.findall(r"^(realtime_connections|realtime_groups) ([0-9.]+)$", text, re.MULTILINE))
         return int(float(values["realtime_connections"])), int(float(values["realtime_groups"]))
 
+    def recorded(self, connection: str) -> str:
+        """Why this connection ended; empty while it is open."""
+        rows = self.site.database.query("SELECT id, close_reason FROM realtime_connection")
+        (reason,) = {
+            row["close_reason"]
+            for row in rows
+            if str(row["id"]).replace("-", "") == connection.replace("-", "")
+        }
+        return str(reason)
+
     async def nothing_is_left(self) -> None:
         """Only the neighbour is there, and gets what is published."""
 
@@ -117,7 +127,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Closed:
-    """Closed with this code; 0 means that the server does it, without asking the application."""
+    """Closed with this code, and recorded as this; 0 means that the server does it, unasked."""
 
     code: int
     reason: str = ""
@@ -139,7 +149,7 @@ def fragments(size: int, count: int) -> bytes:
 BAD, UNKNOWN, GROUP_NAME = Error("bad_frame"), Error("unknown_type"), Error("bad_group", 1)
 PROTOCOL_ERROR = Closed(4500, "protocol_error")
 TOO_LARGE = Closed(4513, "too_large")
-BY_SERVER = Closed(0)
+BY_SERVER, TOO_LARGE_FOR_SERVER = Closed(0, "protocol_error"), Closed(0, "too_large")
 
 FRAMES: dict[str, tuple[bytes, Error | Answer | Closed]] = {
     "nothing": (frame(""), BAD),
@@ -207,8 +217,8 @@ FRAMES: dict[str, tuple[bytes, Error | Answer | Closed]] = {
     "over size": (frame("x" * (MAX_MESSAGE_BYTES + 1)), TOO_LARGE),
     "over size in bytes, not in letters": (frame("ß" * (MAX_MESSAGE_BYTES // 2 + 1)), TOO_LARGE),
     "over size in fragments": (fragments(20_000, 4) + frame("x", CONTINUATION), TOO_LARGE),
-    "over the server's size": (frame("x" * (17 << 20)), BY_SERVER),
-    "endless fragments": (fragments(60_000, 300), BY_SERVER),
+    "over the server's size": (frame("x" * (17 << 20)), TOO_LARGE_FOR_SERVER),
+    "endless fragments": (fragments(60_000, 300), TOO_LARGE_FOR_SERVER),
     "invalid UTF-8": (frame(b'{"type":"\xff"}'), BY_SERVER),
     "invalid UTF-8 in a fragment": (frame(b"\xc3", last=False) + frame(b"(", CONTINUATION), BY_SERVER),
     "a surrogate in UTF-8": (frame(b"\xed\xa0\x80"), BY_SERVER),
@@ -231,7 +241,7 @@ async def test_a_bad_frame_has_its_answer_and_leaves_nothing(name: str, site: Si
     raw, expected = FRAMES[name]
     async with RawClient(watch.server.websocket(f"/ws/{GROUP}/")) as client:
         await client.open()
-        await client.seen("welcome")
+        welcome = await client.seen("welcome")
         await client.send(raw)
         match expected:
             case Error(code=code, ref=ref):
@@ -242,11 +252,13 @@ async def test_a_bad_frame_has_its_answer_and_leaves_nothing(name: str, site: Si
             case Answer(fields=fields):
                 assert await client.seen(fields["type"]) == fields
                 await goes_on(client)
-            case Closed(code=0):
+            case Closed(code=0, reason=reason):
                 assert await client.closes() in REFUSED_BY_SERVER[site.pairing.server]
+                await eventually_async(lambda: watch.recorded(welcome["connection"]) == reason, within=5)
             case Closed(code=code, reason=reason):
                 assert await client.closes() == code
                 assert client.frames[-1] == {"type": "goodbye", "reason": reason, "reconnect": False}
+                await eventually_async(lambda: watch.recorded(welcome["connection"]) == reason, within=5)
 
 
 async def goes_on(client: RawClient) -> None:

@@ -278,6 +278,7 @@ async def test_plain_clients_whose_network_vanished_are_found_by_the_keepalive_o
             evicted_after=time.monotonic() - dropped_at,
             bound=bound,
         )
+        assert site.close_reasons() == {"ping_timeout": VANISHING}
         await eventually_async(lambda: scene.server.sockets() == 0, within=5)
 
 

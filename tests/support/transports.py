@@ -41,6 +41,7 @@ class _Held:
         self.pongs: list[str] = []
         self.received: list[str] = []
         self.disconnected: int | None = None
+        self.ended_by = ""
         self.handler_waits = False
         self.transport = transport_for(
             send,
@@ -61,8 +62,11 @@ class _Held:
                 await self.transport.accept({"type": "websocket.accept"})
             elif event["type"] == "websocket.receive":
                 self.received.append(event.get("text"))
+                if event.get("text") == "tell me":
+                    self.share("an answer")
             elif event["type"] == "websocket.disconnect":
                 self.disconnected = event.get("code", 1005)
+                self.ended_by = self.transport.ended_by(event).value
                 self.transport.abandon()
                 return
 
@@ -145,6 +149,7 @@ class _Held:
             "pongs": self.pongs,
             "received": self.received,
             "disconnected": self.disconnected,
+            "ended_by": self.ended_by,
             "handler_waits": self.handler_waits,
         }
 

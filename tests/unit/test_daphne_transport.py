@@ -56,7 +56,8 @@ class Protocol:
     """Autobahn's, as Daphne extends it."""
 
     STATE_OPEN = 3
-    maskServerFrames = logOctets = logFrames = wasClean = False
+    maskServerFrames = logOctets = logFrames = wasClean = failedByMe = False
+    wasMaxMessagePayloadSizeExceeded = wasMaxFramePayloadSizeExceeded = False
     autoFragmentSize = maxMessagePayloadSize = 0
     _perMessageCompress = None
 
@@ -162,6 +163,7 @@ def _lacks(name: str) -> Callable[[Protocol], None]:
         _set("autoFragmentSize", 100),
         _set("logFrames", True),
         _set("state", "open"),
+        _set("failedByMe", None),
         _set("send_queue", None),
         _set("sendData", None),
         _set("maxMessagePayloadSize", None),
@@ -305,3 +307,20 @@ def test_pongs_are_told_until_the_end() -> None:
     assert opened.pongs == [b"1"]
     # Nothing of the protocol leads back to the transport any more.
     assert {"onPong", "onCloseFrame"}.isdisjoint(vars(opened.protocol))
+
+
+@pytest.mark.parametrize(
+    ("failed", "seen"),
+    [
+        ({}, CloseReason.CLIENT_LOST),
+        ({"failedByMe": True}, CloseReason.PROTOCOL_ERROR),
+        ({"failedByMe": True, "wasMaxMessagePayloadSizeExceeded": True}, CloseReason.TOO_LARGE),
+        ({"failedByMe": True, "wasMaxFramePayloadSizeExceeded": True}, CloseReason.TOO_LARGE),
+    ],
+)
+def test_whom_autobahn_dropped_did_not_just_vanish(failed: dict[str, bool], seen: CloseReason) -> None:
+    opened = Opened()
+    vars(opened.protocol).update(failed, state=0)
+    assert opened.transport.ended_by({"type": "websocket.disconnect", "code": 1006}) is seen
+    opened.write("hello")
+    assert opened.failures == [CloseReason.SEND_FAILED if seen is CloseReason.CLIENT_LOST else seen]
