@@ -1,12 +1,17 @@
 """Rules for every test of this project."""
 
 import os
+import signal
 from collections.abc import Generator
 
 import pytest
 
 #: With REQUIRE_ALL=1, as in CI, a test that would be skipped fails instead: what is missing there is a fault.
 REQUIRE_ALL = os.environ.get("REQUIRE_ALL") == "1"
+
+# A shell starts what runs in the background with Ctrl-C ignored; servers that tests start would inherit it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from tests.support.agreement import Agreement, Witnesses
 from tests.support.databases import Databases
-from tests.support.growth import connections_had, growth_per_connection, memory, wave
+from tests.support.growth import MANY_WAVES, WAVES, connections_had, growth_per_connection, memory, wave
 from tests.support.measured import measured
 from tests.support.pairings import Pairing
 from tests.support.phone import Phone
@@ -50,6 +50,8 @@ QUIESCENCE = 45.0
 GROWTH_PER_CONNECTION = 4096
 #: What a process needs once for what it has not done before, in bytes.
 GROWTH_ONCE = 8 * 2**20
+#: From so many seconds on a churn is a long one, which has the time for many waves.
+LONG = 600.0
 
 Say = Callable[[str], None]
 
@@ -187,7 +189,7 @@ async def churn(site: Site, *, seed: int, seconds: float, say: Say) -> Outcome:
         grown, had = memory(steady) - before, connections_had(steady) - had
         say(f"the process that was never killed has grown by {grown / 2**20:.1f} MiB with {had} connections")
         assert grown < GROWTH_ONCE + had * GROWTH_PER_CONNECTION
-        per_connection = await growth_per_connection(steady)
+        per_connection = await growth_per_connection(steady, MANY_WAVES if seconds >= LONG else WAVES)
         assert per_connection < GROWTH_PER_CONNECTION, f"{per_connection:.0f} bytes for each connection stay"
         return Outcome(
             actions=sum(chaos.done.values()),

@@ -1,5 +1,5 @@
-"""The database is gone, hangs, or is out of reach of one process: who is connected notices nothing, who comes
-is told to come back, nobody is reaped for it, and the records are right afterwards.
+"""The database is gone, hangs, takes no writes, or is out of reach of one process: who is connected notices
+nothing, who comes is told to come back, nobody is reaped for it, and the records are right afterwards.
 """
 
 import asyncio
@@ -13,12 +13,12 @@ from typing import Self
 import pytest
 
 from tests.support.clients import Client, close_all, connect_many
-from tests.support.databases import Databases
+from tests.support.databases import Database, Databases, SqliteDatabase
 from tests.support.eventually import eventually_async
 from tests.support.measured import measured
 from tests.support.memberships import in_layer
 from tests.support.numbers import Numbers, same_layer
-from tests.support.pairings import Pairing
+from tests.support.pairings import Pairing, pairings
 from tests.support.postgres import PostgresServer
 from tests.support.servers import WebServer
 from tests.support.site import Site
@@ -28,6 +28,7 @@ pytestmark = pytest.mark.faults
 INTERVAL, TIMEOUT = 1.0, 0.5
 OUTAGE = 4 * INTERVAL  # far longer than a silent process lives
 OPEN_TIMEOUT = 5.0  # how long a client waits for its record
+MINUTE = 60.0
 GROUP = "public.lobby"
 
 daphne_or_uvicorn = pytest.mark.parametrize(
@@ -49,17 +50,34 @@ uvicorn_or_daphne = pytest.mark.parametrize(
 
 
 class Installation:
-    """A site with a PostgreSQL that nobody else uses, a server and a reaper."""
+    """A site with a database that nobody else uses, a server and a reaper."""
 
-    def __init__(self, site: Site, postgres: PostgresServer) -> None:
+    def __init__(self, site: Site, databases: Databases) -> None:
         self.site = site
-        self.postgres = postgres
+        self.databases = databases
         self.server = site.serve()
         self.url = self.server.websocket(f"/ws/{GROUP}/")
-        self.reaper = site.reaper("--interval", str(INTERVAL), "--timeout", str(TIMEOUT))
-        self.reaper.wait_for_a_round()
+        site.reaper().wait_for_a_round()
         # Its pids would tell the reaper more than its silence.
         self.site.look_remote()
+
+    @property
+    def postgres(self) -> PostgresServer:
+        return self.databases.postgres
+
+    @contextlib.contextmanager
+    def database_down(self) -> Iterator[None]:
+        """PostgreSQL is killed; the file of SQLite is locked by somebody who does not let go of it."""
+        database: Database = self.site.database
+        if isinstance(database, SqliteDatabase):
+            with database.locked():
+                yield
+        else:
+            self.postgres.kill()
+            try:
+                yield
+            finally:
+                self.postgres.start()
 
     def reasons(self) -> dict[str, int]:
         """How many records there are with each reason; those that are open have an empty one."""
@@ -77,9 +95,9 @@ class Installation:
 
 @pytest.fixture
 def installation(pairing: Pairing, tmp_path: Path, breakable_databases: Databases) -> Iterator[Installation]:
-    database = breakable_databases.new("postgres")
+    database = breakable_databases.new(pairing.database)
     with Site(tmp_path, pairing, database, ROUND_INTERVAL=INTERVAL, ROUND_TIMEOUT=TIMEOUT) as site:
-        yield Installation(site, breakable_databases.postgres)
+        yield Installation(site, breakable_databases)
 
 
 async def turned_away(url: str) -> float:
@@ -99,47 +117,72 @@ async def all_received(numbers: Numbers, clients: list[Client]) -> None:
     await eventually_async(lambda: all(numbers.received(each) == numbers.sent for each in clients), within=5)
 
 
-@daphne_or_uvicorn
-async def test_while_it_is_gone_sockets_receive_and_afterwards_the_records_are_right(
-    installation: Installation, pairing: Pairing
-) -> None:
+async def lived_through(installation: Installation, seconds: float, *, every: float, kind: str) -> None:
+    """The database is down for at least so long; `every` is the interval of rounds."""
     site, url = installation.site, installation.url
     clients = await connect_many(20, url)
     leaving, staying = clients[:5], clients[5:]
+    waits = []
     with same_layer(site):
         async with Numbers(GROUP) as numbers:
-            installation.postgres.kill()
-            began = time.monotonic()
-            waited = await turned_away(url)
-            await close_all(leaving)
-            await asyncio.sleep(OUTAGE - (time.monotonic() - began))  # the outage itself
-            assert all(client.is_open for client in staying)
-            installation.postgres.start()
+            with installation.database_down():
+                began = time.monotonic()
+                await close_all(leaving)
+                while time.monotonic() - began < seconds:
+                    waits.append(await turned_away(url))
+                    await asyncio.sleep(seconds / 10)
+                assert all(client.is_open for client in staying)
+                lasted = time.monotonic() - began
             back_at = time.monotonic()
-            await eventually_async(
-                lambda: installation.reasons() == {"": len(staying), "client_closed": len(leaving)}, within=10
-            )
+            right = {"": len(staying), "client_closed": len(leaving)}
+            await eventually_async(lambda: right.items() <= installation.reasons().items(), within=10)
             took = time.monotonic() - back_at
             number = installation.rounds()
-            await eventually_async(lambda: installation.rounds() >= number + 3, within=10 * INTERVAL)
+            await eventually_async(lambda: installation.rounds() >= number + 3, within=10 * every)
             await all_received(numbers, staying)
     assert all(client.is_open for client in staying)
     assert installation.lost() == 0
+    # Who was turned away has no record, or one that says so.
+    others = {key: number for key, number in installation.reasons().items() if key not in right}
+    assert set(others) <= {"server_unavailable"}
+    assert sum(others.values()) <= len(waits)
     assert in_layer(site) == {GROUP: 1}
     memberships = "SELECT count(*) FROM realtime_membership WHERE left_at IS NULL"
     assert site.database.value(memberships) == len(staying)
     async with Client(url) as client:
         await client.welcomed()
     measured(
-        "database gone",
-        pairing,
-        outage=OUTAGE,
-        dropped=0,
-        turned_away_after=waited,
+        kind,
+        site.pairing,
+        outage=lasted,
+        staying=len(staying),
+        dropped=sum(not client.is_open for client in staying),
+        turned_away=len(waits),
+        after_at_most=max(waits),
         records_right_after=took,
-        messages_lost=0,
+        messages=len(numbers.sent),
+        messages_lost=sum(len(numbers.sent) - len(numbers.received(client)) for client in staying),
     )
     await close_all(staying)
+
+
+@pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite", "core-daphne-postgres"))
+async def test_while_it_is_down_sockets_receive_and_afterwards_the_records_are_right(
+    installation: Installation, pairing: Pairing
+) -> None:
+    kind = "database locked" if pairing.database == "sqlite" else "database gone"
+    await lived_through(installation, OUTAGE, every=INTERVAL, kind=kind)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("pairing", pairings())
+async def test_a_minute_without_it_costs_nobody_the_connection_at_the_default_settings(
+    pairing: Pairing, tmp_path: Path, breakable_databases: Databases
+) -> None:
+    with Site(tmp_path, pairing, breakable_databases.new(pairing.database)) as site:
+        kind = f"database {'locked' if pairing.database == 'sqlite' else 'gone'} for a minute"
+        installation = await asyncio.to_thread(Installation, site, breakable_databases)
+        await lived_through(installation, MINUTE, every=10.0, kind=kind)
 
 
 @uvicorn_or_daphne

@@ -9,24 +9,24 @@ from tests.support.clients import close_all, connect_many
 from tests.support.fixtures import StartSite
 from tests.support.measured import measured
 from tests.support.numbers import Numbers, same_layer
-from tests.support.pairings import Pairing, pairings
+from tests.support.pairings import Pairing, pairings, rounds
 
 pytestmark = pytest.mark.faults
 
 CLIENTS = 50
-INTERVAL, TIMEOUT = 2.0, 1.0
 SLACK = 1.0  # seconds for a machine that is busy with other tests
 GROUPS = [f"public.room-{number}" for number in range(10)]
 
 
+@rounds
 @pytest.mark.parametrize(
     "reaping", [True, pytest.param(False, marks=pytest.mark.matrix)], ids=["with-reaper", "without-reaper"]
 )
 @pytest.mark.parametrize("pairing", pairings("core-daphne-postgres"))
 async def test_all_clients_receive_again_within_a_round_and_none_reconnects(
-    pairing: Pairing, reaping: bool, start_site: StartSite
+    pairing: Pairing, reaping: bool, interval: float, start_site: StartSite
 ) -> None:
-    site = start_site(pairing, ROUND_INTERVAL=INTERVAL, ROUND_TIMEOUT=TIMEOUT)
+    site = start_site(pairing, ROUND_INTERVAL=interval, ROUND_TIMEOUT=interval / 2)
     servers = [site.serve(), site.serve()]
     if reaping:
         site.reaper().wait_for_a_round()
@@ -44,16 +44,16 @@ async def test_all_clients_receive_again_within_a_round_and_none_reconnects(
                 with site.redis.client() as redis:
                     redis.flushall()
                 flushed_at = time.monotonic()
-                back = await numbers.all_back_after(clients, flushed_at, within=INTERVAL + SLACK)
+                back = await numbers.all_back_after(clients, flushed_at, within=interval + SLACK)
                 # Long enough for one more look at every membership, none of which may be doubled by it.
-                await asyncio.sleep(INTERVAL)
+                await asyncio.sleep(interval)
                 await numbers.stop()
                 measured(
-                    "FLUSHALL",
+                    f"FLUSHALL, {'default' if interval == 10.0 else 'scaled'}",
                     f"{pairing}, {'with' if reaping else 'without'} a reaper",
                     clients=CLIENTS,
                     receiving_again_after=back,
-                    bound=INTERVAL,
+                    bound=interval,
                 )
 
                 # All that was published has passed through Redis in order, so the last number ends the wait.

@@ -1,10 +1,15 @@
 """Nothing happens for a while: no reason to end anything, also where a read of Redis waits that long.
 
-redis-py reads with a timeout of 5 s by default, and the core layer waits for 5 s in one command.
+redis-py reads with a timeout of 5 s by default since its version 8, and the core layer waits for 5 s in one
+command.
 """
 
 import asyncio
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -18,13 +23,16 @@ from tests.support.site import Site
 pytestmark = pytest.mark.faults
 
 CLIENTS = 20
+SCALED = {"PING_INTERVAL": 4.0, "PONG_TIMEOUT": 2.0}
+LONGER_THAN_A_READ = 11.0  # seconds
 GROUP = "public.room"
 APPLICATION = "tests.support.misbehaving:application"
 
 
-async def idle(site: Site, seconds: float) -> None:
+async def idle(site: Site, seconds: float, kind: str = "idle", **environment: str) -> None:
     """Let clients of every kind be idle; all have to be there afterwards, and reachable."""
-    groups, channels = site.serve(), site.serve(application=APPLICATION)
+    groups = site.serve(**environment)
+    channels = site.serve(application=APPLICATION, **environment)
     clients: list[Client] = []
     clients += await connect_many(CLIENTS, groups.websocket(f"/ws/{GROUP}/"))
     clients += await connect_many(CLIENTS, groups.websocket(f"/ws/{GROUP}/"), plain=True)
@@ -36,7 +44,7 @@ async def idle(site: Site, seconds: float) -> None:
         await asyncio.sleep(seconds)  # the fault itself
         dropped = sum(not client.is_open for client in clients)
         measured(
-            "idle",
+            kind,
             site.pairing,
             clients=len(clients),
             idle_for=time.monotonic() - began,
@@ -66,8 +74,7 @@ async def idle(site: Site, seconds: float) -> None:
 async def test_nobody_is_dropped_for_being_idle_longer_than_a_read_of_redis_may_take(
     pairing: Pairing, start_site: StartSite
 ) -> None:
-    site = start_site(pairing, PING_INTERVAL=4.0, PONG_TIMEOUT=2.0)
-    await idle(site, 11.0)
+    await idle(start_site(pairing, **SCALED), LONGER_THAN_A_READ)
 
 
 @pytest.mark.matrix
@@ -76,3 +83,23 @@ async def test_nobody_is_dropped_for_being_idle_for_35_seconds(
     pairing: Pairing, start_site: StartSite
 ) -> None:
     await idle(start_site(pairing), 35.0)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("version", ["5.3.1", "6.4.0", "7.4.1", "8.0.1"])
+@pytest.mark.parametrize("pairing", pairings(server="daphne"))
+async def test_nobody_is_dropped_with_another_redis_py(
+    pairing: Pairing, version: str, start_site: StartSite, tmp_path: Path
+) -> None:
+    folder = str(tmp_path / "redis-py")
+    install = (sys.executable, "-m", "pip", "install", "--quiet", "--target", folder, f"redis=={version}")
+    await asyncio.to_thread(subprocess.run, install, check=True)
+    # Before what is installed beside the tests.
+    path = os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
+    which = (sys.executable, "-c", "import redis; print(redis.__version__)")
+    used = await asyncio.to_thread(
+        subprocess.run, which, env={**os.environ, "PYTHONPATH": path}, check=True, capture_output=True
+    )
+    assert used.stdout.decode().strip() == version
+    site = start_site(pairing, **SCALED)
+    await idle(site, LONGER_THAN_A_READ, f"idle, redis-py {version}", PYTHONPATH=path)

@@ -148,7 +148,7 @@ async def told_why_and_when(site: Site, server: WebServer, count: int, number: s
     assert reasons(site) == {"server_restart": len(clients)}
     await nothing_is_left(site)
     measured(
-        number.name,
+        "SIGTERM" if number is signal.SIGTERM else "SIGINT",
         site.pairing,
         clients=len(clients),
         goodbyes_and_4000=len(clients),
@@ -261,7 +261,13 @@ async def test_what_hangs_keeps_neither_the_goodbyes_nor_the_exit(
             # The rows did not wait for it: what is left is what only Redis could do.
             assert reasons(site)[None] == 0
             assert site.database.value("SELECT count(*) FROM realtime_process WHERE stopped_at IS NULL") == 0
-    measured(f"SIGTERM, {hung} hung", pairing, clients=30, last_closed_after=last, exit_after=took)
+    measured(
+        f"SIGTERM while {'the database' if hung == 'database' else 'Redis'} hangs",
+        pairing,
+        clients=30,
+        last_closed_after=last,
+        exit_after=took,
+    )
     await close_all(clients)
 
 

@@ -14,7 +14,7 @@ from tests.support.eventually import eventually_async
 from tests.support.fixtures import StartSite
 from tests.support.measured import measured
 from tests.support.memberships import in_layer, in_records
-from tests.support.pairings import Pairing, pairings
+from tests.support.pairings import PAIRINGS, Pairing, pairings
 from tests.support.scrape import scrape
 from tests.support.servers import WebServer
 from tests.support.site import Site
@@ -23,7 +23,9 @@ pytestmark = pytest.mark.faults
 
 CLIENTS, PLAIN = 40, 10
 INTERVAL, TIMEOUT = 1.0, 0.5
-REAPED_WITHIN = 2 * INTERVAL + TIMEOUT + 2.0  # seconds on a busy machine
+SLACK = 2.0  # seconds on a busy machine
+REAPED_WITHIN = 2 * INTERVAL + TIMEOUT + SLACK
+THREE_MINUTES, BOUND, DEFAULT_WINDOW = 180.0, 25.0, 5.0  # seconds, at the default settings
 WINDOW = 2.0  # RECONNECT_WINDOW
 GROUP = "public.lobby"
 
@@ -134,3 +136,52 @@ async def test_whoever_does_something_on_a_lost_socket_is_closed_at_once(
         # uvicorn dies by the signal that stopped it.
         assert await asyncio.to_thread(server.exit_code, within=10) in (0, -signal.SIGTERM)
     assert open_rows(site) == (0, 0)
+
+
+async def stopped_for_three_minutes(pairing: Pairing, start_site: StartSite) -> None:
+    site = await asyncio.to_thread(start_site, pairing)
+    server = await asyncio.to_thread(site.serve)
+    await asyncio.to_thread(lambda: site.reaper().wait_for_a_round())
+    url = server.websocket(f"/ws/{GROUP}/")
+    async with crowd(CLIENTS, url) as clients:
+        site.look_remote()
+        server.freeze()
+        try:
+            stopped_at = time.monotonic()
+            await eventually_async(
+                lambda: lost(site) == 1 and open_rows(site) == (0, 0), within=BOUND + SLACK, every=0.2
+            )
+            reaped_after = time.monotonic() - stopped_at
+            await asyncio.sleep(stopped_at + THREE_MINUTES - time.monotonic())  # the fault itself
+        finally:
+            server.thaw()
+        woken_at = time.monotonic()
+        codes = await asyncio.gather(*(client.closes(within=DEFAULT_WINDOW + 10) for client in clients))
+        ends = sorted((client.closed_at or 0.0) - woken_at for client in clients)
+        await eventually_async(lambda: in_layer(site) == {} == in_records(site), within=5)
+        async with Client(url) as back:
+            await back.welcomed()
+            open_then = open_rows(site)
+            assert in_layer(site) == {GROUP: 1}
+        measured(
+            "stopped, then continued after three minutes",
+            pairing,
+            clients=len(clients),
+            reaped_after=reaped_after,
+            bound=BOUND,
+            first_closed_after_waking=ends[0],
+            last_closed_after_waking=ends[-1],
+            window=DEFAULT_WINDOW,
+        )
+        assert Counter(codes) == {4000: CLIENTS}
+        assert {client.of_type("goodbye")[0]["reason"] for client in clients} == {"server_lost"}
+        assert ends[-1] > DEFAULT_WINDOW / 2, "closed in one instant"
+        assert open_then == (1, 1)
+        assert site.close_reasons().pop("server_lost") == CLIENTS
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(300)
+async def test_three_minutes_at_the_default_settings(start_site: StartSite) -> None:
+    # Side by side: to stand still costs nothing.
+    await asyncio.gather(*(stopped_for_three_minutes(pairing, start_site) for pairing in PAIRINGS))

@@ -1,4 +1,7 @@
-"""Layer, server and database of a test: one or two pairings in `make test`, all four in `make test-all`."""
+"""Layer, server and database of a test: one or two pairings in `make test`, all four in `make test-all`.
+
+And rounds: scaled down in `make test`, and at the default settings, too, in `make test-all`.
+"""
 
 from dataclasses import dataclass
 
@@ -35,3 +38,9 @@ def pairings(*everyday: str, **only: str) -> list[object]:
         pytest.param(each, id=str(each), marks=() if str(each) in everyday else pytest.mark.matrix)
         for each in chosen
     ]
+
+
+#: For tests with the argument `interval`: ROUND_INTERVAL, which is twice ROUND_TIMEOUT in all of them.
+rounds = pytest.mark.parametrize(
+    "interval", [pytest.param(2.0, id="scaled"), pytest.param(10.0, id="default", marks=pytest.mark.matrix)]
+)

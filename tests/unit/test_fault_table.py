@@ -24,23 +24,51 @@ def test_what_a_row_calls_a_fault_is_what_its_module_calls_it(row: table.Row) ->
     assert missing == []
 
 
-def test_a_figure_stands_under_its_layer_with_its_server_and_database(
+def made(tmp_path: Path, capsys: pytest.CaptureFixture[str], *measured: dict[str, object]) -> list[str]:
+    """The lines of the page for these measurements."""
+    file = tmp_path / "measured.jsonl"
+    file.write_text("\n".join(json.dumps({"test": "t", **each}) for each in measured))
+    table.main([str(file)])
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_overview_tells_the_least_and_the_most_of_each_layer(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    figures = {"clients": 20, "back_after": 1.25, "reasons": {"client_lost": 2}}
-    lines = [
-        {"test": "t", "fault": "FLUSHALL", "pairing": "core-daphne-postgres, with a reaper", **figures},
-        {"test": "t", "fault": "FLUSHALL", "pairing": "pubsub-uvicorn-sqlite", "clients": 5},
-    ]
-    file = tmp_path / "measured.jsonl"
-    file.write_text("\n".join(map(json.dumps, lines)))
-    table.main([str(file)])
-    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| FLUSHALL")]
-    _, _, _, core, pubsub, _, _ = row.split("|")
-    assert core.strip() == (
-        "*FLUSHALL, daphne postgres, with a reaper:* clients 20, back after 1.25, reasons client_lost 2"
+    runs = [("core-daphne-postgres", 0.25), ("core-uvicorn-sqlite", 1.5), ("pubsub-daphne-sqlite", 1234.5)]
+    lines = made(
+        tmp_path,
+        capsys,
+        *(
+            {"fault": "Redis restarted", "pairing": pairing, "receiving_again_after": seconds}
+            for pairing, seconds in runs
+        ),
     )
-    assert pubsub.strip() == "*FLUSHALL, uvicorn sqlite:* clients 5"
+    (row,) = [line for line in lines if line.startswith("| Redis restarted")]
+    _, _, _, core, pubsub, again, _ = map(str.strip, row.split("|"))
+    assert (core, pubsub) == ("receiving again after 0.25 to 1.5", "receiving again after 1234")
+    assert again == "`pytest tests/faults/test_redis_restart.py`"
+    (other,) = [line for line in lines if line.startswith("| SIGKILL")]
+    assert "put right after not measured" in other
+
+
+def test_each_run_has_its_line_with_all_of_its_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reasons = {"client_lost": 2, "client_closed": 1}
+    lines = made(
+        tmp_path,
+        capsys,
+        {"fault": "ends during a fan-out", "pairing": "pubsub-uvicorn-postgres", "clients": 3},
+        {"fault": "ends during a fan-out", "pairing": "core-daphne-sqlite", "reasons": reasons},
+    )
+    first = lines.index("**ends during a fan-out**")
+    assert lines[first + 2 : first + 6] == [
+        "| on | clients | reasons |",
+        "| --- | --- | --- |",
+        "| core, daphne, sqlite |  | client_lost 2; client_closed 1 |",
+        "| pub/sub, uvicorn, postgres | 3 |  |",
+    ]
 
 
 def test_a_figure_that_no_row_is_about_is_refused_with_its_name() -> None:
