@@ -7,7 +7,7 @@ from typing import Any
 
 from django.db import connection, models
 
-from realtime import records
+from realtime import process_records
 from realtime.models import Connection, Membership
 
 
@@ -62,7 +62,8 @@ def _much_cache() -> Iterator[None]:
 
 
 def start_processes(channels: list[str], host: str) -> list[uuid.UUID]:
-    return [records.start_process(channel, host, number + 1) for number, channel in enumerate(channels)]
+    numbered = enumerate(channels, start=1)
+    return [process_records.start_process(channel, host, number) for number, channel in numbered]
 
 
 def _insert(model: type[models.Model], rows: int, values: dict[str, str]) -> None:

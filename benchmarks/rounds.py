@@ -20,7 +20,7 @@ django.setup()
 from channels.db import database_sync_to_async  # noqa: E402
 
 from benchmarks import filling  # noqa: E402
-from realtime import groups, records, sweep  # noqa: E402
+from realtime import groups, process_records, records, sweep  # noqa: E402
 from realtime.models import Connection, Process  # noqa: E402
 from realtime.reaper import Reaper  # noqa: E402
 
@@ -50,7 +50,7 @@ async def answer(process: uuid.UUID, channel: str) -> None:
     while True:
         event = await layer.receive(channel)
         if event.get("type") == groups.ASK:
-            write = database_sync_to_async(records.answer_round)
+            write = database_sync_to_async(process_records.answer_round)
             await write(process, event["round"], connections=0, loop_lag=0.0)
             await groups.answer(event["reply_to"], event["round"], str(process))
 
@@ -95,7 +95,7 @@ async def swept(process: uuid.UUID) -> dict[str, Any]:
     await database_sync_to_async(declare_lost)([process])
     timed = Timed()
     began = time.perf_counter()
-    lost = await timed(records.lost_processes_to_sweep)
+    lost = await timed(process_records.lost_processes_to_sweep)
     done = await sweep.sweep(lost, timed, lambda: False)
     seconds = time.perf_counter() - began
     return {
@@ -109,7 +109,7 @@ async def swept(process: uuid.UUID) -> dict[str, Any]:
 
 
 def declare_lost(processes: Collection[uuid.UUID]) -> None:
-    lost = records.declare_lost(processes)
+    lost = process_records.declare_lost(processes)
     assert len(lost) == Process.objects.filter(pk__in=processes).count()
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from channels import DEFAULT_CHANNEL_LAYER
 from channels.db import database_sync_to_async
 
-from realtime import differences, groups, records
+from realtime import differences, groups, process_records, records
 from realtime.closing import CloseReason
 from realtime.differences import Difference, Held, Kind, Layer, Stored
 from realtime.records import Closing, Join
@@ -171,9 +171,8 @@ class Explainer:
             await groups.kick(address, connections, memberships, CloseReason.SERVER_LOST.value)
 
     async def _heal(self, missing: Collection[Difference], stray: Collection[Difference]) -> None:
-        running = {
-            process.channel_name for process in await database_sync_to_async(records.processes_to_ask)()
-        }
+        asked = await database_sync_to_async(process_records.processes_to_ask)()
+        running = {process.channel_name for process in asked}
         for address in {each.address for each in (*missing, *stray)}:
             names = [each.group for each in stray if each.address == address]
             if address in running:

@@ -16,7 +16,7 @@ from typing import Any
 
 from django.db import Error as DatabaseFailure
 
-from realtime import autobahn_log, collector, conf, differences, groups, metrics, pids, records, sweep
+from realtime import autobahn_log, collector, conf, differences, groups, metrics, pids, process_records, sweep
 from realtime.closing import CloseReason
 from realtime.connection import Connection
 from realtime.fanout import Fanout
@@ -312,7 +312,7 @@ class Hub:
         while True:
             await asyncio.sleep(conf.get().ROUND_INTERVAL)
             try:
-                if not await self.ledger.call(records.is_running, self.process):
+                if not await self.ledger.call(process_records.is_running, self.process):
                     self.on_lost()
             except DatabaseFailure as error:
                 logger.warning("Whether this process was declared lost is not known: %s", error)

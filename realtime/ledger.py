@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from asgiref.sync import sync_to_async
 from django.db import Error, connections
 
-from realtime import batch, conf, metrics, records
+from realtime import batch, conf, metrics, process_records, records
 from realtime.backlog import Backlog, Kind
 from realtime.errors import RealtimeError
 from realtime.outage import Outage
@@ -81,18 +81,22 @@ class Ledger:
         self._shutting = False
 
     async def start_process(self, channel_name: str, pid: Pid) -> uuid.UUID:
-        call = partial(records.start_process, channel_name, pid.host, pid.number, pid.namespace, pid.began)
+        call = partial(
+            process_records.start_process, channel_name, pid.host, pid.number, pid.namespace, pid.began
+        )
         process: uuid.UUID = await self._once(_Write(Kind.CALL, call=call))
         return process
 
     async def answer_round(self, process: uuid.UUID, number: int, connections: int, lag: float) -> bool:
         """False when the process was declared lost. Raises RecordsUnavailable."""
-        call = partial(records.answer_round, process, number, connections=connections, loop_lag=lag)
+        call = partial(process_records.answer_round, process, number, connections=connections, loop_lag=lag)
         running: bool = await self._once(_Write(Kind.CALL, call=call))
         return running
 
     async def stop_process(self, process: uuid.UUID) -> bool:
-        stopped: bool = await self._once(_Write(Kind.CALL, call=partial(records.stop_process, process)))
+        stopped: bool = await self._once(
+            _Write(Kind.CALL, call=partial(process_records.stop_process, process))
+        )
         return stopped
 
     async def open(self, opening: Opening) -> None:

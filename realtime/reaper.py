@@ -17,10 +17,11 @@ from channels.db import database_sync_to_async
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error as DatabaseFailure
 
-from realtime import conf, groups, metrics, records, sweep
+from realtime import conf, groups, metrics, process_records, records, sweep
 from realtime.closing import CloseReason
 from realtime.liveness import RollCall
-from realtime.records import Asked, Leftover, LostProcess
+from realtime.process_records import Asked, LostProcess
+from realtime.records import Leftover
 
 logger = logging.getLogger("realtime.reaper")
 
@@ -117,7 +118,7 @@ class Reaper:
         do stays on the to-do list.
         """
         await self._listen()
-        number = await _database(records.claim_round, self.interval)
+        number = await _database(process_records.claim_round, self.interval)
         if number is None:
             return None
         clock = asyncio.get_running_loop().time
@@ -152,7 +153,7 @@ class Reaper:
         asked, unreachable, roll_call = await self._ask(0)
         await self._wait(0, roll_call, asked)
         silent = [process.id for process in asked if roll_call.outcome(process.id, 0).missed]
-        ended = [process.id for process in await _database(records.lost_processes_to_sweep)]
+        ended = [process.id for process in await _database(process_records.lost_processes_to_sweep)]
         reaped = discarded = 0
         for process in silent + ended:
             reaped += await _database(records.count_open_records, process)
@@ -193,7 +194,7 @@ class Reaper:
     async def _ask(self, number: int) -> tuple[list[Asked], int, RollCall[uuid.UUID]]:
         """The processes that were asked, and how many could not be."""
         roll_call: RollCall[uuid.UUID] = RollCall(misses_allowed=self.misses_allowed)
-        processes = await _database(records.processes_to_ask)
+        processes = await _database(process_records.processes_to_ask)
         self._answers = {number: set()}
         # All at once, so that a layer that hangs costs a round one timeout and not one for each process.
         outcomes = await asyncio.gather(*(self._ask_one(process, number) for process in processes))
@@ -267,12 +268,12 @@ class Reaper:
         missed = {process.id: roll_call.outcome(process.id, process.missed).missed for process in asked}
         if back := [process.id for process in asked if missed[process.id] < process.missed]:
             # Who answered by message only, its database being down, has not written so in its row.
-            await _database(records.answered, back)
+            await _database(process_records.answered, back)
         silent = [process.id for process in asked if missed[process.id] > process.missed]
         if not silent:
             return []
         # The database has the last word: who answered there, or was judged meanwhile, is spared.
-        lost = await _database(records.judge, number, silent, self.misses_allowed)
+        lost = await _database(process_records.judge, number, silent, self.misses_allowed)
         for process in lost:
             logger.error(
                 "Process %s:%d is lost: it left %d rounds unanswered",
@@ -290,7 +291,7 @@ class Reaper:
 
         Raises, after all that could be done, what kept the rest from it.
         """
-        ended = await _database(records.lost_processes_to_sweep)
+        ended = await _database(process_records.lost_processes_to_sweep)
         reaped = discarded = 0
         failures: list[Exception] = []
         try:
@@ -337,7 +338,7 @@ class Reaper:
         until, purged = clock() + PURGE_TIME, 0
         if self.keep_closed is None:
             return 0
-        for purge in (records.purge_closed, records.purge_processes):
+        for purge in (records.purge_closed, process_records.purge_processes):
             while clock() < until and not self.stopping.is_set():
                 deleted = await _database(purge, self.keep_closed)
                 purged += deleted if purge is records.purge_closed else 0
@@ -399,7 +400,7 @@ async def enough_rounds(reaper: Reaper, report: Callable[[Report], None]) -> boo
     Rounds that other reapers run meanwhile count: they ask and judge the same processes. Raises what
     `Reaper.round` raises.
     """
-    first, repaired = await _database(records.current_round), False
+    first, repaired = await _database(process_records.current_round), False
     while not reaper.stopping.is_set():
         done = await reaper.round()
         if done is not None:
@@ -407,7 +408,7 @@ async def enough_rounds(reaper: Reaper, report: Callable[[Report], None]) -> boo
             repaired = repaired or done.repaired
             if done.unreachable:
                 raise groups.LayerUnavailable(f"{done.unreachable} processes could not be asked.")
-        if await _database(records.current_round) > first + reaper.misses_allowed:
+        if await _database(process_records.current_round) > first + reaper.misses_allowed:
             break
         await reaper.until_next()
     return repaired

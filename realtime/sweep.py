@@ -12,10 +12,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from realtime import groups, metrics, pids, records
+from realtime import groups, metrics, pids, process_records, records
 from realtime.closing import CloseReason
 from realtime.ledger import Ledger
-from realtime.records import LostProcess
+from realtime.process_records import LostProcess
 
 logger = logging.getLogger("realtime.sweep")
 
@@ -49,11 +49,11 @@ async def declare_gone(database: Database) -> list[LostProcess]:
     here = pids.own()
     if not here.namespace:
         return []
-    neighbours = await database(records.processes_of, here.host, here.namespace)
+    neighbours = await database(process_records.processes_of, here.host, here.namespace)
     gone = [each.id for each in neighbours if pids.is_gone(each.pid, each.pid_began)]
     if not gone:
         return []
-    lost = await database(records.declare_lost, gone)
+    lost = await database(process_records.declare_lost, gone)
     for process in lost:
         logger.warning("Process %s:%d is lost: its pid is gone", process.host, process.pid)
     metrics.processes_lost.inc(len(lost))
@@ -92,7 +92,7 @@ async def predecessors() -> None:
                 return
             await declare_gone(ledger.call)
             # Also what an earlier start left half done, which is declared lost already.
-            ended = await ledger.call(records.neighbours_to_sweep, here.host, here.namespace)
+            ended = await ledger.call(process_records.neighbours_to_sweep, here.host, here.namespace)
             done = await sweep(ended, ledger.call, lambda: False)
         if ended:
             logger.info(

@@ -9,7 +9,7 @@ from django.db import connections
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from realtime import drain, groups, records
+from realtime import drain, groups, process_records
 
 logger = logging.getLogger("realtime.views")
 
@@ -60,7 +60,7 @@ async def _check_database() -> None:
 
 def _ask_database() -> None:
     try:
-        records.current_round()
+        process_records.current_round()
     finally:
         connections.close_all()
 

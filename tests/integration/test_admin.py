@@ -14,7 +14,7 @@ from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from realtime import records
+from realtime import process_records, records
 from realtime.admin import disconnect, filters, people, search
 from realtime.admin.connections import NEWEST
 from realtime.admin.window import BoundedPaginator
@@ -130,9 +130,9 @@ def test_an_open_record_of_a_process_that_ended_or_is_silent_is_suspect(admin_cl
     process = a_process()
     open_connections(process, 1)
     assert state() == "open"
-    records.judge(1, [process], misses_allowed=1)
+    process_records.judge(1, [process], misses_allowed=1)
     assert state() == "suspect"
-    records.answer_round(process, 2, connections=1, loop_lag=0.0)
+    process_records.answer_round(process, 2, connections=1, loop_lag=0.0)
     assert state() == "open"
     make_lost(process, number=3)
     assert state() == "suspect"
@@ -237,7 +237,7 @@ def test_suspects_are_the_open_ones_of_processes_that_ended_or_are_silent(admin_
     open_connections(well, 1)
     (asked,) = open_connections(silent, 1)
     held, swept = open_connections(lost, 2)
-    records.judge(1, [silent], misses_allowed=1)
+    process_records.judge(1, [silent], misses_allowed=1)
     make_lost(lost)
     closed(swept, CloseReason.SERVER_LOST)
 
@@ -258,7 +258,7 @@ def test_the_filter_names_running_processes_and_the_one_that_is_chosen(admin_cli
     for pid in (3, 1, 2):
         a_process(host="web-1", pid=pid)
     ended = a_process(host="web-9", pid=9)
-    records.stop_process(ended)
+    process_records.stop_process(ended)
 
     named = words(page_of(admin_client, CONNECTIONS))
     chosen = words(page_of(admin_client, CONNECTIONS, process=str(ended)))
@@ -479,8 +479,8 @@ def test_the_page_of_a_connection_that_joined_often_shows_the_newest_memberships
 
 def test_the_list_of_processes_shows_how_each_is_doing(admin_client):
     process = a_process(host="web-1", pid=4711)
-    records.answer_round(process, 1, connections=12, loop_lag=0.0315)
-    records.judge(2, [process], misses_allowed=1)
+    process_records.answer_round(process, 1, connections=12, loop_lag=0.0315)
+    process_records.judge(2, [process], misses_allowed=1)
     Process.objects.update(started_at=at(-7500), answered_at=at(-8.5))
 
     assert cells(admin_client, PROCESSES) == {
@@ -502,8 +502,8 @@ def test_a_process_that_was_never_asked_has_no_last_answer(admin_client):
 
 def test_processes_are_filtered_by_state(admin_client):
     running, silent, stopped, lost = (a_process(pid=pid) for pid in range(4))
-    records.judge(1, [silent], misses_allowed=1)
-    records.stop_process(stopped)
+    process_records.judge(1, [silent], misses_allowed=1)
+    process_records.stop_process(stopped)
     make_lost(lost)
 
     assert set(listed(admin_client, PROCESSES)) == {str(id) for id in (running, silent, stopped, lost)}
@@ -542,7 +542,7 @@ def test_the_page_of_a_process_shows_its_newest_open_connections(admin_client, d
 
 def test_the_page_of_a_process_that_ended_says_when_and_has_no_connections(admin_client):
     process = a_process()
-    records.stop_process(process)
+    process_records.stop_process(process)
 
     assert fields(admin_client, PROCESS, process)["State"] == "stopped"
     assert "UTC" in fields(admin_client, PROCESS, process)["Ended"]

@@ -17,7 +17,20 @@ from channels.db import database_sync_to_async
 from channels.layers import get_channel_layer
 from django.db import OperationalError
 
-from realtime import batch, conf, frames, groups, ledger, lifecycle, metrics, outage, pulse, records, signals
+from realtime import (
+    batch,
+    conf,
+    frames,
+    groups,
+    ledger,
+    lifecycle,
+    metrics,
+    outage,
+    process_records,
+    pulse,
+    records,
+    signals,
+)
 from realtime.backlog import Kind
 from realtime.closing import CloseReason
 from realtime.connection import Connection
@@ -217,7 +230,7 @@ async def before_admit(life: Life) -> AsyncIterator[None]:
 @moment(UNKNOWN)
 async def the_hub_being_started(life: Life) -> AsyncIterator[None]:
     hold = Hold()
-    life.patch.setattr(records, "start_process", hold.in_thread(records.start_process))
+    life.patch.setattr(process_records, "start_process", hold.in_thread(process_records.start_process))
     life.begin(life.admit)
     await hold.until_reached()
     yield
@@ -370,7 +383,7 @@ async def the_layer_hung(life: Life) -> AsyncIterator[None]:
     for other in life.others:
         await asyncio.wait_for(other, 5)
     leftovers = await database_sync_to_async(records.leftovers)()
-    ended = await database_sync_to_async(records.lost_processes_to_sweep)()
+    ended = await database_sync_to_async(process_records.lost_processes_to_sweep)()
     assert (len(leftovers), len(ended)) in ((len(GROUPS), 0), (0, 1))
     assert life.in_layer == set(GROUPS)
     life.patch.setattr(layer, "group_discard", discard)
@@ -382,8 +395,13 @@ async def the_database_hung(life: Life) -> AsyncIterator[None]:
     life.home = await lifecycle.hub()
     await life.at_rest(life.open, life.join(*GROUPS))
     hold = Hold()
-    for name in ("close_connections", "leave_memberships", "stop_process"):
-        life.patch.setattr(records, name, hold.in_thread(getattr(records, name)))
+    writes = (
+        (records, "close_connections"),
+        (records, "leave_memberships"),
+        (process_records, "stop_process"),
+    )
+    for owner, name in writes:
+        life.patch.setattr(owner, name, hold.in_thread(getattr(owner, name)))
     yield
     # Out of the layer all the same; the rows say what is still to be written.
     await _eviction(life)

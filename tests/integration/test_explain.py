@@ -12,7 +12,7 @@ from channels.db import database_sync_to_async
 from channels.layers import get_channel_layer
 from django.core.management import CommandError, call_command
 
-from realtime import explain, groups, hub, lifecycle, records
+from realtime import explain, groups, hub, lifecycle, process_records, records
 from realtime.closing import CloseReason
 from realtime.connection import Connection
 from realtime.differences import Kind
@@ -117,7 +117,7 @@ async def test_what_the_layer_lost_is_asserted_and_what_it_has_too_much_is_left(
 
 async def test_what_only_the_layer_knows_of_an_ended_process_is_discarded(explainer: Explainer) -> None:
     ended = await database_sync_to_async(rows.a_process)(channel_name="specific.ended")
-    await database_sync_to_async(records.stop_process)(ended)
+    await database_sync_to_async(process_records.stop_process)(ended)
     await get_channel_layer().group_add("g", "specific.ended")
     found, _ = await told(explainer, rounds=no_rounds)
     assert [(each.difference.kind, each.process, each.repaired) for each in found] == [
@@ -133,7 +133,7 @@ async def test_rounds_put_right_what_is_theirs_and_it_is_told_of(explainer: Expl
     for process in (silent, ended):
         (connection,) = await database_sync_to_async(rows.open_connections)(process, 1)
         await database_sync_to_async(records.open_memberships)(rows.joins(process, [connection], "g"))
-    await database_sync_to_async(records.stop_process)(ended)
+    await database_sync_to_async(process_records.stop_process)(ended)
     reaper = Reaper(interval=0.2, timeout=0.15, misses_allowed=1)
     found, repaired = await told(explainer, rounds=lambda: enough_rounds(reaper, lambda report: None))
     await reaper.close()
@@ -251,7 +251,7 @@ def test_the_command_explains_and_says_whether_anything_was_repaired(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     ended = rows.a_process()
-    records.stop_process(ended)
+    process_records.stop_process(ended)
     rows.open_connections(ended, 1)
     options = ["--interval", "0.3", "--timeout", "0.2", "--explain", "--format", "json"]
     for extra, status, done in (("--dry-run", 0, "nothing"), ("--once", 3, "closed by a round")):

@@ -14,7 +14,7 @@ import pytest_asyncio
 from channels.layers import channel_layers, get_channel_layer
 from django.db import OperationalError
 
-from realtime import groups, healing, lifecycle, metrics, records
+from realtime import groups, healing, lifecycle, metrics, process_records, records
 from realtime.closing import CloseReason
 from realtime.connection import Connection
 from realtime.hub import Hub
@@ -337,7 +337,7 @@ async def test_a_process_that_could_not_start_leaves_no_channel_open(
 
     with server.client() as client:
         before = client.pubsub_channels("*")
-        monkeypatch.setattr(records, "start_process", failing)
+        monkeypatch.setattr(process_records, "start_process", failing)
         for _ in range(3):
             with pytest.raises(RecordsUnavailable):
                 await Hub.start(

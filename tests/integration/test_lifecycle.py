@@ -11,7 +11,7 @@ from channels.db import database_sync_to_async
 from channels.layers import get_channel_layer
 from django.db import OperationalError
 
-from realtime import frames, groups, lifecycle, records, signals
+from realtime import frames, groups, lifecycle, process_records, records, signals
 from realtime.closing import CloseReason
 from realtime.connection import Connection
 from realtime.hub import Hub
@@ -306,7 +306,7 @@ async def test_a_process_that_was_declared_lost_starts_anew() -> None:
     peer = await Peer().open("g")
     old = await lifecycle.hub()
     await Process.objects.filter(pk=old.process).aupdate(last_round=0, missed=5)
-    lost = await database_sync_to_async(records.judge)(9, [old.process], 1)
+    lost = await database_sync_to_async(process_records.judge)(9, [old.process], 1)
     assert [process.id for process in lost] == [old.process]
 
     await groups.ask(old.channel, 10, "realtime.nobody")

@@ -12,6 +12,7 @@ from tests.support.servers import CHECKOUT
 
 REPEATED = [
     "test_records.py",
+    "test_process_records.py",
     "test_batch.py",
     "test_query_plans.py",
     "test_admin.py",

@@ -10,7 +10,7 @@ from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from realtime import records
+from realtime import process_records, records
 from realtime.admin import search
 from realtime.models import Connection, Process
 from tests.support.rows import a_process, closings, joins, make_lost, open_connections
@@ -75,7 +75,7 @@ def test_a_full_scan_is_told_from_the_use_of_an_index(processes, db):
 
 
 def test_finding_what_to_sweep_uses_an_index(processes, db):
-    assert full_scans(records.lost_processes_to_sweep) == []
+    assert full_scans(process_records.lost_processes_to_sweep) == []
 
 
 def test_closing_what_a_lost_process_held_uses_an_index(processes, db):

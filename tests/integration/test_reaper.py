@@ -14,7 +14,7 @@ from channels.layers import get_channel_layer
 from django.core.exceptions import ImproperlyConfigured
 from django.utils import timezone
 
-from realtime import groups, records
+from realtime import groups, process_records, records
 from realtime.closing import CloseReason
 from realtime.models import Connection, Membership, Process
 from realtime.reaper import Reaper, Report, enough_rounds, rounds
@@ -35,7 +35,9 @@ class FakeProcess:
 
     async def start(self) -> "FakeProcess":
         self.channel = await get_channel_layer().new_channel()
-        self.id: uuid.UUID = await database_sync_to_async(records.start_process)(self.channel, "host", 1)
+        self.id: uuid.UUID = await database_sync_to_async(process_records.start_process)(
+            self.channel, "host", 1
+        )
         self.task = asyncio.create_task(self._run())
         return self
 
@@ -58,7 +60,7 @@ class FakeProcess:
             if self.through_layer:
                 await groups.answer(event["reply_to"], event["round"], str(self.id))
             if self.in_database and event["round"]:
-                await database_sync_to_async(records.answer_round)(
+                await database_sync_to_async(process_records.answer_round)(
                     self.id, event["round"], connections=0, loop_lag=0.0
                 )
 
@@ -200,7 +202,7 @@ async def test_what_a_dead_reaper_left_half_done_is_finished_by_the_next_round(
     dead = await processes()
     dead.task.cancel()
     await dead.hold("g")
-    await database_sync_to_async(records.judge)(1, [dead.id], 0)
+    await database_sync_to_async(process_records.judge)(1, [dead.id], 0)
     report = await next_round(reaper)
     assert (report.lost, report.reaped, report.discarded) == (0, 1, 1)
 
@@ -211,7 +213,7 @@ async def test_a_layer_that_fails_in_a_sweep_leaves_the_rest_on_the_to_do_list(
     dead = await processes()
     dead.task.cancel()
     await dead.hold("g")
-    await database_sync_to_async(records.judge)(1, [dead.id], 0)
+    await database_sync_to_async(process_records.judge)(1, [dead.id], 0)
     discard = groups.discard
 
     async def failing(*_: Any) -> None:
@@ -249,7 +251,7 @@ async def test_a_preview_writes_nothing(reaper: Reaper, processes: Callable[...,
     row = await dead.row()
     assert (row.missed, row.stopped_at) == (0, None)
     assert await Connection.objects.open().acount() == 1
-    assert await database_sync_to_async(records.current_round)() == 0
+    assert await database_sync_to_async(process_records.current_round)() == 0
 
 
 async def test_enough_rounds_find_a_process_that_has_just_died(
@@ -270,7 +272,7 @@ async def test_a_stopped_reaper_counts_no_miss_for_whom_it_did_not_wait_out(
     reaper = Reaper(interval=60, timeout=30, misses_allowed=0)
     task = asyncio.create_task(rounds(reaper, lambda report: None))
     async with asyncio.timeout(5):
-        while not await database_sync_to_async(records.current_round)():
+        while not await database_sync_to_async(process_records.current_round)():
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)
         reaper.stop()
@@ -285,14 +287,14 @@ async def test_a_round_that_fails_is_reported_and_the_next_one_comes(
     reaper = Reaper(interval=0.2, timeout=0.1, misses_allowed=1)
     reports: list[Any] = []
     failures = [groups.LayerUnavailable("down")]
-    ask = records.processes_to_ask
+    ask = process_records.processes_to_ask
 
     def failing() -> Any:
         if failures:
             raise failures.pop()
         return ask()
 
-    monkeypatch.setattr(records, "processes_to_ask", failing)
+    monkeypatch.setattr(process_records, "processes_to_ask", failing)
     task = asyncio.create_task(rounds(reaper, reports.append))
     async with asyncio.timeout(10):
         while len(reports) < 2:
@@ -355,7 +357,7 @@ async def test_living_processes_are_told_although_the_layer_of_a_dead_one_is_dow
         connection = await process.hold("h")
         closing = Closing(connection, CloseReason.CLIENT_LOST, None)
         await database_sync_to_async(records.close_connections)([closing], uuid.uuid4())
-    await database_sync_to_async(records.judge)(1, [dead.id], 0)
+    await database_sync_to_async(process_records.judge)(1, [dead.id], 0)
     kick, discard = groups.kick, groups.discard
 
     async def discard_here(group: str, address: str) -> None:
@@ -415,7 +417,7 @@ async def test_rounds_delete_what_has_been_closed_for_long_enough(
         closing = Closing(old if process is ended else fresh, CloseReason.CLIENT_CLOSED, 1000)
         await database_sync_to_async(records.close_connections)([closing], uuid.uuid4())
         await database_sync_to_async(records.left_groups)(process.id, ["g"])
-    await database_sync_to_async(records.stop_process)(ended.id)
+    await database_sync_to_async(process_records.stop_process)(ended.id)
     long_ago = timezone.now() - timedelta(days=2)
     await Connection.objects.filter(pk=old).aupdate(closed_at=long_ago)
     await Process.objects.filter(pk=ended.id).aupdate(stopped_at=long_ago)

@@ -15,7 +15,7 @@ from channels.db import database_sync_to_async
 from channels.layers import get_channel_layer
 from django.db import OperationalError
 
-from realtime import groups, lifecycle, pids, records, sweep
+from realtime import groups, lifecycle, pids, process_records, records, sweep
 from realtime.closing import CloseReason
 from realtime.models import Connection, Membership, Process, Round
 from realtime.reaper import Reaper
@@ -58,7 +58,9 @@ async def recorded(
     began = began_of(child) if began is None else began
     namespace = pids.own().namespace if namespace is None else namespace
     channel = await get_channel_layer().new_channel()
-    process: uuid.UUID = await database(records.start_process, channel, host, child.pid, namespace, began)
+    process: uuid.UUID = await database(
+        process_records.start_process, channel, host, child.pid, namespace, began
+    )
     await give_a_connection(process, channel)
     return process
 
@@ -202,7 +204,7 @@ async def test_of_several_that_look_at_once_one_declares_it_lost(neighbour: subp
 
 async def test_one_that_stopped_as_planned_is_not_declared_lost(neighbour: subprocess.Popen[bytes]) -> None:
     process = await recorded(neighbour)
-    await database(records.stop_process, process)
+    await database(process_records.stop_process, process)
     kill(neighbour)
     await sweep.predecessors()
     assert not (await Process.objects.aget(pk=process)).lost
@@ -240,7 +242,7 @@ async def test_a_database_that_fails_is_logged_once(
     def fail(*_: object) -> None:
         raise OperationalError("down")
 
-    monkeypatch.setattr(records, "processes_of", fail)
+    monkeypatch.setattr(process_records, "processes_of", fail)
     await sweep.predecessors()
     assert len(errors(caplog)) == 1
 

@@ -9,7 +9,7 @@ from channels.layers import channel_layers
 from django.db import OperationalError
 from django.test import AsyncClient
 
-from realtime import groups, records
+from realtime import groups, process_records
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ async def test_a_probe_gets_its_answer_although_all_hangs(
     monkeypatch.setattr("realtime.views.DATABASE_TIMEOUT", 0.1)
     monkeypatch.setattr(groups, "CALL_TIMEOUT", 0.1)
     monkeypatch.setattr(groups.layer(), "group_send", hanging)
-    monkeypatch.setattr(records, "current_round", lambda: release.wait(60))
+    monkeypatch.setattr(process_records, "current_round", lambda: release.wait(60))
     try:
         async with asyncio.timeout(5):
             response = await client.get("/health/ready")
@@ -91,7 +91,7 @@ async def test_a_process_without_its_database_is_not_ready(
     def failing() -> int:
         raise OperationalError("secret words of the database")
 
-    monkeypatch.setattr(records, "current_round", failing)
+    monkeypatch.setattr(process_records, "current_round", failing)
     response = await client.get("/health/ready")
     assert response.status_code == 503
     assert response.json() == {"ready": False, "database": "OperationalError"}

@@ -2,14 +2,14 @@
 
 import uuid
 
-from realtime import records
+from realtime import process_records, records
 from realtime.closing import CloseReason
 
 
 def a_process(
     *, channel_name: str = "specific.0123456789abcdef", host: str = "web-1", pid: int = 4711
 ) -> uuid.UUID:
-    return records.start_process(channel_name, host, pid)
+    return process_records.start_process(channel_name, host, pid)
 
 
 def an_opening(process_id: uuid.UUID, **changes: object) -> records.Opening:
@@ -39,6 +39,6 @@ def joins(process_id: uuid.UUID, ids: list[uuid.UUID], *groups: str) -> list[rec
     return [records.Join(id, process_id, group) for id in ids for group in groups]
 
 
-def make_lost(*process_ids: uuid.UUID, number: int = 1) -> list[records.LostProcess]:
+def make_lost(*process_ids: uuid.UUID, number: int = 1) -> list[process_records.LostProcess]:
     """Declare processes lost by a round that they did not answer."""
-    return records.judge(number, process_ids, misses_allowed=0)
+    return process_records.judge(number, process_ids, misses_allowed=0)

@@ -1,0 +1,210 @@
+"""Every read and write of the rows of processes and rounds. As in `records`, but for `start_process`,
+`claim_round` and `judge`, which are not to be repeated.
+"""
+
+import uuid
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import timedelta
+
+from django.db import transaction
+from django.db.models import F, Q, QuerySet
+from django.db.models.functions import Greatest, Now
+
+from realtime import rows
+from realtime.models import Process, Round
+from realtime.rows import BATCH
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A process that a round asks."""
+
+    id: uuid.UUID
+    channel_name: str
+    host: str
+    pid: int
+    missed: int
+
+
+@dataclass(frozen=True, slots=True)
+class LostProcess:
+    """A process that is no more, and whose records and memberships are to be swept."""
+
+    id: uuid.UUID
+    channel_name: str
+    host: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A running process on this machine, and how to tell whether it still exists (see `pids.is_gone`)."""
+
+    id: uuid.UUID
+    pid: int
+    pid_began: int
+
+
+def start_process(
+    channel_name: str, host: str, pid: int, pid_namespace: str = "", pid_began: int = 0
+) -> uuid.UUID:
+    """Record a server process that starts, and return its id. `pid_namespace` and `pid_began` are as in
+    `pids.Pid`; without them, nobody judges it by its pid.
+    """
+    process = Process(
+        channel_name=channel_name,
+        host=rows.cut(host, Process, "host"),
+        pid=pid,
+        pid_namespace=rows.cut(pid_namespace, Process, "pid_namespace"),
+        pid_began=pid_began,
+        started_at=Now(),
+    )
+    process.save(using=rows.database(), force_insert=True)
+    return process.id
+
+
+def rename_process(process_id: uuid.UUID, channel_name: str) -> None:
+    """Record that the hub of this process has a new channel."""
+    Process.objects.using(rows.database()).filter(pk=process_id).update(channel_name=channel_name)
+
+
+def answer_round(process_id: uuid.UUID, number: int, *, connections: int, loop_lag: float) -> bool:
+    """Write a running process's answer to a round; `loop_lag` in seconds.
+
+    False when this process was stopped, declared lost or removed: it must start anew.
+    """
+    running = Process.objects.using(rows.database()).running().filter(pk=process_id)
+    return bool(
+        running.update(
+            last_round=Greatest(F("last_round"), number),
+            missed=0,
+            connections=connections,
+            loop_lag=loop_lag,
+            answered_at=Now(),
+        )
+    )
+
+
+def is_running(process_id: uuid.UUID) -> bool:
+    """False when this process was stopped, declared lost or removed."""
+    return Process.objects.using(rows.database()).running().filter(pk=process_id).exists()
+
+
+def stop_process(process_id: uuid.UUID) -> bool:
+    """Record a planned stop; False when the process had ended already."""
+    running = Process.objects.using(rows.database()).running().filter(pk=process_id)
+    return bool(running.update(stopped_at=Now()))
+
+
+# Rounds
+
+
+def claim_round(interval: float) -> int | None:
+    """Claim the next round if the last one began `interval` seconds ago or earlier, on the database's clock.
+
+    Any number of callers may try: one gets the number, the others None.
+    """
+    using = rows.database()
+    rounds = Round.objects.using(using).filter(pk=1)
+    number = rounds.values_list("number", flat=True).first()
+    if number is None:
+        Round.objects.using(using).bulk_create([Round(pk=1)], ignore_conflicts=True)
+        number = 0
+    # A start in the future means that the clock was set back; no round would come until it caught up.
+    due = (
+        Q(started_at__isnull=True)
+        | Q(started_at__lte=Now() - timedelta(seconds=interval))
+        | Q(started_at__gt=Now())
+    )
+    claimed = rounds.filter(due, number=number).update(number=number + 1, started_at=Now())
+    return number + 1 if claimed else None
+
+
+def current_round() -> int:
+    """The number of the last round that was claimed; 0 before the first."""
+    return Round.objects.using(rows.database()).filter(pk=1).values_list("number", flat=True).first() or 0
+
+
+def processes_to_ask() -> list[Asked]:
+    """Every running process."""
+    running = Process.objects.using(rows.database()).running().order_by("started_at", "pk")
+    return [Asked(*row) for row in running.values_list("id", "channel_name", "host", "pid", "missed")]
+
+
+def judge(number: int, silent: Collection[uuid.UUID], misses_allowed: int) -> list[LostProcess]:
+    """Count a missed round for each of these processes, and declare lost those that missed more than allowed.
+
+    `silent` are the processes to which round `number` was delivered and that did not answer its asker; of
+    those, the ones that have written an answer are spared. Returns the processes that this call declared
+    lost. Not to be repeated: a repetition counts a second miss for one round.
+    """
+    using = rows.database()
+    with transaction.atomic(using=using):
+        accused = Process.objects.using(using).running().filter(pk__in=silent, last_round__lt=number)
+        # The locks are held to the end, so an answer comes wholly before the verdict or wholly after it.
+        rows.lock(accused)
+        accused.update(missed=F("missed") + 1)
+        return _end(accused.filter(missed__gt=misses_allowed))
+
+
+def answered(processes: Collection[uuid.UUID]) -> None:
+    """Forget the misses of processes that answered a round, though perhaps not in their own row."""
+    Process.objects.using(rows.database()).running().filter(pk__in=processes).update(missed=0)
+
+
+# Processes whose pid is gone
+
+
+def processes_of(host: str, pid_namespace: str) -> list[Neighbour]:
+    """Running processes whose pids mean something to whoever is in this namespace of this host."""
+    running = Process.objects.using(rows.database()).running().filter(host=rows.cut(host, Process, "host"))
+    columns = running.filter(pid_namespace=pid_namespace).values_list("id", "pid", "pid_began")
+    return [Neighbour(*row) for row in columns]
+
+
+def declare_lost(processes: Collection[uuid.UUID]) -> list[LostProcess]:
+    """Declare lost those of these that run, without a round; to be called only for processes that have
+    certainly ended. Returns those that this call declared lost.
+    """
+    using = rows.database()
+    with transaction.atomic(using=using):
+        found = Process.objects.using(using).running().filter(pk__in=processes)
+        rows.lock(found)
+        return _end(found)
+
+
+# What has ended
+
+
+def lost_processes_to_sweep() -> list[LostProcess]:
+    """Processes that ended, however and whenever, and still have open records or memberships."""
+    return _lost(Process.objects.using(rows.database()).to_sweep())
+
+
+def neighbours_to_sweep(host: str, pid_namespace: str) -> list[LostProcess]:
+    """Those of `lost_processes_to_sweep` that ran in this namespace of this host."""
+    ended = Process.objects.using(rows.database()).to_sweep().filter(host=rows.cut(host, Process, "host"))
+    return _lost(ended.filter(pid_namespace=pid_namespace))
+
+
+def purge_processes(older_than: float, limit: int = BATCH) -> int:
+    """Delete up to `limit` processes, ended for `older_than` seconds or longer, that have no records left."""
+    using = rows.database()
+    expired = Process.objects.using(using).to_purge(Now() - timedelta(seconds=older_than))
+    with transaction.atomic(using=using):
+        batch = rows.lock_some(expired.order_by("stopped_at"), limit)
+        _, per_model = Process.objects.using(using).filter(pk__in=batch).delete()
+    return per_model.get(Process._meta.label, 0)
+
+
+def _lost(processes: "QuerySet[Process]") -> list[LostProcess]:
+    columns = processes.order_by("started_at", "pk").values_list("id", "channel_name", "host", "pid")
+    return [LostProcess(*row) for row in columns]
+
+
+def _end(processes: "QuerySet[Process]") -> list[LostProcess]:
+    """Declare running processes lost whose rows this transaction has locked, and return them."""
+    lost = _lost(processes)
+    processes.filter(pk__in=[process.id for process in lost]).update(lost=True, stopped_at=Now())
+    return lost

@@ -1,0 +1,293 @@
+"""Runs on the database of DATABASE_URL; tests/integration/test_postgresql.py repeats it on PostgreSQL."""
+
+import itertools
+import time
+import uuid
+from collections import Counter
+from datetime import timedelta
+
+import pytest
+from django.db import IntegrityError, transaction
+from django.db.models.functions import Now
+
+from realtime import process_records, records
+from realtime.models import Process, Round
+from tests.support.eventually import eventually
+from tests.support.racing import race, race_processes
+from tests.support.rows import a_process, closings, make_lost, open_connections
+
+pytestmark = pytest.mark.django_db(transaction=True)  # other threads and processes have to see the rows
+
+DAY = 86400.0
+
+
+# Processes
+
+
+def test_a_process_that_starts_is_running_and_has_answered_nothing():
+    process = Process.objects.get(pk=process_records.start_process("specific.abc", "web-1", 4711))
+
+    assert (process.channel_name, process.host, process.pid) == ("specific.abc", "web-1", 4711)
+    assert (process.last_round, process.missed, process.answered_at) == (0, 0, None)
+    assert (process.stopped_at, process.lost) == (None, False)
+
+
+def test_a_process_can_change_its_channel():
+    process = a_process(channel_name="old")
+
+    process_records.rename_process(process, "new")
+
+    assert [asked.channel_name for asked in process_records.processes_to_ask()] == ["new"]
+
+
+def test_an_answer_forgives_the_rounds_that_were_missed():
+    process = a_process()
+    process_records.judge(1, [process], misses_allowed=1)
+
+    assert process_records.answer_round(process, 2, connections=12, loop_lag=0.25) is True
+
+    row = Process.objects.get(pk=process)
+    assert (row.last_round, row.missed, row.connections, row.loop_lag) == (2, 0, 12, 0.25)
+    assert row.answered_at is not None
+
+
+def test_a_late_answer_to_an_earlier_round_does_not_take_back_a_later_one():
+    process = a_process()
+    process_records.answer_round(process, 7, connections=1, loop_lag=0.0)
+
+    assert process_records.answer_round(process, 6, connections=1, loop_lag=0.0) is True
+
+    assert Process.objects.get(pk=process).last_round == 7
+
+
+@pytest.mark.parametrize("ending", ["stopped", "lost", "removed"])
+def test_a_process_that_has_ended_cannot_answer(ending):
+    process = a_process()
+    if ending == "stopped":
+        process_records.stop_process(process)
+    elif ending == "lost":
+        make_lost(process)
+    else:
+        Process.objects.all().delete()
+
+    assert process_records.answer_round(process, 1, connections=0, loop_lag=0.0) is False
+
+
+def test_a_planned_stop_happens_once():
+    process = a_process()
+
+    assert process_records.stop_process(process) is True
+    stopped_at = Process.objects.get(pk=process).stopped_at
+    assert process_records.stop_process(process) is False
+
+    row = Process.objects.get(pk=process)
+    assert (row.stopped_at, row.lost) == (stopped_at, False)
+
+
+def test_only_running_processes_are_asked():
+    running, stopped, lost = (a_process(pid=pid) for pid in (1, 2, 3))
+    process_records.stop_process(stopped)
+    make_lost(lost)
+    process_records.judge(2, [running], misses_allowed=1)
+
+    assert process_records.processes_to_ask() == [
+        process_records.Asked(running, "specific.0123456789abcdef", "web-1", 1, missed=1)
+    ]
+
+
+# Claiming a round
+
+
+def test_the_first_round_may_be_claimed_at_once():
+    assert process_records.claim_round(3600.0) == 1
+
+
+def test_the_next_round_waits_for_the_interval():
+    process_records.claim_round(10.0)
+    Round.objects.update(started_at=Now() - timedelta(seconds=9))
+    assert process_records.claim_round(10.0) is None
+
+    Round.objects.update(started_at=Now() - timedelta(seconds=10))
+    assert process_records.claim_round(10.0) == 2
+    assert process_records.claim_round(10.0) is None
+
+
+def test_an_interval_below_a_second_is_kept_on_the_databases_clock():
+    starts = []
+    for _ in range(5):
+        eventually(lambda: process_records.claim_round(0.2), within=5, every=0.005)
+        starts.append(Round.objects.get().started_at)
+
+    gaps = [later - earlier for earlier, later in itertools.pairwise(starts)]
+    assert min(gaps) >= timedelta(seconds=0.199)  # SQLite's clock has milliseconds
+
+
+def test_the_clock_goes_on_inside_a_transaction():
+    with transaction.atomic():
+        process_records.claim_round(0.2)
+        assert eventually(lambda: process_records.claim_round(0.2), within=5, every=0.01) == 2
+
+
+def test_rounds_go_on_when_the_databases_clock_was_set_back():
+    process_records.claim_round(10.0)
+    Round.objects.update(started_at=Now() + timedelta(hours=1))
+
+    assert process_records.claim_round(10.0) == 2
+    assert process_records.claim_round(10.0) is None
+
+
+def test_of_many_reapers_one_gets_the_first_round():
+    for _ in range(5):
+        Round.objects.all().delete()
+
+        claims = race(*[lambda: process_records.claim_round(3600.0)] * 4)
+
+        assert Counter(claims) == {1: 1, None: 3}
+
+
+def test_the_current_round_is_the_last_one_that_was_claimed():
+    assert process_records.current_round() == 0
+    process_records.claim_round(0.0)
+    assert process_records.current_round() == 1
+
+
+def claim_rounds() -> list[int]:
+    """Claim rounds 20 ms apart, for a second."""
+    deadline = time.monotonic() + 1.0
+    claimed = []
+    while time.monotonic() < deadline:
+        number = process_records.claim_round(0.02)
+        if number is not None:
+            claimed.append(number)
+    return claimed
+
+
+@pytest.mark.parametrize("racers", ["threads", pytest.param("processes", marks=pytest.mark.acceptance)])
+def test_each_round_is_claimed_once_and_none_before_its_time(racers):
+    process_records.claim_round(0.0)
+    first = Round.objects.get()
+
+    claims = race(*[claim_rounds] * 4) if racers == "threads" else race_processes(3, claim_rounds)
+
+    last = Round.objects.get()
+    numbers = sorted(number for claimed in claims for number in claimed)
+    assert numbers == list(range(2, last.number + 1))
+    assert len(numbers) >= 3, "too few for a race"
+    assert last.started_at - first.started_at >= len(numbers) * timedelta(seconds=0.019)
+
+
+# Judging
+
+
+def test_a_process_is_lost_when_it_missed_more_rounds_than_allowed():
+    process = a_process(channel_name="specific.abc", host="web-1", pid=4711)
+
+    assert process_records.judge(1, [process], misses_allowed=1) == []
+    assert process_records.judge(2, [process], misses_allowed=1) == [
+        process_records.LostProcess(process, "specific.abc", "web-1", 4711)
+    ]
+
+    row = Process.objects.get()
+    assert (row.missed, row.lost) == (2, True)
+    assert row.stopped_at is not None
+
+
+def test_a_process_that_has_written_its_answer_is_spared():
+    answered, silent = a_process(pid=1), a_process(pid=2)
+    process_records.answer_round(answered, 5, connections=0, loop_lag=0.0)
+
+    lost = process_records.judge(5, [answered, silent], misses_allowed=0)
+
+    assert [process.id for process in lost] == [silent]
+    assert Process.objects.get(pk=answered).missed == 0
+
+
+def test_a_process_that_was_not_accused_is_not_judged():
+    a_process()
+
+    assert process_records.judge(1, [], misses_allowed=0) == []
+
+    assert Process.objects.get().missed == 0
+
+
+def test_a_process_that_stopped_by_plan_is_not_declared_lost():
+    process = a_process()
+    process_records.stop_process(process)
+
+    assert process_records.judge(1, [process], misses_allowed=0) == []
+
+    assert Process.objects.get().lost is False
+
+
+def test_of_two_reapers_one_declares_a_process_lost():
+    for _ in range(10):
+        process = a_process()
+
+        verdicts = race(*[lambda process=process: process_records.judge(1, [process], misses_allowed=0)] * 2)
+
+        assert sorted(map(len, verdicts)) == [0, 1]
+
+
+def test_a_process_either_answers_in_time_or_learns_that_it_is_lost():
+    for number in range(1, 21):
+        process = a_process()
+
+        lost, answered = race(
+            lambda process=process, number=number: bool(
+                process_records.judge(number, [process], misses_allowed=0)
+            ),
+            lambda process=process, number=number: process_records.answer_round(
+                process, number, connections=0, loop_lag=0.0
+            ),
+        )
+
+        assert lost is not answered
+        assert Process.objects.get(pk=process).lost is lost
+
+
+def test_reapers_and_answers_in_any_order_do_not_deadlock():
+    processes = [a_process(pid=pid) for pid in range(20)]
+
+    def answer_all(number):
+        for process in processes:
+            process_records.answer_round(process, number, connections=0, loop_lag=0.0)
+
+    race(
+        *[
+            lambda n=n: process_records.judge(n, processes[:: (-1) ** n], misses_allowed=100)
+            for n in (1, 2, 3)
+        ],
+        lambda: answer_all(1),
+    )
+
+    assert Process.objects.running().count() == 20
+
+
+# Purging
+
+
+def test_ended_processes_are_purged_once_their_records_are():
+    running, ended, recent, with_history = (a_process(pid=pid) for pid in range(4))
+    records.close_connections(closings(open_connections(with_history, 1)), uuid.uuid4())
+    for process in (ended, recent, with_history):
+        process_records.stop_process(process)
+    Process.objects.filter(pk__in=[ended, with_history]).update(stopped_at=Now() - timedelta(days=8))
+
+    assert process_records.purge_processes(7 * DAY) == 1
+
+    assert set(Process.objects.values_list("pk", flat=True)) == {running, recent, with_history}
+
+
+# What the tables refuse
+
+
+def test_a_lost_process_is_a_stopped_one():
+    a_process()
+
+    with pytest.raises(IntegrityError):
+        Process.objects.update(lost=True)
+
+
+def test_there_is_one_round():
+    with pytest.raises(IntegrityError):
+        Round.objects.create(id=2)
