@@ -4,9 +4,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
-from realtime import conf, drain
+from realtime import background, conf, drain
 from realtime.closing import CloseReason
 from realtime.connection import Connection
 from realtime.hub import Hub
@@ -17,7 +17,6 @@ logger = logging.getLogger("realtime.hubs")
 
 Evict = Callable[[Connection, CloseReason], object]
 Kick = Callable[[Hub, Event], Coroutine[Any, Any, None]]
-Result = TypeVar("Result")
 
 
 class Hubs:
@@ -29,8 +28,6 @@ class Hubs:
         self._by_alias: dict[str, asyncio.Task[Hub]] = {}
         # Hubs that were replaced, and the task that ends each.
         self._retiring: dict[Hub, asyncio.Task[None]] = {}
-        # The loop keeps only weak references to tasks.
-        self._tasks: set[asyncio.Task[Any]] = set()
         self.ending: CloseReason | None = None
         """Set when nobody is taken in any more: why."""
         self.consumers: set[asyncio.Task[Any]] = set()
@@ -47,7 +44,7 @@ class Hubs:
         if starting is None or (
             starting.done() and (starting.cancelled() or starting.exception() is not None)
         ):
-            starting = self._by_alias[alias] = self._spawn(
+            starting = self._by_alias[alias] = background.start(
                 Hub.start(alias, evict=self._evict, on_kick=self._on_kick, on_lost=self._start_anew)
             )
         home = await asyncio.shield(starting)
@@ -72,7 +69,7 @@ class Hubs:
             if starting.done() and not starting.exception() and starting.result() is lost:
                 del self._by_alias[alias]
         lost.end(CloseReason.SERVER_LOST)
-        self._retiring[lost] = self._spawn(self._replace(lost))
+        self._retiring[lost] = background.start(self._replace(lost))
 
     async def _replace(self, lost: Hub) -> None:
         # Not in one instant: those that do not speak `realtime.v1` are told no time at which to come back.
@@ -161,9 +158,3 @@ class Hubs:
             step.cancel()
         await old.stop()
         self._retiring.pop(old, None)
-
-    def _spawn(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task

@@ -16,13 +16,13 @@ import random
 import weakref
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 from channels import DEFAULT_CHANNEL_LAYER
 from django.dispatch import Signal
 
-from realtime import conf, frames, groups, metrics, signals
+from realtime import background, conf, frames, groups, metrics, signals
 from realtime.closing import CloseReason, by_label
 from realtime.connection import Connection
 from realtime.errors import RealtimeError
@@ -41,8 +41,6 @@ LEAVE_TRIES = 2
 #: Seconds for the receivers of a signal, for whom admission and eviction wait.
 RECEIVERS_TIMEOUT = 5.0
 
-Result = TypeVar("Result")
-
 
 class ConnectionGone(RealtimeError):
     """The connection ended while something was being done for it; there is nobody left to do it for."""
@@ -51,7 +49,6 @@ class ConnectionGone(RealtimeError):
 # -- the hub of this process -----------------------------------------------------------------------
 
 _hubs: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Hubs] = weakref.WeakKeyDictionary()
-_tasks: set[asyncio.Task[Any]] = set()
 
 
 async def hub(alias: str = DEFAULT_CHANNEL_LAYER) -> Hub:
@@ -74,7 +71,7 @@ def ending() -> CloseReason | None:
 
 def serving(consumer: "asyncio.Task[Any]") -> None:
     """This task serves a connection: a planned stop waits until its handlers are done."""
-    _keep(_hubs_here().consumers, consumer)
+    background.keep(consumer, _hubs_here().consumers)
 
 
 def _hubs_here() -> Hubs:
@@ -96,7 +93,7 @@ async def admit(connection: Connection) -> None:
     # Shielded: a consumer that is cancelled here leaves a write in flight, whose outcome eviction has to
     # know.
     if not connection.admitted:
-        await _uninterrupted(_admission(connection))
+        await background.uninterrupted(_admission(connection))
     if connection.gone:
         raise ConnectionGone
 
@@ -104,7 +101,7 @@ async def admit(connection: Connection) -> None:
 def _admission(connection: Connection) -> asyncio.Task[None]:
     """Only for a connection that is not admitted."""
     if connection.admission is None:
-        connection.admission = _spawn(_admit(connection))
+        connection.admission = background.start(_admit(connection))
     return connection.admission
 
 
@@ -174,7 +171,7 @@ async def group_add(connection: Connection, group: str) -> None:
     connection.joined.add(group)
     # A task of its own, like every sequence here: cancelled half-way, nobody would know whether the layer
     # has the membership.
-    await _uninterrupted(_spawn(_group_add(connection, group)))
+    await background.uninterrupted(background.start(_group_add(connection, group)))
     if connection.gone:
         raise ConnectionGone
     _require_home(connection)
@@ -254,11 +251,11 @@ def evict(connection: Connection, reason: CloseReason, event: Event | None = Non
     if connection.eviction is None:
         connection.reason = reason
         # Begins to run when this has returned, and whatever happens below.
-        connection.eviction = _spawn(_evict(connection))
+        connection.eviction = background.start(_evict(connection))
         connection.close_code = reason.code if event is None else event.get("code", reason.code)
         if connection.hub is not None:
             connection.hub.remove(connection)
-            _keep(connection.hub.evictions, connection.eviction)
+            background.keep(connection.eviction, connection.hub.evictions)
         # The socket goes before the slow, shared clean-up: a client that waits behind a slow Redis to be
         # closed opens a second connection meanwhile, and a third (centrifuge-js#371).
         if event is not None and event["type"] == "websocket.disconnect":
@@ -419,32 +416,8 @@ async def _tell(signal: Signal, **what: Any) -> None:
             logger.error("A receiver of a signal failed: %r", receiver, exc_info=error)
 
 
-async def _uninterrupted(task: asyncio.Task[None]) -> None:
-    """Wait for a task that goes on when the waiter is cancelled, who then does not hear of its failure."""
-    task.add_done_callback(_heard)
-    await asyncio.shield(task)
-
-
-def _heard(task: asyncio.Task[None]) -> None:
-    if not task.cancelled():
-        task.exception()
-
-
 def _clean(home: Hub, step: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
     """Begin a clean-up step; it goes on when whoever began it waits no more, for as long as the hub lives."""
-    task = _spawn(step)
-    _keep(home.cleanups, task)
-    return task
-
-
-def _keep(tasks: set[asyncio.Task[Any]], task: asyncio.Task[Any]) -> None:
-    tasks.add(task)
-    task.add_done_callback(tasks.discard)
-
-
-def _spawn(work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
-    task = asyncio.get_running_loop().create_task(work)
-    # The loop keeps only weak references to tasks.
-    _tasks.add(task)
-    task.add_done_callback(_tasks.discard)
+    task = background.start(step)
+    background.keep(task, home.cleanups)
     return task

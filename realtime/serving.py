@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from channels.exceptions import StopConsumer
 from channels.layers import get_channel_layer
 
-from realtime import conf, frames, groups, lifecycle, metrics
+from realtime import background, conf, frames, groups, lifecycle, metrics
 from realtime.closing import CloseReason
 from realtime.connection import Connection
 from realtime.inbox import Inbox
@@ -34,7 +34,6 @@ CLEANUP_WAIT = 5.0
 MAX_UNKNOWN_TYPES = 1000
 
 _logged: set[tuple[type, str]] = set()
-_telling: set[asyncio.Task[None]] = set()
 
 
 class Consumer(Protocol):
@@ -106,10 +105,7 @@ class Serving:
                 reader.cancel()
             if self._disconnect_owed:
                 # A task of its own, because a server that cancels does so again while `disconnect` runs.
-                tasks.append(asyncio.create_task(self._tell_disconnect(self._report())))
-                # The loop keeps only weak references to tasks.
-                _telling.add(tasks[-1])
-                tasks[-1].add_done_callback(_telling.discard)
+                tasks.append(background.start(self._tell_disconnect(self._report())))
             _, unfinished = await asyncio.wait([eviction, *tasks], timeout=CLEANUP_WAIT)
             if not unfinished:
                 self._let_go()

@@ -9,7 +9,7 @@ from django.db import connections
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from realtime import drain, groups, process_records
+from realtime import background, drain, groups, process_records
 
 logger = logging.getLogger("realtime.views")
 
@@ -53,7 +53,7 @@ async def _check_database() -> None:
     # Not cancelled when it takes too long; a thread cannot be.
     done, _ = await asyncio.wait([checking], timeout=DATABASE_TIMEOUT)
     if not done:
-        checking.add_done_callback(_heard)
+        checking.add_done_callback(background.heard)
         raise TimeoutError(f"no answer within {DATABASE_TIMEOUT:g} s")
     checking.result()
 
@@ -63,9 +63,3 @@ def _ask_database() -> None:
         process_records.current_round()
     finally:
         connections.close_all()
-
-
-def _heard(checking: "asyncio.Future[None]") -> None:
-    """Nobody waits for it any more, and asyncio would complain that nobody heard of a failure."""
-    if not checking.cancelled():
-        checking.exception()
