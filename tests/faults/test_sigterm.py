@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import http.client
+import math
 import signal
 import time
 import urllib.request
@@ -144,7 +145,10 @@ async def told_why_and_when(site: Site, server: WebServer, count: int, number: s
     assert delays[0] >= 0.0
     assert delays[-1] <= WINDOW
     fullest = max(Counter(int(delay) for delay in delays).values())
-    assert fullest < 0.4 * len(clients), "reconnects are not spread over the window"
+    # Six standard deviations above what each of its seconds gets on average.
+    share = 1.0 / WINDOW
+    likely = share * len(clients) + 6 * math.sqrt(share * (1 - share) * len(clients))
+    assert fullest < likely, "reconnects are not spread over the window"
     assert reasons(site) == {"server_restart": len(clients)}
     await nothing_is_left(site)
     measured(
