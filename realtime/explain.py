@@ -4,7 +4,7 @@ import asyncio
 import logging
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from channels import DEFAULT_CHANNEL_LAYER
@@ -73,6 +73,8 @@ class Explainer:
         self._wanted: dict[str, int] = {}
         self._heard = asyncio.Event()
         self._news = asyncio.Event()
+        self.compared = ""
+        """What the last look compared, in words."""
 
     async def look(self) -> list[Explained]:
         """What differs, and is not just happening. Raises LayerUnavailable or a `django.db.Error`."""
@@ -115,6 +117,7 @@ class Explainer:
             members, listening = await groups.members(alias)
             name = "" if alias == DEFAULT_CHANNEL_LAYER else alias
             layers.append(Layer(name, None if members is None else frozenset(members), listening))
+        self.compared = _in_words(stored, held)
         return differences.compare(stored, layers, held), stored
 
     async def _ask(self, stored: Stored) -> dict[str, Held]:
@@ -233,6 +236,15 @@ async def explain(
     if stuck := sum(each.repaired is False for each in found):
         raise groups.LayerUnavailable(f"{stuck} differences are still there.")
     return repaired or any(each.repaired for each in found)
+
+
+def _in_words(stored: Stored, held: Mapping[str, Held]) -> str:
+    running = sum(process.running for process in stored.processes.values())
+    sockets = sum(len(each.connections) for each in held.values())
+    return (
+        f"{len(held)} of {running} processes answered; {sockets} sockets, {len(stored.records)} open records,"
+        f" {len(stored.memberships)} memberships"
+    )
 
 
 def _explained(difference: Difference, stored: Stored, done: str, repaired: bool | None) -> Explained:

@@ -51,6 +51,9 @@ async def test_database_layer_and_sockets_are_compared_and_brought_together(
         ]
         assert found[0]["name"].endswith(f":{there.pid}")
         assert all(client.is_open for client in clients)
+        told = await site.amanage("reap_connections", "--explain", "--dry-run", "--timeout", "0.5")
+        last = told.stdout.splitlines()[-1]
+        assert last == "Compared: 1 of 1 processes answered; 3 sockets, 3 open records, 3 memberships."
         status, found = await explained(site, "--dry-run")
         assert (status, [each["difference"] for each in found]) == (
             0,

@@ -386,6 +386,17 @@ def test_a_round_is_one_line_of_text_or_of_json(site: Site, server: WebServer) -
         assert report["lost"] == 0
 
 
+def test_once_says_so_when_another_reaper_ran_the_rounds(site: Site, start_site: StartSite) -> None:
+    site = start_site(site.pairing)
+    site.reaper("--interval", "0.6", "--timeout", "0.3").wait_for_a_round()
+    # A round of its own would come 5 s after the last one: never.
+    once = ("reap_connections", "--once", "--interval", "5", "--timeout", "0.3")
+    done = site.manage(*once)
+    assert (done.returncode, done.stdout.count("\n")) == (0, 1), done.stderr
+    assert done.stdout.startswith("Another reaper ran these rounds")
+    assert site.manage(*once, "--format", "json").stdout == ""
+
+
 def _lines(done: subprocess.CompletedProcess[str]) -> list[str]:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()

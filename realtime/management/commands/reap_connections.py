@@ -39,6 +39,7 @@ class Command(BaseCommand):
 
     def handle(self, **options: Any) -> None:
         self._json = options["format"] == "json"
+        self._lines = 0
         try:
             if options["explain"] and not (options["once"] or options["dry_run"]):
                 raise ImproperlyConfigured(
@@ -65,8 +66,11 @@ class Command(BaseCommand):
                 self._report(await reaper.preview())
             if options["explain"]:
                 repaired = await explain(explainer, self._report, None if dry_run else enough)
+                self._say(f"Compared: {explainer.compared}.")
             elif options["once"] and not dry_run:
                 repaired = await enough()
+                if not self._lines and not reaper.stopping.is_set():
+                    self._say("Another reaper ran these rounds, and says what they found.")
             elif not dry_run:
                 await rounds(reaper, self._report)
         finally:
@@ -79,5 +83,11 @@ class Command(BaseCommand):
             line = json.dumps({"error": str(what)}) if self._json else f"round failed: {what}"
         else:
             line = json.dumps(what.fields()) if self._json else what.line()
+        self._lines += 1
         self.stdout.write(line)
         self.stdout.flush()
+
+    def _say(self, sentence: str) -> None:
+        """For people: programs read one object a round or difference."""
+        if not self._json:
+            self.stdout.write(sentence)
