@@ -119,7 +119,7 @@ class Inbox:
             or self._bytes_waiting > self._max_frames * self._max_message
         ):
             lifecycle.evict(self._connection, CloseReason.RATE_LIMITED)
-        if self._connection.reason in _STILL_READ:
+        elif self._connection.reason in _STILL_READ:
             self._queue(event)
 
     def _is_for_handlers(self, event: Event) -> bool:
