@@ -247,7 +247,7 @@ def main() -> None:
         except BaseException:
             say(f"failed; logs are in {folder}; again: {again}")
             raise
-    measured("churn", pairing, seed=options.seed, minutes=options.minutes, **asdict(outcome))
+    measured(f"churn of {options.minutes:g} minutes", pairing, seed=options.seed, **asdict(outcome))
     shutil.rmtree(folder)
 
 

@@ -22,7 +22,7 @@ async def test_after_a_churn_sockets_records_and_memberships_are_the_same(
     say(f"\nseed {SEED}; again: {command(pairing, SEED, SECONDS)}")
     site = start_site(pairing, **REALTIME)
     outcome = await churn(site, seed=SEED, seconds=SECONDS, say=say)
-    measured("churn", pairing, seed=SEED, minutes=SECONDS / 60, **asdict(outcome))
+    measured(f"churn of {SECONDS / 60:g} minutes", pairing, seed=SEED, **asdict(outcome))
     assert outcome.sockets > 0, "some were open when it came to rest, or it says nothing"
 
 
