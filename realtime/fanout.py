@@ -83,15 +83,16 @@ class Fanout:
         return group != last or self._loop.time() - ended > max(self._window, SHORTEST_SLEEP)
 
     def _write_to_few(self, group: str, members: Members, text: str) -> None:
-        shared, began = Shared((text,)), self._loop.time()
+        shared, count, began = Shared((text,)), 0, self._loop.time()
         try:
             for connection in tuple(members):
                 # A write may end others.
                 if connection in members:
                     self._write(connection, shared, 1)
-                    metrics.deliveries.inc()
+                    count += 1
         except Exception:
             _log_unwritten(group)
+        metrics.deliveries.inc(count)
         ended = self._loop.time()
         self._last = (group, ended, ended - began)
 

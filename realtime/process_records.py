@@ -190,12 +190,8 @@ def neighbours_to_sweep(host: str, pid_namespace: str) -> list[LostProcess]:
 
 def purge_processes(older_than: float, limit: int = BATCH) -> int:
     """Delete up to `limit` processes, ended for `older_than` seconds or longer, that have no records left."""
-    using = rows.database()
-    expired = Process.objects.using(using).to_purge(Now() - timedelta(seconds=older_than))
-    with transaction.atomic(using=using):
-        batch = rows.lock_some(expired.order_by("stopped_at"), limit)
-        _, per_model = Process.objects.using(using).filter(pk__in=batch).delete()
-    return per_model.get(Process._meta.label, 0)
+    expired = Process.objects.using(rows.database()).to_purge(Now() - timedelta(seconds=older_than))
+    return rows.delete_some(expired.order_by("stopped_at"), limit)
 
 
 def _lost(processes: "QuerySet[Process]") -> list[LostProcess]:

@@ -229,12 +229,8 @@ def leftovers(process_id: uuid.UUID | None = None, limit: int = BATCH) -> list[L
 
 def purge_closed(older_than: float, limit: int = BATCH) -> int:
     """Delete up to `limit` records, closed for `older_than` seconds or longer, that have left all groups."""
-    using = rows.database()
-    expired = Connection.objects.using(using).to_purge(Now() - timedelta(seconds=older_than))
-    with transaction.atomic(using=using):
-        batch = rows.lock_some(expired.order_by("closed_at"), limit)
-        _, per_model = Connection.objects.using(using).filter(pk__in=batch).delete()
-    return per_model.get(Connection._meta.label, 0)
+    expired = Connection.objects.using(rows.database()).to_purge(Now() - timedelta(seconds=older_than))
+    return rows.delete_some(expired.order_by("closed_at"), limit)
 
 
 # Reads

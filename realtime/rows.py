@@ -39,6 +39,14 @@ def lock_some(rows: "QuerySet[_Row]", limit: int) -> list[uuid.UUID]:
     return list(free.values_list("pk", flat=True)[:limit])
 
 
+def delete_some(rows: "QuerySet[_Row]", limit: int) -> int:
+    """Delete the first rows that no other writer has locked; how many, without those that went with them."""
+    with transaction.atomic(using=rows.db):
+        batch = lock_some(rows, limit)
+        _, per_model = rows.model._default_manager.using(rows.db).filter(pk__in=batch).delete()
+    return per_model.get(rows.model._meta.label, 0)
+
+
 def insert(
     model: type[models.Model], names: Sequence[str], rows: Sequence[Sequence[Any]], now: Sequence[str]
 ) -> None:

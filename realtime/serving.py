@@ -112,7 +112,7 @@ class Serving:
         if self._failure is not None and self._raises:
             if (task := asyncio.current_task()) is not None:
                 # It was logged; asyncio would do so again where the test does not ask.
-                task.add_done_callback(lambda done: done.cancelled() or done.exception())
+                task.add_done_callback(background.heard)
             raise self._failure
 
     def _let_go(self) -> None:

@@ -62,6 +62,11 @@ class Installation:
         self.site.look_remote()
 
     @property
+    def outage(self) -> str:
+        """What `database_down` comes to."""
+        return "database locked" if self.site.pairing.database == "sqlite" else "database gone"
+
+    @property
     def postgres(self) -> PostgresServer:
         return self.databases.postgres
 
@@ -117,7 +122,9 @@ async def all_received(numbers: Numbers, clients: list[Client]) -> None:
     await eventually_async(lambda: all(numbers.received(each) == numbers.sent for each in clients), within=5)
 
 
-async def lived_through(installation: Installation, seconds: float, *, every: float, kind: str) -> None:
+async def lived_through(
+    installation: Installation, seconds: float, *, every: float, lasting: str = ""
+) -> None:
     """The database is down for at least so long; `every` is the interval of rounds."""
     site, url = installation.site, installation.url
     clients = await connect_many(20, url)
@@ -152,7 +159,7 @@ async def lived_through(installation: Installation, seconds: float, *, every: fl
     async with Client(url) as client:
         await client.welcomed()
     measured(
-        kind,
+        f"{installation.outage}{lasting}",
         site.pairing,
         outage=lasted,
         staying=len(staying),
@@ -170,8 +177,7 @@ async def lived_through(installation: Installation, seconds: float, *, every: fl
 async def test_while_it_is_down_sockets_receive_and_afterwards_the_records_are_right(
     installation: Installation, pairing: Pairing
 ) -> None:
-    kind = "database locked" if pairing.database == "sqlite" else "database gone"
-    await lived_through(installation, OUTAGE, every=INTERVAL, kind=kind)
+    await lived_through(installation, OUTAGE, every=INTERVAL)
 
 
 @pytest.mark.matrix
@@ -180,9 +186,8 @@ async def test_a_minute_without_it_costs_nobody_the_connection_at_the_default_se
     pairing: Pairing, tmp_path: Path, breakable_databases: Databases
 ) -> None:
     with Site(tmp_path, pairing, breakable_databases.new(pairing.database)) as site:
-        kind = f"database {'locked' if pairing.database == 'sqlite' else 'gone'} for a minute"
         installation = await asyncio.to_thread(Installation, site, breakable_databases)
-        await lived_through(installation, MINUTE, every=10.0, kind=kind)
+        await lived_through(installation, MINUTE, every=10.0, lasting=" for a minute")
 
 
 @uvicorn_or_daphne

@@ -15,7 +15,7 @@ from tests.support.fixtures import StartSite
 from tests.support.measured import measured
 from tests.support.namespaces import NetworkNamespace, require_namespaces
 from tests.support.numbers import Numbers, same_layer
-from tests.support.pairings import Pairing, pairings, rounds
+from tests.support.pairings import Pairing, pairings, rounds, scale
 from tests.support.scrape import scrape
 from tests.support.servers import RedisServer, WebServer
 
@@ -74,7 +74,7 @@ async def test_a_connection_that_carries_nothing_is_noticed_and_replaced_within_
             muted_at = time.monotonic()
             back = await numbers.all_back_after(deaf, muted_at + 0.1, within=2 * interval + SLACK) + 0.1
             measured(
-                f"subscriber connection carries nothing, {'default' if interval == 10.0 else 'scaled'}",
+                f"subscriber connection carries nothing, {scale(interval)}",
                 pairing,
                 clients=CLIENTS,
                 receiving_again_after=back,

@@ -9,7 +9,7 @@ from tests.support.clients import close_all, connect_many
 from tests.support.fixtures import StartSite
 from tests.support.measured import measured
 from tests.support.numbers import Numbers, same_layer
-from tests.support.pairings import Pairing, pairings, rounds
+from tests.support.pairings import Pairing, pairings, rounds, scale
 
 pytestmark = pytest.mark.faults
 
@@ -49,7 +49,7 @@ async def test_all_clients_receive_again_within_a_round_and_none_reconnects(
                 await asyncio.sleep(interval)
                 await numbers.stop()
                 measured(
-                    f"FLUSHALL, {'default' if interval == 10.0 else 'scaled'}",
+                    f"FLUSHALL, {scale(interval)}",
                     f"{pairing}, {'with' if reaping else 'without'} a reaper",
                     clients=CLIENTS,
                     receiving_again_after=back,

@@ -57,16 +57,7 @@ class Watch:
         return await self.reason_of(welcome["connection"])
 
     async def reason_of(self, name: str) -> str:
-        def closed() -> str | None:
-            rows = self.site.database.query(
-                "SELECT id, close_reason FROM realtime_connection WHERE closed_at IS NOT NULL"
-            )
-            same = [row for row in rows if str(row["id"]).replace("-", "") == name.replace("-", "")]
-            return same[0]["close_reason"] if same else None
-
-        found = await eventually_async(closed, within=10)
-        assert found is not None
-        return found
+        return await eventually_async(lambda: self.site.close_reason(name), within=10)
 
     async def nothing_is_left(self) -> None:
         def rows() -> bool:

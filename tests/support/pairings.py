@@ -40,7 +40,15 @@ def pairings(*everyday: str, **only: str) -> list[object]:
     ]
 
 
+DEFAULT_INTERVAL = 10.0
+
+
+def scale(interval: float) -> str:
+    """What `rounds` calls a ROUND_INTERVAL."""
+    return "default" if interval == DEFAULT_INTERVAL else "scaled"
+
+
 #: For tests with the argument `interval`: ROUND_INTERVAL, which is twice ROUND_TIMEOUT in all of them.
 rounds = pytest.mark.parametrize(
-    "interval", [pytest.param(2.0, id="scaled"), pytest.param(10.0, id="default", marks=pytest.mark.matrix)]
+    "interval", [2.0, pytest.param(DEFAULT_INTERVAL, marks=pytest.mark.matrix)], ids=scale
 )

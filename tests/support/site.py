@@ -143,6 +143,13 @@ class Site:
             " JOIN realtime_process p ON p.id = m.process_id WHERE m.left_at IS NULL GROUP BY p.pid",
         )
 
+    def close_reason(self, connection: str) -> str:
+        """Why the connection with this id ended; empty while its record is open."""
+        rows = self.database.query("SELECT id, close_reason FROM realtime_connection")
+        # SQLite keeps an id without its dashes.
+        reasons = {str(row["id"]).replace("-", ""): str(row["close_reason"]) for row in rows}
+        return reasons[connection.replace("-", "")]
+
     def close_reasons(self) -> dict[str, int]:
         """How many records were closed with which reason."""
         rows = self.database.query(
