@@ -19,7 +19,7 @@ from realtime import groups, records
 from realtime.admin import disconnect
 from realtime.closing import CloseReason
 from realtime.models import Connection, Process
-from tests.support.rows import a_process, closings, make_lost, open_connections
+from tests.support.rows import USER_KEY, a_process, closings, make_lost, open_connections
 
 pytestmark = pytest.mark.django_db
 
@@ -71,7 +71,7 @@ def test_the_page_of_confirmation_says_who_will_be_asked_and_asks_nobody(admin_c
 
     assert "asked to disconnect 3 open connections" in page
     assert "web-1:1 2 web-2:2 1" in page
-    assert all(f"{id} 7 on /ws/" in page for id in ids)
+    assert all(f"{id} {USER_KEY} on /ws/" in page for id in ids)
     assert told == []
 
 

@@ -13,7 +13,7 @@ from realtime import process_records, records
 from realtime.closing import CloseReason
 from realtime.models import Connection, Membership
 from tests.support.racing import race
-from tests.support.rows import a_process, an_opening, closings, joins, make_lost, open_connections
+from tests.support.rows import USER_KEY, a_process, an_opening, closings, joins, make_lost, open_connections
 
 pytestmark = pytest.mark.django_db(transaction=True)  # other threads and processes have to see the rows
 
@@ -29,7 +29,7 @@ def test_an_opened_connection_is_open_and_has_been_seen_now():
     records.open_connections([opening])
 
     row = Connection.objects.get()
-    assert (row.id, row.process_id, row.user_id) == (opening.id, opening.process_id, "7")
+    assert (row.id, row.process_id, row.user_id) == (opening.id, opening.process_id, USER_KEY)
     assert (row.path, row.remote_address, row.user_agent) == ("/ws/", "192.0.2.1", "Mozilla/5.0")
     assert (row.subprotocol, row.opened_at) == ("realtime.v1", row.last_seen_at)
     assert (row.closed_at, row.close_reason, row.close_code, row.closed_by) == (None, "", None, None)

@@ -5,6 +5,9 @@ import uuid
 from realtime import process_records, records
 from realtime.closing import CloseReason
 
+USER_KEY = "2000000007"
+"""The user of an opening: a key as users have it, out of the reach of the numbers that other tests use up."""
+
 
 def a_process(
     *, channel_name: str = "specific.0123456789abcdef", host: str = "web-1", pid: int = 4711
@@ -16,7 +19,7 @@ def an_opening(process_id: uuid.UUID, **changes: object) -> records.Opening:
     values = {
         "id": uuid.uuid4(),
         "process_id": process_id,
-        "user_id": "7",
+        "user_id": USER_KEY,
         "path": "/ws/",
         "remote_address": "192.0.2.1",
         "user_agent": "Mozilla/5.0",
