@@ -46,7 +46,7 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[Ch
 
 
 def check_layer(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
-    """E003-E006, W003, W004, W006 and W007: the channel layers and their options."""
+    """E003-E006, W003, W004 and W006-W008: the channel layers and their options."""
     layers = getattr(settings, "CHANNEL_LAYERS", {})
     if "default" not in layers:
         return [Error('CHANNEL_LAYERS has no "default" layer.', hint=_OUR_LAYER, id="realtime.E003")]
@@ -127,6 +127,13 @@ def _redis_options(config: dict[str, Any], *, core: bool) -> Iterator[CheckMessa
             "clock, and a sender whose clock is ahead by more than this removes what others have just sent.",
             hint=f"Leave it out, or set {EXPIRY} or more, in every process that sends.",
             id="realtime.W007",
+        )
+    if core and config.get("group_expiry", EXPIRY) < EXPIRY:
+        yield Warning(
+            f"The group_expiry of the core layer is {config['group_expiry']} s: memberships are stamped by "
+            "their process's clock, and a sender whose clock is ahead by more than this removes them.",
+            hint=f"Leave it out, or set {EXPIRY} or more, in every process that sends.",
+            id="realtime.W008",
         )
 
 
