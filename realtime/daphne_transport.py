@@ -163,7 +163,7 @@ class DaphneTransport(AbortingTransport):
     def abort(self) -> None:
         self._twisted.abortConnection()
 
-    def _end_seen(self) -> CloseReason | None:
+    def _end_seen(self, reported: int | None = None) -> CloseReason | None:
         # Autobahn drops who breaks the protocol, without a close frame, and reports a transport that broke.
         protocol = self._protocol
         if not protocol.failedByMe:

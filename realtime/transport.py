@@ -185,10 +185,13 @@ class AsgiTransport:
 
     def ended_by(self, report: Event) -> CloseReason:
         """Why the connection is over, of which the server's report is this `websocket.disconnect` event."""
-        return self._end_seen() or of_disconnect(report.get("code"))
+        code = report.get("code")
+        return self._end_seen(code) or of_disconnect(code)
 
-    def _end_seen(self) -> CloseReason | None:
-        """Why the server ended the connection, or saw it end, where more is known of it than ASGI tells."""
+    def _end_seen(self, reported: int | None = None) -> CloseReason | None:
+        """Why the server ended the connection, or saw it end, where more is known of it than ASGI tells;
+        `reported` is the code that it tells, None before it does.
+        """
         return None
 
     async def _end(self, event: Event, last_words: Event | None) -> None:

@@ -1,7 +1,7 @@
 """A transport that ends what uvicorn would wait for: until a peer that does not read has read the rest.
 
-Writes go through ASGI. Of uvicorn's protocol its asyncio transport is used, whose methods are public, and the
-close frames that were sent and received, where `websockets.protocol.Protocol` keeps them.
+Writes go through ASGI. Of uvicorn's protocol its asyncio transport is used, whose methods are public, and
+what the library behind `--ws` knows of the close frames that were sent and received.
 """
 
 import asyncio
@@ -53,18 +53,33 @@ class UvicornTransport(AbortingTransport):
     def _buffered(self) -> int:
         return self._asyncio.get_write_buffer_size()
 
-    def _end_seen(self) -> CloseReason | None:
+    def _end_seen(self, reported: int | None = None) -> CloseReason | None:
         # The report says 1005 for a connection that broke, as for a close frame without a code.
-        frames: Any = getattr(self._protocol, "conn", None)
+        connection: Any = getattr(self._protocol, "conn", None)
         try:
-            sent, received = frames.close_sent, frames.close_rcvd
+            sent, received = connection.close_sent, connection.close_rcvd
         except AttributeError:
-            # Another implementation than `websockets-sansio`.
-            return None
+            state = getattr(getattr(connection, "state", None), "name", "")
+            return _of_wsproto(state, reported, keepalive=getattr(self._protocol, "close_sent", False))
         if received is not None and (sent is None or sent is received):
             # An answer to a close frame is that same frame.
             return CloseReason.CLIENT_CLOSED
         return CloseReason.CLIENT_LOST if sent is None else _REASONS.get(sent.code)
+
+
+def _of_wsproto(state: str, reported: int | None, *, keepalive: bool) -> CloseReason | None:
+    """Why it is over by wsproto's state of the connection, which is all that it keeps of close frames."""
+    match state:
+        case "OPEN":
+            # What breaks the protocol is reported as if the peer had closed for it.
+            return _REASONS.get(reported or 0, CloseReason.CLIENT_LOST)
+        case "CLOSED" | "REMOTE_CLOSING":
+            return CloseReason.CLIENT_CLOSED
+        case "LOCAL_CLOSING" if reported is not None:
+            # uvicorn tells the code of two of its own close frames; of the others it notes one as sent.
+            unnamed = CloseReason.PING_TIMEOUT if keepalive else CloseReason.PROTOCOL_ERROR
+            return _REASONS.get(reported, unnamed)
+    return None
 
 
 def protocol_behind(send: Any) -> Any:

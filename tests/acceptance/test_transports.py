@@ -51,11 +51,15 @@ class OftenPinging(DaphneServer):
         return [*command, "--ping-interval", "1", "--ping-timeout", "3", application]
 
 
-class ImpatientUvicorn(UvicornServer):
-    """uvicorn with a keepalive that waits for a second."""
+class UvicornWith(UvicornServer):
+    """uvicorn with more options, of which the last of a name counts."""
+
+    def __init__(self, *options: str, log: Path) -> None:
+        self.options = options
+        super().__init__(log=log, environment=ENVIRONMENT, application=APPLICATION)
 
     def command_for(self, application: str) -> list[str]:
-        return [*super().command_for(application), "--ws-ping-interval", "0.5", "--ws-ping-timeout", "1"]
+        return [*super().command_for(application), *self.options]
 
 
 class _InFolder(DaphneServer):
@@ -215,13 +219,20 @@ def daphne(folder: Path) -> Iterator[WebServer]:
     assert "Traceback" not in server.log_text()
 
 
-@pytest.fixture(scope="module")
-def uvicorn(folder: Path) -> Iterator[WebServer]:
-    with UvicornServer(
-        log=folder / "uvicorn.log", environment=ENVIRONMENT, application=APPLICATION
-    ) as server:
-        yield server
-    assert "Traceback" not in server.log_text()
+def _uvicorn(implementation: str) -> Callable[[Path], Iterator[WebServer]]:
+    """A fixture: uvicorn with one of the libraries that it may speak WebSocket with."""
+
+    @pytest.fixture(scope="module")
+    def serving(folder: Path) -> Iterator[WebServer]:
+        with UvicornWith("--ws", implementation, log=folder / f"{implementation}.log") as server:
+            yield server
+        assert "Traceback" not in server.log_text()
+
+    return serving
+
+
+uvicorn = _uvicorn("websockets-sansio")
+wsproto = _uvicorn("wsproto")
 
 
 @pytest.fixture(
@@ -230,6 +241,7 @@ def uvicorn(folder: Path) -> Iterator[WebServer]:
         "AsgiTransport on daphne",
         "UvicornTransport on uvicorn",
         pytest.param("AsgiTransport on uvicorn", marks=pytest.mark.matrix),
+        pytest.param("UvicornTransport on wsproto", marks=pytest.mark.matrix),
     ]
 )
 async def hold(request: pytest.FixtureRequest) -> Open:
@@ -323,7 +335,7 @@ async def test_a_handler_that_sends_without_end_to_a_slow_reader_ends_when_it_is
 # -- what the transports for known servers promise ------------------------------------------------------
 
 
-@pytest.fixture(params=["daphne", "uvicorn"])
+@pytest.fixture(params=["daphne", "uvicorn", "wsproto"])
 def server(request: pytest.FixtureRequest) -> WebServer:
     known: WebServer = request.getfixturevalue(request.param)
     return known
@@ -376,9 +388,12 @@ async def test_who_ended_the_connection_and_why_is_known(server: WebServer, last
         assert (await held.until(lambda seen: seen["ended_by"]))["ended_by"] == reason
 
 
-async def test_who_does_not_answer_the_keepalive_of_uvicorn_has_not_closed(folder: Path) -> None:
-    server = ImpatientUvicorn(log=folder / "keepalive.log", environment=ENVIRONMENT, application=APPLICATION)
-    with server:
+@pytest.mark.parametrize("implementation", ["websockets-sansio", "wsproto"])
+async def test_who_does_not_answer_the_keepalive_of_uvicorn_has_not_closed(
+    folder: Path, implementation: str
+) -> None:
+    impatient = ("--ws-ping-interval", "0.5", "--ws-ping-timeout", "1")
+    with UvicornWith("--ws", implementation, *impatient, log=folder / "keepalive.log") as server:
         async with holding(server) as held:
             held.stop_reading()
             seen = await held.until(lambda seen: seen["disconnected"] is not None)

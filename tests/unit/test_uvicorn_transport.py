@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from websockets.frames import Close
+from wsproto.connection import ConnectionState
 
 from realtime.closing import CloseReason
 from realtime.transports import transport_for
@@ -24,10 +25,11 @@ class Transport:
 
 
 class Protocol:
-    """uvicorn's; `conn` is the one of `websockets`, where it has one."""
+    """uvicorn's; `conn` is the one of the library behind it."""
 
-    def __init__(self, **conn: Any) -> None:
+    def __init__(self, *, marked: bool = False, **conn: Any) -> None:
         self.transport = Transport()
+        self.close_sent = marked
         self.conn = SimpleNamespace(**conn)
         self.raises: Exception | None = None
 
@@ -78,6 +80,48 @@ def test_whose_close_frame_was_first_says_who_ended_it(
 ) -> None:
     protocol = Protocol(close_sent=sent, close_rcvd=received)
     assert transport_on(protocol).ended_by(REPORT) is seen
+
+
+@pytest.mark.parametrize(
+    ("state", "marked", "code", "seen"),
+    [
+        ("OPEN", False, 1005, CloseReason.CLIENT_LOST),
+        ("OPEN", False, 1002, CloseReason.PROTOCOL_ERROR),
+        ("CLOSED", False, 1001, CloseReason.CLIENT_CLOSED),
+        ("REMOTE_CLOSING", False, 1005, CloseReason.CLIENT_CLOSED),
+        ("CLOSED", False, 1002, CloseReason.CLIENT_CLOSED),
+        ("LOCAL_CLOSING", False, 1005, CloseReason.PROTOCOL_ERROR),
+        ("LOCAL_CLOSING", True, 1005, CloseReason.PING_TIMEOUT),
+        ("LOCAL_CLOSING", True, 1009, CloseReason.TOO_LARGE),
+        ("LOCAL_CLOSING", False, 1012, CloseReason.SERVER_RESTART),
+    ],
+)
+def test_wsproto_knows_who_was_first_and_uvicorn_what_it_closed_for(
+    state: str, marked: bool, code: int, seen: CloseReason
+) -> None:
+    protocol = Protocol(marked=marked, state=ConnectionState[state])
+    assert transport_on(protocol).ended_by({**REPORT, "code": code}) is seen
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        ("OPEN", CloseReason.SEND_FAILED),
+        ("CLOSED", CloseReason.CLIENT_CLOSED),
+        # Why uvicorn closed is told by the report only.
+        ("LOCAL_CLOSING", CloseReason.SEND_FAILED),
+    ],
+)
+def test_a_write_that_fails_on_wsproto_after_a_close_frame_is_no_send_failure(
+    state: str, reason: CloseReason
+) -> None:
+    protocol = Protocol(state=ConnectionState[state])
+    protocol.raises = OSError("ClientDisconnected")
+    failures: list[CloseReason] = []
+    transport = transport_on(protocol, failures)
+    transport.accepted = True
+    transport.write({"type": "websocket.send", "text": "hello"}, 5)
+    assert failures == [reason]
 
 
 def test_of_another_implementation_only_the_code_is_known() -> None:
