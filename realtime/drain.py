@@ -1,12 +1,12 @@
 """The planned stop of this process: how it hears of one, and how long it may take.
 
-Whoever is to be stopped is told before the server acts on the signal, because a server that stops cannot be
+Whoever is to be stopped is told before the server closes anything, because a server that stops cannot be
 trusted with its connections: Daphne cancels consumers, waits for the first only and sends no close frame,
 or raises KeyError when a connection is younger than a second; uvicorn closes with 1012. Each of the ways to
 hear of a stop leaves the server's own in place:
 
 - Daphne: a trigger of the Twisted reactor before its shutdown, which waits for the Deferred that it gets;
-- uvicorn: in front of its signal handlers, to which the signal is passed on afterwards;
+- uvicorn: in front of its `Server.shutdown`;
 - any process, at its exit: what can still be done while the loop runs on in another thread, as under
   `runserver` with autoreload, which tells nobody else.
 
@@ -24,7 +24,6 @@ import time
 import weakref
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from types import FrameType
 from typing import Any
 
 from realtime import conf
@@ -38,11 +37,10 @@ LINGER = 0.3
 EXIT_TIMEOUT = 2.0
 #: Seconds that threads which hang may keep a process that has stopped.
 THREADS_TIMEOUT = 1.0
+#: Seconds between two looks whether uvicorn was told to wait for nothing.
+FORCE_EXIT_POLL = 0.1
 #: The exit code of a process that was kept by threads which hang.
 THREADS_HUNG = 1
-
-_SIGNALS: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT)
-_Handler = Callable[[int, FrameType | None], Any]
 
 #: Evicts every connection before it returns; what it returns ends when all that is recorded.
 Begin = Callable[[], Coroutine[Any, Any, None]]
@@ -114,7 +112,7 @@ def prepare(begin: Begin) -> None:
     atexit.unregister(_at_exit)
     atexit.register(_at_exit)
     if not _hear_from_twisted(drain):
-        _hear_from_uvicorn(drain, loop)
+        _hear_from_uvicorn(drain)
 
 
 def under_way() -> bool:
@@ -151,57 +149,28 @@ def _hear_from_twisted(drain: Drain) -> bool:
 # -- uvicorn ---------------------------------------------------------------------------------------
 
 
-def _hear_from_uvicorn(drain: Drain, loop: asyncio.AbstractEventLoop) -> None:
-    """Where uvicorn handles the signals of this process, be told of them first.
+def _hear_from_uvicorn(drain: Drain) -> None:
+    """Where uvicorn serves this process, have its own shutdown wait for the drain, whatever it stops for.
 
-    Another program's handlers are left alone. In any thread but the main one signals cannot be handled, and
-    uvicorn itself does not.
+    The server is found by the handler that it has set for signals; another program's is left alone. In any
+    thread but the main one uvicorn sets none, and is not found.
     """
     if threading.current_thread() is not threading.main_thread():
         return
-    uvicorns: dict[int, _Handler] = {}
-    for number in _SIGNALS:
-        handler = signal.getsignal(number)
-        if callable(handler) and getattr(handler, "__module__", "").startswith("uvicorn."):
-            uvicorns[number] = handler
-    if uvicorns:
-        first = _First(drain, loop, uvicorns)
-        for number in uvicorns:
-            signal.signal(number, first)
+    server: Any = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    if not type(server).__module__.startswith("uvicorn."):
+        return
+    shutdown = server.shutdown
 
-
-class _First:
-    """A signal handler that passes signals on once the stop has been recorded."""
-
-    def __init__(self, drain: Drain, loop: asyncio.AbstractEventLoop, handlers: dict[int, _Handler]) -> None:
-        self._drain = drain
-        self._loop = loop
-        self._handlers = handlers
-        self._held: list[int] = []
-        self._passes = False
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self._passes or self._loop.is_closed():
-            self._handlers[number](number, frame)
-            return
-        impatient = signal.SIGINT in self._held and number == signal.SIGINT
-        if number not in self._held or impatient:
-            # Whoever sends the same signal again wants no more than with the first; only a second Ctrl-C
-            # means "now", as it does to uvicorn.
-            self._held.append(number)
-        # In the next loop turn: this runs between any two steps of whatever the main thread is doing.
-        self._loop.call_soon_threadsafe(self._pass_on if impatient else self._start)
-
-    def _start(self) -> None:
-        self._drain.start().add_done_callback(lambda _: self._pass_on())
-
-    def _pass_on(self) -> None:
-        if self._passes:
-            return
-        self._passes = True
+    async def drain_first(*arguments: Any, **options: Any) -> None:
+        ending = drain.start()
+        # Set by a second Ctrl-C, which means "now".
+        while not (ending.done() or server.force_exit):
+            await asyncio.wait([ending], timeout=FORCE_EXIT_POLL)
         _end_without_threads()
-        for number in self._held:
-            self._handlers[number](number, None)
+        await shutdown(*arguments, **options)
+
+    server.shutdown = drain_first
 
 
 # -- the exit --------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from tests.support.fixtures import StartSite
 from tests.support.measured import measured
 from tests.support.memberships import in_layer
 from tests.support.pairings import Pairing, pairings
+from tests.support.scrape import scrape
 from tests.support.servers import UvicornServer, WebServer
 from tests.support.site import Site
 
@@ -126,6 +127,28 @@ async def test_however_uvicorn_is_run(options: list[str], start_site: StartSite)
     site = start_site(Pairing("core", "uvicorn", "sqlite"))
     with OtherUvicorn(site, *options) as server:
         await told_why_and_when(site, server, 40, signal.SIGTERM)
+
+
+async def test_uvicorn_that_stops_by_itself_tells_its_clients_too(start_site: StartSite) -> None:
+    site = start_site(Pairing("core", "uvicorn", "sqlite"))
+    with OtherUvicorn(site, "--limit-max-requests", "1") as server:
+        clients = await connect_many(40, server.websocket(f"/ws/{GROUP}/"))
+        told_at = time.monotonic()
+        await asyncio.to_thread(scrape, server)
+        took = await end_of(server, told_at)
+
+        await all_closed_with_4000(clients)
+        assert reasons(site) == {"server_restart": len(clients)}
+        await nothing_is_left(site)
+        measured(
+            "--limit-max-requests",
+            site.pairing,
+            clients=len(clients),
+            goodbyes_and_4000=len(clients),
+            exit_after=took,
+            memberships_left=0,
+        )
+        await close_all(clients)
 
 
 async def told_why_and_when(site: Site, server: WebServer, count: int, number: signal.Signals) -> None:

@@ -267,118 +267,98 @@ async def test_a_process_finds_out_itself_that_it_was_declared_lost(
     assert await lifecycle.hub() is not home
 
 
-# -- signals -----------------------------------------------------------------------------------------
+# -- uvicorn -----------------------------------------------------------------------------------------
 
 
-class Signals:
-    """A server's handler, the drain that goes before it, and how both fared."""
+class Server:
+    """uvicorn's: it handles signals, and shuts down for whatever reason."""
 
     def __init__(self) -> None:
-        self.passed: list[int] = []
-        self.recorded = asyncio.Event()
-        handlers = dict.fromkeys((signal.SIGTERM, signal.SIGINT), self.handle)
-        self.drain = Drain(self.record)
-        self.send = drain._First(self.drain, asyncio.get_running_loop(), handlers)
+        self.force_exit = False
+        self.closed: list[object] = []
 
-    def handle(self, number: int, frame: FrameType | None) -> None:
-        self.passed.append(number)
+    def handle_exit(self, number: int, frame: FrameType | None) -> None: ...
 
-    async def record(self) -> None:
-        await self.recorded.wait()
-
-    async def settle(self) -> None:
-        for _ in range(3):
-            await asyncio.sleep(0)
+    async def shutdown(self, sockets: list[object] | None = None) -> None:
+        self.closed.append(sockets)
 
 
-@pytest.fixture
-def signals(monkeypatch: pytest.MonkeyPatch) -> type[Signals]:
-    monkeypatch.setattr(drain, "_end_without_threads", lambda: None)
-    return Signals
-
-
-async def test_a_signal_reaches_the_server_when_the_stop_is_recorded(signals: type[Signals]) -> None:
-    there = signals()
-    there.send(signal.SIGTERM, None)
-    there.send(signal.SIGTERM, None)
-    await there.settle()
-    assert there.drain.begun
-    assert there.passed == []
-    there.recorded.set()
-    await eventually_async(lambda: there.passed == [signal.SIGTERM], within=5)
-    there.send(signal.SIGTERM, None)
-    assert there.passed == [signal.SIGTERM, signal.SIGTERM]
-
-
-async def test_of_two_different_signals_the_server_hears_both(signals: type[Signals]) -> None:
-    there = signals()
-    # At Ctrl-C a worker of uvicorn gets one from the terminal and one from its parent.
-    there.send(signal.SIGINT, None)
-    there.send(signal.SIGTERM, None)
-    there.recorded.set()
-    await eventually_async(lambda: there.passed == [signal.SIGINT, signal.SIGTERM], within=5)
-
-
-async def test_a_second_ctrl_c_waits_for_nothing(signals: type[Signals]) -> None:
-    there = signals()
-    there.send(signal.SIGINT, None)
-    await there.settle()
-    there.send(signal.SIGINT, None)
-    await there.settle()
-    assert there.passed == [signal.SIGINT, signal.SIGINT]
-    there.recorded.set()
-    await there.drain.start()
+Server.__module__ = "uvicorn.server"
 
 
 @pytest.fixture
 def handlers() -> Iterator[Callable[[Any], None]]:
-    """Sets the handler of SIGTERM and SIGINT; at the end they are as before."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def set_all(handler: Any) -> None:
-        for number in before:
-            signal.signal(number, handler)
-
-    yield set_all
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    """Sets the handler of SIGTERM; at the end it is as before."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield lambda handler: signal.signal(signal.SIGTERM, handler)
+    signal.signal(signal.SIGTERM, before)
 
 
-def uvicorns(number: int, frame: FrameType | None) -> None:
-    """A handler that looks like uvicorn's."""
+@pytest.fixture
+def server(handlers: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch) -> Server:
+    """The one that serves this process."""
+    monkeypatch.setattr(drain, "_end_without_threads", lambda: None)
+    server = Server()
+    handlers(server.handle_exit)
+    return server
 
 
-uvicorns.__module__ = "uvicorn.server"
+async def test_uvicorn_closes_nothing_before_the_stop_is_recorded(server: Server) -> None:
+    recorded = asyncio.Event()
+
+    async def record() -> None:
+        await recorded.wait()
+
+    drain.prepare(record)
+    stopping = asyncio.create_task(server.shutdown(sockets=["a socket"]))
+    await eventually_async(drain.under_way, within=5)
+    await asyncio.sleep(2 * drain.FORCE_EXIT_POLL)
+    assert server.closed == []
+    recorded.set()
+    await stopping
+    assert server.closed == [["a socket"]]
 
 
-async def never_ends() -> None:
-    await asyncio.Event().wait()
+async def test_a_second_ctrl_c_has_uvicorn_wait_for_nothing(server: Server) -> None:
+    recorded = asyncio.Event()
+
+    async def record() -> None:
+        await recorded.wait()
+
+    drain.prepare(record)
+    stopping = asyncio.create_task(server.shutdown())
+    await eventually_async(drain.under_way, within=5)
+    server.force_exit = True
+    await stopping
+    assert server.closed == [None]
+    recorded.set()
+    await this_drain().start()
 
 
-async def test_uvicorns_handlers_are_preceded_and_all_others_left_alone(
-    handlers: Callable[[Any], None],
-) -> None:
+async def test_other_programs_that_handle_signals_are_left_alone(handlers: Callable[[Any], None]) -> None:
+    class Other(Server):
+        """Of another program, with the same methods."""
+
     def somebodys(number: int, frame: FrameType | None) -> None: ...
 
-    loop = asyncio.get_running_loop()
-    for others in (somebodys, signal.SIG_DFL, signal.SIG_IGN):
-        handlers(others)
-        drain._hear_from_uvicorn(Drain(never_ends), loop)
-        assert signal.getsignal(signal.SIGTERM) is others
-    handlers(uvicorns)
-    drain._hear_from_uvicorn(Drain(never_ends), loop)
-    assert isinstance(signal.getsignal(signal.SIGTERM), drain._First)
-    assert isinstance(signal.getsignal(signal.SIGINT), drain._First)
+    other = Other()
+    for handler in (somebodys, other.handle_exit, signal.SIG_DFL, signal.SIG_IGN):
+        handlers(handler)
+        drain._hear_from_uvicorn(Drain(never_ends))
+        assert signal.getsignal(signal.SIGTERM) == handler
+    assert "shutdown" not in vars(other)
 
 
-async def test_where_signals_cannot_be_set_none_is(handlers: Callable[[Any], None]) -> None:
-    handlers(uvicorns)
-
+async def test_a_loop_in_another_thread_is_not_uvicorns(server: Server) -> None:
     async def first_connection() -> None:
         drain.prepare(never_ends)
 
     await asyncio.to_thread(lambda: asyncio.run(first_connection()))
-    assert signal.getsignal(signal.SIGTERM) is uvicorns
+    assert "shutdown" not in vars(server)
+
+
+async def never_ends() -> None:
+    await asyncio.Event().wait()
 
 
 # -- the exit ----------------------------------------------------------------------------------------
