@@ -54,6 +54,16 @@ def transport_on(protocol: Protocol, failures: list[CloseReason] | None = None) 
     return transport
 
 
+def failures_of_a_write(protocol: Protocol) -> list[CloseReason]:
+    """What is told of a write that uvicorn refuses because the connection has ended."""
+    protocol.raises = OSError("ClientDisconnected")
+    failures: list[CloseReason] = []
+    transport = transport_on(protocol, failures)
+    transport.accepted = True
+    transport.write({"type": "websocket.send", "text": "hello"}, 5)
+    return failures
+
+
 @pytest.mark.parametrize(
     ("sent", "received", "seen"),
     [
@@ -116,12 +126,7 @@ def test_a_write_that_fails_on_wsproto_after_a_close_frame_is_no_send_failure(
     state: str, reason: CloseReason
 ) -> None:
     protocol = Protocol(state=ConnectionState[state])
-    protocol.raises = OSError("ClientDisconnected")
-    failures: list[CloseReason] = []
-    transport = transport_on(protocol, failures)
-    transport.accepted = True
-    transport.write({"type": "websocket.send", "text": "hello"}, 5)
-    assert failures == [reason]
+    assert failures_of_a_write(protocol) == [reason]
 
 
 def test_of_another_implementation_only_the_code_is_known() -> None:
@@ -137,9 +142,4 @@ def test_a_write_that_fails_after_a_close_frame_is_no_send_failure(
     received: Close | None, reason: CloseReason
 ) -> None:
     protocol = Protocol(close_sent=None, close_rcvd=received)
-    protocol.raises = OSError("ClientDisconnected")
-    failures: list[CloseReason] = []
-    transport = transport_on(protocol, failures)
-    transport.accepted = True
-    transport.write({"type": "websocket.send", "text": "hello"}, 5)
-    assert failures == [reason]
+    assert failures_of_a_write(protocol) == [reason]
