@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from django.db import DataError, Error, IntegrityError, close_old_connections
+from django.db import DataError, Error, IntegrityError, close_old_connections, reset_queries
 
 from realtime import backlog, records
 from realtime.backlog import Kind
@@ -50,10 +50,11 @@ def settle(batch: Sequence[Write]) -> list[Any]:
 
 
 def settle_on_fresh_connections(batch: Sequence[Write]) -> list[Any]:
-    """`settle`, where no request begins or ends: only there Django drops connections that broke or grew
-    old.
+    """`settle`, where no request begins or ends: only there Django drops connections that broke or grew old,
+    and with DEBUG the texts of the last thousands of queries.
     """
     try:
+        reset_queries()
         close_old_connections()
         try:
             return settle(batch)

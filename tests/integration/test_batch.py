@@ -213,6 +213,18 @@ async def test_a_close_that_is_refused_for_its_row_is_not_repeated_for_ever(
     assert [type(outcome) for outcome in outcomes] == [bool, IntegrityError, bool]
 
 
+def test_of_the_queries_that_debug_keeps_those_of_the_last_batch_remain(settings: Any) -> None:
+    settings.DEBUG = True
+    process = a_process()
+    kept = []
+    for _ in range(3):
+        batch.settle_on_fresh_connections([opening(an_opening(process))])
+        kept.append(len(connection.queries_log))
+
+    # The first began with the queries that made the process.
+    assert kept[1] == kept[2] > 0
+
+
 def test_whatever_happens_on_the_thread_is_the_answer_of_every_write(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise SystemExit
