@@ -82,7 +82,8 @@ class RawClient:
             lines += [name.encode() + b": " + content] if content else []
         self._writer.write(b"\r\n".join(lines) + b"\r\n\r\n" + then)
         try:
-            answer = await asyncio.wait_for(self._reader.readuntil(b"\r\n\r\n"), PATIENCE)
+            async with asyncio.timeout(PATIENCE):
+                answer = await self._reader.readuntil(b"\r\n\r\n")
         except (asyncio.IncompleteReadError, ConnectionError, TimeoutError):
             self.ended.set()
             return self
@@ -111,7 +112,9 @@ class RawClient:
         try:
             for each in raw:
                 self._writer.write(each)
-                await asyncio.wait_for(self._writer.drain(), 10)
+                # Not `wait_for`: on Python 3.11 it may lose that it was cancelled, and its caller never ends.
+                async with asyncio.timeout(10):
+                    await self._writer.drain()
         except (ConnectionError, TimeoutError):
             pass
 
@@ -131,7 +134,8 @@ class RawClient:
 
     async def closes(self, *, within: float = 10.0) -> int | None:
         """The close code that the server sent; None when the connection ended without one."""
-        await asyncio.wait_for(self.ended.wait(), within)
+        async with asyncio.timeout(within):
+            await self.ended.wait()
         return self.close_code
 
     async def close(self) -> None:
