@@ -119,7 +119,10 @@ async def turned_away(url: str) -> float:
 async def all_received(numbers: Numbers, clients: list[Client]) -> None:
     await numbers.stop()
     assert not numbers.failed
-    await eventually_async(lambda: all(numbers.received(each) == numbers.sent for each in clients), within=5)
+    last = numbers.sent[-1]
+    await asyncio.gather(*(client.seen(lambda frame: frame.get("data") == last) for client in clients))
+    for client in clients:
+        assert numbers.received(client) == numbers.sent, "lost, doubled or out of order"
 
 
 async def lived_through(

@@ -16,6 +16,7 @@ from tests.support.fixtures import StartSite
 from tests.support.measured import measured
 from tests.support.namespaces import ClientProcess, NetworkNamespace, require_namespaces
 from tests.support.pairings import Pairing, pairings
+from tests.support.repeating import Repeating
 from tests.support.scrape import scrape
 from tests.support.servers import Publisher
 from tests.support.site import Site
@@ -74,7 +75,7 @@ class Scene:
         return len(rows)
 
 
-class Numbers:
+class Numbers(Repeating):
     """Publishes 0, 1, 2 ... to the healthy clients, ten a second; all of them must get all of these."""
 
     def __init__(self, publisher: Publisher, clients: list[Client]) -> None:
@@ -84,23 +85,15 @@ class Numbers:
         self.sent_at: list[float] = []
 
     async def __aenter__(self) -> Self:
-        self._publishing = asyncio.create_task(self._publish())
+        await super().__aenter__()
         await eventually_async(lambda: all(client.messages for client in self.clients), within=30)
         return self
 
-    async def __aexit__(self, *exception: object) -> None:
-        await self.stop()
-
-    async def stop(self) -> None:
-        self._publishing.cancel()
-        await asyncio.wait([self._publishing])
-
-    async def _publish(self) -> None:
-        while True:
-            self.sent_at.append(time.monotonic())
-            self.publisher.send(str(len(self.sent)))
-            self.sent.append(len(self.sent))
-            await asyncio.sleep(0.1)
+    async def step(self) -> None:
+        self.sent_at.append(time.monotonic())
+        self.publisher.send(str(len(self.sent)))
+        self.sent.append(len(self.sent))
+        await asyncio.sleep(0.1)
 
     def p99(self, clients: list[Client], since: float) -> float:
         """Seconds from publishing to arrival, over these clients, of what was published since then."""

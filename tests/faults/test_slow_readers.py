@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Self
 
 import psutil
 import pytest
@@ -17,6 +18,7 @@ from tests.support.measured import measured
 from tests.support.namespaces import ClientProcess, NetworkNamespace, require_namespaces
 from tests.support.pairings import Pairing, pairings
 from tests.support.raw import RawClient, frame
+from tests.support.repeating import Repeating
 from tests.support.scrape import scrape
 from tests.support.servers import Publisher, WebServer
 from tests.support.site import Site
@@ -62,7 +64,7 @@ class Memory:
             await asyncio.sleep(0.05)
 
 
-class Flood:
+class Flood(Repeating):
     """Messages of `SIZE` bytes to the group, so many per second; each says its number."""
 
     def __init__(self, publisher: Publisher, per_second: float) -> None:
@@ -70,14 +72,16 @@ class Flood:
         self.pause = 1 / per_second
         self.sent = 0
 
-    async def run(self) -> None:
-        began = time.monotonic()
-        while True:
-            text = f"{self.sent:08}".ljust(SIZE, "x")
-            # In a thread: a publisher that is behind must not keep the clients of the test from reading.
-            await asyncio.to_thread(self.publisher.send, f'"{text}"')
-            self.sent += 1
-            await asyncio.sleep(max(0.0, began + self.sent * self.pause - time.monotonic()))
+    async def __aenter__(self) -> Self:
+        self.began = time.monotonic()
+        return await super().__aenter__()
+
+    async def step(self) -> None:
+        text = f"{self.sent:08}".ljust(SIZE, "x")
+        # In a thread: a publisher that is behind must not keep the clients of the test from reading.
+        await asyncio.to_thread(self.publisher.send, f'"{text}"')
+        self.sent += 1
+        await asyncio.sleep(max(0.0, self.began + self.sent * self.pause - time.monotonic()))
 
 
 @asynccontextmanager
@@ -109,7 +113,7 @@ async def flood_until_evicted(
     memory, flood = Memory(server), Flood(publisher, PER_SECOND)
     began = time.monotonic()
     async with running(memory.watch):
-        async with running(flood.run):
+        async with flood:
             await eventually_async(
                 lambda: sum(site.close_reasons().values()) == evicted, within=bound(cap) + SLACK, every=0.1
             )
@@ -192,7 +196,7 @@ async def stays_and_misses_nothing(
 ) -> None:
     """Publish at 0.8 Mbit/s to a reader that takes 1 Mbit/s, in messages of which each takes it 0.8 s."""
     flood = Flood(site.publisher(GROUP), 1.0)
-    async with running(flood.run):
+    async with flood:
         await asyncio.sleep(HONEST_FOR)
     await eventually_async(lambda: received() == flood.sent, within=10)
     pings = (await asyncio.to_thread(scrape, server)).value("realtime_pings_sent_total")

@@ -5,7 +5,6 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Self
 
 from channels.layers import get_channel_layer
 from django.test import override_settings
@@ -13,6 +12,7 @@ from django.test import override_settings
 from realtime import apublish, groups
 from tests.support.clients import Client
 from tests.support.eventually import eventually_async
+from tests.support.repeating import Repeating
 from tests.support.site import Site
 
 BACKENDS = {"core": "realtime.layers.CoreLayer", "pubsub": "realtime.layers.PubSubLayer"}
@@ -36,10 +36,10 @@ class Attempt:
     error: BaseException | None
 
 
-class Numbers:
+class Numbers(Repeating):
     """Publishes 0, 1, 2 ... to each of these groups, `every` so many seconds; a number that a group could not
-    be sent is kept as a failure, and the next one follows. Each client is in one of the groups. An async
-    context manager inside `same_layer`.
+    be sent is kept as a failure, and the next one follows. Each client is in one of the groups. For use
+    inside `same_layer`.
     """
 
     def __init__(self, *names: str, every: float = 0.05) -> None:
@@ -47,21 +47,11 @@ class Numbers:
         self.every = every
         self.attempts: list[Attempt] = []
 
-    async def __aenter__(self) -> Self:
-        self._publishing = asyncio.create_task(self._publish())
-        return self
-
     async def __aexit__(self, *exception: object) -> None:
-        await self.stop()
+        await super().__aexit__(*exception)
         layer = get_channel_layer()
         # Not its `flush`, which would empty Redis under everybody else.
         await (layer.close_pools() if hasattr(layer, "close_pools") else layer.flush())
-
-    async def stop(self) -> None:
-        """Publish no more. Raises what stopped it before."""
-        self._publishing.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._publishing
 
     @property
     def sent(self) -> list[int]:
@@ -107,15 +97,14 @@ class Numbers:
         assert not missing, f"lost: {sorted(missing)}"
         return True
 
-    async def _publish(self) -> None:
-        while True:
-            number, began = len(self.attempts), time.monotonic()
-            outcomes = await asyncio.gather(
-                *(apublish(group, number) for group in self.groups), return_exceptions=True
-            )
-            errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-            if unexpected := [error for error in errors if not isinstance(error, groups.LayerUnavailable)]:
-                raise unexpected[0]
-            error = errors[0] if errors else None
-            self.attempts.append(Attempt(number, began, time.monotonic(), error))
-            await asyncio.sleep(self.every)
+    async def step(self) -> None:
+        number, began = len(self.attempts), time.monotonic()
+        outcomes = await asyncio.gather(
+            *(apublish(group, number) for group in self.groups), return_exceptions=True
+        )
+        errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        if unexpected := [error for error in errors if not isinstance(error, groups.LayerUnavailable)]:
+            raise unexpected[0]
+        error = errors[0] if errors else None
+        self.attempts.append(Attempt(number, began, time.monotonic(), error))
+        await asyncio.sleep(self.every)
