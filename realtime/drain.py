@@ -37,10 +37,10 @@ LINGER = 0.3
 EXIT_TIMEOUT = 2.0
 #: Seconds that threads which hang may keep a process that has stopped.
 THREADS_TIMEOUT = 1.0
-#: Seconds between two looks whether uvicorn was told to wait for nothing.
-FORCE_EXIT_POLL = 0.1
 #: The exit code of a process that was kept by threads which hang.
 THREADS_HUNG = 1
+#: Seconds between two looks whether uvicorn was told to wait for nothing.
+FORCE_EXIT_POLL = 0.1
 
 #: Evicts every connection before it returns; what it returns ends when all that is recorded.
 Begin = Callable[[], Coroutine[Any, Any, None]]

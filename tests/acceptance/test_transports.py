@@ -51,15 +51,11 @@ class OftenPinging(DaphneServer):
         return [*command, "--ping-interval", "1", "--ping-timeout", "3", application]
 
 
-class UvicornWith(UvicornServer):
-    """uvicorn with more options, of which the last of a name counts."""
-
-    def __init__(self, *options: str, log: Path) -> None:
-        self.options = options
-        super().__init__(log=log, environment=ENVIRONMENT, application=APPLICATION)
-
-    def command_for(self, application: str) -> list[str]:
-        return [*super().command_for(application), *self.options]
+def uvicorn_on(implementation: str, *options: str, log: Path) -> UvicornServer:
+    """uvicorn with one of the libraries that it may speak WebSocket with."""
+    return UvicornServer(
+        "--ws", implementation, *options, log=log, environment=ENVIRONMENT, application=APPLICATION
+    )
 
 
 class _InFolder(DaphneServer):
@@ -220,11 +216,11 @@ def daphne(folder: Path) -> Iterator[WebServer]:
 
 
 def _uvicorn(implementation: str) -> Callable[[Path], Iterator[WebServer]]:
-    """A fixture: uvicorn with one of the libraries that it may speak WebSocket with."""
+    """A fixture: `uvicorn_on` this library."""
 
     @pytest.fixture(scope="module")
     def serving(folder: Path) -> Iterator[WebServer]:
-        with UvicornWith("--ws", implementation, log=folder / f"{implementation}.log") as server:
+        with uvicorn_on(implementation, log=folder / f"{implementation}.log") as server:
             yield server
         assert "Traceback" not in server.log_text()
 
@@ -393,7 +389,7 @@ async def test_who_does_not_answer_the_keepalive_of_uvicorn_has_not_closed(
     folder: Path, implementation: str
 ) -> None:
     impatient = ("--ws-ping-interval", "0.5", "--ws-ping-timeout", "1")
-    with UvicornWith("--ws", implementation, *impatient, log=folder / "keepalive.log") as server:
+    with uvicorn_on(implementation, *impatient, log=folder / "keepalive.log") as server:
         async with holding(server) as held:
             held.stop_reading()
             seen = await held.until(lambda seen: seen["disconnected"] is not None)

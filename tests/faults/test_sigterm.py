@@ -100,19 +100,14 @@ async def test_sigint_is_as_good_as_sigterm(pairing: Pairing, start_site: StartS
     await told_why_and_when(site, site.serve(), 50, signal.SIGINT)
 
 
-class OtherUvicorn(UvicornServer):
+def other_uvicorn(site: Site, *options: str) -> UvicornServer:
     """With more options than those that the other tests run."""
-
-    def __init__(self, site: Site, *options: str) -> None:
-        self.options = options
-        super().__init__(
-            log=site.folder / "uvicorn.log",
-            environment={**site.environment, "ALLOWED_HOSTS": "127.0.0.1"},
-            application="tests.support.lifespan:application",
-        )
-
-    def command_for(self, application: str) -> list[str]:
-        return [*super().command_for(application), *self.options]
+    return UvicornServer(
+        *options,
+        log=site.folder / "uvicorn.log",
+        environment={**site.environment, "ALLOWED_HOSTS": "127.0.0.1"},
+        application="tests.support.lifespan:application",
+    )
 
 
 @pytest.mark.matrix
@@ -125,13 +120,13 @@ async def test_however_uvicorn_is_run(options: list[str], start_site: StartSite)
     if "uvloop" in options:
         pytest.importorskip("uvloop")
     site = start_site(Pairing("core", "uvicorn", "sqlite"))
-    with OtherUvicorn(site, *options) as server:
+    with other_uvicorn(site, *options) as server:
         await told_why_and_when(site, server, 40, signal.SIGTERM)
 
 
 async def test_uvicorn_that_stops_by_itself_tells_its_clients_too(start_site: StartSite) -> None:
     site = start_site(Pairing("core", "uvicorn", "sqlite"))
-    with OtherUvicorn(site, "--limit-max-requests", "1") as server:
+    with other_uvicorn(site, "--limit-max-requests", "1") as server:
         clients = await connect_many(40, server.websocket(f"/ws/{GROUP}/"))
         told_at = time.monotonic()
         await asyncio.to_thread(scrape, server)

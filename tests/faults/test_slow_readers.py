@@ -120,8 +120,7 @@ async def flood_until_evicted(
             took = time.monotonic() - began
         await eventually_async(lambda: server.sockets() == held - evicted, within=10)
     await healthy.seen(lambda frame: numbers([frame]) == [flood.sent - 1], within=10)
-    await asyncio.sleep(growth.AT_REST)
-    left = (await growth.memory(server)).resident - before.resident
+    left = (await growth.memory_at_rest(server)).resident - before.resident
     measured(
         f"readers that stop, {kind}",
         site.pairing,

@@ -40,12 +40,19 @@ class Growth:
 
 
 async def memory(server: WebServer) -> Memory:
-    said = re.compile(re.escape(TIDIED).replace(r"\{\}", r"(\d+)"))
-    before = len(said.findall(server.log_text()))
+    def told() -> list[str]:
+        return re.findall(rf"{TIDIED}(\d+)\n", server.log_text())
+
+    before = len(told())
     os.kill(server.pid, TIDY)
-    await eventually_async(lambda: len(said.findall(server.log_text())) > before, within=10)
-    blocks = int(said.findall(server.log_text())[-1])
-    return Memory(psutil.Process(server.pid).memory_info().rss, blocks)
+    await eventually_async(lambda: len(told()) > before, within=10)
+    return Memory(psutil.Process(server.pid).memory_info().rss, int(told()[-1]))
+
+
+async def memory_at_rest(server: WebServer) -> Memory:
+    """`memory`, without the connections that were closed a moment ago."""
+    await asyncio.sleep(AT_REST)
+    return await memory(server)
 
 
 def connections_had(server: WebServer) -> int:
@@ -73,7 +80,6 @@ async def growth_per_connection(server: WebServer, waves: int = WAVES) -> Growth
         for _ in range(waves):
             await wave(server)
             largest[half] = max(largest[half], (await memory(server)).resident)
-        await asyncio.sleep(AT_REST)
-        at_rest[half] = (await memory(server)).blocks
+        at_rest[half] = (await memory_at_rest(server)).blocks
     connections = waves * WAVE
     return Growth((largest[1] - largest[0]) / connections, (at_rest[1] - at_rest[0]) / connections)

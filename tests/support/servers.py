@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import psutil
 import redis
@@ -259,7 +259,11 @@ def _flags_of_the_procfile() -> list[str]:
 
 
 class UvicornServer(WebServer):
-    """uvicorn with one worker, and the options of docs/howto/run-uvicorn.md."""
+    """uvicorn with one worker and the options of docs/howto/run-uvicorn.md; others go before those."""
+
+    def __init__(self, *options: str, **more: Any) -> None:
+        self.options = options
+        super().__init__(**more)
 
     def command_for(self, application: str) -> list[str]:
         return [
@@ -269,11 +273,12 @@ class UvicornServer(WebServer):
             # uvloop, which the benchmarks bring, would be taken by itself.
             *("--loop", "asyncio"),
             *("--host", self.interface, "--port", str(self.port)),
+            *self.options,
         ]
 
 
 def _options_of_the_howto() -> list[str]:
-    """All that follows the application; a later option of the same name counts."""
+    """All that follows the application."""
     lines = (CHECKOUT / "docs/howto/run-uvicorn.md").read_text().splitlines()
     (command,) = [line for line in lines if line.startswith("uvicorn project.")]
     return shlex.split(command)[2:]

@@ -12,7 +12,7 @@ import sys
 import threading
 
 TIDY = signal.SIGUSR2
-TIDIED = "memory tidied: {} blocks"
+TIDIED = "memory tidied, blocks held: "
 
 
 def tidy_when_told() -> None:
@@ -27,4 +27,4 @@ def tidy_when_told() -> None:
 def _tidy() -> None:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    os.write(2, f"{TIDIED.format(sys.getallocatedblocks())}\n".encode())
+    os.write(2, f"{TIDIED}{sys.getallocatedblocks()}\n".encode())
