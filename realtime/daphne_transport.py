@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import Any
 
 from realtime import rfc6455
-from realtime.aborting_transport import CLOSE_GRACE, AbortingTransport
+from realtime.aborting_transport import AbortingTransport
 from realtime.closing import CloseReason
 from realtime.transport import Event, OnFailure, Send, Shared
 
@@ -147,9 +147,9 @@ class DaphneTransport(AbortingTransport):
     # -- ending ------------------------------------------------------------------------------------
 
     def close(self, event: Event, last_words: Event | None = None) -> None:
-        if self._buffered():
-            # Autobahn gives up after a second, which may be too little for what is to be read before.
-            self._protocol.closeHandshakeTimeout = CLOSE_GRACE
+        # Autobahn would give up after a second, in the turn of the loop that closes when that takes so long:
+        # Twisted looks at its timers before what waits is written. Ours is `_abort_soon`.
+        self._protocol.closeHandshakeTimeout = 0
         super().close(event, last_words)
 
     def abandon(self) -> None:

@@ -425,6 +425,13 @@ async def test_whoever_is_closed_with_a_backlog_has_a_moment_to_read_it(server: 
         assert held.client.close_code == 4504
 
 
+async def test_a_close_is_told_before_it_is_given_up_however_long_the_turn_takes(server: WebServer) -> None:
+    async with holding(server) as held:
+        await held.tell("close_and_stall", 4504, "goodbye", 2.5)
+        assert (await held.rest())[-1:] == ["goodbye"]
+        assert held.client.close_code == 4504
+
+
 # -- what only Daphne's can do -------------------------------------------------------------------------
 
 

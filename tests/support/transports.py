@@ -10,6 +10,8 @@ Served by a `WebServer(application="tests.support.transports:application")`.
 
 import asyncio
 import json
+import sys
+import time
 import types
 from typing import Any
 from urllib.parse import parse_qsl
@@ -129,6 +131,18 @@ class _Held:
         last_words = None if last is None else {"type": "websocket.send", "text": last}
         self.transport.close({"type": "websocket.close", "code": code}, last_words)
 
+    async def close_and_stall(self, code: int, last: str, seconds: float) -> None:
+        """Close, and keep the event loop for so long: what others of its turn do, thousands at a stop. On
+        Daphne a timer of Twisted's is due in that turn, which then looks at all of its timers.
+        """
+        if "twisted.internet.reactor" in sys.modules:
+            sys.modules["twisted.internet.reactor"].callLater(0.0, _nothing)
+            time.sleep(0.01)  # noqa: ASYNC251 - that turn
+            # This goes on before the timers of the next turn.
+            await asyncio.sleep(0)
+        self.close(code, last)
+        time.sleep(seconds)  # noqa: ASYNC251 - the fault under test
+
     def share_when_dropped(self, text: str) -> None:
         """Write when autobahn has dropped the connection, as it does when its own ping is not answered."""
         assert isinstance(self.transport, DaphneTransport)
@@ -152,6 +166,10 @@ class _Held:
             "ended_by": self.ended_by,
             "handler_waits": self.handler_waits,
         }
+
+
+def _nothing() -> None:
+    """For a timer that is only to be due."""
 
 
 _held: dict[str, _Held] = {}
