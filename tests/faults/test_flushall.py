@@ -57,9 +57,7 @@ async def test_all_clients_receive_again_within_a_round_and_none_reconnects(
                 )
 
                 # All that was published has passed through Redis in order, so the last number ends the wait.
-                await asyncio.gather(
-                    *(c.seen(lambda frame: frame.get("data") == numbers.sent[-1]) for c in clients)
-                )
+                await numbers.arrive(clients)
                 # On the pub/sub layer nothing of a membership is stored in Redis.
                 from_then_on = flushed_at + back if pairing.layer == "core" else 0.0
                 assert all(numbers.nothing_lost_after(client, from_then_on) for client in clients)

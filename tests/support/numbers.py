@@ -10,7 +10,7 @@ from channels.layers import get_channel_layer
 from django.test import override_settings
 
 from realtime import apublish, groups
-from tests.support.clients import Client
+from tests.support.clients import PATIENCE, Client
 from tests.support.eventually import eventually_async
 from tests.support.repeating import Repeating
 from tests.support.site import Site
@@ -84,6 +84,13 @@ class Numbers(Repeating):
             lambda: all(self.back_after(client, moment) is not None for client in clients), within=within
         )
         return max(back for client in clients if (back := self.back_after(client, moment)) is not None)
+
+    async def arrive(self, clients: list[Client], *, within: float = PATIENCE) -> None:
+        """Wait until every client got the last number; for a time at which none is under way any more."""
+        last = self.sent[-1]
+        await asyncio.gather(
+            *(client.seen(lambda frame: frame.get("data") == last, within=within) for client in clients)
+        )
 
     def nothing_lost_after(self, client: Client, moment: float) -> bool:
         """True when the client got each number that was published after `moment`, once, and all in order; for
