@@ -34,6 +34,7 @@ class Connection:
         "hub",
         "id",
         "joined",
+        "last_run",
         "liveness",
         "on_event",
         "opening",
@@ -81,6 +82,8 @@ class Connection:
         """Groups for which a membership row may be open: a superset of `groups`, and what eviction has to
         leave.
         """
+        self.last_run = 0
+        """The number of the last run of messages that fan-out wrote to it in its turn."""
         self.reason: CloseReason | None = None
         """Why it ended; the first reason counts."""
         self.close_code: int | None = None

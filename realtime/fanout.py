@@ -67,10 +67,10 @@ class Fanout:
             await self._room.wait()
 
     def flush(self, connection: Connection) -> None:
-        """Give a connection now what waits for it, because something else is about to be written to it."""
+        """Write to a connection what it has still to receive from its groups, before something else."""
         if self._waiting:
-            for run in self._waiting.serve(connection, connection.groups):
-                self._write(connection, Shared(run.texts), len(run.texts))
+            for run in self._waiting.serve(connection, connection.groups, connection.last_run):
+                self._write(connection, _prepared(run), len(run.texts))
                 metrics.deliveries.inc(len(run.texts))
 
     def _is_quiet(self, group: str) -> bool:
@@ -122,6 +122,8 @@ class Fanout:
                 await self._write_to_all(run)
             except Exception:
                 _log_unwritten(run.group)
+            finally:
+                self._waiting.finish()
             ended = self._loop.time()
             self._last = (run.group, ended, ended - began)
 
@@ -142,7 +144,7 @@ class Fanout:
         members = self._members.get(run.group)
         if not members:
             return
-        shared, messages, served = Shared(run.texts), len(run.texts), run.served
+        shared, messages, served, number = _prepared(run), len(run.texts), run.served, run.number
         # Nothing is looked up twice below, and nothing counted that can be counted afterwards: this is done
         # for every member, and a write to a socket costs as much as some fifty lines of Python.
         everybody, size, count = tuple(members), shared.size, 0
@@ -156,6 +158,9 @@ class Fanout:
                 liveness = connection.liveness
                 if liveness is not None and liveness.wrote(size, now, messages):
                     self._pulse.look_anew(connection)
+                # Before the write, and before the loop has its turn: a frame that goes to this member
+                # directly must neither overtake the run nor repeat it.
+                connection.last_run = number
                 connection.transport.write_shared(shared)
                 count += 1
             await self._pause()
@@ -164,6 +169,14 @@ class Fanout:
     def _write(self, connection: Connection, shared: Shared, messages: int) -> None:
         self._pulse.wrote(connection, shared.size, messages)
         connection.transport.write_shared(shared)
+
+
+def _prepared(run: Run[Connection]) -> Shared:
+    """The messages of a run as bytes and events, made for the first member that receives them."""
+    if run.prepared is None:
+        run.prepared = Shared(run.texts)
+    shared: Shared = run.prepared
+    return shared
 
 
 def _log_unwritten(group: str) -> None:

@@ -5,9 +5,10 @@ connection receives keeps the order in which it was put here, across its groups,
 part ahead of the others.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Collection, Hashable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 M = TypeVar("M", bound=Hashable)
 
@@ -16,15 +17,19 @@ LONGEST_RUN = 64 * 1024
 
 
 class Run(Generic[M]):
-    """Messages of one group that leave together; `served` are the members that were given theirs already."""
+    """Messages of one group that leave together; `served` are the members that received theirs ahead."""
 
-    __slots__ = ("group", "length", "served", "texts")
+    __slots__ = ("group", "length", "number", "prepared", "served", "texts")
 
-    def __init__(self, group: str, text: str) -> None:
+    def __init__(self, number: int, group: str, text: str) -> None:
+        self.number = number
+        """Counted from 1 for each queue."""
         self.group = group
         self.texts = [text]
         self.length = len(text)
         self.served: set[M] = set()
+        self.prepared: Any = None
+        """The messages as the caller sends them, made once; a run with `served` members grows no more."""
 
 
 class Waiting(Generic[M]):
@@ -32,11 +37,14 @@ class Waiting(Generic[M]):
 
     def __init__(self) -> None:
         self._runs: deque[Run[M]] = deque()
+        self._current: Run[M] | None = None
+        self._numbers = itertools.count(1)
         self.length = 0
         """Characters that wait."""
 
     def __bool__(self) -> bool:
-        return bool(self._runs)
+        """True while a member may still have something to receive."""
+        return bool(self._runs) or self._current is not None
 
     @property
     def first(self) -> Run[M] | None:
@@ -52,17 +60,37 @@ class Waiting(Generic[M]):
             last.texts.append(text)
             last.length += len(text)
         else:
-            self._runs.append(Run(group, text))
+            self._runs.append(Run(next(self._numbers), group, text))
 
     def take(self) -> Run[M]:
-        """Remove the run whose turn it is. Raises IndexError when nothing waits."""
-        run = self._runs.popleft()
+        """Remove the run whose turn it is, which is written from now until `finish`.
+
+        Raises:
+            IndexError: Nothing waits.
+        """
+        run = self._current = self._runs.popleft()
         self.length -= run.length
         return run
 
-    def serve(self, member: M, groups: Collection[str]) -> list[Run[M]]:
-        """The runs that wait for a member of these groups, who is given them now and not again."""
-        runs = [run for run in self._runs if run.group in groups and member not in run.served]
+    def finish(self) -> None:
+        """The run that was taken is written to all its members."""
+        self._current = None
+
+    def serve(self, member: M, groups: Collection[str], last: int) -> list[Run[M]]:
+        """Take what a member has still to receive, ahead of its turn.
+
+        Args:
+            member: The member that something else is about to be written to.
+            groups: The groups that it is in.
+            last: The number of the last run that it received in its turn; 0 for none.
+
+        Returns:
+            The runs in order, the one that is being written first. The member is in their `served`.
+        """
+        current = self._current
+        # Writing a run takes several turns of the event loop, in which this member may be written to.
+        begun = [current] if current is not None and current.number != last else []
+        runs = [run for run in (*begun, *self._runs) if run.group in groups and member not in run.served]
         for run in runs:
             run.served.add(member)
         return runs

@@ -64,6 +64,13 @@ ROWS = (
         (("ends during a fan-out", "memberships_left"), ("ends during a fan-out", "tracebacks")),
     ),
     Row(
+        "members that talk while a large group is written to",
+        "each receives every message of the group, in order",
+        ("members that talk",),
+        "test_order",
+        (("members that talk", "out_of_order"), ("members that talk", "missed")),
+    ),
+    Row(
         "SIGKILL of a process",
         "25 s at the defaults",
         ("process killed",),

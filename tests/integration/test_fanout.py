@@ -8,6 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from realtime import fanout, lifecycle, metrics
 from realtime.fanout import Fanout
@@ -21,6 +24,7 @@ class Member:
     def __init__(self, *groups: str, then: Callable[[], object] = lambda: None) -> None:
         self.groups = set(groups)
         self.liveness = None
+        self.last_run = 0
         self.transport = self
         self.writes: list[list[str]] = []
         self._then = then
@@ -54,6 +58,11 @@ class House:
     async def put(self, group: str, *texts: str) -> None:
         for text in texts:
             await self.fanout.put(group, text)
+
+    def say(self, member: Member, text: str) -> None:
+        """Write to a member directly, as the hub does for the frames of a consumer."""
+        self.fanout.flush(member)  # type: ignore[arg-type]
+        member.write({"text": text}, len(text))
 
     def start(self) -> None:
         self._running = asyncio.get_running_loop().create_task(self.fanout.run())
@@ -152,6 +161,60 @@ async def test_what_waits_for_a_connection_goes_before_what_else_is_written_to_i
     house.start()
     await eventually_async(lambda: ben.texts == ["1", "3"], within=5)
     assert ann.texts == ["1", "2", "3"]
+
+
+async def test_a_direct_write_goes_behind_the_run_that_is_being_written(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The loop has its turn after every STRIDE members.
+    monkeypatch.setattr(fanout, "SLICE", -1.0)
+    members = [Member("a") for _ in range(3 * fanout.STRIDE)]
+    house.add(*members)
+    house.start()
+    await house.put("a", "1")
+    await eventually_async(lambda: members[0].texts == ["1"], within=5, every=0)
+    assert members[-1].texts == []
+    await house.put("a", "2")
+    for member in (members[0], members[-1]):
+        house.say(member, "pong")
+    await eventually_async(lambda: members[-2].texts == ["1", "2"], within=5)
+    assert members[0].texts == members[-1].texts == ["1", "2", "pong"]
+
+
+@given(
+    groups=st.lists(st.sets(st.sampled_from("ab"), min_size=1), min_size=1, max_size=3 * fanout.STRIDE),
+    messages=st.lists(st.sampled_from("ab"), min_size=1, max_size=8),
+    talk=st.lists(st.lists(st.integers(min_value=0), max_size=4), max_size=40),
+)
+@hypothesis_settings(deadline=None)
+def test_order_survives_direct_writes_at_every_suspension(
+    groups: list[set[str]], messages: list[str], talk: list[list[int]]
+) -> None:
+    """`talk` says for each suspension of fan-out which members are written to directly meanwhile."""
+
+    async def attempt() -> None:
+        house, talking = House(), iter(talk)
+        members = [Member(*names) for names in groups]
+        house.add(*members)
+
+        async def pause() -> None:
+            for number in next(talking, []):
+                house.say(members[number % len(members)], "pong")
+            await asyncio.sleep(0)
+
+        house.fanout._pause = pause  # type: ignore[method-assign]
+        house.start()
+        for number, group in enumerate(messages):
+            await house.put(group, str(number))
+            if number % 3 == 2:
+                await asyncio.sleep(0)
+        await eventually_async(lambda: not house.fanout._waiting, within=5, every=0)
+        await house.stop()
+        for member in members:
+            received = [text for text in member.texts if text != "pong"]
+            assert received == [str(n) for n, group in enumerate(messages) if group in member.groups]
+
+    asyncio.run(attempt())
 
 
 async def test_what_an_author_sends_goes_behind_what_waits(site: None) -> None:

@@ -1,0 +1,54 @@
+"""A member that talks while it is written to receives the messages of a large group in order."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.audience import Audience
+from tests.support.eventually import eventually_async
+from tests.support.fixtures import StartSite
+from tests.support.measured import measured
+from tests.support.numbers import Numbers, same_layer
+from tests.support.pairings import Pairing, pairings
+
+pytestmark = pytest.mark.faults
+
+#: So many that one message takes several turns of the server's event loop.
+MEMBERS = 2000
+TALKERS = MEMBERS // 5
+PUBLISHERS = 5  # of the talkers
+MESSAGES = 120
+GROUP = "public.crowded"
+
+
+@pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite", "pubsub-uvicorn-postgres"))
+async def test_members_that_talk_receive_messages_in_order(
+    pairing: Pairing, start_site: StartSite, tmp_path: Path
+) -> None:
+    site = start_site(pairing)
+    server = site.serve()
+    url = server.websocket(f"/ws/{GROUP}/")
+    with Audience(
+        url, count=MEMBERS, talkers=TALKERS, publishers=PUBLISHERS, log=tmp_path / "audience.log"
+    ) as audience:
+        with same_layer(site):
+            async with Numbers(GROUP, every=0.01) as numbers:
+                await eventually_async(lambda: audience.report.fewest > MESSAGES, within=120, every=0.5)
+            assert not numbers.failed
+        report = audience.report
+        measured(
+            "members that talk",
+            pairing,
+            members=MEMBERS,
+            talkers=TALKERS,
+            deliveries=report.messages,
+            deliveries_to_talkers_at_least=report.fewest * TALKERS,
+            pongs=report.pongs,
+            out_of_order=report.out_of_order,
+            missed=report.missed,
+            codes=report.codes,
+            messages_each=report.messages / MEMBERS,
+        )
+        assert report.fewest * TALKERS > 10_000
+        assert (report.out_of_order, report.missed) == (0, 0)
+        assert report.open == MEMBERS
