@@ -46,21 +46,23 @@ class LayerUnavailable(RealtimeError):
     """
 
 
+class NoSuchLayer(LayerUnavailable):
+    """CHANNEL_LAYERS has no layer of this package under the alias; waiting for Redis does not help."""
+
+
 class BadGroup(RealtimeError, TypeError, ValueError):
     """use 1 to 99 ASCII letters, digits, "-", "_" and ".", not starting with "realtime."."""
 
 
 def layer(alias: str = DEFAULT_CHANNEL_LAYER) -> Layer:
-    """The project's channel layer of this alias. Raises LayerUnavailable when there is none, or not one of
-    ours.
-    """
+    """The project's channel layer of this alias. Raises NoSuchLayer if there is none, or not one of ours."""
     found = get_channel_layer(alias)
     if found is None:
-        raise LayerUnavailable(
+        raise NoSuchLayer(
             f'CHANNEL_LAYERS has no "{alias}" layer; set its BACKEND to "realtime.layers.PubSubLayer".'
         )
     if not isinstance(found, OURS):
-        raise LayerUnavailable(
+        raise NoSuchLayer(
             f"{type(found).__module__}.{type(found).__name__} does not say which group a message was sent "
             'to; set the BACKEND in CHANNEL_LAYERS to "realtime.layers.PubSubLayer" or '
             '"realtime.layers.CoreLayer".'
@@ -69,7 +71,7 @@ def layer(alias: str = DEFAULT_CHANNEL_LAYER) -> Layer:
 
 
 def at(address: str) -> tuple[Layer, str]:
-    """The layer and the channel behind an address. Raises LayerUnavailable when this layer is not here."""
+    """The layer and the channel behind an address. Raises NoSuchLayer when this layer is not here."""
     alias, colon, channel = address.rpartition(":")
     return layer(alias if colon else DEFAULT_CHANNEL_LAYER), channel
 

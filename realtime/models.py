@@ -219,6 +219,8 @@ class Round(models.Model):
     number = models.BigIntegerField(default=0)
     started_at = models.DateTimeField(null=True)
     """Null until the first round."""
+    finished = models.BigIntegerField(default=0)
+    """The highest round that a reaper carried through; 0 before the first."""
 
     class Meta:
         constraints = (models.CheckConstraint(condition=Q(id=1), name="realtime_round_is_one_row"),)

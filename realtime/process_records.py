@@ -126,6 +126,16 @@ def current_round() -> int:
     return Round.objects.using(rows.database()).filter(pk=1).values_list("number", flat=True).first() or 0
 
 
+def finish_round(number: int) -> None:
+    """Record that the reaper which claimed this round has carried it through."""
+    Round.objects.using(rows.database()).filter(pk=1, finished__lt=number).update(finished=number)
+
+
+def finished_round() -> int:
+    """Return the highest number of a round that was carried through; 0 before the first."""
+    return Round.objects.using(rows.database()).filter(pk=1).values_list("finished", flat=True).first() or 0
+
+
 def processes_to_ask() -> list[Asked]:
     """Every running process."""
     running = Process.objects.using(rows.database()).running().order_by("started_at", "pk")
@@ -186,6 +196,12 @@ def neighbours_to_sweep(host: str, pid_namespace: str) -> list[LostProcess]:
     """Those of `lost_processes_to_sweep` that ran in this namespace of this host."""
     ended = Process.objects.using(rows.database()).to_sweep().filter(host=rows.cut(host, Process, "host"))
     return _lost(ended.filter(pid_namespace=pid_namespace))
+
+
+def has_ended_for(process_id: uuid.UUID, seconds: float) -> bool:
+    """Return whether this process ended so many seconds ago or earlier, on the database's clock."""
+    ended = Process.objects.using(rows.database()).ended().filter(pk=process_id)
+    return ended.filter(stopped_at__lte=Now() - timedelta(seconds=seconds)).exists()
 
 
 def purge_processes(older_than: float, limit: int = BATCH) -> int:

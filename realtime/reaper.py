@@ -8,7 +8,7 @@ null), which the next round finds.
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -19,14 +19,21 @@ from django.db import Error as DatabaseFailure
 
 from realtime import conf, groups, metrics, process_records, records, sweep
 from realtime.closing import CloseReason
+from realtime.errors import RealtimeError
 from realtime.liveness import RollCall
 from realtime.process_records import Asked, LostProcess
 from realtime.records import Leftover
+from realtime.sweep import Swept
 
 logger = logging.getLogger("realtime.reaper")
 
 #: How often in an interval somebody who did not get a round looks for the next one.
 LOOKS_PER_INTERVAL = 20
+#: Looks by which a reaper lets others go first after a round that it did not carry through. Otherwise one
+#: whose rounds all fail would claim every round, because it knows to the millisecond when the next is due.
+LOOKS_YIELDED = 2
+#: Intervals that `enough_rounds` waits for a round to be carried through, by this reaper or another.
+PATIENCE = 3
 #: Seconds by which a wait may be late before this reaper was stopped itself, and nobody's silence counts.
 LATE = 1.0
 #: Seconds until a reaper goes on listening after an answer that it could not take.
@@ -35,6 +42,17 @@ PAUSE_AFTER_ERROR = 0.05
 PURGE_TIME = 1.0
 
 Result = TypeVar("Result")
+
+
+class RoundFailed(RealtimeError, ExceptionGroup[Exception]):
+    """Everything that kept a sweep or a purge from its end. As text, each cause once."""
+
+    @classmethod
+    def of(cls, failures: Sequence[Exception]) -> "RoundFailed":
+        return cls("; ".join(dict.fromkeys(str(each).rstrip(".") for each in failures)) + ".", failures)
+
+    def __str__(self) -> str:
+        return self.message
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +74,12 @@ class Report:
     seconds: float
     purged: int = 0
     """Old closed records that were deleted."""
+    written_off: int = 0
+    """(group, channel) pairs that were marked left without a discard, because their layer is gone."""
 
     @property
     def repaired(self) -> bool:
-        return bool(self.lost or self.reaped or self.discarded or self.kicked)
+        return bool(self.lost or self.reaped or self.discarded or self.kicked or self.written_off)
 
     def fields(self) -> dict[str, Any]:
         """As one JSON object."""
@@ -73,6 +93,8 @@ class Report:
         )
         if self.unreachable:
             line += f"; {self.unreachable} could not be asked"
+        if self.written_off:
+            line += f"; {self.written_off} groups of a layer that no longer exists written off"
         return f"{line}; {self.purged} old records deleted" if self.purged else line
 
 
@@ -94,6 +116,8 @@ class Reaper:
             )
         self.stopping = asyncio.Event()
         self._claimed_at = 0.0
+        self._carried_through = True
+        """Whether the last round that this reaper claimed was."""
         self._channel: str | None = None
         self._listening: asyncio.Task[None] | None = None
         self._answers: dict[int, set[uuid.UUID]] = {}
@@ -114,8 +138,8 @@ class Reaper:
     async def round(self) -> Report | None:
         """One round, or None when it is not due or another reaper has it.
 
-        Raises LayerUnavailable or a `django.db.Error` when it could not be carried through; what is left to
-        do stays on the to-do list.
+        Raises LayerUnavailable or a `django.db.Error` when processes could not be asked or judged, and
+        RoundFailed when the sweep or the purge left something undone, which stays on the to-do list.
         """
         await self._listen()
         number = await _database(process_records.claim_round, self.interval)
@@ -123,12 +147,25 @@ class Reaper:
             return None
         clock = asyncio.get_running_loop().time
         began = self._claimed_at = clock()
+        self._carried_through = False
         gone = await sweep.declare_gone(_database)
         asked, unreachable, roll_call = await self._ask(number)
         fair = await self._wait(number, roll_call, asked)
         # Who was not given the whole time to answer, or was not heard, has not missed the round.
         lost = await self._judge(number, asked, roll_call) if fair and not self.stopping.is_set() else []
-        reaped, discarded, kicked = await self._sweep()
+        failures: list[Exception] = []
+        try:
+            swept, kicked = await self._sweep(failures)
+        except DatabaseFailure as error:
+            failures.append(error)
+        finally:
+            # Also after a sweep that cannot succeed: otherwise old records would be kept for ever.
+            purged = await self._purge(failures)
+        if failures:
+            raise RoundFailed.of(failures)
+        if fair and not unreachable and not self.stopping.is_set():
+            await _database(process_records.finish_round, number)
+            self._carried_through = True
         answered = sum(not roll_call.outcome(process.id, 0).missed for process in asked)
         return Report(
             number=number,
@@ -136,11 +173,12 @@ class Reaper:
             unreachable=unreachable,
             answered=answered,
             lost=len(gone) + len(lost),
-            reaped=reaped,
-            discarded=discarded,
+            reaped=swept.reaped,
+            discarded=swept.discarded,
             kicked=kicked,
             seconds=clock() - began,
-            purged=await self._purge(),
+            purged=purged,
+            written_off=swept.written_off,
         )
 
     async def preview(self) -> Report:
@@ -174,6 +212,8 @@ class Reaper:
         """Wait until this reaper's next round is due, or it is time to look whether another's has come."""
         now = asyncio.get_running_loop().time()
         due = self._claimed_at + self.interval
+        if not self._carried_through:
+            due += LOOKS_YIELDED * self.interval / LOOKS_PER_INTERVAL
         with suppress(TimeoutError):
             async with asyncio.timeout(max(self.interval / LOOKS_PER_INTERVAL, due - now)):
                 await self.stopping.wait()
@@ -286,25 +326,19 @@ class Reaper:
 
     # -- sweep -------------------------------------------------------------------------------------
 
-    async def _sweep(self) -> tuple[int, int, int]:
+    async def _sweep(self, failures: list[Exception]) -> tuple[Swept, int]:
         """Put right what ended processes held, and tell living ones what they have left undone.
 
-        Raises, after all that could be done, what kept the rest from it.
+        Returns what was swept, and of how many memberships living processes were told. Everything that kept
+        the rest from being done is added to `failures`.
         """
         ended = await _database(process_records.lost_processes_to_sweep)
-        reaped = discarded = 0
-        failures: list[Exception] = []
-        try:
-            done = await sweep.sweep(ended, _database, self.stopping.is_set)
-        except groups.LayerUnavailable as error:
-            # One layer is down; what processes in another have left undone is done all the same.
-            failures.append(error)
-        else:
-            reaped, discarded = done.reaped, done.discarded
+        swept = await sweep.sweep(ended, _database, self.stopping.is_set, keep_closed=self.keep_closed)
+        failures += swept.failures
+        # Also when a layer is down: what processes in another have left undone is done all the same.
         kicked, not_told = await self._kick(await _database(records.leftovers))
-        if failures or not_told:
-            raise [*failures, *not_told][0]
-        return reaped, discarded, kicked
+        failures += not_told
+        return swept, kicked
 
     async def _kick(self, leftovers: list[Leftover]) -> tuple[int, list[groups.LayerUnavailable]]:
         """A living process leaves its groups itself: only it knows whether somebody else has joined them
@@ -332,18 +366,24 @@ class Reaper:
 
     # -- purge -------------------------------------------------------------------------------------
 
-    async def _purge(self) -> int:
-        """Delete what has been over for long enough, for a limited time. Returns how many records went."""
+    async def _purge(self, failures: list[Exception]) -> int:
+        """Delete what has been over for long enough, for a limited time.
+
+        Returns how many records went. A failure of the database is added to `failures`.
+        """
         clock = asyncio.get_running_loop().time
         until, purged = clock() + PURGE_TIME, 0
         if self.keep_closed is None:
             return 0
-        for purge in (records.purge_closed, process_records.purge_processes):
-            while clock() < until and not self.stopping.is_set():
-                deleted = await _database(purge, self.keep_closed)
-                purged += deleted if purge is records.purge_closed else 0
-                if not deleted:
-                    break
+        try:
+            for purge in (records.purge_closed, process_records.purge_processes):
+                while clock() < until and not self.stopping.is_set():
+                    deleted = await _database(purge, self.keep_closed)
+                    purged += deleted if purge is records.purge_closed else 0
+                    if not deleted:
+                        break
+        except DatabaseFailure as error:
+            failures.append(error)
         return purged
 
     # -- answers -----------------------------------------------------------------------------------
@@ -384,7 +424,7 @@ async def rounds(reaper: Reaper, report: Callable[[Report | Exception], None]) -
     while not reaper.stopping.is_set():
         try:
             done = await reaper.round()
-        except (groups.LayerUnavailable, DatabaseFailure) as error:
+        except (groups.LayerUnavailable, DatabaseFailure, RoundFailed) as error:
             metrics.rounds.labels(outcome="failed").inc()
             report(error)
         else:
@@ -395,12 +435,19 @@ async def rounds(reaper: Reaper, report: Callable[[Report | Exception], None]) -
 
 
 async def enough_rounds(reaper: Reaper, report: Callable[[Report], None]) -> bool:
-    """As many rounds as it takes to find a process that has just died; returns whether anything was mended.
+    """Run as many rounds as it takes to find a process that has just died.
 
-    Rounds that other reapers run meanwhile count: they ask and judge the same processes. Raises what
-    `Reaper.round` raises.
+    Rounds that other reapers run meanwhile count, because they ask and judge the same processes, but only
+    those that were carried through: a round that failed may have found nothing.
+
+    Returns: whether this reaper repaired anything.
+
+    Raises what `Reaper.round` raises, and LayerUnavailable when this reaper could not ask every process, or
+    when no round is carried through for a while.
     """
-    first, repaired = await _database(process_records.current_round), False
+    clock = asyncio.get_running_loop().time
+    last = await _database(process_records.current_round)
+    carried_through, news_at, repaired = 0, clock(), False
     while not reaper.stopping.is_set():
         done = await reaper.round()
         if done is not None:
@@ -408,8 +455,17 @@ async def enough_rounds(reaper: Reaper, report: Callable[[Report], None]) -> boo
             repaired = repaired or done.repaired
             if done.unreachable:
                 raise groups.LayerUnavailable(f"{done.unreachable} processes could not be asked.")
-        if await _database(process_records.current_round) > first + reaper.misses_allowed:
+        finished = await _database(process_records.finished_round)
+        if finished > last:
+            # Of several since the last look one counts: the others only make this take longer.
+            last, carried_through, news_at = finished, carried_through + 1, clock()
+        if carried_through > reaper.misses_allowed:
             break
+        if clock() - news_at > PATIENCE * reaper.interval:
+            raise groups.LayerUnavailable(
+                f"Rounds are claimed, and for {PATIENCE * reaper.interval:g} s none was carried through; "
+                "look at what the other reapers say."
+            )
         await reaper.until_next()
     return repaired
 

@@ -196,7 +196,8 @@ def groups_to_leave(process_id: uuid.UUID, limit: int = BATCH) -> list[str]:
 
 
 def left_groups(process_id: uuid.UUID, groups: Collection[str]) -> set[str]:
-    """Mark a process's memberships in these groups as left, after its `group_discard`s returned.
+    """Mark a process's memberships in these groups as left, after its `group_discard`s returned, or instead
+    of them where the channel layer no longer exists.
 
     Returns the groups in which this call marked any: of two callers, each group is one's.
     """

@@ -12,7 +12,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from realtime import groups, metrics, pids, process_records, records
+from django.db import Error as DatabaseFailure
+
+from realtime import conf, groups, metrics, pids, process_records, records
+from realtime.batch import is_for_its_rows
 from realtime.closing import CloseReason
 from realtime.ledger import Ledger
 from realtime.process_records import LostProcess
@@ -22,6 +25,11 @@ logger = logging.getLogger("realtime.sweep")
 #: Seconds that a starting process spends on its predecessors; what is left then is left to rounds, or to the
 #: next start.
 START_TIMEOUT = 60.0
+#: Seconds after the end of a process until memberships in a channel layer that CHANNEL_LAYERS no longer has
+#: are written off, where KEEP_CLOSED is None; a month.
+WRITE_OFF_AFTER = 2_592_000.0
+
+NOT_SWEPT = "What an earlier process held was not swept at the start"
 
 Result = TypeVar("Result")
 
@@ -34,10 +42,16 @@ class Database(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """What one sweep put right: records closed, and (group, channel) pairs discarded."""
+    """Result of one sweep."""
 
     reaped: int
+    """Records closed."""
     discarded: int
+    """(group, channel) pairs discarded."""
+    written_off: int
+    """(group, channel) pairs marked left without a discard, because their channel layer no longer exists."""
+    failures: tuple[Exception, ...]
+    """Everything that kept a process from being swept: LayerUnavailable or a `django.db.Error`."""
 
 
 async def declare_gone(database: Database) -> list[LostProcess]:
@@ -60,24 +74,44 @@ async def declare_gone(database: Database) -> list[LostProcess]:
     return lost
 
 
-async def sweep(processes: Sequence[LostProcess], database: Database, stopping: Callable[[], bool]) -> Swept:
-    """Put right what these ended processes held; once `stopping` returns true, no new batch is begun.
+async def sweep(
+    processes: Sequence[LostProcess],
+    database: Database,
+    stopping: Callable[[], bool],
+    *,
+    keep_closed: float | None,
+) -> Swept:
+    """Close the records of these ended processes and leave their groups.
 
-    Raises LayerUnavailable, after all the others, when a process's layer failed, or a `django.db.Error`; what
-    is left then stays on the to-do list. May be repeated, and run by several at once.
+    A failure keeps no other process from being swept; what is left stays on the to-do list. May be repeated,
+    and run by several reapers at the same time.
+
+    Args:
+        processes: the ended processes.
+        database: runs each call of `records`.
+        stopping: once it returns true, no new batch is begun.
+        keep_closed: seconds after the end of a process until its memberships in a channel layer that no
+            longer exists are written off; None means `WRITE_OFF_AFTER`.
     """
-    reaped = discarded = 0
-    failures = []
+    patience = WRITE_OFF_AFTER if keep_closed is None else keep_closed
+    reaped = discarded = written_off = 0
+    failures: list[Exception] = []
     for process in processes:
-        reaped += await _close_records(process, database, stopping)
         try:
-            discarded += await _leave_groups(process, database, stopping)
+            reaped += await _close_records(process, database, stopping)
+            if (missing := _missing_layer(process)) is None:
+                discarded += await _leave_groups(process, database, stopping)
+            else:
+                written_off += await _write_off(process, missing, database, stopping, patience)
         except groups.LayerUnavailable as error:
             # The others may have been in another layer, which works.
             failures.append(error)
-    if failures:
-        raise failures[0]
-    return Swept(reaped, discarded)
+        except DatabaseFailure as error:
+            failures.append(error)
+            if not is_for_its_rows(error):
+                # The database is down, and would fail for the others, too.
+                break
+    return Swept(reaped, discarded, written_off, tuple(failures))
 
 
 async def predecessors() -> None:
@@ -93,7 +127,9 @@ async def predecessors() -> None:
             await declare_gone(ledger.call)
             # Also what an earlier start left half done, which is declared lost already.
             ended = await ledger.call(process_records.neighbours_to_sweep, here.host, here.namespace)
-            done = await sweep(ended, ledger.call, lambda: False)
+            done = await sweep(ended, ledger.call, lambda: False, keep_closed=conf.get().KEEP_CLOSED)
+        for failure in done.failures:
+            logger.error("%s; rounds will sweep it: %s", NOT_SWEPT, failure)
         if ended:
             logger.info(
                 "Swept what %d processes of this machine held: %d records, %d groups",
@@ -102,7 +138,7 @@ async def predecessors() -> None:
                 done.discarded,
             )
     except Exception:
-        logger.exception("What an earlier process held was not swept at the start; rounds will sweep it")
+        logger.exception("%s; rounds will sweep it", NOT_SWEPT)
     finally:
         ledger.shut()
 
@@ -127,3 +163,49 @@ async def _leave_groups(process: LostProcess, database: Database, stopping: Call
         discarded += len(await database(records.left_groups, process.id, batch))
     await groups.forget_channel(process.channel_name)
     return discarded
+
+
+def _missing_layer(process: LostProcess) -> groups.NoSuchLayer | None:
+    """Return why CHANNEL_LAYERS has no layer for this process any more, or None where it has one."""
+    try:
+        groups.at(process.channel_name)
+    except groups.NoSuchLayer as error:
+        return error
+    return None
+
+
+async def _write_off(
+    process: LostProcess,
+    reason: groups.NoSuchLayer,
+    database: Database,
+    stopping: Callable[[], bool],
+    patience: float,
+) -> int:
+    """Mark the memberships of a process as left, although nothing was discarded.
+
+    This is the only `left_at` without a `group_discard`: the layer that could be asked no longer exists, and
+    while the memberships are on the to-do list neither the process nor its records can be purged.
+
+    Returns: how many groups this call wrote off.
+
+    Raises LayerUnavailable if there are memberships and the process ended less than `patience` seconds ago.
+    """
+    written_off = 0
+    while not stopping() and (names := await database(records.groups_to_leave, process.id)):
+        if not await database(process_records.has_ended_for, process.id, patience):
+            raise groups.LayerUnavailable(
+                f"The ended process {process.host}:{process.pid} cannot leave its groups: {reason} If that "
+                "layer was removed for good, do nothing: what is left is written off "
+                f"{patience:.0f} s after the process ended."
+            )
+        written_off += len(await database(records.left_groups, process.id, names))
+    if written_off:
+        logger.error(
+            "Process %s:%d: its memberships in %d groups are written off, %.0f s after it ended: %s",
+            process.host,
+            process.pid,
+            written_off,
+            patience,
+            reason,
+        )
+    return written_off

@@ -178,6 +178,28 @@ async def test_two_reapers_claim_no_round_twice_and_count_nothing_twice(
     assert sums == {"lost": 1, "reaped": connections + 20, "discarded": groups + 1}
 
 
+@pytest.mark.parametrize("pairing", pairings("core-daphne-postgres", layer="core"))
+async def test_once_finds_what_died_beside_a_reaper_whose_rounds_are_in_vain(
+    pairing: Pairing, start_site: StartSite
+) -> None:
+    site = start_site(pairing)
+    doomed, healthy = site.serve(), site.serve()
+    async with crowd(5, doomed.websocket(f"/ws/{GROUP}/")), crowd(5, healthy.websocket("/ws/")) as kept:
+        site.look_remote()
+        # Its Redis is not ours, so it can ask no process, and it is the first to claim each round.
+        in_vain = site.reaper(*OPTIONS, REDIS_URL=f"unix://{site.folder}/nowhere.sock")
+        await rounds_more(site, 2)
+        doomed.kill()
+        once = await site.amanage("reap_connections", "--once", *OPTIONS)
+        assert once.returncode == 3, once.stdout + once.stderr
+        assert all(client.is_open for client in kept)
+    own = [json.loads(line) for line in once.stdout.splitlines()]
+    assert [(each["asked"], each["answered"]) for each in own] == [(2, 1), (2, 1)]
+    assert [each["lost"] for each in own] == [0, 1]
+    assert {each["asked"] for each in reports(in_vain)} == {0}
+    assert site.close_reasons()["server_lost"] == 5
+
+
 @pytest.mark.parametrize("pairing", pairings("core-uvicorn-sqlite"))
 async def test_what_a_killed_reaper_had_begun_the_next_one_finishes(
     pairing: Pairing, start_site: StartSite

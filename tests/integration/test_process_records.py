@@ -176,6 +176,17 @@ def test_each_round_is_claimed_once_and_none_before_its_time(racers):
     assert last.started_at - first.started_at >= len(numbers) * timedelta(seconds=0.019)
 
 
+def test_the_highest_round_that_was_carried_through_is_known():
+    assert process_records.finished_round() == 0
+    numbers = [process_records.claim_round(0.0) for _ in range(3)]
+    assert process_records.finished_round() == 0
+
+    # A long round may end after a later one.
+    for number, highest in ((2, 2), (3, 3), (1, 3), (3, 3)):
+        process_records.finish_round(numbers[number - 1])
+        assert process_records.finished_round() == highest
+
+
 # Judging
 
 
@@ -261,6 +272,16 @@ def test_reapers_and_answers_in_any_order_do_not_deadlock():
     )
 
     assert Process.objects.running().count() == 20
+
+
+def test_how_long_ago_a_process_ended_is_the_databases_word():
+    running, ended = a_process(pid=1), a_process(pid=2)
+    process_records.stop_process(ended)
+    Process.objects.filter(pk=ended).update(stopped_at=Now() - timedelta(seconds=100))
+
+    assert process_records.has_ended_for(ended, 90) is True
+    assert process_records.has_ended_for(ended, 110) is False
+    assert process_records.has_ended_for(running, 0) is False
 
 
 # Purging

@@ -12,12 +12,13 @@ import pytest_asyncio
 from channels.db import database_sync_to_async
 from channels.layers import get_channel_layer
 from django.core.exceptions import ImproperlyConfigured
+from django.db import OperationalError
 from django.utils import timezone
 
-from realtime import groups, process_records, records
+from realtime import groups, process_records, records, sweep
 from realtime.closing import CloseReason
 from realtime.models import Connection, Membership, Process
-from realtime.reaper import Reaper, Report, enough_rounds, rounds
+from realtime.reaper import PATIENCE, Reaper, Report, RoundFailed, enough_rounds, rounds
 from realtime.records import Closing, Join, Opening
 
 pytestmark = pytest.mark.usefixtures("memory_layer")
@@ -220,7 +221,7 @@ async def test_a_layer_that_fails_in_a_sweep_leaves_the_rest_on_the_to_do_list(
         raise groups.LayerUnavailable("hung")
 
     monkeypatch.setattr(groups, "discard", failing)
-    with pytest.raises(groups.LayerUnavailable):
+    with pytest.raises(RoundFailed, match="hung"):
         await next_round(reaper)
     assert await Membership.objects.to_leave().acount() == 1
     monkeypatch.setattr(groups, "discard", discard)
@@ -331,6 +332,7 @@ async def test_a_reaper_that_hears_nothing_judges_nobody_and_receives_on_new_con
     row = await living.row()
     assert (row.missed, row.stopped_at) == (0, None)
     assert rebuilt == [reaper._channel] * 4
+    assert await database_sync_to_async(process_records.finished_round)() == 1, "that of the first round"
 
 
 @pytest.mark.acceptance  # for the seconds that it stands still
@@ -372,8 +374,9 @@ async def test_living_processes_are_told_although_the_layer_of_a_dead_one_is_dow
 
     monkeypatch.setattr(groups, "discard", discard_here)
     monkeypatch.setattr(groups, "kick", kick_here)
-    with pytest.raises(groups.LayerUnavailable, match="that layer is down"):
+    with pytest.raises(RoundFailed) as failed:
         await next_round(reaper)
+    assert str(failed.value) == "that layer is down; its channel is full."
     async with asyncio.timeout(5):
         while not living.kicks:
             await asyncio.sleep(0.01)
@@ -448,6 +451,166 @@ async def test_deleting_old_records_takes_a_bounded_part_of_a_round(
     reaper.keep_closed = 1.0
     report = await next_round(reaper)
     assert 500 <= report.purged <= 2500
+
+
+# -- a channel layer that no longer exists -------------------------------------------------------------
+
+
+@pytest.fixture
+async def stale(processes: Callable[..., Any]) -> FakeProcess:
+    """A process that is lost, with one connection in two groups, and whose layer was removed from the
+    settings.
+    """
+    process: FakeProcess = await processes(through_layer=False, in_database=False)
+    await process.hold("g", "h")
+    await Process.objects.filter(pk=process.id).aupdate(channel_name="notifications:specific.0!1")
+    await database_sync_to_async(process_records.declare_lost)([process.id])
+    return process
+
+
+async def age(process: FakeProcess, seconds: float) -> None:
+    """Put the end of a process, and of its records, so many seconds back."""
+    then = timezone.now() - timedelta(seconds=seconds)
+    await Process.objects.filter(pk=process.id).aupdate(stopped_at=then)
+    await Connection.objects.closed().filter(process=process.id).aupdate(closed_at=then)
+
+
+async def test_old_records_are_deleted_although_no_sweep_can_succeed(
+    stale: FakeProcess, processes: Callable[..., Any]
+) -> None:
+    living, dead = await processes(), await processes(through_layer=False, in_database=False)
+    await dead.hold("g")
+    await database_sync_to_async(process_records.declare_lost)([dead.id])
+    old = [await living.hold() for _ in range(100)]
+    closings = [Closing(each, CloseReason.CLIENT_CLOSED, 1000) for each in old]
+    await database_sync_to_async(records.close_connections)(closings, uuid.uuid4())
+    await age(living, 7200)
+    await Process.objects.filter(pk=living.id).aupdate(stopped_at=None)
+
+    purging = Reaper(interval=0.2, timeout=0.15, misses_allowed=1, keep_closed=3600)
+    with pytest.raises(RoundFailed, match=r'no "notifications" layer.*3600 s after the process ended'):
+        await next_round(purging)
+    await purging.close()
+
+    assert not await Connection.objects.filter(pk__in=old).aexists()
+    assert not await Connection.objects.open().aexists(), "records are closed whatever the layer does"
+    held = Membership.objects.to_leave().values_list("process", flat=True).distinct()
+    assert [process async for process in held] == [stale.id], "the other process is swept"
+
+
+@pytest.mark.parametrize(("keep_closed", "patience"), [(3600, 3600), (None, sweep.WRITE_OFF_AFTER)])
+async def test_memberships_of_a_removed_layer_are_written_off_in_time(
+    stale: FakeProcess, keep_closed: float | None, patience: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    reaper = Reaper(interval=0.2, timeout=0.15, misses_allowed=1, keep_closed=keep_closed)
+    await age(stale, patience - 60)
+    with pytest.raises(RoundFailed):
+        await next_round(reaper)
+    assert await Membership.objects.to_leave().acount() == 2
+
+    await age(stale, patience + 1)
+    report = await next_round(reaper)
+    assert (report.discarded, report.written_off, report.repaired) == (0, 2, True)
+    assert "2 groups of a layer that no longer exists written off" in report.line()
+    assert not await Membership.objects.to_leave().aexists()
+    again = await next_round(reaper)
+    assert (again.written_off, again.repaired) == (0, False)
+    await reaper.close()
+    assert caplog.text.count("are written off") == 1
+    # Nothing keeps the records and the process from their purge any more.
+    assert await Process.objects.filter(pk=stale.id).aexists() is (keep_closed is None)
+
+
+async def test_a_process_that_held_nothing_in_a_removed_layer_fails_no_round(
+    reaper: Reaper, processes: Callable[..., Any]
+) -> None:
+    process = await processes(through_layer=False, in_database=False)
+    await process.hold()
+    await Process.objects.filter(pk=process.id).aupdate(channel_name="notifications:specific.0!1")
+    await database_sync_to_async(process_records.declare_lost)([process.id])
+    assert (await next_round(reaper)).reaped == 1
+
+
+async def test_a_purge_that_fails_is_reported_with_the_sweep_that_failed(
+    stale: FakeProcess, reaper: Reaper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(older_than: float) -> int:
+        raise OperationalError("disk full")
+
+    monkeypatch.setattr(records, "purge_closed", fail)
+    reaper.keep_closed = 3600
+    with pytest.raises(RoundFailed, match=r'no "notifications" layer.*; disk full'):
+        await next_round(reaper)
+
+
+# -- rounds that are not carried through -----------------------------------------------------------------
+
+
+async def test_only_a_round_that_was_carried_through_is_recorded_as_finished(
+    reaper: Reaper, processes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished = database_sync_to_async(process_records.finished_round)
+    await processes()
+    await next_round(reaper)
+    assert await finished() == 1
+
+    async def failing(*_: Any) -> None:
+        raise groups.LayerUnavailable("full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(groups, "ask", failing)
+        assert (await next_round(reaper)).unreachable == 1
+    assert await finished() == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(reaper, "_sweep", failing)
+        with pytest.raises(groups.LayerUnavailable):
+            await next_round(reaper)
+    assert await finished() == 1
+    await next_round(reaper)
+    assert await finished() == 4
+
+
+async def test_rounds_that_another_reaper_does_not_carry_through_do_not_count(
+    processes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = await processes(through_layer=False, in_database=False)
+    await dead.hold("g")
+    broken, once = (Reaper(interval=0.4, timeout=0.1, misses_allowed=1) for _ in range(2))
+
+    async def failing(*_: Any) -> None:
+        raise groups.LayerUnavailable("not from here")
+
+    monkeypatch.setattr(broken, "_judge", failing)
+    failures: list[Any] = []
+    others = asyncio.create_task(rounds(broken, failures.append))
+    async with asyncio.timeout(10):
+        while not failures:
+            await asyncio.sleep(0.01)
+    reports: list[Report] = []
+    async with asyncio.timeout(20):
+        assert await enough_rounds(once, reports.append), "it has found what died"
+    broken.stop()
+    await others
+    await asyncio.gather(broken.close(), once.close())
+    assert len(reports) == 2
+    assert sum(report.lost for report in reports) == 1
+    assert {str(failure) for failure in failures} == {"not from here"}
+
+
+async def test_enough_rounds_end_when_no_reaper_carries_one_through(reaper: Reaper) -> None:
+    async def claim_all() -> None:
+        while True:
+            await database_sync_to_async(process_records.claim_round)(0.0)
+            await asyncio.sleep(0.02)
+
+    claiming = asyncio.create_task(claim_all())
+    began = asyncio.get_running_loop().time()
+    try:
+        with pytest.raises(groups.LayerUnavailable, match="none was carried through"):
+            await enough_rounds(reaper, lambda report: None)
+    finally:
+        claiming.cancel()
+    assert asyncio.get_running_loop().time() - began >= PATIENCE * reaper.interval
 
 
 def test_times_that_cannot_work_are_refused() -> None:

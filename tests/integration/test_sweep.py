@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from channels.db import database_sync_to_async
 from channels.layers import get_channel_layer
-from django.db import OperationalError
+from django.db import IntegrityError, OperationalError
 
 from realtime import groups, lifecycle, pids, process_records, records, sweep
 from realtime.closing import CloseReason
@@ -188,11 +188,52 @@ async def test_a_layer_that_fails_for_one_process_keeps_no_other_from_being_swep
     await Process.objects.filter(pk=stuck).aupdate(channel_name="elsewhere:specific.0!1")
     kill(neighbour)
     lost = await sweep.declare_gone(database)
-    with pytest.raises(groups.LayerUnavailable, match='no "elsewhere" layer'):
-        await sweep.sweep(lost, database, lambda: False)
+    swept = await sweep.sweep(lost, database, lambda: False, keep_closed=3600)
+    (failure,) = swept.failures
+    assert 'no "elsewhere" layer' in str(failure)
+    assert (swept.reaped, swept.discarded, swept.written_off) == (2, 2, 0)
     assert await nothing_left(other)
     assert not await Connection.objects.open().aexists()
     assert await Membership.objects.to_leave().filter(process=stuck).acount() == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "others_are_swept"), [(IntegrityError("refused"), True), (OperationalError("down"), False)]
+)
+async def test_a_row_that_the_database_refuses_keeps_no_other_process_from_being_swept(
+    neighbour: subprocess.Popen[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    others_are_swept: bool,
+) -> None:
+    poisoned, other = await recorded(neighbour), await recorded(neighbour)
+    kill(neighbour)
+    lost = await sweep.declare_gone(database)
+    close = records.close_lost_records
+
+    def refuse(process: uuid.UUID, stamp: uuid.UUID) -> int:
+        if process == poisoned:
+            raise error
+        return close(process, stamp)
+
+    monkeypatch.setattr(records, "close_lost_records", refuse)
+    in_order = sorted(lost, key=lambda each: each.id != poisoned)
+    swept = await sweep.sweep(in_order, database, lambda: False, keep_closed=None)
+    assert swept.failures == (error,)
+    assert await nothing_left(other) is others_are_swept
+
+
+async def test_a_start_that_could_not_sweep_everything_says_why_without_a_traceback(
+    neighbour: subprocess.Popen[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    process = await recorded(neighbour)
+    await Process.objects.filter(pk=process).aupdate(channel_name="elsewhere:specific.0!1")
+    kill(neighbour)
+    await sweep.predecessors()
+    (error,) = errors(caplog)
+    assert error.startswith("What an earlier process held was not swept at the start; rounds will sweep it:")
+    assert 'no "elsewhere" layer' in error
+    assert "Traceback" not in caplog.text
 
 
 async def test_of_several_that_look_at_once_one_declares_it_lost(neighbour: subprocess.Popen[bytes]) -> None:

@@ -9,7 +9,7 @@ from tests.faults import table
 
 FAULTS = Path(table.__file__).parent
 #: These are about rules of one pairing, and measure nothing.
-WITHOUT_FIGURES = {"test_pid_namespaces"}
+WITHOUT_FIGURES = {"test_pid_namespaces", "test_removed_layer"}
 
 
 def test_every_module_of_faults_has_its_row_and_every_row_its_module() -> None:

@@ -16,7 +16,7 @@ from django.db import Error as DatabaseFailure
 
 from realtime import groups
 from realtime.explain import Explained, Explainer, explain
-from realtime.reaper import Reaper, Report, enough_rounds, rounds
+from realtime.reaper import Reaper, Report, RoundFailed, enough_rounds, rounds
 
 ROUND_FAILED, MISCONFIGURED, REPAIRED = 1, 2, 3
 
@@ -51,7 +51,7 @@ class Command(BaseCommand):
             raise CommandError(str(error), returncode=MISCONFIGURED) from error
         try:
             status = asyncio.run(self._run(reaper, options))
-        except (groups.LayerUnavailable, DatabaseFailure) as error:
+        except (groups.LayerUnavailable, DatabaseFailure, RoundFailed) as error:
             raise CommandError(f"The round failed: {error}", returncode=ROUND_FAILED) from error
         sys.exit(status)
 

@@ -1,0 +1,15 @@
+# ruff: noqa: RUF012 - Django reads these lists from the class
+
+from django.db import migrations, models
+
+
+class Migration(migrations.Migration):
+    dependencies = [("realtime", "0002_admin_indexes")]
+
+    operations = [
+        migrations.AddField(
+            model_name="round",
+            name="finished",
+            field=models.BigIntegerField(default=0),
+        ),
+    ]
