@@ -60,7 +60,8 @@ class Settings:
     DRAIN_TIMEOUT: float = 6.0
     #: Clients of a process that stops are told to come back within this time, each at its own moment.
     RECONNECT_WINDOW: float = 5.0
-    #: Records are deleted this long after they were closed; a month. None keeps them for ever.
+    #: Records are deleted this long after they were closed, memberships after they were left; a month. None
+    #: keeps them for ever.
     KEEP_CLOSED: float | None = 2_592_000.0
     #: "thread", or "inline" for test suites: records are written in the thread and transaction of the test.
     LEDGER: str = "thread"

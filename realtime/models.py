@@ -168,6 +168,10 @@ class MembershipQuerySet(models.QuerySet["Membership"]):
         """Still to leave although their connection is closed, in processes that run."""
         return self.to_leave().filter(connection_closed=True, process__stopped_at__isnull=True)
 
+    def to_purge(self, left_before: Any) -> "MembershipQuerySet":
+        """Left at or before this time (a datetime or a database expression)."""
+        return self.filter(left_at__isnull=False, left_at__lte=left_before)
+
 
 class Membership(models.Model):
     """A connection in a group.
@@ -205,6 +209,10 @@ class Membership(models.Model):
                 fields=["id"],
                 condition=Q(left_at__isnull=True, connection_closed=True),
                 name="realtime_membership_leftover",
+            ),
+            # In the order in which rows leave, so that each new entry goes to its end.
+            models.Index(
+                fields=["left_at"], condition=Q(left_at__isnull=False), name="realtime_membership_left"
             ),
         )
 

@@ -8,6 +8,7 @@ null), which the next round finds.
 import asyncio
 import logging
 import uuid
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -76,6 +77,8 @@ class Report:
     """Old closed records that were deleted."""
     written_off: int = 0
     """(group, channel) pairs that were marked left without a discard, because their layer is gone."""
+    purged_memberships: int = 0
+    """Old left memberships that were deleted, without those that went with their record."""
 
     @property
     def repaired(self) -> bool:
@@ -95,7 +98,11 @@ class Report:
             line += f"; {self.unreachable} could not be asked"
         if self.written_off:
             line += f"; {self.written_off} groups of a layer that no longer exists written off"
-        return f"{line}; {self.purged} old records deleted" if self.purged else line
+        if self.purged:
+            line += f"; {self.purged} old records deleted"
+        if self.purged_memberships:
+            line += f"; {self.purged_memberships} old memberships deleted"
+        return line
 
 
 class Reaper:
@@ -177,7 +184,8 @@ class Reaper:
             discarded=swept.discarded,
             kicked=kicked,
             seconds=clock() - began,
-            purged=purged,
+            purged=purged["records"],
+            purged_memberships=purged["memberships"],
             written_off=swept.written_off,
         )
 
@@ -366,24 +374,34 @@ class Reaper:
 
     # -- purge -------------------------------------------------------------------------------------
 
-    async def _purge(self, failures: list[Exception]) -> int:
+    async def _purge(self, failures: list[Exception]) -> Counter[str]:
         """Delete what has been over for long enough, for a limited time.
 
-        Returns how many records went. A failure of the database is added to `failures`.
+        Returns how many rows of each kind went. A failure of the database is added to `failures`.
         """
-        clock = asyncio.get_running_loop().time
-        until, purged = clock() + PURGE_TIME, 0
+        purged: Counter[str] = Counter()
         if self.keep_closed is None:
-            return 0
-        try:
-            for purge in (records.purge_closed, process_records.purge_processes):
-                while clock() < until and not self.stopping.is_set():
-                    deleted = await _database(purge, self.keep_closed)
-                    purged += deleted if purge is records.purge_closed else 0
-                    if not deleted:
-                        break
-        except DatabaseFailure as error:
-            failures.append(error)
+            return purged
+        clock = asyncio.get_running_loop().time
+        until = clock() + PURGE_TIME
+        # In turns, a batch each: a backlog of one kind must not take the whole time.
+        turns = deque[tuple[str, Callable[[float], int]]](
+            (
+                ("records", records.purge_closed),
+                ("memberships", records.purge_left),
+                ("processes", process_records.purge_processes),
+            )
+        )
+        while turns and clock() < until and not self.stopping.is_set():
+            kind, purge = turns.popleft()
+            try:
+                deleted = await _database(purge, self.keep_closed)
+            except DatabaseFailure as error:
+                failures.append(error)
+                continue
+            purged[kind] += deleted
+            if deleted:
+                turns.append((kind, purge))
         return purged
 
     # -- answers -----------------------------------------------------------------------------------

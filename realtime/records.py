@@ -234,6 +234,16 @@ def purge_closed(older_than: float, limit: int = BATCH) -> int:
     return rows.delete_some(expired.order_by("closed_at"), limit)
 
 
+def purge_left(older_than: float, limit: int = BATCH) -> int:
+    """Delete up to `limit` memberships that were left `older_than` seconds ago or earlier.
+
+    A connection that lives for months and joins and leaves all the time has ever more of them; those of a
+    closed connection would otherwise go with its record.
+    """
+    expired = Membership.objects.using(rows.database()).to_purge(Now() - timedelta(seconds=older_than))
+    return rows.delete_some(expired.order_by("left_at"), limit)
+
+
 # Reads
 
 

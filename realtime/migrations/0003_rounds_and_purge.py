@@ -12,4 +12,12 @@ class Migration(migrations.Migration):
             name="finished",
             field=models.BigIntegerField(default=0),
         ),
+        migrations.AddIndex(
+            model_name="membership",
+            index=models.Index(
+                condition=models.Q(("left_at__isnull", False)),
+                fields=["left_at"],
+                name="realtime_membership_left",
+            ),
+        ),
     ]

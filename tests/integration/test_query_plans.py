@@ -114,6 +114,13 @@ def whenever_possible(db):
 
 
 @pytest.mark.usefixtures("whenever_possible")
+def test_purging_memberships_reads_the_index_of_the_left_in_its_order(processes):
+    plan = plan_of(lambda: records.purge_left(-1.0))  # all that were left
+    assert any("realtime_membership_left " in f"{line} " for line in plan), plan
+    assert not [line for line in plan if is_full_scan(line) or "Sort" in line or "TEMP B-TREE" in line]
+
+
+@pytest.mark.usefixtures("whenever_possible")
 @pytest.mark.parametrize(
     ("query", "index"),
     [

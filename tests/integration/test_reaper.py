@@ -438,6 +438,38 @@ async def test_rounds_delete_what_has_been_closed_for_long_enough(
     assert [each.pk async for each in Process.objects.all()] == [running.id]
 
 
+async def test_rounds_delete_what_a_living_connection_left_long_ago(processes: Callable[..., Any]) -> None:
+    process = await processes()
+    await process.hold("old", "held")
+    await database_sync_to_async(records.left_groups)(process.id, ["old"])
+    long_ago = timezone.now() - timedelta(days=2)
+    await Membership.objects.filter(group="old").aupdate(left_at=long_ago)
+
+    purging = Reaper(interval=0.2, timeout=0.15, misses_allowed=1, keep_closed=86_400)
+    report = await next_round(purging)
+    await purging.close()
+    assert (report.purged_memberships, report.purged, report.repaired) == (1, 0, False)
+    assert report.line().endswith("1 old memberships deleted")
+    assert [each.group async for each in Membership.objects.all()] == ["held"]
+
+
+async def test_a_backlog_of_records_leaves_time_for_memberships(
+    reaper: Reaper, processes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("realtime.reaper.PURGE_TIME", 0.2)
+
+    def one_more(older_than: float) -> int:
+        time.sleep(0.05)
+        return 500
+
+    monkeypatch.setattr(records, "purge_closed", one_more)
+    monkeypatch.setattr(records, "purge_left", one_more)
+    reaper.keep_closed = 1.0
+    report = await next_round(reaper)
+    assert report.purged_memberships >= 500
+    assert 500 <= report.purged <= 1500
+
+
 async def test_deleting_old_records_takes_a_bounded_part_of_a_round(
     reaper: Reaper, processes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -354,6 +354,77 @@ def test_purges_that_race_delete_each_record_once():
     assert sum(race(purge_all, purge_all)) == 60
 
 
+def test_memberships_left_long_ago_are_purged_while_their_connection_lives():
+    process = a_process()
+    (living,) = open_connections(process, 1)
+    records.open_memberships(joins(process, [living], "old", "recent", "held"))
+    records.leave_memberships(joins(process, [living], "old", "recent"))
+    long_ago = Now() - timedelta(days=8)
+    Membership.objects.update(joined_at=long_ago)
+    Membership.objects.filter(group="old").update(left_at=long_ago)
+
+    assert records.purge_left(7 * DAY) == 1
+    assert records.purge_left(7 * DAY) == 0
+
+    assert set(Membership.objects.values_list("group", flat=True)) == {"recent", "held"}
+    assert Connection.objects.open().count() == 1
+
+
+def test_a_purge_of_memberships_keeps_to_its_limit_and_begins_with_the_oldest():
+    process = a_process()
+    (living,) = open_connections(process, 1)
+    for days, group in enumerate(("c", "b", "a"), start=10):
+        records.open_memberships(joins(process, [living], group))
+        Membership.objects.filter(group=group).update(left_at=Now() - timedelta(days=days))
+
+    assert records.purge_left(DAY, limit=2) == 2
+
+    assert Membership.objects.get().group == "c"
+
+
+def test_a_purge_that_races_with_a_client_that_comes_and_goes_deletes_no_open_membership():
+    process = a_process()
+    joining = joins(process, open_connections(process, 1), "news")
+    goes_on = True
+
+    def come_and_go():
+        nonlocal goes_on
+        held = []
+        for _ in range(100):
+            records.open_memberships(joining)
+            held.append(Membership.objects.to_leave().count())
+            records.leave_memberships(joining)
+        records.open_memberships(joining)
+        goes_on = False
+        return held
+
+    def purge():
+        purged, last = 0, False
+        while not last:
+            last = not goes_on
+            purged += records.purge_left(0.0)
+        return purged
+
+    held, purged = race(come_and_go, purge)
+
+    assert held == [1] * 100
+    assert purged == 100
+    assert Membership.objects.get().left_at is None
+
+
+def test_purges_of_memberships_that_race_delete_each_once():
+    process = a_process()
+    ids = open_connections(process, 60)
+    records.open_memberships(joins(process, ids, "news"))
+    records.leave_memberships(joins(process, ids, "news"))
+    Membership.objects.update(left_at=Now() - timedelta(days=2))
+
+    def purge_all():
+        return sum(iter(lambda: records.purge_left(DAY, limit=10), 0))
+
+    assert sum(race(purge_all, purge_all)) == 60
+
+
 # What the tables refuse
 
 
