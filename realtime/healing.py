@@ -215,40 +215,57 @@ class Healer:
 
     async def _finish(self) -> None:
         """Leave what the layer did not let this process leave before."""
-        for group in self._hub.unfinished():
-            await self._hub.leave(group)
+        await self._leave(self._hub.unfinished())
         if self._hub.left_undone:
             await self._leave_for_the_gone()
         for connection in tuple(self._hub.connections.values()):
             if len(connection.joined) > len(connection.groups) and not connection.changing.locked():
                 await self._settle(connection)
 
+    async def _leave(self, names: Sequence[str]) -> None:
+        """Leave these groups; a layer that answers without waiting must not stop the event loop meanwhile."""
+        for number, group in enumerate(names, start=1):
+            await self._hub.leave(group)
+            if number % BATCH == 0:
+                await asyncio.sleep(0)
+
     async def _leave_for_the_gone(self) -> None:
         """Connections ended while the layer failed; no round need tell this process of them."""
-        self._hub.left_undone = False
-        try:
-            async with asyncio.timeout(groups.CALL_TIMEOUT):
-                owed = await self._hub.ledger.call(records.leftovers, self._hub.process)
-        except (DatabaseFailure, TimeoutError):
-            self._hub.left_undone = True
-            return
-        for group in {each.group for each in owed}:
-            await self._hub.leave(group)
-        await self._write_left([Join(each.connection_id, each.process_id, each.group) for each in owed])
-        self._hub.left_undone = self._hub.left_undone or len(owed) >= records.BATCH
+        goes_on = True
+        while goes_on:
+            self._hub.left_undone = False
+            try:
+                async with asyncio.timeout(groups.CALL_TIMEOUT):
+                    owed = await self._hub.ledger.call(records.leftovers, self._hub.process)
+            except (DatabaseFailure, TimeoutError):
+                self._hub.left_undone = True
+                return
+            await self._leave(tuple({each.group for each in owed}))
+            is_written = await self._write_left(
+                [Join(each.connection_id, each.process_id, each.group) for each in owed]
+            )
+            # Without the rows of this batch the next one would be the same.
+            goes_on = is_written and len(owed) >= records.BATCH
+            self._hub.left_undone = self._hub.left_undone or not is_written
 
     async def _settle(self, connection: Connection) -> None:
         """A living connection left these groups, and the layer failed: their rows are still to do."""
         async with connection.changing:
-            for group in tuple(connection.joined - connection.groups):
+            names = tuple(connection.joined - connection.groups)
+            for first in range(0, len(names), BATCH):
                 if connection.gone:
                     return
-                await self._hub.leave(group)
-                connection.joined.discard(group)
-                await self._write_left([Join(connection.id, self._hub.process, group)])
+                some = names[first : first + BATCH]
+                await self._leave(some)
+                connection.joined.difference_update(some)
+                await self._write_left([Join(connection.id, self._hub.process, group) for group in some])
 
-    async def _write_left(self, joins: Sequence[Join]) -> None:
+    async def _write_left(self, joins: Sequence[Join]) -> bool:
+        """Write these memberships off; False when that takes too long, although it is done in the end."""
         # Not waited for longer than the layer is: the write goes on, and this process has to look on.
-        with suppress(TimeoutError):
+        try:
             async with asyncio.timeout(groups.CALL_TIMEOUT):
                 await self._hub.ledger.leave(joins)
+        except TimeoutError:
+            return False
+        return True

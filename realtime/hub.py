@@ -139,8 +139,7 @@ class Hub:
         """Take the connection out of everything that is written to: at once, without waiting for anything."""
         if self.connections.pop(connection.id, None) is not None:
             metrics.connections.dec()
-        for group in tuple(connection.groups):
-            self.remove_member(connection, group)
+        self._remove_from_groups(connection)
         self.pulse.forget(connection)
 
     def held(self) -> set[Connection]:
@@ -151,8 +150,7 @@ class Hub:
         """Take nobody in any more, and write to nobody what comes from the layer; the first reason counts."""
         self.ending = self.ending or reason
         for connection in self.connections.values():
-            for group in tuple(connection.groups):
-                self.remove_member(connection, group)
+            self._remove_from_groups(connection)
 
     # -- membership --------------------------------------------------------------------------------
 
@@ -186,6 +184,19 @@ class Hub:
             if not members:
                 del self.groups[group]
                 metrics.groups.dec()
+
+    def _remove_from_groups(self, connection: Connection) -> None:
+        """Remove the connection from all of its groups without waiting; they may be thousands."""
+        emptied = 0
+        for group in connection.groups:
+            members = self.groups.get(group)
+            if members is not None:
+                members.pop(connection, None)
+                if not members:
+                    del self.groups[group]
+                    emptied += 1
+        connection.groups.clear()
+        metrics.groups.dec(emptied)
 
     async def leave(self, group: str) -> None:
         """Leave the layer's group unless it has a local member. Raises LayerUnavailable."""

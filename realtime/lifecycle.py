@@ -14,7 +14,8 @@ import asyncio
 import logging
 import random
 import weakref
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
@@ -38,6 +39,9 @@ logger = logging.getLogger("realtime.lifecycle")
 CLEANUP_TIMEOUT = 10.0
 #: How often an eviction tries to leave a group before it is left to a round.
 LEAVE_TRIES = 2
+#: Groups that a clean-up step leaves in one go, and connections that a kick evicts in one go; the event loop
+#: gets a turn in between.
+SLICE = 100
 #: Seconds for the receivers of a signal, for whom admission and eviction wait.
 RECEIVERS_TIMEOUT = 5.0
 
@@ -279,7 +283,7 @@ async def _evict(connection: Connection) -> None:
     # a hung database the membership alive.
     steps = [
         _clean(home, _close_record(home, closing)),
-        _clean(home, _leave_all(home, [_join(connection, group) for group in connection.joined])),
+        _clean(home, _leave_all(home, dict.fromkeys(connection.joined, (connection.id,)))),
     ]
     done, _ = await asyncio.wait(steps, timeout=CLEANUP_TIMEOUT)
     for step in done:
@@ -296,17 +300,42 @@ async def _close_record(home: Hub, closing: Closing) -> None:
         metrics.closed.labels(reason=closing.reason.value).inc()
 
 
-async def _leave_all(home: Hub, joins: Sequence[Join]) -> None:
-    """Leave memberships of connections that are gone: the layer first, the rows after it, because a row that
-    says left must be true.
+async def _leave_all(home: Hub, leaving: Mapping[str, Collection[UUID]]) -> None:
+    """Leave groups of connections that are gone: the layer first, the rows after it, because a row that says
+    left must be true.
+
+    A slice at a time, because a connection may have twenty thousand groups. After a slice in which the layer
+    failed, the rest stays on the to-do list: the healer and the rounds find it there.
 
     It takes no turn of the connection's: nothing is joined any more, a `group_add` under way holds the lock
     of its group, and an earlier change may be waiting for a database that hangs.
+
+    Args:
+        leaving: by group, the ids of the connections that leave it.
     """
-    names = sorted({join.group for join in joins})
-    outcomes = await asyncio.gather(*(_left(home, group) for group in names))
-    left = {group for group, was_left in zip(names, outcomes, strict=True) if was_left}
-    await home.ledger.leave([join for join in joins if join.group in left])
+    names, writes = tuple(leaving), []
+    for first in range(0, len(names), SLICE):
+        some = names[first : first + SLICE]
+        outcomes = await asyncio.gather(*(_left(home, group) for group in some))
+        joins = [
+            Join(connection_id, home.process, group)
+            for group, was_left in zip(some, outcomes, strict=True)
+            if was_left
+            for connection_id in leaving[group]
+        ]
+        rest = len(names) - first - len(some)
+        if rest and not all(outcomes):
+            # A layer that hangs is waited for once, and not once for each slice.
+            logger.warning("%d more groups were not left; a later round will", rest)
+            home.left_undone = True
+            rest = 0
+        if not rest:
+            await home.ledger.leave(joins)
+            break
+        # Not waited for here: a database that hangs must not keep the other memberships alive.
+        writes.append(_clean(home, home.ledger.leave(joins)))
+        writes[-1].add_done_callback(background.heard)
+    await asyncio.gather(*writes)
 
 
 async def _left(home: Hub, group: str, tries: int = LEAVE_TRIES) -> bool:
@@ -340,14 +369,18 @@ async def _kick(home: Hub, event: Event) -> None:
     all.
     """
     reason = by_label(event["reason"])
-    for connection_id in event["connections"]:
+    for number, connection_id in enumerate(event["connections"], start=1):
         connection = home.connections.get(UUID(connection_id))
         if connection is not None:
             evict(connection, reason)
-    await _leave_all(
-        home,
-        [Join(UUID(connection_id), home.process, group) for connection_id, group in event["memberships"]],
-    )
+        if number % SLICE == 0:
+            await asyncio.sleep(0)
+    # Once for each connection, because to parse a UUID costs ten times what the rest of the loop does.
+    ids = {text: UUID(text) for text in {text for text, _ in event["memberships"]}}
+    leaving: dict[str, list[UUID]] = defaultdict(list)
+    for connection_id, group in event["memberships"]:
+        leaving[group].append(ids[connection_id])
+    await _leave_all(home, leaving)
 
 
 # -- small parts -----------------------------------------------------------------------------------
