@@ -19,7 +19,7 @@ class Kind(IntEnum):
     LEAVE = 3
     CLOSE = 4
     CALL = 5
-    """Anything else: written alone, after everything that waited before it."""
+    """Anything else: written alone, after everything that stands before it."""
 
 
 class Write:
@@ -50,7 +50,13 @@ class Backlog(Generic[WriteType]):
         return iter(self._waiting)
 
     def put(self, write: WriteType) -> None:
+        """Add a write behind all others."""
         self._waiting[write] = None
+
+    def put_first(self, write: WriteType) -> None:
+        """Add a call before all that wait; it must not depend on any of them."""
+        self._waiting[write] = None
+        self._waiting.move_to_end(write, last=False)
 
     def withdraw(self, write: WriteType) -> bool:
         """Take a write back; False when a batch has it already."""

@@ -32,6 +32,9 @@ class Settings:
     MAX_UNACKED_BYTES: int = 4 * 1024 * 1024
     #: Evicted as slow when more than this waits unsent in this process, beside the message under way.
     MAX_UNSENT_BYTES: int = 1024 * 1024
+    #: On the pub/sub layer, messages that come faster than this process can write them wait up to this size;
+    #: above it the oldest are dropped.
+    MAX_QUEUED_BYTES: int = 64 * 1024 * 1024
     #: On Daphne, frames are written to the socket itself while nothing is queued before them; only where the
     #: server is known well enough, and never needed for correctness.
     DIRECT_WRITES: bool = True
@@ -56,6 +59,9 @@ class Settings:
     ROUND_TIMEOUT: float = 5.0
     #: How many rounds in a row a process may leave unanswered before it is lost.
     MISSES_ALLOWED: int = 1
+    #: How many echoes in a row a process may miss before it sends its clients to other processes; None keeps
+    #: them. Each interval it sends itself one echo, and a second one where the first does not come back.
+    MAX_ECHOES_MISSED: int | None = 6
     #: How long a planned stop may take: a process that is told to stop ends its connections within this.
     DRAIN_TIMEOUT: float = 6.0
     #: Clients of a process that stops are told to come back within this time, each at its own moment.
@@ -83,7 +89,7 @@ class Settings:
 
 
 #: Settings that may be None, or zero; every other number must be above zero.
-_MAY_BE_NONE = {"IDLE_TIMEOUT", "HANDLER_TIMEOUT", "KEEP_CLOSED", "GC_THRESHOLD"}
+_MAY_BE_NONE = {"IDLE_TIMEOUT", "HANDLER_TIMEOUT", "KEEP_CLOSED", "GC_THRESHOLD", "MAX_ECHOES_MISSED"}
 _MAY_BE_ZERO = {"COALESCE_WINDOW", "MISSES_ALLOWED"}
 
 
@@ -116,7 +122,7 @@ def _wrong_value(key: str, value: Any) -> str | None:
         return f"{key} is {value!r}; set three whole numbers above zero, or None."
     if key == "GC_THRESHOLD":
         return None
-    whole = key.endswith(("_BYTES", "_QUEUE", "_ALLOWED"))
+    whole = key.endswith(("_BYTES", "_QUEUE", "_ALLOWED", "_MISSED"))
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
         return f"{key} is {value!r}; set {'a whole number' if whole else 'a number of seconds'}."
     if value < 0 or (value == 0 and key not in _MAY_BE_ZERO):

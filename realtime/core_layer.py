@@ -4,7 +4,8 @@
 
 import asyncio
 import time
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from channels_redis.core import RedisChannelLayer
@@ -34,6 +35,8 @@ class CoreLayer(ForHubs, RedisChannelLayer):
         self._outage = Outage("receive", self._tell_back)
         self._asking = False
         self._reads: set[asyncio.Timeout] = set()
+        # By queue, because each queue is read by a command of its own.
+        self._heard: Counter[str] = Counter()
 
     def create_pool(self, index: int) -> aioredis.ConnectionPool:
         return pool(self.hosts[index])
@@ -71,9 +74,11 @@ class CoreLayer(ForHubs, RedisChannelLayer):
             async with asyncio.timeout(None) as limit:
                 self._reads.add(limit)
                 try:
-                    return await super()._brpop_with_clean(index, channel, timeout)  # type: ignore[no-any-return]
+                    content: bytes | None = await super()._brpop_with_clean(index, channel, timeout)
                 finally:
                     self._reads.discard(limit)
+            self._heard[channel] += content is not None
+            return content
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -84,8 +89,8 @@ class CoreLayer(ForHubs, RedisChannelLayer):
         for limit in self._reads:
             limit.reschedule(asyncio.get_running_loop().time())
 
-    async def backlog(self, channel: str) -> int:
-        return int(await self._of(channel).zcard(self._queue(channel)))
+    def heard(self, channels: Sequence[str]) -> Sequence[int]:
+        return [self._heard[self._queue(channel)] for channel in channels]
 
     async def holds(self, group: str, channel: str) -> bool:
         return await self._of(group).zscore(self._group_key(group), channel) is not None

@@ -13,17 +13,15 @@ from channels.db import database_sync_to_async
 from realtime import differences, groups, process_records, records
 from realtime.closing import CloseReason
 from realtime.differences import Difference, Held, Kind, Layer, Stored
+from realtime.mailbox import Mailbox
 from realtime.records import Closing, Join
 
 logger = logging.getLogger("realtime.explain")
 
 #: Seconds between two looks: what opens or closes at the first one has done so by the second.
 LOOK_AGAIN_AFTER = 1.5
-#: Seconds for the first message to this program's own channel to come: a SUBSCRIBE that was written is not
-#: yet one that is active.
+#: Seconds within which this program has to hear what it sends to itself.
 LISTENING_TIMEOUT = 5.0
-#: Seconds until the program goes on listening after an answer that it could not take.
-PAUSE_AFTER_ERROR = 0.05
 
 
 class Explained(NamedTuple):
@@ -65,13 +63,12 @@ class Explainer:
 
     def __init__(self, *, timeout: float) -> None:
         self._timeout = timeout
-        self._address = ""
+        self._mailbox: Mailbox | None = None
         self._listening: asyncio.Task[None] | None = None
         self._request = ""
         self._pages: dict[str, dict[int, Any]] = defaultdict(dict)
         """What came for the request, by process and number."""
         self._wanted: dict[str, int] = {}
-        self._heard = asyncio.Event()
         self._news = asyncio.Event()
         self.compared = ""
         """What the last look compared, in words."""
@@ -103,9 +100,10 @@ class Explainer:
 
     async def close(self) -> None:
         """Stop listening for answers."""
-        if self._listening is not None:
+        if self._mailbox is not None and self._listening is not None:
             self._listening.cancel()
             await asyncio.wait([self._listening])
+            await self._mailbox.close()
 
     # -- looking -----------------------------------------------------------------------------------
 
@@ -127,9 +125,12 @@ class Explainer:
         self._wanted = {}
         running = {id: process for id, process in stored.processes.items() if process.running}
 
+        assert self._mailbox is not None, "answers are listened for before anybody is asked"  # noqa: S101
+        reply_to = self._mailbox.address
+
         async def ask(address: str) -> None:
             try:
-                await groups.explain(address, self._request, self._address)
+                await groups.explain(address, self._request, reply_to)
             except groups.LayerUnavailable as error:
                 logger.warning("%s was not asked what it holds: %s", address, error)
 
@@ -188,32 +189,24 @@ class Explainer:
     # -- answers -----------------------------------------------------------------------------------
 
     async def _listen(self) -> None:
-        if self._listening is not None:
+        if self._mailbox is not None:
             return
-        self._address = await groups.new_channel()
-        self._listening = asyncio.create_task(self._read(self._address))
-        try:
-            async with asyncio.timeout(LISTENING_TIMEOUT):
-                while not self._heard.is_set():
-                    await groups.echo(self._address, 0)
-                    await _set_within(self._heard, 0.1)
-        except TimeoutError as error:
-            raise groups.LayerUnavailable("What is sent to this program does not arrive.") from error
+        self._mailbox = await Mailbox.open()
+        self._listening = asyncio.create_task(self._read(self._mailbox))
+        if not await self._mailbox.hears_itself(LISTENING_TIMEOUT):
+            raise groups.LayerUnavailable("What is sent to this program does not arrive.")
 
-    async def _read(self, channel: str) -> None:
-        layer = groups.layer()
+    async def _read(self, mailbox: Mailbox) -> None:
         while True:
+            event = await mailbox.next()
             try:
-                self._take(await layer.receive(channel))
+                self._take(event)
             except Exception:
-                # Neither an answer that makes no sense nor a layer that fails ends the listening.
+                # An answer that makes no sense does not end the listening.
                 logger.exception("An answer could not be taken")
-                await asyncio.sleep(PAUSE_AFTER_ERROR)
 
     def _take(self, event: dict[str, Any]) -> None:
         match event.get("type"):
-            case groups.ECHO:
-                self._heard.set()
             case groups.HOLDINGS if event["request"] == self._request:
                 self._wanted[event["process"]] = event["pages"]
                 self._pages[event["process"]][event["page"]] = event["connections"]
@@ -255,11 +248,3 @@ def _explained(difference: Difference, stored: Stored, done: str, repaired: bool
 def _in_order(found: Collection[Difference]) -> list[Difference]:
     order = list(Kind)
     return sorted(found, key=lambda each: (order.index(each.kind), each[1:]))
-
-
-async def _set_within(event: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        pass

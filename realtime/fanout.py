@@ -24,7 +24,8 @@ SLICE = 0.005
 STRIDE = 8
 #: Seconds below which sleeping is not worth it.
 SHORTEST_SLEEP = 0.001
-#: Characters above which the hub leaves further messages to the channel layer, which has a bound of its own.
+#: Characters above which the hub leaves further messages to the channel layer: on the pub/sub layer they wait
+#: in this process up to MAX_QUEUED_BYTES, on the core layer in Redis up to its `capacity`.
 MAX_WAITING = 4 * 1024 * 1024
 
 Members = Mapping[Connection, None]

@@ -4,11 +4,15 @@ Each call is bounded, and whatever the layer raises becomes one exception, `Laye
 
 A process is reached at an address: the name of its channel, and before it the alias of the layer with a colon
 where that is not the default one. Whoever knows the address of a process, as rounds do, needs nothing else.
+Messages of groups come to that channel. What processes say to each other goes to a second one, whose name
+follows from the first, so that it waits behind no message.
 """
 
 import asyncio
 import os
+import re
 import threading
+import uuid
 from collections.abc import Collection, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
@@ -19,12 +23,15 @@ from msgspec import UNSET, UnsetType
 
 from realtime import frames, layers, metrics
 from realtime.errors import RealtimeError
-from realtime.layers import LAYER_ERRORS, OURS, Layer
+from realtime.layers import LAYER_ERRORS, OURS, Layer, Message
 
 #: Seconds after which a call to the layer is given up. Redis answers in under a millisecond or is not well.
 CALL_TIMEOUT = 5.0
 #: Seconds after which the listing of everything in a layer is given up.
 LISTING_TIMEOUT = 60.0
+
+#: The beginning of the names of channels for what processes say to each other.
+CONTROL = "realtime.control."
 
 # Types of the events that processes send each other; group names starting "realtime." are ours as well.
 MESSAGE = layers.MESSAGE
@@ -72,8 +79,30 @@ def layer(alias: str = DEFAULT_CHANNEL_LAYER) -> Layer:
 
 def at(address: str) -> tuple[Layer, str]:
     """The layer and the channel behind an address. Raises NoSuchLayer when this layer is not here."""
-    alias, colon, channel = address.rpartition(":")
-    return layer(alias if colon else DEFAULT_CHANNEL_LAYER), channel
+    return layer(alias_of(address)), address.rpartition(":")[2]
+
+
+def _address(alias: str, channel: str) -> str:
+    return channel if alias == DEFAULT_CHANNEL_LAYER else f"{alias}:{channel}"
+
+
+def alias_of(address: str) -> str:
+    """The alias of the layer in which this address is."""
+    alias, colon, _ = address.rpartition(":")
+    return alias if colon else DEFAULT_CHANNEL_LAYER
+
+
+def control_of(channel: str) -> str:
+    """The channel for what is said to the process that has this channel; one of these is its own."""
+    if channel.startswith(CONTROL):
+        return channel
+    # All layers end the names of channels with something unique.
+    return CONTROL + re.split("[.!]", channel)[-1]
+
+
+def _control_at(address: str) -> tuple[Layer, str]:
+    home, channel = at(address)
+    return home, control_of(channel)
 
 
 def require_valid(group: str) -> None:
@@ -102,14 +131,30 @@ async def new_channel(alias: str = DEFAULT_CHANNEL_LAYER) -> str:
 
 async def new_address(alias: str) -> str:
     """A channel of this process in the layer of this alias, as the address at which others reach it."""
-    channel = await new_channel(alias)
-    return channel if alias == DEFAULT_CHANNEL_LAYER else f"{alias}:{channel}"
+    return _address(alias, await new_channel(alias))
 
 
 async def close_channel(address: str) -> None:
     """Undo `new_address` where nobody has received from the channel yet."""
     home, channel = at(address)
     await _call("close a channel", home.close_channel(channel))
+
+
+def new_control(alias: str = DEFAULT_CHANNEL_LAYER) -> str:
+    """A new address for what is said to a program that has no channel for messages."""
+    return _address(alias, CONTROL + uuid.uuid4().hex)
+
+
+async def open_control(address: str) -> None:
+    """Open the channel for what is said to the process at this address, which has to go on receiving."""
+    home, channel = _control_at(address)
+    await _call("open a channel", home.open_channel(channel))
+
+
+async def receive_control(address: str) -> Message:
+    """Wait for the next event that was said to this process, however long that takes."""
+    home, channel = _control_at(address)
+    return await home.receive(channel)
 
 
 def aliases() -> list[str]:
@@ -136,22 +181,25 @@ async def discard(group: str, address: str) -> None:
 async def forget_channel(address: str) -> None:
     """Remove what the layer stores for the channel of a process that is gone."""
     home, channel = at(address)
-    await _call("forget a channel", home.forget_channel(channel))
+    for each in (channel, control_of(channel)):
+        await _call("forget a channel", home.forget_channel(each))
 
 
 # -- healing ---------------------------------------------------------------------------------------
 
 
-async def echo(address: str, number: int) -> int:
-    """Send events to oneself, one over each connection on which one receives; returns how many."""
-    home, channel = at(address)
-    return await _call("send an echo", home.echo(channel, number, ECHO))
+async def echo(address: str, channels: Sequence[str], number: int) -> int:
+    """Send events to oneself, one over each connection on which one receives what is said to this address,
+    and what comes to these `channels` beside it; returns how many.
+    """
+    home, control = _control_at(address)
+    return await _call("send an echo", home.echo((control, *channels), number, ECHO))
 
 
-async def backlog(address: str) -> int:
-    """How many messages wait to be received at this address of ours."""
-    home, channel = at(address)
-    return await _call("count what waits", home.backlog(channel))
+def heard(address: str, channels: Sequence[str]) -> Sequence[int]:
+    """How much has come in so far over the connection of each part of such an echo, as numbers that grow."""
+    home, control = _control_at(address)
+    return home.heard((control, *channels))
 
 
 async def rebuild(address: str, parts: Collection[int]) -> None:
@@ -271,13 +319,12 @@ async def mark(group: str, number: int, address: str) -> None:
 
 async def ask(address: str, number: int, reply_to: str) -> None:
     """Ask the process at `address` to answer round `number`; 0 asks without anything being written."""
-    home, channel = at(address)
-    await _call("ask a process", home.send(channel, {"type": ASK, "round": number, "reply_to": reply_to}))
+    await _tell("ask a process", address, {"type": ASK, "round": number, "reply_to": reply_to})
 
 
 async def answer(reply_to: str, number: int, process: str) -> None:
-    home, channel = at(reply_to)
-    await _call("answer a round", home.send(channel, {"type": ANSWER, "round": number, "process": process}))
+    """Tell the reaper at `reply_to` that this process answers its round."""
+    await _tell("answer a round", reply_to, {"type": ANSWER, "round": number, "process": process})
 
 
 async def kick(
@@ -292,28 +339,29 @@ async def kick(
         "memberships": list(memberships),
         "reason": reason,
     }
-    home, channel = at(address)
-    await _call("kick", home.send(channel, event))
+    await _tell("kick", address, event)
 
 
 async def explain(address: str, request: str, reply_to: str) -> None:
     """Ask the process at `address` what it holds; it answers in pages, each a HOLDINGS event."""
-    home, channel = at(address)
-    event = {"type": EXPLAIN, "request": request, "reply_to": reply_to}
-    await _call("ask a process", home.send(channel, event))
+    await _tell("ask a process", address, {"type": EXPLAIN, "request": request, "reply_to": reply_to})
 
 
 async def holdings(reply_to: str, page: Mapping[str, Any]) -> None:
-    home, channel = at(reply_to)
-    await _call("say what is held", home.send(channel, {"type": HOLDINGS, **page}))
+    """Tell the program at `reply_to` one page of what this process holds."""
+    await _tell("say what is held", reply_to, {"type": HOLDINGS, **page})
 
 
 async def heal(address: str, stray: Sequence[str]) -> None:
     """Tell the living process at `address` to assert its memberships, and to leave those `stray` groups in
     which it has nobody.
     """
-    home, channel = at(address)
-    await _call("tell a process to heal", home.send(channel, {"type": HEAL, "stray": list(stray)}))
+    await _tell("tell a process to heal", address, {"type": HEAL, "stray": list(stray)})
+
+
+async def _tell(name: str, address: str, event: Message) -> None:
+    home, channel = _control_at(address)
+    await _call(name, home.send(channel, event))
 
 
 async def members(alias: str) -> tuple[set[tuple[str, str]] | None, dict[str, int] | None]:

@@ -1,26 +1,32 @@
-"""What one process does, on its own clock, so that it never stays deaf: no client notices, none reconnects.
+"""What one process does, on its own clock, so that it does not stay deaf: no client notices, none reconnects.
 
 Once in an interval it sends itself an echo. Two in a row that do not come back mean that a connection is up
 and carries nothing, as after a firewall forgot it; it is replaced. Then it looks for one of its memberships,
 another one each time. One that is gone means that Redis lost its memory (FLUSHALL, eviction, a failover), and
 all are asserted again; else some are in their turn, so that none gets as old as the layer's `group_expiry`.
 When the layer is back after an outage, all are asserted at once.
+
+A process that stays deaf says so. After `MAX_ECHOES_MISSED` echoes in a row it gives its clients up, so that
+they come back to a process that hears. If it cannot reach Redis at all, it does so only when another process
+hears: an outage of Redis would otherwise close every connection, for nothing.
 """
 
 import asyncio
-import itertools
 import logging
+import weakref
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from math import ceil
 from typing import Protocol
 from uuid import UUID
 
+from channels import DEFAULT_CHANNEL_LAYER
 from django.db import Error as DatabaseFailure
 
-from realtime import groups, metrics, records
+from realtime import conf, groups, metrics, process_records, records
 from realtime.connection import Connection
 from realtime.ledger import Ledger
+from realtime.mailbox import Mailbox
 from realtime.records import Join
 
 logger = logging.getLogger("realtime.healing")
@@ -30,6 +36,10 @@ ECHOES = 2
 #: For how much of an interval an echo is waited for. With at most half, two are judged within two intervals
 #: of the fault, whenever that came; where intervals are short, a busy machine is given more of them.
 ECHO_WAIT, LONGEST_ECHO_WAIT = 0.3, 0.5
+#: Seconds within which a process without connections has to hear itself, when it is asked whether it does.
+HEARING_TIMEOUT = 2.0
+#: Intervals in which another process has to have heard itself, so that Redis counts as up for others.
+OTHERS_WITHIN = 3.0
 #: Seconds for which an echo is waited for, unless `LONGEST_ECHO_WAIT` is less.
 SHORTEST_WAIT = 0.5
 #: Memberships asserted in one go; their groups are locked meanwhile. The loop gets a turn in between.
@@ -44,14 +54,15 @@ class Hub(Protocol):
     """What is asked of a hub here."""
 
     channel: str
+    mailbox: Mailbox
     process: UUID
     ledger: Ledger
     connections: dict[UUID, Connection]
     groups: dict[str, dict[Connection, None]]
-    events_taken: int
     taking: bool
     left_undone: bool
 
+    def give_up(self) -> None: ...
     def locked(self, group: str) -> AbstractAsyncContextManager[None]: ...
     def unfinished(self) -> list[str]: ...
     async def leave(self, group: str) -> None: ...
@@ -63,11 +74,11 @@ class Healer:
     def __init__(self, hub: Hub, interval: float) -> None:
         self._hub = hub
         self._interval = interval
-        self._numbers = itertools.count(1)
-        self._echo_number = 0
-        self._parts_back: set[int] = set()
         self._parts_out: set[int] = set()
-        self._echo_news = asyncio.Event()
+        self._missed = 0
+        """Echoes in a row that did not come back, or could not be sent."""
+        self.hears = True
+        """False while what this process sends to itself does not arrive."""
         self._wake = asyncio.Event()
         self._lost_all: str | None = None
         """Why all memberships have to be asserted, if they have to be."""
@@ -78,7 +89,11 @@ class Healer:
         """Look once in each interval, and at once when the layer is back, until cancelled."""
         layer, _ = groups.at(self._hub.channel)
         loop = asyncio.get_running_loop()
+        here = _healers.setdefault(loop, {})
+        alias = groups.alias_of(self._hub.channel)
+        here[alias] = self
         layer.on_back.add(self._layer_is_back)
+        self._hears()
         try:
             while True:
                 next_at = loop.time() + self._interval
@@ -95,12 +110,9 @@ class Healer:
                     logger.exception("What this process holds could not be looked after")
         finally:
             layer.on_back.discard(self._layer_is_back)
-
-    def returned(self, number: int, part: int) -> None:
-        """An echo came back."""
-        if number == self._echo_number:
-            self._parts_back.add(part)
-            self._echo_news.set()
+            if here.get(alias) is self:
+                # Otherwise the hub has been replaced.
+                del here[alias]
 
     def assert_all(self, cause: str) -> None:
         """Assert all memberships now; `cause` is a label of the metric."""
@@ -117,7 +129,7 @@ class Healer:
             logger.error(
                 "%d echoes in a row did not come back: this process receives nothing from the channel layer; "
                 "it opens new connections",
-                ECHOES,
+                self._missed,
             )
             # What was lost meanwhile is asserted when the layer tells that it receives again.
             await groups.rebuild(self._hub.channel, self._parts_out)
@@ -134,40 +146,59 @@ class Healer:
     # -- echo --------------------------------------------------------------------------------------
 
     async def _is_heard(self) -> bool:
-        """Whether what is sent to this process arrives.
+        """Find out whether what is sent to this process arrives.
 
-        Raises LayerUnavailable when nothing could be sent, which says nothing about what is received.
+        Raises:
+            LayerUnavailable: Nothing could be sent, which says nothing about what is received.
         """
         for _ in range(ECHOES):
-            if await self._echo():
-                return True
+            try:
+                if await self._echo():
+                    self._hears()
+                    return True
+            except groups.LayerUnavailable:
+                # The second echo could not be sent either.
+                await self._misses(ECHOES, sent=False)
+                raise
             metrics.echoes_missed.inc()
+            await self._misses(1, sent=True)
         return False
 
     async def _echo(self) -> bool:
-        self._echo_number = next(self._numbers)
-        self._parts_back.clear()
-        taken = self._hub.events_taken
-        parts = await groups.echo(self._hub.channel, self._echo_number)
-        while not await self._came_back(parts):
-            self._parts_out = set(range(parts)) - self._parts_back
-            # An echo that stands in line behind messages which are being taken is not missing.
-            behind = self._hub.taking or self._hub.events_taken != taken
-            if not behind or not await groups.backlog(self._hub.channel):
-                return False
-            taken = self._hub.events_taken
-        return True
-
-    async def _came_back(self, parts: int) -> bool:
+        echo = await self._hub.mailbox.echo(self._hub.channel)
         shortest = min(SHORTEST_WAIT, LONGEST_ECHO_WAIT * self._interval)
+        patience = max(shortest, ECHO_WAIT * self._interval)
+        is_back = await echo.is_back(patience, busy=lambda: self._hub.taking)
+        self._parts_out = echo.missing
+        return is_back
+
+    def _hears(self) -> None:
+        if self._missed:
+            logger.warning("This process hears itself again, after %d missed echoes", self._missed)
+        self._missed, self.hears = 0, True
+        metrics.deaf.labels(layer=groups.alias_of(self._hub.channel)).set(0)
+
+    async def _misses(self, echoes: int, *, sent: bool) -> None:
+        """Count echoes that did not come back; give up the clients of a process that stays deaf."""
+        self._missed += echoes
+        if self._missed < ECHOES:
+            return
+        self.hears = False
+        metrics.deaf.labels(layer=groups.alias_of(self._hub.channel)).set(1)
+        most = conf.get().MAX_ECHOES_MISSED
+        if most is not None and self._missed >= most and (sent or await self._others_hear()):
+            self._hub.give_up()
+
+    async def _others_hear(self) -> bool:
+        """Find out whether Redis works for another process, where this one cannot reach it."""
         try:
-            async with asyncio.timeout(max(shortest, ECHO_WAIT * self._interval)):
-                while len(self._parts_back) < parts:
-                    self._echo_news.clear()
-                    await self._echo_news.wait()
-        except TimeoutError:
+            async with asyncio.timeout(groups.CALL_TIMEOUT):
+                # A process that hears says so once in an interval.
+                return await self._hub.ledger.call(
+                    process_records.others_hear, self._hub.process, OTHERS_WITHIN * self._interval
+                )
+        except (DatabaseFailure, TimeoutError):
             return False
-        return True
 
     # -- memberships -------------------------------------------------------------------------------
 
@@ -269,3 +300,30 @@ class Healer:
         except TimeoutError:
             return False
         return True
+
+
+#: The healer of each channel layer, by event loop.
+_healers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Healer]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+async def require_hearing(alias: str = DEFAULT_CHANNEL_LAYER) -> None:
+    """Find out whether this layer takes messages, and carries to this process what it is sent.
+
+    Raises:
+        LayerUnavailable: It does not.
+    """
+    await groups.check(alias)
+    healer = _healers.get(asyncio.get_running_loop(), {}).get(alias)
+    # Without a hub nothing looks after the connection, so it is tried out.
+    if not (await _hears(alias) if healer is None else healer.hears):
+        raise groups.LayerUnavailable("This process does not hear what it sends to itself.")
+
+
+async def _hears(alias: str) -> bool:
+    mailbox = await Mailbox.open(groups.new_control(alias))
+    try:
+        return await mailbox.hears_itself(HEARING_TIMEOUT)
+    finally:
+        await mailbox.close()

@@ -2,7 +2,7 @@
 
 Each process has one channel in the channel layer, and is a member of a group there while it has a local
 member of that group. A group message is received once per process and written to each local member's
-transport.
+transport. What other processes say to this one comes to its mailbox.
 """
 
 import asyncio
@@ -10,9 +10,9 @@ import copy
 import itertools
 import logging
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, nullcontext, suppress
-from typing import Any
+from typing import Any, Protocol
 
 from django.db import Error as DatabaseFailure
 
@@ -24,6 +24,7 @@ from realtime.healing import Healer
 from realtime.layers import STAMP
 from realtime.ledger import Ledger, RecordsUnavailable
 from realtime.ledger import make as make_ledger
+from realtime.mailbox import Mailbox
 from realtime.pulse import Pulse
 from realtime.transport import Event
 
@@ -31,6 +32,8 @@ logger = logging.getLogger("realtime.hub")
 
 #: Seconds to wait for the first mark of a group: a SUBSCRIBE that was written is not yet one that is active.
 MARK_TIMEOUT = 1.0
+#: Seconds within which a process that starts has to hear what it sends to itself.
+HEARING_TIMEOUT = 2.0
 #: Seconds until the hub goes on after an event that it could not take.
 PAUSE_AFTER_ERROR = 0.05
 #: Names of connections and groups in one message that says what this process holds.
@@ -39,14 +42,35 @@ NAMES_PER_PAGE = 1000
 TOUCH_INTERVAL = 60.0
 
 
+class Owner(Protocol):
+    """All calls of a hub that run upward, to what ends connections and replaces hubs."""
+
+    def evict(self, connection: Connection, reason: CloseReason) -> object:
+        """End a connection that proved to be dead, slow or idle."""
+
+    async def kick(self, hub: "Hub", event: Event) -> None:
+        """Carry out a KICK of another process."""
+
+    def hub_is_lost(self, hub: "Hub") -> None:
+        """This process was declared lost, and its rows were closed, while it could not answer."""
+
+    def hub_is_deaf(self, hub: "Hub") -> None:
+        """What is published does not reach the clients of this hub, and others may hear."""
+
+    def hub_is_broken(self, hub: "Hub") -> None:
+        """A task of the hub ended, by a fault of this package or of a library."""
+
+
 class Hub:
     """One per process, event loop and channel layer; made by `Hub.start`. `channel` is its address."""
 
-    def __init__(self, channel: str, process: uuid.UUID, ledger: Ledger, pulse: Pulse) -> None:
-        self.channel = channel
+    def __init__(self, mailbox: Mailbox, process: uuid.UUID, ledger: Ledger, owner: Owner) -> None:
+        self.channel = mailbox.address
+        self.mailbox = mailbox
         self.process = process
         self.ledger = ledger
-        self.pulse = pulse
+        self.pulse = Pulse(conf.get().limits(), owner.evict)
+        self._owner = owner
         self.ending: CloseReason | None = None
         """Set when this hub takes nobody in any more: why its connections end."""
         self.admitting: set[Connection] = set()
@@ -58,38 +82,35 @@ class Hub:
         self.connections: dict[uuid.UUID, Connection] = {}
         # A dict of its members for each group: ordered, and safe to ask while others leave.
         self.groups: dict[str, dict[Connection, None]] = {}
-        self.fanout = Fanout(self.groups, pulse, conf.get().COALESCE_WINDOW)
+        self.fanout = Fanout(self.groups, self.pulse, conf.get().COALESCE_WINDOW)
         # Groups of which the layer may have this process as a member: from before it is asked to add until a
         # discard has returned.
         self._in_layer: set[str] = set()
         self.left_undone = False
         """Whether the layer failed to let this process leave a group, so that memberships are still to do."""
-        self.events_taken = 0
         self.taking = False
         """Whether an event is being taken now; fan-out makes it wait while it is behind."""
+        self._look_every = _look_every()
+        self._answered = 0
+        """The last round that this process answered in the database."""
+        self._answered_at = 0.0
         self.healer = Healer(self, conf.get().ROUND_INTERVAL)
         self._locks: dict[str, _Lock] = {}
         self._marks: dict[int, asyncio.Future[None]] = {}
         self._numbers = itertools.count(1)
         self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = False
         self._loop = asyncio.get_running_loop()
         self._touched_at = self._loop.time()
         self._ignored: set[str] = set()
-        self.on_kick: Callable[[Event], Coroutine[Any, Any, None]]
-        self.on_lost: Callable[[], None]
 
     @classmethod
-    async def start(
-        cls,
-        alias: str,
-        *,
-        evict: Callable[[Connection, CloseReason], object],
-        on_kick: Callable[["Hub", Event], Coroutine[Any, Any, None]],
-        on_lost: Callable[["Hub"], None],
-    ) -> "Hub":
+    async def start(cls, alias: str, owner: Owner) -> "Hub":
         """Open a channel in the layer of this alias, record the process, and listen.
 
-        Raises LayerUnavailable, RecordsUnavailable.
+        Raises:
+            LayerUnavailable: The layer takes nothing, or what this process sends to itself does not arrive.
+            RecordsUnavailable: The database took no record of the process.
         """
         channel = await groups.new_address(alias)
         ledger = make_ledger()
@@ -97,37 +118,60 @@ class Hub:
             # Not in a test suite, whose process is not ours.
             collector.settle(conf.get().GC_THRESHOLD)
             autobahn_log.format_later()
+        mailbox: Mailbox | None = None
         try:
-            process = await ledger.start_process(channel, pids.own())
+            mailbox = await Mailbox.open(channel)
+            if not await mailbox.hears_itself(HEARING_TIMEOUT):
+                # Clients would be let in to a process that receives nothing for them.
+                metrics.deaf.labels(layer=alias).set(1)
+                raise groups.LayerUnavailable("This process does not hear what it sends to itself.")
+            process = await ledger.start_process(channel, pids.own(), _look_every())
         except BaseException:
             # Each client that is turned away while the database is down would leave one open.
+            if mailbox is not None:
+                await mailbox.close()
             with suppress(groups.LayerUnavailable):
                 await groups.close_channel(channel)
             ledger.shut()
             raise
-        hub = cls(channel, process, ledger, Pulse(conf.get().limits(), evict))
-        hub.on_kick = lambda event: on_kick(hub, event)
-        hub.on_lost = lambda: on_lost(hub)
+        hub = cls(mailbox, process, ledger, owner)
         # One long-lived task reads the channel, never under a timeout: one that times out deletes a pub/sub
         # channel.
-        hub._tasks = [
-            hub._loop.create_task(hub._listen()),
-            hub._loop.create_task(hub.fanout.run()),
-            hub._loop.create_task(hub.pulse.run()),
-            hub._loop.create_task(hub.healer.run()),
-            hub._loop.create_task(hub._hear_the_verdict()),
-        ]
+        hub._watch("messages", hub._listen())
+        hub._watch("fan-out", hub.fanout.run())
+        hub._watch("pings", hub.pulse.run())
+        hub._watch("healing", hub.healer.run())
+        hub._watch("mailbox", hub._read_mailbox())
         if ledger.shared:
+            # Nobody else sees what a test suite writes inline.
+            hub._watch("rounds", hub._follow_rounds())
             # Beside the connection that started the hub: what its predecessors held must not keep it waiting.
             hub._spawn(sweep.predecessors())
+        mailbox.reading.add_done_callback(hub._task_ended)
         return hub
 
     async def stop(self) -> None:
         """Stop listening; the records are the business of whoever stops it."""
+        self._stopping = True
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, self.mailbox.close(), return_exceptions=True)
         self.ledger.shut()
+
+    def _watch(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """Start a task that runs until the hub stops."""
+        task = self._loop.create_task(work, name=f"realtime {name}")
+        self._tasks.append(task)
+        task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: "asyncio.Task[None]") -> None:
+        """Without one of its tasks this process is deaf, or pings nobody, and nothing else would tell."""
+        if self._stopping or (task.cancelled() and task.cancelling()):
+            # The second is a loop that ends with all its tasks.
+            return
+        error = None if task.cancelled() else task.exception()
+        logger.error("The task %s ended by itself", task.get_name(), exc_info=error)
+        self._owner.hub_is_broken(self)
 
     # -- connections -------------------------------------------------------------------------------
 
@@ -261,7 +305,6 @@ class Hub:
         while True:
             try:
                 event = await layer.receive_stamped(channel)
-                self.events_taken += 1
                 self.taking = True
                 metrics.events.labels(type=event.get("type", "")).inc()
                 await self._take(event)
@@ -273,6 +316,28 @@ class Hub:
             finally:
                 self.taking = False
 
+    async def _read_mailbox(self) -> None:
+        while True:
+            event = await self.mailbox.next()
+            metrics.events.labels(type=event.get("type", "")).inc()
+            try:
+                self._take_control(event)
+            except Exception:
+                logger.exception("The hub could not take an event of another process")
+
+    def _take_control(self, event: Event) -> None:
+        match event.get("type"):
+            case groups.ASK:
+                self._spawn(self._answer(event["round"], event["reply_to"]))
+            case groups.EXPLAIN:
+                self._spawn(self._explain(event["request"], event["reply_to"]))
+            case groups.HEAL:
+                self._spawn(self._heal(event["stray"]))
+            case groups.KICK:
+                self._spawn(self._owner.kick(self, event))
+            case kind:
+                self._log_once(f"Another process sent an event of type {kind!r}, which is not known here.")
+
     async def _take(self, event: Event) -> None:
         group = event.pop(STAMP, None)
         match event.get("type"):
@@ -283,15 +348,7 @@ class Hub:
                 if mark is not None and not mark.done():
                     mark.set_result(None)
             case groups.ECHO:
-                self.healer.returned(event["number"], event["part"])
-            case groups.ASK:
-                self._spawn(self._answer(event["round"], event["reply_to"]))
-            case groups.EXPLAIN:
-                self._spawn(self._explain(event["request"], event["reply_to"]))
-            case groups.HEAL:
-                self._spawn(self._heal(event["stray"]))
-            case groups.KICK:
-                self._spawn(self.on_kick(event))
+                self.mailbox.returned(event)
             case _ if group is not None:
                 for connection in tuple(self.groups.get(group, ())):
                     # To its last part: a handler may change what it is given.
@@ -313,20 +370,33 @@ class Hub:
         self.pulse.wrote(connection, size)
         connection.transport.write(event, size)
 
+    def give_up(self) -> None:
+        """Have the connections of this hub come back to a process that hears; called by the healer."""
+        self._owner.hub_is_deaf(self)
+
     # -- rounds ------------------------------------------------------------------------------------
 
-    async def _hear_the_verdict(self) -> None:
-        """Find out that this process was declared lost while it could not hear; rounds ask it no more then.
+    async def _follow_rounds(self) -> None:
+        """Look in the database for rounds that this process was not asked, and whether it was declared lost.
 
-        A process that was stopped and goes on looks at once, because its pause is over.
+        A question may not arrive: this process alone cannot reach Redis, or its connection there carries
+        nothing. A process that was stopped and goes on looks immediately, because its pause is over.
         """
         while True:
-            await asyncio.sleep(conf.get().ROUND_INTERVAL)
+            # Twice in the time that is promised, so that a look that is a little late still keeps it.
+            await asyncio.sleep(self._look_every / 2)
             try:
-                if not await self.ledger.call(process_records.is_running, self.process):
-                    self.on_lost()
-            except DatabaseFailure as error:
-                logger.warning("Whether this process was declared lost is not known: %s", error)
+                found = await self.ledger.look_for_rounds(self.process)
+                self._look_every = _look_every(found.interval)
+                if not found.running:
+                    self._owner.hub_is_lost(self)
+                elif found.number > self._answered:
+                    await self._answer_in_database(found.number)
+                elif self.healer.hears and self._loop.time() - self._answered_at > conf.get().ROUND_INTERVAL:
+                    self._answered_at = self._loop.time()
+                    await self.ledger.call(process_records.note_heard, self.process)
+            except (RecordsUnavailable, DatabaseFailure) as error:
+                logger.warning("It is not known whether this process was declared lost: %s", error)
 
     async def _answer(self, number: int, reply_to: str) -> None:
         """Answer a round twice: a process that lost only its database, or only its layer, is not a lost
@@ -339,16 +409,26 @@ class Hub:
         if number == 0:
             return
         try:
-            running = await self.ledger.answer_round(
-                self.process, number, len(self.connections), self.pulse.lag
-            )
-            if not running:
-                self.on_lost()
-            elif self._loop.time() - self._touched_at >= TOUCH_INTERVAL:
-                self._touched_at = self._loop.time()
-                await self.ledger.touch(tuple(self.connections))
+            await self._answer_in_database(number)
         except RecordsUnavailable as error:
             logger.warning("Round %d could not be answered in the database: %s", number, error)
+
+    async def _answer_in_database(self, number: int) -> None:
+        running = await self.ledger.answer_round(
+            self.process,
+            number,
+            connections=len(self.connections),
+            loop_lag=self.pulse.lag,
+            look_every=self._look_every,
+            hears=self.healer.hears,
+        )
+        if not running:
+            self._owner.hub_is_lost(self)
+            return
+        self._answered, self._answered_at = max(self._answered, number), self._loop.time()
+        if self._answered_at - self._touched_at >= TOUCH_INTERVAL:
+            self._touched_at = self._answered_at
+            await self.ledger.touch(tuple(self.connections))
 
     async def _explain(self, request: str, reply_to: str) -> None:
         """Say what this process holds."""
@@ -375,6 +455,13 @@ class Hub:
         if sentence not in self._ignored:
             self._ignored.add(sentence)
             logger.error(sentence)
+
+
+def _look_every(interval: float = 0.0) -> float:
+    """Seconds within which a process looks for rounds, where a reaper has them so far apart."""
+    shortest = min(interval or conf.get().ROUND_INTERVAL, conf.get().ROUND_INTERVAL)
+    # A process that was asked in vain has looked before the next round is judged.
+    return shortest / 2
 
 
 class _Lock(asyncio.Lock):

@@ -8,7 +8,7 @@ takes the stamp off again, so that all other code sees plain Channels; only a hu
 """
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 from channels.exceptions import ChannelFull
@@ -46,8 +46,9 @@ class Layer(Protocol):
     group_expiry: float
     on_back: set[Callable[[], None]]
 
-    async def echo(self, channel: str, number: int, kind: str) -> int: ...
-    async def backlog(self, channel: str) -> int: ...
+    async def open_channel(self, channel: str) -> None: ...
+    async def echo(self, channels: Sequence[str], number: int, kind: str) -> int: ...
+    def heard(self, channels: Sequence[str]) -> Sequence[int]: ...
     async def rebuild(self, parts: Collection[int]) -> None: ...
     async def holds(self, group: str, channel: str) -> bool: ...
     async def reassert(self, groups: Collection[str], channel: str) -> None: ...
@@ -92,16 +93,23 @@ class ForHubs:
     async def close_channel(self, channel: str) -> None:
         """Undo `new_channel` for a channel that nobody receives from."""
 
-    async def echo(self, channel: str, number: int, kind: str) -> int:
-        """Send events of this type with `number` and `part` to the channel, one over each connection on which
-        it receives; returns how many `part`s, counted from 0, are to come back.
-        """
-        await self.send(channel, {"type": kind, "number": number, "part": 0})  # type: ignore[attr-defined]
-        return 1
+    async def open_channel(self, channel: str) -> None:
+        """Make a channel of this name, as `new_channel` does for one that it names."""
 
-    async def backlog(self, channel: str) -> int:
-        """How many messages wait to be received from the channel."""
-        return 0
+    async def echo(self, channels: Sequence[str], number: int, kind: str) -> int:
+        """Send events of this type with `number` and `part` to this process, which receives these channels.
+
+        Returns:
+            How many parts, counted from 0, are to come back: one for each connection on which the channels
+            are received.
+        """
+        for part, channel in enumerate(channels):
+            await self.send(channel, {"type": kind, "number": number, "part": part})  # type: ignore[attr-defined]
+        return len(channels)
+
+    def heard(self, channels: Sequence[str]) -> Sequence[int]:
+        """How much has come in so far over the connection of each part of such an echo."""
+        return [0] * len(channels)
 
     async def rebuild(self, parts: Collection[int]) -> None:
         """Give up the connections on which these parts of an echo should have come, and receive on new ones;

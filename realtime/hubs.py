@@ -20,11 +20,14 @@ Kick = Callable[[Hub, Event], Coroutine[Any, Any, None]]
 
 
 class Hubs:
-    """Starts, replaces and stops hubs. `evict` ends a connection; `on_kick` is what a kicked hub does."""
+    """Starts, replaces and stops hubs, of which it is the owner.
 
-    def __init__(self, *, evict: Evict, on_kick: Kick) -> None:
+    `evict` ends a connection; `kick` is what a hub does that another process kicks.
+    """
+
+    def __init__(self, *, evict: Evict, kick: Kick) -> None:
         self._evict = evict
-        self._on_kick = on_kick
+        self._kick = kick
         self._by_alias: dict[str, asyncio.Task[Hub]] = {}
         # Hubs that were replaced, and the task that ends each.
         self._retiring: dict[Hub, asyncio.Task[None]] = {}
@@ -44,37 +47,47 @@ class Hubs:
         if starting is None or (
             starting.done() and (starting.cancelled() or starting.exception() is not None)
         ):
-            starting = self._by_alias[alias] = background.start(
-                Hub.start(alias, evict=self._evict, on_kick=self._on_kick, on_lost=self._start_anew)
-            )
+            starting = self._by_alias[alias] = background.start(Hub.start(alias, self))
         home = await asyncio.shield(starting)
         # One that was being started when the stop began takes nobody in.
         home.ending = home.ending or self.ending
         return home
 
-    def _start_anew(self, lost: Hub) -> None:
-        """This process was declared lost, and its rows were closed, while it could not answer.
+    def evict(self, connection: Connection, reason: CloseReason) -> None:
+        self._evict(connection, reason)
 
-        Its connections have no open record any more, so they end; the next one finds a new hub with a new
-        channel and a new row. The old hub stays until its evictions have left the groups under the old
-        channel.
+    async def kick(self, hub: Hub, event: Event) -> None:
+        await self._kick(hub, event)
+
+    def hub_is_lost(self, hub: Hub) -> None:
+        self._replace(hub, CloseReason.SERVER_LOST, "This process was declared lost")
+
+    def hub_is_deaf(self, hub: Hub) -> None:
+        self._replace(hub, CloseReason.SERVER_UNAVAILABLE, "This process stays deaf")
+
+    def hub_is_broken(self, hub: Hub) -> None:
+        self._replace(hub, CloseReason.SERVER_LOST, "A part of this process has failed")
+
+    def _replace(self, old: Hub, reason: CloseReason, why: str) -> None:
+        """Have a new hub in the place of this one, with a new channel and a new row.
+
+        The connections of the old hub end, spread over RECONNECT_WINDOW, and come back to the new one or to
+        another process. The old hub stays until its evictions have left the groups under the old channel.
         """
-        if lost.ending is not None:
-            # It hears so from every round until it has stopped.
+        if old.ending is not None:
+            # It hears so again and again until it has stopped.
             return
-        logger.error(
-            "This process was declared lost; it closes %d connections and starts anew", len(lost.connections)
-        )
+        logger.error("%s; it closes %d connections and starts anew", why, len(old.connections))
         for alias, starting in tuple(self._by_alias.items()):
-            if starting.done() and not starting.exception() and starting.result() is lost:
+            if starting.done() and not starting.exception() and starting.result() is old:
                 del self._by_alias[alias]
-        lost.end(CloseReason.SERVER_LOST)
-        self._retiring[lost] = background.start(self._replace(lost))
+        old.end(reason)
+        self._retiring[old] = background.start(self._evict_and_retire(old, reason))
 
-    async def _replace(self, lost: Hub) -> None:
-        # Not in one instant: those that do not speak `realtime.v1` are told no time at which to come back.
-        await self._evict_spread(lost, CloseReason.SERVER_LOST, conf.get().RECONNECT_WINDOW)
-        await self._retire(lost)
+    async def _evict_and_retire(self, old: Hub, reason: CloseReason) -> None:
+        # Not in one instant: clients that do not speak `realtime.v1` are told no time at which to come back.
+        await self._evict_spread(old, reason, conf.get().RECONNECT_WINDOW)
+        await self._retire(old)
 
     async def _evict_spread(self, old: Hub, reason: CloseReason, window: float) -> None:
         clock = asyncio.get_running_loop().time

@@ -44,6 +44,9 @@ class MemoryLayer(ForHubs, InMemoryChannelLayer):
             sending = asyncio.run_coroutine_threadsafe(super().send(channel, message), home)
             await asyncio.wrap_future(sending)
 
+    async def open_channel(self, channel: str) -> None:
+        self._loops[channel] = asyncio.get_running_loop()
+
     async def receive_stamped(self, channel: str) -> Message:
         self._loops[channel] = asyncio.get_running_loop()
         try:

@@ -27,6 +27,7 @@ from realtime.backlog import Backlog, Kind
 from realtime.errors import RealtimeError
 from realtime.outage import Outage
 from realtime.pids import Pid
+from realtime.process_records import Look
 from realtime.records import Closing, Join, Opening
 from realtime.writer import Writer
 
@@ -80,18 +81,49 @@ class Ledger:
         self._looking = False
         self._shutting = False
 
-    async def start_process(self, channel_name: str, pid: Pid) -> uuid.UUID:
+    async def start_process(self, channel_name: str, pid: Pid, look_every: float = 0.0) -> uuid.UUID:
+        """Record a server process that starts, and return its id. Raises RecordsUnavailable."""
         call = partial(
-            process_records.start_process, channel_name, pid.host, pid.number, pid.namespace, pid.began
+            process_records.start_process,
+            channel_name,
+            pid.host,
+            pid.number,
+            pid.namespace,
+            pid.began,
+            look_every,
         )
         process: uuid.UUID = await self._once(_Write(Kind.CALL, call=call))
         return process
 
-    async def answer_round(self, process: uuid.UUID, number: int, connections: int, lag: float) -> bool:
-        """False when the process was declared lost. Raises RecordsUnavailable."""
-        call = partial(process_records.answer_round, process, number, connections=connections, loop_lag=lag)
-        running: bool = await self._once(_Write(Kind.CALL, call=call))
+    async def answer_round(self, process: uuid.UUID, number: int, **state: Any) -> bool:
+        """Write an answer to a round, before everything else that waits.
+
+        Args:
+            process: The process that answers.
+            number: The round.
+            **state: As in `process_records.answer_round`.
+
+        Returns:
+            False when the process was declared lost.
+
+        Raises:
+            RecordsUnavailable: The database did not take it.
+        """
+        call = partial(process_records.answer_round, process, number, **state)
+        running: bool = await self._once(_Write(Kind.CALL, call=call), first=True)
         return running
+
+    async def look_for_rounds(self, process: uuid.UUID) -> Look:
+        """Read what the process has to know of rounds, before everything else that waits.
+
+        Raises:
+            RecordsUnavailable: The database did not answer.
+        """
+        # A storm of clients fills the queue for many seconds, and a process that lives must answer in time.
+        look: Look = await self._once(
+            _Write(Kind.CALL, call=partial(process_records.look_for_rounds, process)), first=True
+        )
+        return look
 
     async def stop_process(self, process: uuid.UUID) -> bool:
         stopped: bool = await self._once(
@@ -142,10 +174,10 @@ class Ledger:
         self._writer.do(connections.close_all)
         self._writer.shut()
 
-    async def _once(self, write: _Write) -> Any:
+    async def _once(self, write: _Write, *, first: bool = False) -> Any:
         write.until = write.loop.time() + OPEN_TIMEOUT
         try:
-            result = await self._do(write)
+            result = await self._do(write, first=first)
         except Error as error:
             metrics.record_errors.inc()
             raise RecordsUnavailable(f"The database did not take a record ({error!r}).") from error
@@ -170,8 +202,11 @@ class Ledger:
                 self._outage.over()
                 return result
 
-    async def _do(self, write: _Write) -> Any:
-        self._backlog.put(write)
+    async def _do(self, write: _Write, *, first: bool = False) -> Any:
+        if first:
+            self._backlog.put_first(write)
+        else:
+            self._backlog.put(write)
         if not self._busy:
             self._busy = True
             # Not at once, so that whatever else this turn of the loop asks for is in the same batch.
@@ -231,7 +266,7 @@ class InlineLedger(Ledger):
     def shut(self) -> None:
         """There is nothing to let go of."""
 
-    async def _do(self, write: _Write) -> Any:
+    async def _do(self, write: _Write, *, first: bool = False) -> Any:
         async with self._lock:
             if threading.current_thread() is threading.main_thread():
                 # pytest-asyncio: the loop runs in the thread that holds the test's transaction.

@@ -81,7 +81,7 @@ def serving(consumer: "asyncio.Task[Any]") -> None:
 def _hubs_here() -> Hubs:
     loop = asyncio.get_running_loop()
     if loop not in _hubs:
-        _hubs[loop] = Hubs(evict=evict, on_kick=_kick)
+        _hubs[loop] = Hubs(evict=evict, kick=_kick)
     return _hubs[loop]
 
 

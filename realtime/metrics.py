@@ -21,6 +21,13 @@ unstamped = Counter(
 events_dropped = Counter(
     "realtime_events_dropped", "Events of the layer dropped because a handler was too busy to take them."
 )
+messages_dropped = Counter(
+    "realtime_messages_dropped",
+    "Messages of the channel layer dropped because more than MAX_QUEUED_BYTES of them waited.",
+)
+queued_bytes = Gauge(
+    "realtime_queued_bytes", "Memory of the messages that wait until this process takes them."
+)
 deliveries = Counter("realtime_deliveries", "Frames handed to transports by fan-out.")
 published = Counter("realtime_messages_published", "Messages published by this process.")
 subscribe_unconfirmed = Counter(
@@ -28,6 +35,9 @@ subscribe_unconfirmed = Counter(
 )
 echoes_missed = Counter(
     "realtime_echoes_missed", "Echoes that this process sent to itself and that did not come back in time."
+)
+deaf = Gauge(
+    "realtime_layer_deaf", "1 while this process does not hear what it sends to itself, by layer.", ["layer"]
 )
 layer_rebuilds = Counter(
     "realtime_layer_rebuilds",

@@ -6,6 +6,7 @@ has to migrate this app itself.
 """
 
 import uuid
+from datetime import timedelta
 from typing import Any
 
 from django.db import models
@@ -63,6 +64,12 @@ class Process(models.Model):
     loop_lag = models.FloatField(default=0.0)
     """Seconds by which the event loop was late, as of the last answer; for display."""
     answered_at = models.DateTimeField(null=True)
+    look_every = models.DurationField(default=timedelta)
+    """The process looks at least this often for rounds that it was not asked."""
+    spared_until = models.DateTimeField(null=True)
+    """Since its first missed round, the process has looked for rounds by then; until then it is not lost."""
+    heard_at = models.DateTimeField(null=True)
+    """When the process last knew that it hears what it sends to itself through the channel layer."""
     stopped_at = models.DateTimeField(null=True)
     """Set once, by a planned stop or by the round that declared the process lost."""
     lost = models.BooleanField(default=False)
@@ -229,6 +236,8 @@ class Round(models.Model):
     """Null until the first round."""
     finished = models.BigIntegerField(default=0)
     """The highest round that a reaper carried through; 0 before the first."""
+    interval = models.FloatField(default=0.0)
+    """Seconds between rounds, as the reaper has them that claimed the last one; 0 until the first round."""
 
     class Meta:
         constraints = (models.CheckConstraint(condition=Q(id=1), name="realtime_round_is_one_row"),)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from django.db import transaction
-from django.db.models import F, Q, QuerySet
+from django.db.models import F, Q, QuerySet, Subquery
 from django.db.models.functions import Greatest, Now
 
 from realtime import rows
@@ -46,11 +46,36 @@ class Neighbour:
     pid_began: int
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a process finds when it looks for rounds that it was not asked."""
+
+    running: bool
+    """False when it was stopped, declared lost or removed: it must start anew."""
+    number: int
+    """Of the last round; 0 before the first."""
+    interval: float
+    """Seconds between rounds; 0 before the first."""
+
+
 def start_process(
-    channel_name: str, host: str, pid: int, pid_namespace: str = "", pid_began: int = 0
+    channel_name: str,
+    host: str,
+    pid: int,
+    pid_namespace: str = "",
+    pid_began: int = 0,
+    look_every: float = 0.0,
 ) -> uuid.UUID:
-    """Record a server process that starts, and return its id. `pid_namespace` and `pid_began` are as in
-    `pids.Pid`; without them, nobody judges it by its pid.
+    """Record a server process that starts.
+
+    Args:
+        channel_name: Its address.
+        host: As all the following, see `pids.Pid`.
+        pid_namespace: Without it, no reaper judges the process by its pid.
+        look_every: Seconds within which it looks for rounds that it was not asked.
+
+    Returns:
+        The id of its row.
     """
     process = Process(
         channel_name=channel_name,
@@ -58,37 +83,71 @@ def start_process(
         pid=pid,
         pid_namespace=rows.cut(pid_namespace, Process, "pid_namespace"),
         pid_began=pid_began,
+        look_every=timedelta(seconds=look_every),
         started_at=Now(),
     )
     process.save(using=rows.database(), force_insert=True)
     return process.id
 
 
-def rename_process(process_id: uuid.UUID, channel_name: str) -> None:
-    """Record that the hub of this process has a new channel."""
-    Process.objects.using(rows.database()).filter(pk=process_id).update(channel_name=channel_name)
+def answer_round(
+    process_id: uuid.UUID,
+    number: int,
+    *,
+    connections: int,
+    loop_lag: float,
+    look_every: float = 0.0,
+    hears: bool = False,
+) -> bool:
+    """Write a running process's answer to a round.
 
+    Args:
+        process_id: The process that answers.
+        number: The round.
+        connections: How many connections it holds.
+        loop_lag: Seconds by which its event loop was late.
+        look_every: Seconds within which it looks for further rounds.
+        hears: True when it hears what it sends to itself through the channel layer.
 
-def answer_round(process_id: uuid.UUID, number: int, *, connections: int, loop_lag: float) -> bool:
-    """Write a running process's answer to a round; `loop_lag` in seconds.
-
-    False when this process was stopped, declared lost or removed: it must start anew.
+    Returns:
+        False when this process was stopped, declared lost or removed: it must start anew.
     """
     running = Process.objects.using(rows.database()).running().filter(pk=process_id)
+    heard = {"heard_at": Now()} if hears else {}
     return bool(
         running.update(
             last_round=Greatest(F("last_round"), number),
             missed=0,
             connections=connections,
             loop_lag=loop_lag,
+            look_every=timedelta(seconds=look_every),
             answered_at=Now(),
+            **heard,
         )
     )
 
 
-def is_running(process_id: uuid.UUID) -> bool:
-    """False when this process was stopped, declared lost or removed."""
-    return Process.objects.using(rows.database()).running().filter(pk=process_id).exists()
+def look_for_rounds(process_id: uuid.UUID) -> Look:
+    """Read what a process has to know of rounds, whether it was asked or not."""
+    using = rows.database()
+    last = Round.objects.using(using).filter(pk=1)
+    running = Process.objects.using(using).running().filter(pk=process_id)
+    found = running.values_list(Subquery(last.values("number")), Subquery(last.values("interval"))).first()
+    if found is None:
+        return Look(running=False, number=0, interval=0.0)
+    number, interval = found
+    return Look(running=True, number=number or 0, interval=interval or 0.0)
+
+
+def note_heard(process_id: uuid.UUID) -> None:
+    """Record that a process hears what it sends to itself, where no round comes that it could answer."""
+    Process.objects.using(rows.database()).filter(pk=process_id).update(heard_at=Now())
+
+
+def others_hear(process_id: uuid.UUID, within: float) -> bool:
+    """Return true if another running process has heard itself in the last `within` seconds."""
+    others = Process.objects.using(rows.database()).running().exclude(pk=process_id)
+    return others.filter(heard_at__gte=Now() - timedelta(seconds=within)).exists()
 
 
 def stop_process(process_id: uuid.UUID) -> bool:
@@ -117,7 +176,7 @@ def claim_round(interval: float) -> int | None:
         | Q(started_at__lte=Now() - timedelta(seconds=interval))
         | Q(started_at__gt=Now())
     )
-    claimed = rounds.filter(due, number=number).update(number=number + 1, started_at=Now())
+    claimed = rounds.filter(due, number=number).update(number=number + 1, started_at=Now(), interval=interval)
     return number + 1 if claimed else None
 
 
@@ -145,17 +204,41 @@ def processes_to_ask() -> list[Asked]:
 def judge(number: int, silent: Collection[uuid.UUID], misses_allowed: int) -> list[LostProcess]:
     """Count a missed round for each of these processes, and declare lost those that missed more than allowed.
 
-    `silent` are the processes to which round `number` was delivered and that did not answer its asker; of
-    those, the ones that have written an answer are spared. Returns the processes that this call declared
-    lost. Not to be repeated: a repetition counts a second miss for one round.
+    A process that has written an answer is spared. So is one whose first missed round is more recent than its
+    `look_every`: the question may have been lost with its channel layer, and it has yet to look in the
+    database. Not to be repeated: a repetition counts a second miss for one round.
+
+    Args:
+        number: The round.
+        silent: The processes to which it was delivered and that did not answer its asker.
+        misses_allowed: How many rounds in a row a process may leave unanswered.
+
+    Returns:
+        The processes that this call declared lost.
     """
     using = rows.database()
     with transaction.atomic(using=using):
         accused = Process.objects.using(using).running().filter(pk__in=silent, last_round__lt=number)
         # The locks are held to the end, so an answer comes wholly before the verdict or wholly after it.
         rows.lock(accused)
+        accused.filter(Q(missed=0) | Q(spared_until__isnull=True)).update(
+            spared_until=Now() + F("look_every")
+        )
         accused.update(missed=F("missed") + 1)
-        return _end(accused.filter(missed__gt=misses_allowed))
+        # A sum, because SQLite compares times as texts, and writes sums with more digits.
+        now = Now() + timedelta(0)
+        return _end(accused.filter(missed__gt=misses_allowed, spared_until__lte=now))
+
+
+def has_spared(misses_allowed: int) -> bool:
+    """Return true if a running process has missed too many rounds and still has time to look for them."""
+    return Process.objects.using(rows.database()).running().filter(missed__gt=misses_allowed).exists()
+
+
+def who_answered(number: int, processes: Collection[uuid.UUID]) -> set[uuid.UUID]:
+    """Return those of these processes that have written an answer to this round, or to a later one."""
+    found = Process.objects.using(rows.database()).filter(pk__in=processes, last_round__gte=number)
+    return set(found.values_list("pk", flat=True))
 
 
 def answered(processes: Collection[uuid.UUID]) -> None:

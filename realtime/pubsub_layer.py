@@ -3,13 +3,15 @@ can be replaced.
 """
 
 import asyncio
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from channels_redis.pubsub import RedisPubSubChannelLayer, RedisPubSubLoopLayer, RedisSingleShardConnection
 from channels_redis.utils import decode_hosts
 from redis import asyncio as aioredis
 
+from realtime import conf
+from realtime.bounded_queue import BoundedQueue
 from realtime.hub_layer import ForHubs
 from realtime.redis_pool import Outage, pool
 
@@ -47,17 +49,25 @@ class PubSubLoopLayer(ForHubs, RedisPubSubLoopLayer):
         for shard in self._shards:
             await shard.unsubscribe(channel)
 
-    async def echo(self, channel: str, number: int, kind: str) -> int:
-        # The channel is one Redis's, and the groups are spread over all of them: each has to prove itself.
+    async def open_channel(self, channel: str) -> None:
+        await self._subscribe_to_channel(channel)
+
+    async def _subscribe_to_channel(self, channel: str) -> None:
+        self.channels[channel] = BoundedQueue(conf.get().MAX_QUEUED_BYTES)
+        await self._get_shard(channel).subscribe(channel)
+
+    async def echo(self, channels: Sequence[str], number: int, kind: str) -> int:
+        # All channels of a process share one connection to each Redis, and the groups are spread over all of
+        # these: each connection has to prove itself, by the channel on which nothing else waits.
+        channel = channels[0]
         for part, shard in enumerate(self._shards):
             await shard.subscribe(channel)
             echo = {"type": kind, "number": number, "part": part}
             await shard.publish(channel, self.channel_layer.serialize(echo))
         return len(self._shards)
 
-    async def backlog(self, channel: str) -> int:
-        queue = self.channels.get(channel)
-        return queue.qsize() if queue is not None else 0
+    def heard(self, channels: Sequence[str]) -> Sequence[int]:
+        return [shard.received for shard in self._shards]
 
     async def rebuild(self, parts: Collection[int]) -> None:
         for part in parts:
@@ -103,6 +113,8 @@ class _Shard(RedisSingleShardConnection):
     def __init__(self, host: dict[str, Any], channel_layer: PubSubLoopLayer) -> None:
         super().__init__(host, channel_layer)
         self._outage = Outage("subscriber connection", channel_layer._tell_back)
+        self.received = 0
+        """How many messages came in over the subscriber connection."""
 
     def _ensure_redis(self) -> None:
         if self._redis is None:
@@ -150,6 +162,7 @@ class _Shard(RedisSingleShardConnection):
                     self._outage.over()
                 if self._pubsub is not None and self._pubsub.subscribed:
                     message = await self._pubsub.get_message(ignore_subscribe_messages=True, timeout=None)
+                    self.received += 1
                     self._receive_message(message)
                 else:
                     await asyncio.sleep(0.05)

@@ -22,6 +22,7 @@ from realtime import conf, groups, metrics, process_records, records, sweep
 from realtime.closing import CloseReason
 from realtime.errors import RealtimeError
 from realtime.liveness import RollCall
+from realtime.mailbox import Mailbox
 from realtime.process_records import Asked, LostProcess
 from realtime.records import Leftover
 from realtime.sweep import Swept
@@ -37,8 +38,6 @@ LOOKS_YIELDED = 2
 PATIENCE = 3
 #: Seconds by which a wait may be late before this reaper was stopped itself, and nobody's silence counts.
 LATE = 1.0
-#: Seconds until a reaper goes on listening after an answer that it could not take.
-PAUSE_AFTER_ERROR = 0.05
 #: Seconds of a round for deleting old records, a batch at a time: the rest is left to the next one.
 PURGE_TIME = 1.0
 
@@ -125,10 +124,9 @@ class Reaper:
         self._claimed_at = 0.0
         self._carried_through = True
         """Whether the last round that this reaper claimed was."""
-        self._channel: str | None = None
+        self._mailbox: Mailbox | None = None
         self._listening: asyncio.Task[None] | None = None
         self._answers: dict[int, set[uuid.UUID]] = {}
-        self._echoes_back: set[int] = set()
         self._news = asyncio.Event()
 
     @classmethod
@@ -158,6 +156,7 @@ class Reaper:
         gone = await sweep.declare_gone(_database)
         asked, unreachable, roll_call = await self._ask(number)
         fair = await self._wait(number, roll_call, asked)
+        await self._read_rows(number, roll_call, asked)
         # Who was not given the whole time to answer, or was not heard, has not missed the round.
         lost = await self._judge(number, asked, roll_call) if fair and not self.stopping.is_set() else []
         failures: list[Exception] = []
@@ -233,9 +232,10 @@ class Reaper:
 
     async def close(self) -> None:
         """Stop listening for answers."""
-        if self._listening is not None:
+        if self._mailbox is not None and self._listening is not None:
             self._listening.cancel()
             await asyncio.wait([self._listening])
+            await self._mailbox.close()
 
     # -- ask ---------------------------------------------------------------------------------------
 
@@ -257,9 +257,8 @@ class Reaper:
         return asked, len(processes) - len(asked), roll_call
 
     async def _ask_one(self, process: Asked, number: int) -> bool:
-        assert self._channel is not None, "answers are listened for before anybody is asked"  # noqa: S101
         try:
-            await groups.ask(process.channel_name, number, self._channel)
+            await groups.ask(process.channel_name, number, self._required_mailbox.address)
         except groups.LayerUnavailable as error:
             logger.warning("%s:%d was not asked: %s", process.host, process.pid, error)
             return False
@@ -288,20 +287,22 @@ class Reaper:
             return False
         return bool(answers) or await self._hears_itself()
 
+    async def _read_rows(self, number: int, roll_call: RollCall[uuid.UUID], asked: list[Asked]) -> None:
+        """Take the answers of processes that wrote them in the database and could not send them."""
+        silent = [process.id for process in asked if roll_call.outcome(process.id, 0).missed]
+        if silent:
+            for process in await _database(process_records.who_answered, number, silent):
+                roll_call.answered(process)
+
     async def _hears_itself(self) -> bool:
-        """Whether what is sent to this reaper arrives: where nobody answers, it may itself be deaf."""
-        assert self._channel is not None, "answers are listened for before anybody is asked"  # noqa: S101
-        self._echoes_back.clear()
+        """Find out whether what is sent to this reaper arrives: if no process answers, it may be deaf."""
+        mailbox = self._required_mailbox
         try:
-            parts = await groups.echo(self._channel, 0)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self.timeout / 2):
-                    while len(self._echoes_back) < parts:
-                        self._news.clear()
-                        await self._news.wait()
-                    return True
+            echo = await mailbox.echo()
+            if await echo.is_back(self.timeout / 2):
+                return True
             logger.error("Nobody answered, and an echo did not come back either; this round judges nobody")
-            await groups.rebuild(self._channel, set(range(parts)) - self._echoes_back)
+            await groups.rebuild(mailbox.address, echo.missing)
         except groups.LayerUnavailable as error:
             logger.warning(
                 "Nobody answered, and the layer takes nothing; this round judges nobody: %s", error
@@ -407,20 +408,23 @@ class Reaper:
     # -- answers -----------------------------------------------------------------------------------
 
     async def _listen(self) -> None:
-        if self._channel is None:
-            self._channel = await groups.new_channel()
-            self._listening = asyncio.create_task(self._read(self._channel))
+        if self._mailbox is None:
+            self._mailbox = await Mailbox.open()
+            self._listening = asyncio.create_task(self._read(self._mailbox))
 
-    async def _read(self, channel: str) -> None:
-        layer = groups.layer()
+    @property
+    def _required_mailbox(self) -> Mailbox:
+        assert self._mailbox is not None, "answers are listened for before anybody is asked"  # noqa: S101
+        return self._mailbox
+
+    async def _read(self, mailbox: Mailbox) -> None:
         while True:
+            event = await mailbox.next()
             try:
-                event = await layer.receive(channel)
                 self._take(event)
             except Exception:
-                # Neither an answer that makes no sense nor a layer that fails makes the reaper deaf.
+                # An answer that makes no sense does not make the reaper deaf.
                 logger.exception("The reaper could not take an answer")
-                await asyncio.sleep(PAUSE_AFTER_ERROR)
 
     def _take(self, event: dict[str, Any]) -> None:
         match event.get("type"):
@@ -429,8 +433,6 @@ class Reaper:
                 # misses by its row.
                 if (answers := self._answers.get(event["round"])) is not None:
                     answers.add(uuid.UUID(event["process"]))
-            case groups.ECHO:
-                self._echoes_back.add(event["part"])
         self._news.set()
 
 
@@ -477,7 +479,9 @@ async def enough_rounds(reaper: Reaper, report: Callable[[Report], None]) -> boo
         if finished > last:
             # Of several since the last look one counts: the others only make this take longer.
             last, carried_through, news_at = finished, carried_through + 1, clock()
-        if carried_through > reaper.misses_allowed:
+        if carried_through > reaper.misses_allowed and not await _database(
+            process_records.has_spared, reaper.misses_allowed
+        ):
             break
         if clock() - news_at > PATIENCE * reaper.interval:
             raise groups.LayerUnavailable(

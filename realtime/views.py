@@ -9,7 +9,7 @@ from django.db import connections
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from realtime import background, drain, groups, process_records
+from realtime import background, drain, groups, healing, process_records
 
 logger = logging.getLogger("realtime.views")
 
@@ -32,7 +32,7 @@ async def ready(request: HttpRequest) -> HttpResponse:
     checks = {"database": _check_database()}
     for alias in groups.aliases() or [DEFAULT_CHANNEL_LAYER]:
         name = "channel_layer" if alias == DEFAULT_CHANNEL_LAYER else f"channel_layer:{alias}"
-        checks[name] = groups.check(alias)
+        checks[name] = healing.require_hearing(alias)
     # Side by side, so that what hangs is waited for once, and a probe gets its answer.
     outcomes = await asyncio.gather(*checks.values(), return_exceptions=True)
     # A balancer that asks sends nobody to a process that is about to end.

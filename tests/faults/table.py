@@ -172,12 +172,26 @@ ROWS = (
     ),
     Row(
         "the subscriber connection carries nothing",
-        "replaced within two intervals",
-        ("subscriber connection",),
+        "replaced within two intervals; no process is lost; one that stays deaf gives its clients up",
+        ("subscriber connection", "deaf while", "one process cannot", "a process stays", "Redis restarts in"),
         "test_deaf_layer",
         (
+            ("deaf while rounds come", "closed"),
+            ("one process cannot reach Redis", "closed"),
+            ("a process stays deaf", "clients_sent_elsewhere_after"),
             ("subscriber connection carries nothing, default", "receiving_again_after"),
             ("subscriber connection carries nothing, scaled", "receiving_again_after"),
+        ),
+    ),
+    Row(
+        "more is published than a process can write",
+        "no process is lost, no client closed, nothing lost up to MAX_QUEUED_BYTES; above it the oldest go",
+        ("more than",),
+        "test_overload",
+        (
+            ("more than a process can write", "missed"),
+            ("more than a process can write", "kicked_after"),
+            ("more than may wait", "grown_mib"),
         ),
     ),
     Row(

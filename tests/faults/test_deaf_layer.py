@@ -1,21 +1,27 @@
 """The connection on which a process receives from Redis is up and carries nothing, as after a firewall forgot
-it: neither side is told, and only an echo can tell.
+it: neither side is told, and only an echo can tell. Or a process alone cannot reach Redis at all.
 """
 
 import asyncio
+import json
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.support.clients import crowd
+from tests.support.clients import Client, crowd
+from tests.support.eventually import eventually_async
 from tests.support.fixtures import StartSite
 from tests.support.measured import measured
 from tests.support.namespaces import NetworkNamespace, require_namespaces
 from tests.support.numbers import Numbers, same_layer
-from tests.support.pairings import Pairing, pairings, rounds, scale
+from tests.support.pairings import DEFAULT_INTERVAL, Pairing, pairings, rounds, scale
+from tests.support.relay import Relay
 from tests.support.scrape import scrape
 from tests.support.servers import RedisServer, WebServer
 
@@ -24,6 +30,8 @@ pytestmark = pytest.mark.faults
 CLIENTS = 50
 SLACK = 1.0  # seconds for a machine that is busy with other tests
 GROUP = "public.lobby"
+#: Parts of a round after which one process after the other becomes deaf.
+PHASES = (0.0, 0.25, 0.5, 0.75)
 
 
 @pytest.fixture
@@ -46,6 +54,16 @@ def receiving_ports(redis: RedisServer, server: WebServer) -> set[int]:
     return its_own & waiting
 
 
+def ready(server: WebServer) -> tuple[int, list[str]]:
+    """What `/health/ready` answers: the status, and what is not ready."""
+    try:
+        with urllib.request.urlopen(server.http("/health/ready"), timeout=10) as answer:  # noqa: S310 - our own
+            status, body = answer.status, answer.read()
+    except urllib.error.HTTPError as refusal:
+        status, body = refusal.code, refusal.read()
+    return status, sorted({*json.loads(body)} - {"ready"})
+
+
 @rounds
 @pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite"))
 async def test_a_connection_that_carries_nothing_is_noticed_and_replaced_within_two_intervals(
@@ -57,7 +75,7 @@ async def test_a_connection_that_carries_nothing_is_noticed_and_replaced_within_
 ) -> None:
     redis = RedisServer(tmp_path, tcp=True, interface=network.client_address, prefix=network.prefix)
     site = start_site(pairing, redis=redis, ROUND_INTERVAL=interval, ROUND_TIMEOUT=interval / 2)
-    server, other = site.serve(), site.serve()
+    server, other, reaper = site.serve(), site.serve(), site.reaper()
     url = f"/ws/{GROUP}/"
     with same_layer(site):
         async with (
@@ -92,3 +110,171 @@ async def test_a_connection_that_carries_nothing_is_noticed_and_replaced_within_
             assert scrape(other).value("realtime_layer_rebuilds_total") == 0
             assert "echoes in a row did not come back" in server.log_text()
             assert not ports & receiving_ports(redis, server), "it receives on another connection"
+            assert "is lost" not in reaper.log_text()
+
+
+@pytest.mark.parametrize(
+    ("interval", "reaper_interval"),
+    [(2.0, 0.5), pytest.param(DEFAULT_INTERVAL, 2.0, marks=pytest.mark.matrix)],
+    ids=["scaled", "default"],
+)
+@pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite"))
+async def test_deaf_processes_are_not_lost_at_any_phase_of_a_round(
+    pairing: Pairing,
+    interval: float,
+    reaper_interval: float,
+    start_site: StartSite,
+    network: NetworkNamespace,
+    tmp_path: Path,
+) -> None:
+    """Rounds come more often than processes look after themselves: several pass while they are deaf."""
+    redis = RedisServer(tmp_path, tcp=True, interface=network.client_address, prefix=network.prefix)
+    site = start_site(pairing, redis=redis, ROUND_INTERVAL=interval, ROUND_TIMEOUT=interval / 2)
+    servers = [site.serve() for _ in PHASES]
+    reaper = site.reaper("--interval", str(reaper_interval), "--timeout", str(reaper_interval / 2))
+    url = f"/ws/{GROUP}/"
+    with same_layer(site):
+        async with AsyncExitStack() as open_clients, Numbers(GROUP) as numbers:
+            crowds = [
+                await open_clients.enter_async_context(crowd(5, each.websocket(url))) for each in servers
+            ]
+            clients = [client for each in crowds for client in each]
+            await numbers.all_back_after(clients, time.monotonic(), within=10)
+            reaper.wait_for_a_round()
+            ports = [receiving_ports(redis, server) for server in servers]
+
+            muted: set[int] = set()
+            began = time.monotonic()
+            for phase, its_ports in zip(PHASES, ports, strict=True):
+                await asyncio.sleep(max(0.0, began + phase * reaper_interval - time.monotonic()))
+                muted |= its_ports
+                network.mute(muted)
+            await numbers.all_back_after(clients, time.monotonic(), within=2 * interval + SLACK)
+            # Two rounds more, in which a process would be declared lost that answered none of those before.
+            await asyncio.sleep(2 * reaper_interval + 0.5)
+            measured(
+                f"deaf while rounds come, {scale(interval)}",
+                pairing,
+                processes=len(servers),
+                rounds=len(reaper.log_text().splitlines()),
+                closed=sum(not client.is_open for client in clients),
+                of=len(clients),
+            )
+            assert all(client.is_open for client in clients)
+            assert "is lost" not in reaper.log_text()
+            assert site.close_reasons() == {}
+
+
+@pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite", "core-uvicorn-sqlite"))
+async def test_a_process_that_alone_cannot_reach_redis_is_not_lost(
+    pairing: Pairing, start_site: StartSite, tmp_path: Path
+) -> None:
+    redis = RedisServer(tmp_path, tcp=True)
+    site = start_site(pairing, redis=redis, ROUND_INTERVAL=2.0, ROUND_TIMEOUT=1.0)
+    url = f"/ws/{GROUP}/"
+    with same_layer(site), Relay(redis, log=tmp_path / "relay.log") as relay:
+        cut_off, other, reaper = site.serve(REDIS_URL=relay.url), site.serve(), site.reaper()
+        async with (
+            crowd(20, cut_off.websocket(url)) as clients,
+            crowd(5, other.websocket(url)) as others,
+            Numbers(GROUP) as numbers,
+        ):
+            await numbers.all_back_after(clients + others, time.monotonic(), within=10)
+            reaper.wait_for_a_round()
+            relay.freeze()
+            await asyncio.sleep(5 * 2.0)
+            rounds_meanwhile = reaper.log_text()
+            relay.thaw()
+            back = await numbers.all_back_after(clients, time.monotonic(), within=10)
+            measured(
+                "one process cannot reach Redis",
+                pairing,
+                closed=sum(not client.is_open for client in clients),
+                of=len(clients),
+                receiving_again_after=back,
+            )
+            assert "is lost" not in rounds_meanwhile
+            assert all(client.is_open for client in clients + others)
+            await numbers.stop()
+            await numbers.arrive(others)
+            assert all(numbers.nothing_lost_after(client, 0.0) for client in others)
+
+
+@pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite", "core-uvicorn-sqlite"))
+async def test_a_process_that_stays_deaf_sends_its_clients_elsewhere(
+    pairing: Pairing, start_site: StartSite, tmp_path: Path
+) -> None:
+    redis = RedisServer(tmp_path, tcp=True)
+    site = start_site(
+        pairing, redis=redis, ROUND_INTERVAL=1.0, ROUND_TIMEOUT=0.5, MAX_ECHOES_MISSED=4, RECONNECT_WINDOW=2.0
+    )
+    url = f"/ws/{GROUP}/"
+    with same_layer(site), Relay(redis, log=tmp_path / "relay.log") as relay:
+        deaf, other, reaper = site.serve(REDIS_URL=relay.url), site.serve(), site.reaper()
+        async with crowd(20, deaf.websocket(url)) as clients, crowd(5, other.websocket(url)) as others:
+            # The others have to have said that they hear.
+            reaper.wait_for_a_round()
+            await asyncio.sleep(2.0)
+            assert await asyncio.to_thread(ready, deaf) == (200, [])
+            relay.freeze()
+            began = time.monotonic()
+            await eventually_async(lambda: all(not each.is_open for each in clients), within=40)
+            took = time.monotonic() - began
+            ends = sorted(each.closed_at or 0.0 for each in clients)
+            assert await asyncio.to_thread(ready, deaf) == (503, ["channel_layer", "channel_layer:other"])
+            state = await asyncio.to_thread(scrape, deaf)
+            # A client that comes back here is not let in; elsewhere it is.
+            async with Client(deaf.websocket(url)) as again:
+                assert await again.closes(within=20) == 4000
+            async with Client(other.websocket(url)) as again:
+                assert (await again.welcomed())["groups"] == [GROUP]
+            relay.thaw()
+            await eventually_async(lambda: ready(deaf) == (200, []), within=30, every=0.5)
+            async with Client(deaf.websocket(url)) as again:
+                assert (await again.welcomed())["groups"] == [GROUP]
+            measured(
+                "a process stays deaf",
+                pairing,
+                clients_sent_elsewhere_after=took,
+                spread_over=ends[-1] - ends[0],
+                codes=sorted({each.close_code for each in clients}, key=str),
+            )
+            assert {each.close_code for each in clients} == {4000}
+            assert [each.of_type("goodbye")[0]["reason"] for each in clients] == ["server_unavailable"] * 20
+            assert ends[-1] - ends[0] > 1.0
+            assert state.value("realtime_layer_deaf", layer="default") == 1
+            assert "This process stays deaf" in deaf.log_text()
+            assert "is lost" not in reaper.log_text()
+            assert all(each.is_open for each in others)
+
+
+@pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite"))
+async def test_redis_that_restarts_in_every_round_loses_no_process(
+    pairing: Pairing, start_site: StartSite
+) -> None:
+    """Redis takes the questions of some rounds before the processes have subscribed again."""
+    site = start_site(pairing, ROUND_INTERVAL=2.0, ROUND_TIMEOUT=1.0)
+    servers, reaper = [site.serve() for _ in range(3)], site.reaper("--interval", "1", "--timeout", "0.5")
+    async with AsyncExitStack() as open_clients:
+        crowds = [
+            await open_clients.enter_async_context(crowd(5, each.websocket(f"/ws/{GROUP}/")))
+            for each in servers
+        ]
+        clients = [client for each in crowds for client in each]
+        reaper.wait_for_a_round()
+        for _ in range(8):
+            seen = len(reaper.log_text())
+            await eventually_async(lambda seen=seen: len(reaper.log_text()) > seen, within=10, every=0.01)
+            await asyncio.to_thread(site.redis.stop)
+            await asyncio.sleep(0.7)
+            await asyncio.to_thread(site.redis.start)
+        await asyncio.sleep(3.0)
+        measured(
+            "Redis restarts in every round",
+            pairing,
+            processes=len(servers),
+            closed=sum(not client.is_open for client in clients),
+            unanswered_rounds=reaper.log_text().count("answered 0"),
+        )
+        assert "is lost" not in reaper.log_text()
+        assert all(client.is_open for client in clients)

@@ -303,15 +303,12 @@ def test_the_processes_are_told_through_the_layer_with_the_reason_of_a_kick(sett
     settings.CHANNEL_LAYERS = {"default": {"BACKEND": "realtime.layers.MemoryLayer"}}
     channel_layers.backends.clear()
 
-    async def receive() -> dict[str, object]:
-        return await groups.layer().receive(channel)
-
     channel = groups._background.run(groups.new_channel())
     (id,) = open_connections(a_process(channel_name=channel), 1)
 
     confirm(admin_client, post(admin_client, [id]))
 
-    event = groups._background.run(receive())
+    event = groups._background.run(groups.receive_control(channel))
     assert event["type"] == groups.KICK
     assert event["connections"] == [str(id)]
     assert event["reason"] == CloseReason.KICKED.value

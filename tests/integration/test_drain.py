@@ -217,7 +217,7 @@ async def test_a_lost_process_writes_to_nobody_and_closes_its_sockets_over_a_win
     peers = await asyncio.gather(*(Peer().open("g") for _ in range(8)))
     old = await lifecycle.hub()
     began = loop.time()
-    old.on_lost()
+    old._owner.hub_is_lost(old)
     await groups.apublish("g", "too late")
     closed: dict[Connection, float] = {}
 
@@ -239,7 +239,7 @@ async def test_nobody_joins_a_group_in_a_lost_process(realtime_settings: Callabl
     realtime_settings(RECONNECT_WINDOW=60)
     peers = [await Peer().open("g") for _ in range(4)]
     old = await lifecycle.hub()
-    old.on_lost()
+    old._owner.hub_is_lost(old)
     await eventually_async(lambda: any(peer.connection.gone for peer in peers), within=5)
     waiting = [peer for peer in peers if not peer.connection.gone]
     assert len(waiting) == 3

@@ -221,7 +221,8 @@ async def test_an_answer_that_makes_no_sense_ends_nothing(
 ) -> None:
     await a_peer("g")
     await explainer.look()
-    await get_channel_layer().send(explainer._address, {"type": groups.HOLDINGS})
+    assert explainer._mailbox is not None
+    await get_channel_layer().send(explainer._mailbox.address, {"type": groups.HOLDINGS})
     await eventually_async(lambda: "An answer could not be taken" in caplog.text, within=5)
     assert await explainer.look() == []
 

@@ -100,6 +100,11 @@ def is_core() -> bool:
     return type(get_channel_layer()).__name__ == "CoreLayer"
 
 
+def echoes(home: Hub) -> int:
+    """How many echoes this hub has sent to itself."""
+    return home.mailbox._echo.number if home.mailbox._echo is not None else 0
+
+
 def reasserted(cause: str) -> float:
     return metrics.groups_reasserted.labels(cause=cause)._value.get()
 
@@ -163,6 +168,77 @@ async def test_a_connection_that_carries_nothing_is_replaced_within_two_interval
     assert "receives nothing from the channel layer" in caplog.text
 
 
+async def lost(*_: Any) -> int:
+    """In the place of an echo: it is sent, and its one part does not come back."""
+    return 1
+
+
+async def in_vain(*_: Any) -> None:
+    """In the place of new connections to Redis."""
+
+
+@one_layer
+async def test_a_process_that_stays_deaf_says_so_and_gives_its_clients_up(
+    home: Hub, realtime_settings: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    realtime_settings(
+        ROUND_INTERVAL=INTERVAL, ROUND_TIMEOUT=INTERVAL / 2, MAX_ECHOES_MISSED=4, RECONNECT_WINDOW=0.1
+    )
+    peers = [await Peer().open("g") for _ in range(3)]
+    await healing.require_hearing()
+
+    monkeypatch.setattr(groups, "echo", lost)
+    monkeypatch.setattr(groups, "rebuild", in_vain)
+    await eventually_async(lambda: metrics.deaf.labels(layer="default")._value.get() == 1, within=10)
+    with pytest.raises(groups.LayerUnavailable, match="does not hear"):
+        await healing.require_hearing()
+    assert not any(peer.connection.gone for peer in peers), "it has missed two echoes of four"
+    await eventually_async(lambda: all(peer.connection.gone for peer in peers), within=10)
+    assert {peer.connection.reason for peer in peers} == {CloseReason.SERVER_UNAVAILABLE}
+    assert "This process stays deaf; it closes 3 connections" in caplog.text
+
+
+@one_layer
+@pytest.mark.parametrize(("others_hear", "gone"), [(True, True), (False, False)])
+async def test_a_process_without_redis_gives_its_clients_up_only_if_another_hears(
+    home: Hub,
+    realtime_settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    others_hear: bool,
+    gone: bool,
+) -> None:
+    realtime_settings(
+        ROUND_INTERVAL=INTERVAL, ROUND_TIMEOUT=INTERVAL / 2, MAX_ECHOES_MISSED=2, RECONNECT_WINDOW=0.1
+    )
+    peer = await Peer().open("g")
+    asked: list[float] = []
+
+    def others(process: object, within: float) -> bool:
+        asked.append(within)
+        return others_hear
+
+    monkeypatch.setattr(process_records, "others_hear", others)
+    monkeypatch.setattr(groups, "echo", unavailable)
+    await eventually_async(lambda: len(asked) >= 2 or peer.connection.gone, within=10)
+    await asyncio.sleep(0.3)
+    assert peer.connection.gone is gone
+
+
+@one_layer
+async def test_a_process_that_hears_again_starts_to_count_anew(
+    home: Hub, realtime_settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    realtime_settings(ROUND_INTERVAL=INTERVAL, ROUND_TIMEOUT=INTERVAL / 2, MAX_ECHOES_MISSED=4)
+    peer = await Peer().open("g")
+    monkeypatch.setattr(groups, "rebuild", in_vain)
+    for _ in range(3):
+        with monkeypatch.context() as deaf:
+            deaf.setattr(groups, "echo", lost)
+            await eventually_async(lambda: not home.healer.hears, within=10, every=0.01)
+        await eventually_async(lambda: home.healer.hears, within=10, every=0.01)
+    assert not peer.connection.gone
+
+
 def deafen(layer: Any) -> None:
     """Nothing that Redis sends on the connections on which this process receives arrives any more."""
     if is_core():
@@ -182,8 +258,8 @@ def deafen(layer: Any) -> None:
 async def test_echoes_that_come_back_replace_nothing(home: Hub) -> None:
     await Peer().open("g")
     rebuilds, missed = metrics.layer_rebuilds._value.get(), metrics.echoes_missed._value.get()
-    taken = home.events_taken
-    await eventually_async(lambda: home.events_taken >= taken + 2, within=10)
+    sent = echoes(home)
+    await eventually_async(lambda: echoes(home) >= sent + 2, within=10)
     assert (metrics.layer_rebuilds._value.get(), metrics.echoes_missed._value.get()) == (rebuilds, missed)
 
 
@@ -323,8 +399,8 @@ async def test_a_bug_in_one_look_does_not_end_the_looking(
     with monkeypatch.context() as broken:
         broken.setattr(home.healer, "_look_for_one", None)
         await eventually_async(lambda: "could not be looked after" in caplog.text, within=5)
-    taken = home.events_taken
-    await eventually_async(lambda: home.events_taken >= taken + 2, within=5)
+    sent = echoes(home)
+    await eventually_async(lambda: echoes(home) >= sent + 2, within=5)
     (looked,) = [each for each in caplog.records if "looked after" in each.message]
     assert looked.levelno == logging.ERROR
 
@@ -340,10 +416,5 @@ async def test_a_process_that_could_not_start_leaves_no_channel_open(
         monkeypatch.setattr(process_records, "start_process", failing)
         for _ in range(3):
             with pytest.raises(RecordsUnavailable):
-                await Hub.start(
-                    "default",
-                    evict=lambda *_: None,
-                    on_kick=lambda *_: asyncio.sleep(0),
-                    on_lost=lambda _: None,
-                )
+                await Hub.start("default", home._owner)
         eventually(lambda: client.pubsub_channels("*") == before, within=5)

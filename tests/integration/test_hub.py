@@ -3,12 +3,16 @@
 import asyncio
 import logging
 import time
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from channels.db import database_sync_to_async
 from channels.layers import get_channel_layer
 
-from realtime import groups, hub, lifecycle
+from realtime import fanout, groups, hub, lifecycle, metrics, process_records
+from realtime.closing import CloseReason
+from realtime.mailbox import Mailbox
 from realtime.models import Process
 from tests.support.eventually import eventually_async
 
@@ -16,10 +20,11 @@ pytestmark = pytest.mark.usefixtures("site")
 
 
 async def answers_to(home: hub.Hub, number: int) -> dict[str, Any]:
-    layer = get_channel_layer()
-    channel = await layer.new_channel()
-    await groups.ask(home.channel, number, channel)
-    event: dict[str, Any] = await asyncio.wait_for(layer.receive(channel), 5)
+    mailbox = await Mailbox.open()
+    await groups.ask(home.channel, number, mailbox.address)
+    async with asyncio.timeout(5):
+        event = await mailbox.next()
+    await mailbox.close()
     return event
 
 
@@ -71,6 +76,83 @@ async def test_a_mark_that_does_not_come_back_is_waited_for_a_second_at_most(
     monkeypatch.setattr(groups, "mark", lost)
     async with asyncio.timeout(5):
         await home._confirm("g")
+
+
+async def test_a_task_of_the_hub_that_ends_by_itself_is_logged_and_replaces_the_hub(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = await lifecycle.hub()
+
+    async def breaks(*_: Any) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(old.fanout, "_write_to_all", breaks)
+    monkeypatch.setattr(fanout, "_log_unwritten", lambda _: 1 / 0)
+    old.groups["g"] = {object(): None for _ in range(20)}  # type: ignore[misc]
+    await groups.apublish("h", 1)
+    old.fanout._waiting.put("g", "1")
+    old.fanout._something.set()
+    await eventually_async(lambda: old.ending is CloseReason.SERVER_LOST, within=5)
+    old.groups.clear()
+    assert (await lifecycle.hub()) is not old
+    assert "The task realtime fan-out ended by itself" in caplog.text
+    assert "A part of this process has failed" in caplog.text
+
+
+async def test_a_stray_cancellation_of_a_task_of_the_hub_replaces_the_hub(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = await lifecycle.hub()
+
+    async def stray(*_: Any) -> None:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(old.pulse, "_look_at", stray)
+    monkeypatch.setattr(old.pulse._schedule, "due", lambda _: ["somebody"])
+    await eventually_async(lambda: old.ending is CloseReason.SERVER_LOST, within=5)
+    assert (await lifecycle.hub()) is not old
+    assert "The task realtime pings ended by itself" in caplog.text
+
+
+async def test_a_process_that_does_not_hear_itself_takes_nobody_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "HEARING_TIMEOUT", 0.2)
+    layer = get_channel_layer()
+
+    async def lost(*_: Any) -> int:
+        return 1
+
+    with monkeypatch.context() as deaf:
+        deaf.setattr(layer, "echo", lost)
+        with pytest.raises(groups.LayerUnavailable, match="does not hear"):
+            await lifecycle.hub()
+        assert metrics.deaf.labels(layer="default")._value.get() == 1
+    assert not await Process.objects.aexists()
+    await lifecycle.hub()
+    assert metrics.deaf.labels(layer="default")._value.get() == 0
+
+
+async def test_a_round_that_was_not_asked_is_answered_in_the_database(
+    realtime_settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    realtime_settings(ROUND_INTERVAL=0.4, ROUND_TIMEOUT=0.2)
+    home = await lifecycle.hub()
+    number = await database_sync_to_async(process_records.claim_round)(0.0)
+    async with asyncio.timeout(5):
+        while (await Process.objects.aget(pk=home.process)).last_round != number:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_process_looks_as_often_as_the_rounds_of_the_last_reaper_ask_for(
+    realtime_settings: Any,
+) -> None:
+    realtime_settings(ROUND_INTERVAL=1.0, ROUND_TIMEOUT=0.5)
+    home = await lifecycle.hub()
+    row = await Process.objects.aget(pk=home.process)
+    assert row.look_every == timedelta(seconds=0.5)
+    await database_sync_to_async(process_records.claim_round)(0.1)
+    async with asyncio.timeout(5):
+        while (await Process.objects.aget(pk=home.process)).look_every != timedelta(seconds=0.05):
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.acceptance  # for its seconds

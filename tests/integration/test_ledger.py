@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from django.db import OperationalError
 
-from realtime import batch, ledger, outage, records
+from realtime import batch, ledger, outage, process_records, records
 from realtime.closing import CloseReason
 from realtime.ledger import Ledger, RecordsUnavailable
 from realtime.records import Closing, Opening
@@ -74,6 +74,23 @@ def an_opening() -> Opening:
 
 def a_closing() -> Closing:
     return Closing(uuid.uuid4(), CloseReason.CLIENT_LOST, None)
+
+
+async def test_a_round_is_answered_before_everything_that_waits(
+    writer: Ledger, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(
+        process_records, "answer_round", lambda *_, **__: bool(written.append("answer")) or True
+    )
+    monkeypatch.setattr(records, "open_connections", lambda some: written.append(f"{len(some)} records"))
+    # The first record is in a batch already when the others are asked for.
+    first = asyncio.ensure_future(writer.open(an_opening()))
+    await asyncio.sleep(0)
+    waiting = [asyncio.ensure_future(writer.open(an_opening())) for _ in range(3)]
+    answer = asyncio.ensure_future(writer.answer_round(uuid.uuid4(), 7, connections=0, loop_lag=0.0))
+    await asyncio.gather(first, answer, *waiting)
+    assert written.index("answer") < written.index("3 records")
 
 
 async def test_an_open_that_began_may_be_done_yet_and_one_that_waits_is_withdrawn(

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -305,7 +306,7 @@ async def test_a_close_is_repeated_until_the_database_takes_it(monkeypatch: pyte
 async def test_a_process_that_was_declared_lost_starts_anew() -> None:
     peer = await Peer().open("g")
     old = await lifecycle.hub()
-    await Process.objects.filter(pk=old.process).aupdate(last_round=0, missed=5)
+    await Process.objects.filter(pk=old.process).aupdate(last_round=0, missed=5, look_every=timedelta(0))
     lost = await database_sync_to_async(process_records.judge)(9, [old.process], 1)
     assert [process.id for process in lost] == [old.process]
 

@@ -32,14 +32,6 @@ def test_a_process_that_starts_is_running_and_has_answered_nothing():
     assert (process.stopped_at, process.lost) == (None, False)
 
 
-def test_a_process_can_change_its_channel():
-    process = a_process(channel_name="old")
-
-    process_records.rename_process(process, "new")
-
-    assert [asked.channel_name for asked in process_records.processes_to_ask()] == ["new"]
-
-
 def test_an_answer_forgives_the_rounds_that_were_missed():
     process = a_process()
     process_records.judge(1, [process], misses_allowed=1)
@@ -93,6 +85,49 @@ def test_only_running_processes_are_asked():
     assert process_records.processes_to_ask() == [
         process_records.Asked(running, "specific.0123456789abcdef", "web-1", 1, missed=1)
     ]
+
+
+# Looking for rounds that a process was not asked
+
+
+def test_a_process_finds_the_last_round_and_its_interval():
+    process = a_process()
+    assert process_records.look_for_rounds(process) == process_records.Look(True, 0, 0.0)
+
+    process_records.claim_round(2.5)
+
+    assert process_records.look_for_rounds(process) == process_records.Look(True, 1, 2.5)
+
+
+@pytest.mark.parametrize("ending", ["stopped", "removed"])
+def test_a_process_that_ended_finds_that_it_does_not_run(ending):
+    process = a_process()
+    process_records.claim_round(2.5)
+    if ending == "stopped":
+        process_records.stop_process(process)
+    else:
+        Process.objects.all().delete()
+
+    assert process_records.look_for_rounds(process).running is False
+
+
+def test_another_process_hears_when_it_has_said_so_lately():
+    deaf, hearing = a_process(), a_process()
+    process_records.note_heard(deaf)
+    assert process_records.others_hear(deaf, within=60.0) is False
+
+    process_records.answer_round(hearing, 1, connections=0, loop_lag=0.0, hears=False)
+    assert process_records.others_hear(deaf, within=60.0) is False
+
+    process_records.answer_round(hearing, 1, connections=0, loop_lag=0.0, hears=True)
+    assert process_records.others_hear(deaf, within=60.0) is True
+
+    Process.objects.filter(pk=hearing).update(heard_at=Now() - timedelta(seconds=61))
+    assert process_records.others_hear(deaf, within=60.0) is False
+
+    process_records.note_heard(hearing)
+    process_records.stop_process(hearing)
+    assert process_records.others_hear(deaf, within=60.0) is False
 
 
 # Claiming a round
@@ -188,6 +223,44 @@ def test_the_highest_round_that_was_carried_through_is_known():
 
 
 # Judging
+
+
+def test_a_process_that_has_yet_to_look_for_rounds_is_spared():
+    process = a_process(look_every=60.0)
+
+    for number in (1, 2, 3):
+        assert process_records.judge(number, [process], misses_allowed=1) == []
+    assert process_records.has_spared(misses_allowed=1) is True
+    Process.objects.update(spared_until=Now())
+
+    assert [each.id for each in process_records.judge(4, [process], misses_allowed=1)] == [process]
+    assert process_records.has_spared(misses_allowed=1) is False
+
+
+def test_the_time_to_look_begins_with_the_first_missed_round():
+    process = a_process(look_every=0.2)
+    process_records.judge(1, [process], misses_allowed=1)
+    time.sleep(0.25)
+
+    assert [each.id for each in process_records.judge(2, [process], misses_allowed=1)] == [process]
+
+
+def test_an_answer_begins_the_time_to_look_anew():
+    process = a_process(look_every=0.2)
+    process_records.judge(1, [process], misses_allowed=1)
+    time.sleep(0.25)
+    process_records.answer_round(process, 1, connections=0, loop_lag=0.0, look_every=60.0)
+
+    process_records.judge(2, [process], misses_allowed=1)
+    assert process_records.judge(3, [process], misses_allowed=1) == []
+
+
+def test_answers_in_the_database_are_found_for_a_round():
+    early, late, silent = a_process(), a_process(), a_process()
+    process_records.answer_round(early, 6, connections=0, loop_lag=0.0)
+    process_records.answer_round(late, 8, connections=0, loop_lag=0.0)
+
+    assert process_records.who_answered(7, [early, late, silent]) == {late}
 
 
 def test_a_process_is_lost_when_it_missed_more_rounds_than_allowed():

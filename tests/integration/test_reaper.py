@@ -17,6 +17,7 @@ from django.utils import timezone
 
 from realtime import groups, process_records, records, sweep
 from realtime.closing import CloseReason
+from realtime.mailbox import Mailbox
 from realtime.models import Connection, Membership, Process
 from realtime.reaper import PATIENCE, Reaper, Report, RoundFailed, enough_rounds, rounds
 from realtime.records import Closing, Join, Opening
@@ -36,6 +37,7 @@ class FakeProcess:
 
     async def start(self) -> "FakeProcess":
         self.channel = await get_channel_layer().new_channel()
+        self.mailbox = await Mailbox.open(self.channel)
         self.id: uuid.UUID = await database_sync_to_async(process_records.start_process)(
             self.channel, "host", 1
         )
@@ -54,7 +56,7 @@ class FakeProcess:
 
     async def _run(self) -> None:
         while True:
-            event = await get_channel_layer().receive(self.channel)
+            event = await self.mailbox.next()
             if event["type"] == groups.KICK:
                 self.kicks.append(event)
                 continue
@@ -81,6 +83,7 @@ async def processes() -> AsyncIterator[Callable[..., Any]]:
     yield start
     for process in running:
         process.task.cancel()
+        await process.mailbox.close()
 
 
 @pytest_asyncio.fixture
@@ -315,10 +318,10 @@ async def test_a_reaper_that_hears_nothing_judges_nobody_and_receives_on_new_con
     rebuilt: list[str] = []
     layer = get_channel_layer()
     await reaper.round()
-    sending = layer.send
+    mailbox, sending = reaper._required_mailbox, layer.send
 
     async def carry(channel: str, message: dict[str, Any]) -> None:
-        if channel != reaper._channel:
+        if channel != mailbox.address:
             await sending(channel, message)
 
     async def rebuild(address: str, parts: set[int]) -> None:
@@ -331,7 +334,7 @@ async def test_a_reaper_that_hears_nothing_judges_nobody_and_receives_on_new_con
         await next_round(reaper)
     row = await living.row()
     assert (row.missed, row.stopped_at) == (0, None)
-    assert rebuilt == [reaper._channel] * 4
+    assert rebuilt == [mailbox.address] * 4
     assert await database_sync_to_async(process_records.finished_round)() == 1, "that of the first round"
 
 
@@ -404,8 +407,7 @@ async def test_an_answer_that_makes_no_sense_does_not_make_the_reaper_deaf(
 ) -> None:
     await processes()
     await next_round(reaper)
-    assert reaper._channel is not None
-    await get_channel_layer().send(reaper._channel, {"type": groups.ANSWER})
+    await get_channel_layer().send(reaper._required_mailbox.address, {"type": groups.ANSWER})
     assert (await next_round(reaper)).answered == 1
     assert "could not take an answer" in caplog.text
 

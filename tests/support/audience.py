@@ -58,6 +58,9 @@ class Report:
     """Pongs of the server."""
     fewest: int = 0
     """Messages of the member that has received the fewest."""
+    most: int = 0
+    latest: int = 0
+    """The highest number that all members which check, and are open, have received of source 0."""
     published: int = 0
     codes: dict[str, int] = field(default_factory=dict)
     """How many members were closed with which code; 0 for none."""
@@ -76,6 +79,7 @@ class Member(asyncio.Protocol):
         self.last: dict[int, int] = {}
         self.messages = 0
         self.code = 0
+        self.ended = False
         self.published = 0
         self.transport: Any = None
 
@@ -160,6 +164,7 @@ class Member(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         if not self.opened.done():
             self.opened.set_exception(error or ConnectionError("closed during the handshake"))
+        self.ended = True
         self.house.ended(self)
 
 
@@ -213,7 +218,10 @@ class House:
         """Print reports until cancelled."""
         while True:
             self.report.at, self.report.open = time.monotonic(), self.open
-            self.report.fewest = min((each.messages for each in self.members), default=0)
+            received = [each.messages for each in self.members]
+            self.report.fewest, self.report.most = min(received, default=0), max(received, default=0)
+            checked = [each.last.get(0, 0) for each in self.members if each.checks and not each.ended]
+            self.report.latest = min(checked, default=0)
             self.report.codes = {str(code): number for code, number in self.codes.items()}
             print(json.dumps(asdict(self.report)), flush=True)  # noqa: T201 - the product of this program
             await asyncio.sleep(EVERY)

@@ -10,9 +10,13 @@ USER_KEY = "2000000007"
 
 
 def a_process(
-    *, channel_name: str = "specific.0123456789abcdef", host: str = "web-1", pid: int = 4711
+    *,
+    channel_name: str = "specific.0123456789abcdef",
+    host: str = "web-1",
+    pid: int = 4711,
+    look_every: float = 0.0,
 ) -> uuid.UUID:
-    return process_records.start_process(channel_name, host, pid)
+    return process_records.start_process(channel_name, host, pid, look_every=look_every)
 
 
 def an_opening(process_id: uuid.UUID, **changes: object) -> records.Opening:

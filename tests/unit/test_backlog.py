@@ -44,6 +44,14 @@ def test_every_write_is_taken_once_and_each_connections_writes_in_order(
         assert [write for write in taken if connection in write.connections] == asked_for
 
 
+def test_a_call_can_go_before_everything_that_waits() -> None:
+    backlog: Backlog[Write] = Backlog()
+    waiting, urgent = a_write(Kind.OPEN, 1), a_write(Kind.CALL)
+    backlog.put(waiting)
+    backlog.put_first(urgent)
+    assert drained(backlog, 10) == [[urgent], [waiting]]
+
+
 @given(WRITES, st.integers(min_value=1, max_value=10))
 def test_a_batch_is_bounded_and_written_kind_by_kind(
     asked: list[tuple[Kind, set[int], int]], limit: int

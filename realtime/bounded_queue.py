@@ -1,0 +1,66 @@
+"""The queue of messages between the socket of Redis and the task that reads a channel, bounded in bytes.
+
+Redis is read all the time: it cuts off a subscriber that does not read, with everything that waits for it. So
+what comes faster than it can be taken waits in this process, up to a limit. Above it the oldest messages are
+dropped.
+"""
+
+import asyncio
+import logging
+import weakref
+
+from realtime import metrics
+
+logger = logging.getLogger("realtime.layers")
+
+#: Bytes that a waiting message takes beside its content.
+OVERHEAD = 64
+
+
+class BoundedQueue(asyncio.Queue[bytes]):
+    """An `asyncio.Queue` of messages that holds `max_bytes` at most, and one message in any case."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._dropped = 0
+        """Since messages began to be dropped."""
+        super().__init__()
+        _all.add(self)
+
+    @property
+    def held(self) -> int:
+        """What waits, in bytes of memory."""
+        return self._bytes
+
+    def _put(self, item: bytes) -> None:
+        super()._put(item)
+        self._bytes += len(item) + OVERHEAD
+        while self._bytes > self._max_bytes and self.qsize() > 1:
+            self._take()
+            metrics.messages_dropped.inc()
+            self._dropped += 1
+            if self._dropped == 1:
+                logger.error(
+                    "This process cannot keep up: more than %d bytes of messages wait (MAX_QUEUED_BYTES); "
+                    "the oldest are dropped",
+                    self._max_bytes,
+                )
+
+    def _get(self) -> bytes:
+        item = self._take()
+        if self._dropped and self._bytes < self._max_bytes / 2:
+            logger.error("This process keeps up again; %d messages were dropped", self._dropped)
+            self._dropped = 0
+        return item
+
+    def _take(self) -> bytes:
+        item: bytes = super()._get()
+        self._bytes -= len(item) + OVERHEAD
+        return item
+
+
+_all: weakref.WeakSet[BoundedQueue] = weakref.WeakSet()
+
+# Added up when the metrics are read, so that it costs a message nothing.
+metrics.queued_bytes.set_function(lambda: sum(queue.held for queue in tuple(_all)))
