@@ -617,4 +617,4 @@ async def test_nothing_is_left(
     closes = [event for event in life.sent if event["type"] == "websocket.close"]
     assert len(closes) == (0 if reason in (CloseReason.CLIENT_LOST, CloseReason.SEND_FAILED) else 1)
     assert "Traceback" not in caplog.text
-    assert asyncio.all_tasks() <= {asyncio.current_task(), *life.home._tasks}
+    assert asyncio.all_tasks() <= {asyncio.current_task(), *life.home._tasks, life.home.mailbox.reading}
