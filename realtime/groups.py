@@ -317,9 +317,20 @@ async def mark(group: str, number: int, address: str) -> None:
     await _call("mark a group", home.group_send(group, {"type": MARK, "number": number, "channel": address}))
 
 
-async def ask(address: str, number: int, reply_to: str) -> None:
-    """Ask the process at `address` to answer round `number`; 0 asks without anything being written."""
-    await _tell("ask a process", address, {"type": ASK, "round": number, "reply_to": reply_to})
+async def ask(address: str, number: int, reply_to: str, interval: float = 0.0) -> None:
+    """Ask the process at `address` to answer round `number`; 0 asks without anything being written.
+
+    Args:
+        address: Of the process.
+        number: Of the round.
+        reply_to: The address of the reaper that asks.
+        interval: Seconds between two rounds of this reaper; 0 where they are not known.
+
+    Raises:
+        LayerUnavailable: It could not be sent.
+    """
+    question = {"type": ASK, "round": number, "reply_to": reply_to, "interval": interval}
+    await _tell("ask a process", address, question)
 
 
 async def answer(reply_to: str, number: int, process: str) -> None:

@@ -91,6 +91,8 @@ class Hub:
         self.taking = False
         """Whether an event is being taken now; fan-out makes it wait while it is behind."""
         self._look_every = _look_every()
+        self._rounds_are_closer = asyncio.Event()
+        """Set when the next look for rounds has to come earlier than was planned."""
         self._answered = 0
         """The last round that this process answered in the database."""
         self._answered_at = 0.0
@@ -328,7 +330,7 @@ class Hub:
     def _take_control(self, event: Event) -> None:
         match event.get("type"):
             case groups.ASK:
-                self._spawn(self._answer(event["round"], event["reply_to"]))
+                self._spawn(self._answer(event["round"], event["reply_to"], event.get("interval", 0.0)))
             case groups.EXPLAIN:
                 self._spawn(self._explain(event["request"], event["reply_to"]))
             case groups.HEAL:
@@ -383,8 +385,11 @@ class Hub:
         nothing. A process that was stopped and goes on looks immediately, because its pause is over.
         """
         while True:
-            # Twice in the time that is promised, so that a look that is a little late still keeps it.
-            await asyncio.sleep(self._look_every / 2)
+            self._rounds_are_closer.clear()
+            with suppress(TimeoutError):
+                # Twice in the time that is promised, so that a look that is a little late still keeps it.
+                async with asyncio.timeout(self._look_every / 2):
+                    await self._rounds_are_closer.wait()
             try:
                 found = await self.ledger.look_for_rounds(self.process)
                 self._look_every = _look_every(found.interval)
@@ -398,10 +403,14 @@ class Hub:
             except (RecordsUnavailable, DatabaseFailure) as error:
                 logger.warning("It is not known whether this process was declared lost: %s", error)
 
-    async def _answer(self, number: int, reply_to: str) -> None:
+    async def _answer(self, number: int, reply_to: str, interval: float) -> None:
         """Answer a round twice: a process that lost only its database, or only its layer, is not a lost
         process.
         """
+        if (look_every := _look_every(interval)) < self._look_every:
+            # Before the answer, which promises it.
+            self._look_every = look_every
+            self._rounds_are_closer.set()
         try:
             await groups.answer(reply_to, number, str(self.process))
         except groups.LayerUnavailable as error:

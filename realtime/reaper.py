@@ -258,7 +258,7 @@ class Reaper:
 
     async def _ask_one(self, process: Asked, number: int) -> bool:
         try:
-            await groups.ask(process.channel_name, number, self._required_mailbox.address)
+            await groups.ask(process.channel_name, number, self._required_mailbox.address, self.interval)
         except groups.LayerUnavailable as error:
             logger.warning("%s:%d was not asked: %s", process.host, process.pid, error)
             return False

@@ -189,6 +189,10 @@ async def test_once_finds_what_died_beside_a_reaper_whose_rounds_are_in_vain(
         # Its Redis is not ours, so it can ask no process, and it is the first to claim each round.
         in_vain = site.reaper(*OPTIONS, REDIS_URL=f"unix://{site.folder}/nowhere.sock")
         await rounds_more(site, 2)
+        # A process that has not seen yet how often rounds come here is spared for longer.
+        await eventually_async(
+            lambda: site.database.value("SELECT min(last_round) FROM realtime_process") > 0, within=10
+        )
         doomed.kill()
         once = await site.amanage("reap_connections", "--once", *OPTIONS)
         assert once.returncode == 3, once.stdout + once.stderr

@@ -19,9 +19,9 @@ from tests.support.eventually import eventually_async
 pytestmark = pytest.mark.usefixtures("site")
 
 
-async def answers_to(home: hub.Hub, number: int) -> dict[str, Any]:
+async def answers_to(home: hub.Hub, number: int, interval: float = 0.0) -> dict[str, Any]:
     mailbox = await Mailbox.open()
-    await groups.ask(home.channel, number, mailbox.address)
+    await groups.ask(home.channel, number, mailbox.address, interval)
     async with asyncio.timeout(5):
         event = await mailbox.next()
     await mailbox.close()
@@ -41,6 +41,15 @@ async def test_round_zero_is_answered_and_writes_nothing() -> None:
     home = await lifecycle.hub()
     assert (await answers_to(home, 0))["round"] == 0
     assert (await Process.objects.aget(pk=home.process)).answered_at is None
+
+
+async def test_a_process_follows_rounds_that_come_faster() -> None:
+    home = await lifecycle.hub()
+    assert (await Process.objects.aget(pk=home.process)).look_every == timedelta(seconds=5)
+    await answers_to(home, 7, interval=2.0)
+    async with asyncio.timeout(5):
+        while (await Process.objects.aget(pk=home.process)).look_every != timedelta(seconds=1):
+            await asyncio.sleep(0.01)
 
 
 async def test_a_group_event_without_a_stamp_is_counted_and_logged_once(
