@@ -32,6 +32,9 @@ class Settings:
     MAX_UNACKED_BYTES: int = 4 * 1024 * 1024
     #: Evicted as slow when more than this waits unsent in this process, beside the message under way.
     MAX_UNSENT_BYTES: int = 1024 * 1024
+    #: If more than this waits unsent in this process for all connections together, those that have read least
+    #: are evicted as slow.
+    MAX_UNSENT_TOTAL_BYTES: int = 256 * 1024 * 1024
     #: On the pub/sub layer, messages that come faster than this process can write them wait up to this size;
     #: above it the oldest are dropped.
     MAX_QUEUED_BYTES: int = 64 * 1024 * 1024
@@ -43,6 +46,10 @@ class Settings:
     COALESCE_WINDOW: float = 0.002
     #: A write that the server keeps suspended this long ends the connection as slow.
     SEND_TIMEOUT: float = 10.0
+    #: A client that is closed and takes nothing of what waits for it for this long is cut off.
+    CLOSE_TIMEOUT: float = 2.0
+    #: A client that is closed is cut off after this time, whether it reads or not.
+    CLOSE_LIMIT: float = 60.0
     #: Closed when the client sent no application frame for this long.
     IDLE_TIMEOUT: float | None = None
     #: Evicted when one handler runs longer.
@@ -154,6 +161,16 @@ def _wrong_relations(settings: Settings) -> list[str]:
         found.append(
             f"ROUND_TIMEOUT ({settings.ROUND_TIMEOUT}) must be below ROUND_INTERVAL "
             f"({settings.ROUND_INTERVAL}): else the next round comes before this one was judged."
+        )
+    if settings.MAX_UNSENT_BYTES > settings.MAX_UNSENT_TOTAL_BYTES:
+        found.append(
+            f"MAX_UNSENT_BYTES ({settings.MAX_UNSENT_BYTES}) must not be above MAX_UNSENT_TOTAL_BYTES "
+            f"({settings.MAX_UNSENT_TOTAL_BYTES}): otherwise one connection may use more than all together."
+        )
+    if settings.CLOSE_TIMEOUT > settings.CLOSE_LIMIT:
+        found.append(
+            f"CLOSE_TIMEOUT ({settings.CLOSE_TIMEOUT}) must not be above CLOSE_LIMIT "
+            f"({settings.CLOSE_LIMIT}): otherwise a client is cut off before it has had the time to read."
         )
     if settings.PROBE_BYTES > settings.MAX_UNACKED_BYTES:
         found.append(

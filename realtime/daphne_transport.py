@@ -14,21 +14,22 @@ import asyncio
 import functools
 import logging
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from realtime import rfc6455
+from realtime import frames, rfc6455
 from realtime.aborting_transport import AbortingTransport
 from realtime.closing import CloseReason
-from realtime.transport import Event, OnFailure, Send, Shared
+from realtime.transport import Event, Options, Ping, Send, Shared, Watcher
 
 logger = logging.getLogger("realtime.transport")
 
-OnPong = Callable[[bytes], object]
-
 #: Bytes buffered in this process from which on a handler that sends is made to wait, and how often it looks.
 HIGH_WATER = 64 * 1024
+#: Digits of the largest number of a ping that is looked at in a pong.
+LONGEST_NUMBER = 15
 LOOK_INTERVAL = 0.01
 
 #: Twisted's transports that are nothing but a stream socket.
@@ -38,7 +39,7 @@ _PLAIN = {("twisted.internet.tcp", "Server"), ("twisted.internet.unix", "Server"
 class DaphneTransport(AbortingTransport):
     """Writes to the socket itself while nothing is queued anywhere before it, else behind what is queued."""
 
-    __slots__ = ("_allowed", "_largest", "_on_pong", "_protocol", "_ready", "_send_now", "_twisted")
+    __slots__ = ("_allowed", "_largest", "_protocol", "_ready", "_send_now", "_twisted")
 
     can_ping = True
 
@@ -46,18 +47,14 @@ class DaphneTransport(AbortingTransport):
         self,
         send: Send,
         protocol: Any,
-        *,
-        max_unsent: int,
-        send_timeout: float,
-        on_failure: OnFailure,
-        on_pong: OnPong,
+        options: Options,
+        watcher: Watcher,
     ) -> None:
-        super().__init__(send, max_unsent=max_unsent, send_timeout=send_timeout, on_failure=on_failure)
+        super().__init__(send, options, watcher)
         self._protocol = protocol
         self._twisted = protocol.transport
         self._send_now = protocol.transport.socket.send
-        self._on_pong = on_pong
-        self._allowed = max_unsent
+        self._allowed = options.max_unsent
         # Daphne's own limit holds in both directions, and what it refuses is refused here.
         self._largest: int = protocol.maxMessagePayloadSize or sys.maxsize
         self._ready = False
@@ -78,6 +75,8 @@ class DaphneTransport(AbortingTransport):
     def _opened(self) -> None:
         # Daphne negotiates no compression; had it, frames made here would not be what the client expects.
         self._ready = not self.closed and self._protocol._perMessageCompress is None
+        if self._ready and _reads_as_known(self._protocol):
+            self._protocol.dataReceived = functools.partial(self._received, self._protocol.dataReceived)
 
     # -- writing -----------------------------------------------------------------------------------
 
@@ -97,16 +96,17 @@ class DaphneTransport(AbortingTransport):
         else:
             super().write(event, size)
 
-    def write_shared(self, shared: Shared) -> None:
+    def write_shared(self, shared: Shared, ping: Ping | None = None) -> None:
         if self._ready and not self._queue and shared.size <= self._largest:
-            self._write(shared.wire)
+            self._write(shared.wire if ping is None else shared.wire + ping.wire)
         else:
-            for event, size in shared.events:
-                self.write(event, size)
+            super().write_shared(shared, ping)
 
-    def ping(self, payload: bytes) -> None:
-        if self._ready:
-            self._write(rfc6455.frame(rfc6455.PING, payload))
+    def ping(self, ping: Ping) -> None:
+        if self._ready and (ping.event is None or not self._queue):
+            self._write(ping.wire)
+        elif ping.event is not None:
+            self.write(ping.event, ping.size)
 
     def _write(self, wire: bytes) -> None:
         """Write frames, in order with all else that is sent on this connection."""
@@ -118,6 +118,7 @@ class DaphneTransport(AbortingTransport):
             return
         if twisted._tempDataLen or twisted.dataBuffer or protocol.send_queue:
             protocol.sendData(wire)
+            self._watcher.is_behind()
             if self._buffered() > self._allowed:
                 self._fail(CloseReason.SLOW_CONSUMER, None)
             return
@@ -131,8 +132,9 @@ class DaphneTransport(AbortingTransport):
         if sent < len(wire):
             rest = wire[sent:]
             # A message that is larger than the cap may be sent to whoever reads.
-            self._allowed = self._max_unsent + len(rest)
+            self._allowed = self._options.max_unsent + len(rest)
             twisted.write(rest)
+            self._watcher.is_behind()
 
     async def drained(self) -> None:
         """Wait until less than `HIGH_WATER` is buffered.
@@ -147,21 +149,27 @@ class DaphneTransport(AbortingTransport):
     # -- ending ------------------------------------------------------------------------------------
 
     def close(self, event: Event, last_words: Event | None = None) -> None:
-        # Autobahn would give up after a second, in the turn of the loop that closes when that takes so long:
-        # Twisted looks at its timers before what waits is written. Ours is `_abort_soon`.
+        # Disable autobahn's own timer of 1 s. When to close many connections takes longer, Twisted fires it
+        # before the close frames are written, and clients get a RST. `_cut_off_later` replaces it.
         self._protocol.closeHandshakeTimeout = 0
         super().close(event, last_words)
 
     def abandon(self) -> None:
         super().abandon()
         self._ready = False
-        self._on_pong = _nobody_is_told
         # With these the protocol would hold on to this transport, which holds on to it.
-        vars(self._protocol).pop("onPong", None)
-        vars(self._protocol).pop("onCloseFrame", None)
+        for name in ("onPong", "onCloseFrame", "dataReceived"):
+            vars(self._protocol).pop(name, None)
 
     def abort(self) -> None:
         self._twisted.abortConnection()
+
+    def _socket(self) -> Any:
+        # Twisted deletes it when the connection has ended.
+        return getattr(self._twisted, "socket", None)
+
+    def _is_over(self) -> bool:
+        return bool(self._twisted.disconnected)
 
     def _end_seen(self, reported: int | None = None) -> CloseReason | None:
         # Autobahn drops who breaks the protocol, without a close frame, and reports a transport that broke.
@@ -171,21 +179,63 @@ class DaphneTransport(AbortingTransport):
         large = protocol.wasMaxMessagePayloadSizeExceeded or protocol.wasMaxFramePayloadSizeExceeded
         return CloseReason.TOO_LARGE if large else CloseReason.PROTOCOL_ERROR
 
-    # -- what autobahn calls -----------------------------------------------------------------------
+    # -- what autobahn and Twisted call ------------------------------------------------------------
+
+    def _received(self, pass_on: Callable[[bytes], object], data: bytes) -> object:
+        """Take a pong that came alone, which is what nearly every read brings; anything else is autobahn's.
+
+        Autobahn, Daphne and the queue behind them take 30 microseconds for a pong, and this two.
+        """
+        protocol = self._protocol
+        if (
+            len(data) <= rfc6455.LONGEST_SHORT
+            # Nothing was read before that is not yet a whole frame.
+            and not protocol.data
+            and protocol.current_frame is None
+            and protocol.state == protocol.STATE_OPEN
+            and (frame := rfc6455.short_frame(data)) is not None
+            and self._is_pong(*frame)
+        ):
+            return None
+        return pass_on(data)
+
+    def _is_pong(self, opcode: int, payload: bytes) -> bool:
+        """Take a pong of either kind; False for any other frame."""
+        if opcode == rfc6455.TEXT and not self._protocol.inside_message:
+            n = frames.pong_number(payload)
+            if n is None or not self._watcher.ponged(n, v1=True):
+                return False
+            # Daphne sends pings of its own to clients that have sent it no message for a while.
+            self._protocol.last_ping = time.time()
+            return True
+        return opcode == rfc6455.PONG and _is_number(payload) and self._watcher.ponged(int(payload), v1=False)
 
     def _ponged(self, payload: bytes) -> None:
-        self._on_pong(payload)
+        # Ours, Daphne's own, or one that was not asked for.
+        if _is_number(payload):
+            self._watcher.ponged(int(payload), v1=False)
 
     def _peer_closes(self, answer: Callable[..., object], code: object, reason: object) -> object:
         """The peer's close frame has come: autobahn answers it, and waits until all before it is read."""
         done = answer(code, reason)
-        # Who closes while it reads is done in a moment; who does not read would stay for ever.
-        self._abort_soon()
+        # A client that closes while it reads is done in a moment; one that does not read would stay for ever.
+        self._cut_off_later()
         return done
 
 
-def _nobody_is_told(payload: bytes) -> None:
-    """For a transport that is closed."""
+def _is_number(payload: bytes) -> bool:
+    return payload.isdigit() and len(payload) <= LONGEST_NUMBER
+
+
+def _reads_as_known(protocol: Any) -> bool:
+    """Return true if what is looked at before a pong is taken is there, once the handshake is complete."""
+    return (
+        isinstance(getattr(protocol, "data", None), bytes)
+        and getattr(protocol, "current_frame", protocol) is None
+        and getattr(protocol, "inside_message", None) is False
+        and isinstance(getattr(protocol, "last_ping", None), float)
+        and callable(getattr(protocol, "dataReceived", None))
+    )
 
 
 def protocol_behind(send: Any) -> Any:
@@ -236,5 +286,6 @@ def _is_plain(twisted: Any) -> bool:
         and isinstance(twisted.dataBuffer, bytes)
         and isinstance(twisted.offset, int)
         and isinstance(twisted._tempDataLen, int)
+        and twisted.disconnected in (False, True)
         and all(map(callable, (twisted.write, twisted.abortConnection, twisted.socket.send)))
     )

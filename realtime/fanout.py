@@ -156,20 +156,20 @@ class Fanout:
                 # had its turn.
                 if connection not in members or (served and connection in served):
                     continue
-                liveness = connection.liveness
-                if liveness is not None and liveness.wrote(size, now, messages):
-                    self._pulse.look_anew(connection)
+                liveness, ping = connection.liveness, None
+                if liveness is not None and (then := liveness.wrote(size, now, messages)):
+                    ping = self._pulse.follow_up(connection, liveness, then, now)
                 # Before the write, and before the loop has its turn: a frame that goes to this member
                 # directly must neither overtake the run nor repeat it.
                 connection.last_run = number
-                connection.transport.write_shared(shared)
+                connection.transport.write_shared(shared, ping)
                 count += 1
             await self._pause()
         metrics.deliveries.inc(count * messages)
 
     def _write(self, connection: Connection, shared: Shared, messages: int) -> None:
-        self._pulse.wrote(connection, shared.size, messages)
-        connection.transport.write_shared(shared)
+        ping = self._pulse.wrote(connection, shared.size, messages)
+        connection.transport.write_shared(shared, ping)
 
 
 def _prepared(run: Run[Connection]) -> Shared:

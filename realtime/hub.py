@@ -69,7 +69,7 @@ class Hub:
         self.mailbox = mailbox
         self.process = process
         self.ledger = ledger
-        self.pulse = Pulse(conf.get().limits(), owner.evict)
+        self.pulse = Pulse(conf.get().limits(), conf.get().MAX_UNSENT_TOTAL_BYTES, owner.evict)
         self._owner = owner
         self.ending: CloseReason | None = None
         """Set when this hub takes nobody in any more: why its connections end."""
@@ -369,8 +369,10 @@ class Hub:
         written has to be acknowledged by a later pong.
         """
         self.fanout.flush(connection)
-        self.pulse.wrote(connection, size)
+        ping = self.pulse.wrote(connection, size)
         connection.transport.write(event, size)
+        if ping is not None:
+            connection.transport.ping(ping)
 
     def give_up(self) -> None:
         """Have the connections of this hub come back to a process that hears; called by the healer."""

@@ -219,6 +219,14 @@ def send(connection: Connection, event: Event) -> None:
         connection.hub.write(connection, event, size)
 
 
+async def drained(connection: Connection) -> None:
+    """Wait until a handler of this connection may send more."""
+    if connection.hub is None:
+        await connection.transport.drained()
+    else:
+        await connection.hub.pulse.drained(connection)
+
+
 def write(connection: Connection, frame: frames.ServerFrame) -> None:
     """`send` for a frame of the protocol."""
     send(connection, {"type": "websocket.send", "text": frames.build(frame)})
@@ -268,6 +276,9 @@ def evict(connection: Connection, reason: CloseReason, event: Event | None = Non
             close = event or {"type": "websocket.close", "code": reason.code}
             connection.transport.close(close, _last_words(connection))
         connection.on_event({"type": "realtime.evicted"})
+    elif event is not None and event["type"] == "websocket.disconnect":
+        # Closed here before, and now the client is gone: nothing waits to be sent any more.
+        connection.transport.abandon()
     return connection.eviction
 
 

@@ -7,8 +7,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import timedelta
 
-from django.db import transaction
-from django.db.models import F, Q, QuerySet, Subquery
+from django.db import connections, transaction
+from django.db.models import F, Q, QuerySet
 from django.db.models.functions import Greatest, Now
 
 from realtime import rows
@@ -129,10 +129,17 @@ def answer_round(
 
 def look_for_rounds(process_id: uuid.UUID) -> Look:
     """Read what a process has to know of rounds, whether it was asked or not."""
-    using = rows.database()
-    last = Round.objects.using(using).filter(pk=1)
-    running = Process.objects.using(using).running().filter(pk=process_id)
-    found = running.values_list(Subquery(last.values("number")), Subquery(last.values("interval"))).first()
+    connection = connections[rows.database()]
+    quote = connection.ops.quote_name
+    process, last = quote(Process._meta.db_table), quote(Round._meta.db_table)
+    # By hand, because each process asks this all the time, and the ORM takes ten times as long to build it.
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"SELECT r.number, r.{quote('interval')} FROM {process} p LEFT JOIN {last} r ON r.id = 1"  # noqa: S608 - names of our own tables
+            " WHERE p.id = %s AND p.stopped_at IS NULL",
+            [Process._meta.pk.get_db_prep_value(process_id, connection)],
+        )
+        found = cursor.fetchone()
     if found is None:
         return Look(running=False, number=0, interval=0.0)
     number, interval = found

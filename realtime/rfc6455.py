@@ -1,17 +1,39 @@
-"""WebSocket frames as a server sends them: RFC 6455 section 5.2, unfragmented, without mask or extension."""
+"""WebSocket frames (RFC 6455 section 5.2): those that a server sends, and short ones of a client."""
 
 TEXT = 0x1
 BINARY = 0x2
 PING = 0x9
+PONG = 0xA
 
-_FIN = 0x80
+_FIN = _MASKED = 0x80
+_RESERVED = 0x70
+_MASK = 4
+_HEADER = 2 + _MASK
+#: Bytes of the payload of a short frame, whose length is in its second byte.
+_SHORT = 125
+#: Bytes of the longest short frame of a client.
+LONGEST_SHORT = _HEADER + _SHORT
 
 
 def frame(opcode: int, payload: bytes) -> bytes:
-    """The frame with this payload, header and all."""
+    """Build the frame of a server: unfragmented, without mask or extension."""
     size = len(payload)
     if size < 126:
         return bytes((_FIN | opcode, size)) + payload
     if size < 1 << 16:
         return bytes((_FIN | opcode, 126)) + size.to_bytes(2) + payload
     return bytes((_FIN | opcode, 127)) + size.to_bytes(8) + payload
+
+
+def short_frame(data: bytes) -> tuple[int, bytes] | None:
+    """Read bytes that are exactly one short frame of a client: final, masked, without extension.
+
+    Returns:
+        Its opcode and payload; None where the bytes are anything else.
+    """
+    size = len(data) - _HEADER
+    if not 0 <= size <= _SHORT or data[1] != _MASKED | size or data[0] & (_FIN | _RESERVED) != _FIN:
+        return None
+    mask = (data[2:_HEADER] * (size // _MASK + 1))[:size]
+    payload = (int.from_bytes(data[_HEADER:]) ^ int.from_bytes(mask)).to_bytes(size)
+    return data[0] ^ _FIN, payload

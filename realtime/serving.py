@@ -18,7 +18,7 @@ from realtime.closing import CloseReason
 from realtime.connection import Connection
 from realtime.inbox import Inbox
 from realtime.ledger import RecordsUnavailable
-from realtime.transport import Event, Receive, Send, is_test_client
+from realtime.transport import Event, Options, Receive, Send, Watcher, is_test_client
 from realtime.transports import transport_for
 
 logger = logging.getLogger("realtime.consumers")
@@ -47,7 +47,7 @@ class Consumer(Protocol):
     async def dispatch(self, message: Event) -> None: ...
 
 
-class Serving:
+class Serving(Watcher):
     """The socket is read all the time, so a pong is seen while a handler runs; events reach the handlers one
     at a time.
     """
@@ -75,14 +75,13 @@ class Serving:
         self._raises = is_test_client(send)
         self.connection = Connection(scope, self._take_event, consumer.channel_layer_alias)
         self._inbox = Inbox(self.connection, self._settings)
-        self.connection.transport = transport_for(
-            send,
-            direct=self._settings.DIRECT_WRITES,
+        options = Options(
             max_unsent=self._settings.MAX_UNSENT_BYTES,
             send_timeout=self._settings.SEND_TIMEOUT,
-            on_failure=self._send_failed,
-            on_pong=self._ponged,
+            close_timeout=self._settings.CLOSE_TIMEOUT,
+            close_limit=self._settings.CLOSE_LIMIT,
         )
+        self.connection.transport = transport_for(send, options, self, direct=self._settings.DIRECT_WRITES)
 
     async def run(self, receive: Receive) -> None:
         """Returns when the connection has ended and its handlers are done.
@@ -288,7 +287,7 @@ class Serving:
                 lifecycle.evict(connection, CloseReason.APPLICATION_CLOSED, event)
             case "websocket.send":
                 lifecycle.send(connection, event)
-                await connection.transport.drained()
+                await lifecycle.drained(connection)
             case kind:
                 raise ValueError(f"A WebSocket consumer cannot send an event of type {kind!r}.")
 
@@ -317,15 +316,20 @@ class Serving:
         self.connection.subprotocol = event.get("subprotocol") or ""
         return event
 
-    def _send_failed(self, reason: CloseReason, error: BaseException | None) -> None:
+    def send_failed(self, reason: CloseReason, error: BaseException | None) -> None:
         logger.debug("A send failed: %r", error, extra=self.connection.log_fields())
         lifecycle.evict(self.connection, reason)
 
-    def _ponged(self, payload: bytes) -> None:
-        """An RFC 6455 pong came in: ours, the server's own, or one that nobody asked for."""
+    def ponged(self, n: int, *, v1: bool) -> bool:
         connection = self.connection
-        if connection.hub is not None and not connection.speaks_v1 and payload.isdigit():
-            connection.hub.pulse.ponged(connection, int(payload))
+        if connection.hub is None or connection.speaks_v1 is not v1:
+            return False
+        connection.hub.pulse.ponged(connection, n)
+        return True
+
+    def is_behind(self) -> None:
+        if self.connection.hub is not None and not self.connection.gone:
+            self.connection.hub.pulse.is_behind(self.connection)
 
 
 def _nobody_listens(event: Event) -> None:

@@ -1,7 +1,7 @@
 """The one door to the server's `send`.
 
 Whatever the server does with a message - take it, raise, suspend, drop it in silence - ends here. `write`
-never blocks and never raises; what goes wrong is told once, to `on_failure`, with the reason to evict for.
+never blocks and never raises; what goes wrong is told once, to the `Watcher`, with the reason to evict for.
 """
 
 import asyncio
@@ -9,12 +9,13 @@ import functools
 import logging
 import types
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Sequence
+from contextlib import asynccontextmanager, suppress
 from contextvars import copy_context
+from dataclasses import dataclass
 from typing import Any
 
-from realtime import rfc6455
+from realtime import frames, rfc6455, tcp
 from realtime.closing import CloseReason, of_disconnect
 
 logger = logging.getLogger("realtime.transport")
@@ -22,11 +23,74 @@ logger = logging.getLogger("realtime.transport")
 Event = dict[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Coroutine[Any, Any, None]]
-OnFailure = Callable[[CloseReason, BaseException | None], object]
+
+#: Clients that are closed with these did not read what was sent, and are not going to read the rest.
+READS_NO_MORE = frozenset(
+    reason.code for reason in (CloseReason.PING_TIMEOUT, CloseReason.SEND_FAILED, CloseReason.SLOW_CONSUMER)
+)
 
 #: Servers whose `send` finishes at its first step, or suspends only while the peer is not reading.
 #: Channels' test client is an asyncio.Queue.
 _PROMPT_MODULES = ("daphne.", "uvicorn.", "asyncio.queues")
+
+
+class Watcher:
+    """The calls of a transport that run upward; this one ignores them, as is right for one that is closed."""
+
+    __slots__ = ()
+
+    def send_failed(self, reason: CloseReason, error: BaseException | None) -> None:
+        """A write failed, or too much waits: the connection has to be evicted for this reason."""
+
+    def ponged(self, n: int, *, v1: bool) -> bool:
+        """The client answered ping `n`, by a frame of `realtime.v1` or by RFC 6455.
+
+        Returns:
+            False when pings are not sent in this way, so that the frame is not for us.
+        """
+        return False
+
+    def is_behind(self) -> None:
+        """Something that was written waits in this process until the client reads."""
+
+
+_NOBODY = Watcher()
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How much a transport keeps and how long it waits; sizes in bytes, times in seconds."""
+
+    max_unsent: int
+    """The setting MAX_UNSENT_BYTES."""
+    send_timeout: float
+    """The setting SEND_TIMEOUT."""
+    close_timeout: float = 2.0
+    """The setting CLOSE_TIMEOUT."""
+    close_limit: float = 60.0
+    """The setting CLOSE_LIMIT."""
+
+
+class Ping:
+    """One ping, by a frame of `realtime.v1`, which proves that the page itself runs, or by RFC 6455."""
+
+    __slots__ = ("event", "payload", "size", "wire")
+
+    def __init__(self, n: int, speaks_v1: bool) -> None:
+        self.event: Event | None = None
+        """The ASGI event that carries it; None for a ping that ASGI does not have."""
+        self.payload = str(n).encode()
+        if speaks_v1:
+            text = frames.build(frames.Ping(n=n))
+            self.event = {"type": "websocket.send", "text": text}
+            self.payload = text.encode()
+        self.size = len(self.payload)
+        self.wire = rfc6455.frame(rfc6455.TEXT if speaks_v1 else rfc6455.PING, self.payload)
+        """The bytes of its WebSocket frame."""
+
+
+#: Pings by number and kind: thousands of connections of one age are sent the same ones.
+ping_for = functools.lru_cache(maxsize=4096)(Ping)
 
 
 class Shared:
@@ -58,13 +122,12 @@ class AsgiTransport:
     __slots__ = (
         "_closing",
         "_context",
-        "_max_unsent",
-        "_on_failure",
+        "_options",
         "_prompt",
         "_queue",
         "_queued",
         "_send",
-        "_send_timeout",
+        "_watcher",
         "_writer",
         "accepted",
         "closed",
@@ -73,12 +136,11 @@ class AsgiTransport:
     can_ping = False
     """Whether `ping` reaches the client, and its pongs come back."""
 
-    def __init__(self, send: Send, *, max_unsent: int, send_timeout: float, on_failure: OnFailure) -> None:
+    def __init__(self, send: Send, options: Options, watcher: Watcher) -> None:
         self._send = send
         self._prompt = finishes_at_once(send)
-        self._max_unsent = max_unsent
-        self._send_timeout = send_timeout
-        self._on_failure = on_failure
+        self._options = options
+        self._watcher = watcher
         self._context = copy_context()
         # Made when something first waits: an empty one takes as much memory as all else here.
         self._queue: deque[tuple[Callable[[], Awaitable[None]], int]] | None = None
@@ -137,14 +199,24 @@ class AsgiTransport:
             return
         self._enqueue(functools.partial(_resume, sending, waits_for), size)
 
-    def write_shared(self, shared: Shared) -> None:
-        """`write` for messages that many connections are sent."""
+    def write_shared(self, shared: Shared, ping: Ping | None = None) -> None:
+        """`write` for messages that many connections are sent, and for a ping that follows them."""
         for event, size in shared.events:
             self.write(event, size)
+        if ping is not None:
+            self.ping(ping)
 
-    def ping(self, payload: bytes) -> None:
-        """Send an RFC 6455 ping with this payload (at most 125 bytes), where `can_ping`."""
-        raise NotImplementedError("ASGI has no pings.")
+    def ping(self, ping: Ping) -> None:
+        """Send a ping; one of RFC 6455 only where `can_ping`."""
+        if ping.event is None:
+            raise NotImplementedError("ASGI has no pings.")
+        self.write(ping.event, ping.size)
+
+    def line(self) -> tcp.Line | None:
+        """The bytes on their way to the client, in this process and in the kernel; None where it is not
+        known.
+        """
+        return None
 
     async def drained(self) -> None:
         """Wait until nothing waits here: how a handler feels the back-pressure of a server that has any."""
@@ -157,6 +229,11 @@ class AsgiTransport:
         A handshake that was not accepted is refused by this.
         """
         if self.closed:
+            return
+        if self._queue and self.accepted and event.get("code") not in READS_NO_MORE:
+            # What was written before the close goes before it: the client may read slowly, but it reads.
+            self._close_for_writes()
+            self._queue.append((functools.partial(self._end, event, last_words), 0))
             return
         self.abandon()
         ending = self._end(event, last_words if self.accepted else None)
@@ -174,14 +251,17 @@ class AsgiTransport:
 
     def abandon(self) -> None:
         """The peer is gone: nothing more is sent."""
-        self.closed = True
+        self._close_for_writes()
         if self._queue:
             self._queue.clear()
         self._queued = 0
-        # Nothing fails any more, and whoever was to be told holds on to this transport.
-        self._on_failure = _nobody_is_told
         if self._writer is not None and self._writer is not asyncio.current_task():
             self._writer.cancel()
+
+    def _close_for_writes(self) -> None:
+        self.closed = True
+        # Nothing fails any more, and the watcher holds on to this transport.
+        self._watcher = _NOBODY
 
     def ended_by(self, report: Event) -> CloseReason:
         """Why the connection is over, of which the server's report is this `websocket.disconnect` event."""
@@ -213,7 +293,7 @@ class AsgiTransport:
 
     async def _finish(self, ending: Awaitable[None]) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._send_timeout):
+            async with asyncio.timeout(self._options.close_limit):
                 await ending
 
     def _enqueue(self, send: Callable[[], Awaitable[None]], size: int) -> None:
@@ -221,9 +301,10 @@ class AsgiTransport:
             self._queue = deque()
         self._queue.append((send, size))
         self._queued += size
+        self._watcher.is_behind()
         # The message under way does not count: one that is larger than the cap may be sent to whoever reads.
         under_way = self._queue[0][1] if self.accepted else 0
-        if self._queued - under_way > self._max_unsent:
+        if self._queued - under_way > self._options.max_unsent:
             self._fail(CloseReason.SLOW_CONSUMER, None)
         elif self.accepted:
             self._start_writer()
@@ -236,7 +317,7 @@ class AsgiTransport:
         try:
             while self._queue:
                 send, size = self._queue[0]
-                async with asyncio.timeout(self._send_timeout):
+                async with self._patience():
                     await send()
                 # Only now, so that whatever is written meanwhile queues up behind this one.
                 self._queue.popleft()
@@ -248,6 +329,12 @@ class AsgiTransport:
         finally:
             self._writer = None
 
+    @asynccontextmanager
+    async def _patience(self) -> AsyncIterator[None]:
+        """Raises TimeoutError when the server keeps a write suspended for too long."""
+        async with asyncio.timeout(self._options.send_timeout):
+            yield
+
     def _fail(self, reason: CloseReason, error: BaseException | None) -> None:
         if self.closed:
             return
@@ -255,11 +342,7 @@ class AsgiTransport:
             # The write was only the first to notice that somebody had closed the connection.
             seen = self._end_seen()
             reason = reason if seen is None or seen is CloseReason.CLIENT_LOST else seen
-        self._on_failure(reason, error)
-
-
-def _nobody_is_told(reason: CloseReason, error: BaseException | None) -> None:
-    """For a transport that is closed."""
+        self._watcher.send_failed(reason, error)
 
 
 @types.coroutine

@@ -5,36 +5,25 @@ from typing import Any
 from channels.sessions import InstanceSessionWrapper
 
 from realtime import daphne_transport, uvicorn_transport
-from realtime.daphne_transport import DaphneTransport, OnPong
-from realtime.transport import AsgiTransport, OnFailure, Send
+from realtime.daphne_transport import DaphneTransport
+from realtime.transport import AsgiTransport, Options, Send, Watcher
 from realtime.uvicorn_transport import UvicornTransport
 
 
 def transport_for(
     send: Send,
+    options: Options,
+    watcher: Watcher,
     *,
     direct: bool,
-    max_unsent: int,
-    send_timeout: float,
-    on_failure: OnFailure,
-    on_pong: OnPong,
 ) -> AsgiTransport:
     """`direct` is the setting DIRECT_WRITES: without it, nothing but ASGI is used."""
     servers = _without_session(send) if direct else None
     if (protocol := daphne_transport.protocol_behind(servers)) is not None:
-        return DaphneTransport(
-            send,
-            protocol,
-            max_unsent=max_unsent,
-            send_timeout=send_timeout,
-            on_failure=on_failure,
-            on_pong=on_pong,
-        )
+        return DaphneTransport(send, protocol, options, watcher)
     if (protocol := uvicorn_transport.protocol_behind(servers)) is not None:
-        return UvicornTransport(
-            send, protocol, max_unsent=max_unsent, send_timeout=send_timeout, on_failure=on_failure
-        )
-    return AsgiTransport(send, max_unsent=max_unsent, send_timeout=send_timeout, on_failure=on_failure)
+        return UvicornTransport(send, protocol, options, watcher)
+    return AsgiTransport(send, options, watcher)
 
 
 def _without_session(send: Any) -> Any:

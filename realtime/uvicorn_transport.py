@@ -12,7 +12,7 @@ from typing import Any
 
 from realtime.aborting_transport import AbortingTransport
 from realtime.closing import CloseReason
-from realtime.transport import OnFailure, Send
+from realtime.transport import Event, Options, Send, Watcher
 
 #: Why uvicorn closes a connection by itself, by the code of its close frame.
 _REASONS = {
@@ -33,14 +33,17 @@ class UvicornTransport(AbortingTransport):
         self,
         send: Send,
         protocol: Any,
-        *,
-        max_unsent: int,
-        send_timeout: float,
-        on_failure: OnFailure,
+        options: Options,
+        watcher: Watcher,
     ) -> None:
-        super().__init__(send, max_unsent=max_unsent, send_timeout=send_timeout, on_failure=on_failure)
+        super().__init__(send, options, watcher)
         self._protocol = protocol
         self._asyncio: asyncio.Transport = protocol.transport
+
+    def write(self, event: Event, size: int) -> None:
+        super().write(event, size)
+        if self._asyncio.get_write_buffer_size():
+            self._watcher.is_behind()
 
     def abort(self) -> None:
         # Without it the kernel would go on offering the peer what it has taken. Where a loop gives no socket
@@ -52,6 +55,13 @@ class UvicornTransport(AbortingTransport):
 
     def _buffered(self) -> int:
         return self._asyncio.get_write_buffer_size()
+
+    def _socket(self) -> Any:
+        return self._asyncio.get_extra_info("socket")
+
+    def _is_over(self) -> bool:
+        # One that closes has written everything before it ends.
+        return self._asyncio.is_closing() and not self._buffered()
 
     def _end_seen(self, reported: int | None = None) -> CloseReason | None:
         # The report says 1005 for a connection that broke, as for a close frame without a code.

@@ -437,10 +437,10 @@ async def test_a_close_is_told_before_it_is_given_up_however_long_the_turn_takes
 
 async def test_pings_reach_the_client_and_its_pongs_come_back(daphne: WebServer) -> None:
     async with holding(daphne) as held:
-        assert (await held.tell("ping", "17"))["can_ping"]
-        await held.until(lambda seen: seen["pongs"] == ["17"])
-        await held.tell("ping", "18")
-        await held.until(lambda seen: seen["pongs"] == ["17", "18"])
+        assert (await held.tell("ping", 17))["can_ping"]
+        await held.until(lambda seen: seen["pongs"] == [17])
+        await held.tell("ping", 18)
+        await held.until(lambda seen: seen["pongs"] == [17, 18])
 
 
 async def test_the_servers_own_pings_go_on_beside_ours(folder: Path) -> None:
@@ -448,15 +448,15 @@ async def test_the_servers_own_pings_go_on_beside_ours(folder: Path) -> None:
         async with holding(server) as held:
             until = time.monotonic() + 5.5
             for number in itertools.count():
-                await held.tell("ping", str(number))
+                await held.tell("ping", number)
                 await asyncio.sleep(0.2)
                 if time.monotonic() > until:
                     break
             await held.tell("write", "still here")
             assert await held.receive(1) == ["still here"]
-            # Daphne's pings carry twelve bytes of its own.
-            seen = await held.until(lambda seen: str(number) in seen["pongs"])
-            assert any(not pong.isdigit() for pong in seen["pongs"])
+            seen = await held.until(lambda seen: number in seen["pongs"])
+            assert seen["pongs"] == list(range(number + 1))
+            assert seen["pongs_of_the_server"] >= 1
 
 
 async def test_what_is_buffered_is_known_and_goes_when_it_is_read(daphne: WebServer) -> None:
@@ -486,11 +486,23 @@ async def test_after_an_orderly_close_of_the_client_nothing_fails(daphne: WebSer
         assert seen["failures"] == []
 
 
-async def test_whoever_is_closed_and_never_answers_is_gone_in_a_moment(daphne: WebServer) -> None:
-    async with holding(daphne) as held:
+async def test_a_client_that_never_answers_a_close_is_gone_at_the_limit(daphne: WebServer) -> None:
+    # Its kernel has taken everything, so nothing tells whether it still reads that.
+    async with holding(daphne, close_limit=2) as held:
         held.stop_reading()
         await held.tell("close", 4504)
         await held.until(lambda seen: seen["disconnected"] is not None, within=5)
+
+
+async def test_a_client_that_takes_no_more_of_what_precedes_a_close_is_gone_in_a_moment(
+    daphne: WebServer,
+) -> None:
+    async with holding(daphne, max_unsent=50 * MEGABYTE) as held:
+        held.stop_reading()
+        seen = await held.tell("fill", 64 * KILOBYTE, 200)
+        assert seen["unsent"] > MEGABYTE
+        await held.tell("close", 4504)
+        await held.until(lambda seen: seen["disconnected"] is not None, within=10)
 
 
 # -- where the fast way is not taken -------------------------------------------------------------------

@@ -53,7 +53,19 @@ ROWS = (
         (
             ("readers that stop, SIGSTOP", "grown_mib"),
             ("readers that stop, still sending", "grown_mib"),
+            ("readers that stop, too much for the process", "grown_mib"),
             ("slow but honest", "evicted"),
+        ),
+    ),
+    Row(
+        "clients that read all the time on links of 28 KB/s to 2 MB/s, while a handler sends 0.6 to 20 MB",
+        "each receives every message in order, and the close code behind them",
+        ("reading slowly",),
+        "test_slow_honest",
+        (
+            ("reading slowly, 20 MB at 700 KB/s", "received"),
+            ("reading slowly, 100 messages of 6 KB at 224 kbit/s", "received"),
+            ("reading slowly, then closed", "code"),
         ),
     ),
     Row(

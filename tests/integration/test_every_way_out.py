@@ -41,8 +41,9 @@ from realtime.liveness import Limits, Liveness
 from realtime.models import Connection as Record
 from realtime.models import Membership
 from realtime.reaper import Reaper
-from realtime.transport import AsgiTransport, Event
+from realtime.transport import AsgiTransport, Event, Options
 from tests.support.eventually import eventually_async
+from tests.support.watching import Watching
 
 # Among the acceptance tests for the seconds that its cases take.
 pytestmark = [pytest.mark.usefixtures("site", "impatient"), pytest.mark.acceptance]
@@ -109,9 +110,8 @@ class Life:
         self._send.__func__.__module__ = "daphne.server"
         self.connection.transport = AsgiTransport(
             self._send,
-            max_unsent=1000,
-            send_timeout=0.2,
-            on_failure=lambda reason, _: lifecycle.evict(self.connection, reason),
+            Options(max_unsent=1000, send_timeout=0.2, close_limit=0.2),
+            Watching(lambda reason: lifecycle.evict(self.connection, reason)),
         )
         self.closed_was_told = False
         self.consumer: asyncio.Task[None]

@@ -20,7 +20,7 @@ from realtime.explain import Explained, Explainer
 from realtime.models import Connection as Record
 from realtime.models import Membership, Process
 from realtime.reaper import Reaper, enough_rounds
-from realtime.transport import AsgiTransport, Event
+from realtime.transport import AsgiTransport, Event, Options, Watcher
 from tests.support import rows
 from tests.support.eventually import eventually_async
 
@@ -46,7 +46,7 @@ async def a_peer(*names: str) -> Connection:
     async def send(event: Event) -> None: ...
 
     send.__module__ = "daphne.server"
-    connection.transport = AsgiTransport(send, max_unsent=1000, send_timeout=5, on_failure=lambda *_: None)
+    connection.transport = AsgiTransport(send, Options(max_unsent=1000, send_timeout=5), Watcher())
     for name in names:
         await lifecycle.group_add(connection, name)
     await lifecycle.admit(connection)

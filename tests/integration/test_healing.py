@@ -20,7 +20,7 @@ from realtime.connection import Connection
 from realtime.hub import Hub
 from realtime.ledger import RecordsUnavailable
 from realtime.models import Membership
-from realtime.transport import AsgiTransport, Event
+from realtime.transport import AsgiTransport, Event, Options, Watcher
 from tests.support.eventually import eventually, eventually_async
 from tests.support.servers import RedisServer
 
@@ -50,7 +50,7 @@ class Peer:
 
         send.__module__ = "daphne.server"
         self.connection.transport = AsgiTransport(
-            send, max_unsent=100_000, send_timeout=5, on_failure=lambda *_: None
+            send, Options(max_unsent=100_000, send_timeout=5), Watcher()
         )
 
     async def open(self, *names: str) -> "Peer":

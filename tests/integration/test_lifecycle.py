@@ -19,8 +19,9 @@ from realtime.hub import Hub
 from realtime.ledger import Ledger, RecordsUnavailable
 from realtime.models import Connection as Record
 from realtime.models import Membership, Process
-from realtime.transport import AsgiTransport, Event
+from realtime.transport import AsgiTransport, Event, Options
 from tests.support.eventually import eventually_async
+from tests.support.watching import Watching
 
 pytestmark = pytest.mark.usefixtures("site")
 
@@ -47,9 +48,8 @@ class Peer:
         send.__module__ = "daphne.server"
         self.connection.transport = AsgiTransport(
             send,
-            max_unsent=1000,
-            send_timeout=5,
-            on_failure=lambda reason, _: lifecycle.evict(self.connection, reason),
+            Options(max_unsent=1000, send_timeout=5),
+            Watching(lambda reason: lifecycle.evict(self.connection, reason)),
         )
 
     async def open(self, *names: str) -> "Peer":

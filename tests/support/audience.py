@@ -27,10 +27,9 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-from tests.support.raw import CLOSE, PING, TEXT, frame
+from tests.support.raw import CLOSE, PING, PONG, TEXT, frame
 from tests.support.servers import Program
 
-PONG = 0xA
 NUMBERED = re.compile(rb'"data":(?:\[(\d+),)?(\d+)')
 ASKED = re.compile(rb'"type":"ping","n":(\d+)')
 LONGEST_CONTROL = 45

@@ -4,6 +4,7 @@ ours.
 Served by a `WebServer(application="tests.support.drop_in:application")`.
 """
 
+import json
 from typing import Any
 
 from django.core.asgi import get_asgi_application
@@ -79,6 +80,18 @@ def routes(base: Any, json_base: Any, chat: Any) -> list[Any]:
         async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
             await self.channel_layer.group_send("others", {"type": "a.note", "text": text_data})
 
+    class Report(base):
+        """Sends as many messages of as many bytes as the client asks for, and a close if it wants one."""
+
+        async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+            wanted = json.loads(text_data or "{}")
+            for number in range(wanted["count"]):
+                head = json.dumps({"type": "report", "n": number, "fill": ""})
+                text = f"{head[:-2]}{'x' * (wanted['size'] - len(head))}{head[-2:]}"
+                await self.send(text_data=text)
+            if wanted.get("close"):
+                await self.close(wanted["close"])
+
     return [
         *websocket_urlpatterns(chat),
         path("echo/", Echo.as_asgi()),
@@ -86,6 +99,7 @@ def routes(base: Any, json_base: Any, chat: Any) -> list[Any]:
         path("closing/<str:when>/", Closing.as_asgi()),
         path("noted/", Noted.as_asgi()),
         path("told/", Told.as_asgi()),
+        path("report/", Report.as_asgi()),
         path("other/", Other.as_asgi()),
     ]
 

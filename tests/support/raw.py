@@ -13,7 +13,7 @@ import time
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-TEXT, BINARY, CONTINUATION, CLOSE, PING = 1, 2, 0, 8, 9
+TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG = 1, 2, 0, 8, 9, 10
 
 PATIENCE = 5.0  # seconds that a handshake may take on a busy machine
 SMALL_BUFFER = 16 * 1024
@@ -40,14 +40,18 @@ def frame(
 class RawClient:
     """One connection; what the server sends is collected until it closes.
 
-    With `bytes_per_second` it reads no faster than that, and the kernel keeps next to nothing for it.
+    With `bytes_per_second` it reads no faster than that. The kernel keeps next to nothing for it, unless
+    `large_buffers`: then as much as for any other program.
     """
 
-    def __init__(self, url: str, *, bytes_per_second: float | None = None) -> None:
+    def __init__(
+        self, url: str, *, bytes_per_second: float | None = None, large_buffers: bool = False
+    ) -> None:
         parts = urlsplit(url)
         self.host, self.port = str(parts.hostname), int(parts.port or 80)
         self.target = parts.path.encode()
         self.bytes_per_second = bytes_per_second
+        self.large_buffers = large_buffers
         self.status = 0
         """Of the answer to the handshake; 0 when there was none."""
         self.frames: list[Frame] = []
@@ -98,10 +102,11 @@ class RawClient:
         if self.bytes_per_second is None:
             return await asyncio.open_connection(self.host, self.port)
         raw = socket.socket()
-        # Before it connects: afterwards the kernel has offered the peer more than that. And segments as on a
-        # real network: for those of loopback the server's kernel would keep megabytes.
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
-        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400)
+        if not self.large_buffers:
+            # Before it connects: afterwards the kernel has offered the peer more than that. And segments as
+            # on a real network: for those of loopback the server's kernel would keep megabytes.
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400)
         raw.setblocking(False)
         await asyncio.get_running_loop().sock_connect(raw, (self.host, self.port))
         reader, writer = await asyncio.open_connection(sock=raw, limit=SMALL_BUFFER)
@@ -117,6 +122,15 @@ class RawClient:
                     await self._writer.drain()
         except (ConnectionError, TimeoutError):
             pass
+
+    async def ask_report(self, count: int, size: int, close: int | None = None) -> None:
+        """Ask a `Report` of `tests.support.drop_in` for so many messages of so many bytes."""
+        await self.send(frame(json.dumps({"count": count, "size": size, "close": close})))
+
+    @property
+    def reports(self) -> list[int]:
+        """The numbers of the messages of a report that came."""
+        return [each["n"] for each in self.frames if each["type"] == "report"]
 
     async def seen(self, kind: str, *, within: float = 10.0) -> Frame:
         """The first frame of this type, among those that came and those that still come.
@@ -142,7 +156,8 @@ class RawClient:
         """Hang up."""
         self._writer.close()
         if self._reading is not None:
-            await self._reading
+            self._reading.cancel()
+            await asyncio.wait([self._reading])
 
     async def hang_up(self) -> None:
         """Hang up without reading what there is to read."""
@@ -168,6 +183,8 @@ class RawClient:
                 payload = await self._reader.readexactly(length)
                 if first & 15 == TEXT:
                     self._take(json.loads(payload))
+                elif first & 15 == PING:
+                    self._writer.write(frame(payload, PONG))
                 elif first & 15 == CLOSE:
                     self.close_code = struct.unpack("!H", payload[:2])[0] if payload else 1005
                     self._writer.write(frame(payload[:2], CLOSE))

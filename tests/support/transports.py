@@ -1,8 +1,8 @@
 """An ASGI application whose connections are nothing but a transport, and are told what to do from outside.
 
 `/held/<name>/` is a connection, behind Channels' session middleware as consumers are; `/wrapped/<name>/` one
-behind a middleware that nobody knows. Query parameters: `direct` (0 or 1) and `max_unsent`. `/control/` takes
-JSON lists `[name, command, *arguments]` and answers each with what is to be seen of
+behind a middleware that nobody knows. Query parameters: `direct` (0 or 1), `max_unsent` and `close_limit`.
+`/control/` takes JSON lists `[name, command, *arguments]` and answers each with what is to be seen of
 the connection.
 
 Served by a `WebServer(application="tests.support.transports:application")`.
@@ -13,6 +13,7 @@ import json
 import sys
 import time
 import types
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -27,41 +28,50 @@ from channels.sessions import SessionMiddlewareStack  # noqa: E402
 
 from realtime.closing import CloseReason  # noqa: E402
 from realtime.daphne_transport import DaphneTransport  # noqa: E402
-from realtime.transport import Shared  # noqa: E402
+from realtime.transport import Options, Ping, Shared, Watcher  # noqa: E402
 from realtime.transports import transport_for  # noqa: E402
 
 Held = dict[str, Any]
 
 
-class _Held:
+class _Held(Watcher):
     """One connection, and what was told about it."""
 
     def __init__(self, name: str, scope: Any, send: Any) -> None:
         options = dict(parse_qsl(scope["query_string"].decode()))
         self.name = name
         self.failures: list[str] = []
-        self.pongs: list[str] = []
+        self.pongs: list[int] = []
+        self.pongs_of_the_server = 0
         self.received: list[str] = []
         self.disconnected: int | None = None
         self.ended_by = ""
         self.handler_waits = False
         self.transport = transport_for(
             send,
+            Options(
+                max_unsent=int(options.get("max_unsent", 1024 * 1024)),
+                send_timeout=10.0,
+                close_limit=float(options.get("close_limit", 60.0)),
+            ),
+            self,
             direct=options.get("direct", "1") == "1",
-            max_unsent=int(options.get("max_unsent", 1024 * 1024)),
-            send_timeout=10.0,
-            on_failure=self._failed,
-            on_pong=lambda payload: self.pongs.append(payload.decode("latin-1")),
         )
 
-    def _failed(self, reason: CloseReason, error: BaseException | None) -> None:
+    def send_failed(self, reason: CloseReason, error: BaseException | None) -> None:
         self.failures.append(reason.value)
+
+    def ponged(self, n: int, *, v1: bool) -> bool:
+        self.pongs.append(n)
+        return not v1
 
     async def serve(self, receive: Any) -> None:
         while True:
             event = await receive()
             if event["type"] == "websocket.connect":
                 await self.transport.accept({"type": "websocket.accept"})
+                if isinstance(self.transport, DaphneTransport):
+                    self.transport._protocol.onPong = self._count(self.transport._protocol.onPong)
             elif event["type"] == "websocket.receive":
                 self.received.append(event.get("text"))
                 if event.get("text") == "tell me":
@@ -71,6 +81,15 @@ class _Held:
                 self.ended_by = self.transport.ended_by(event).value
                 self.transport.abandon()
                 return
+
+    def _count(self, pass_on: Callable[[bytes], object]) -> Callable[[bytes], object]:
+        """Count the pongs that answer pings of Daphne's own, which carry no number."""
+
+        def on_pong(payload: bytes) -> object:
+            self.pongs_of_the_server += not payload.isdigit()
+            return pass_on(payload)
+
+        return on_pong
 
     def write(self, *texts: str) -> None:
         for text in texts:
@@ -101,7 +120,7 @@ class _Held:
                     self.write_bytes(str(number))
                 case 3 if self.transport.can_ping:
                     self.write(str(number))
-                    self.transport.ping(str(number).encode())
+                    self.transport.ping(Ping(number, False))
                 case _:
                     self.write(str(number))
 
@@ -124,8 +143,8 @@ class _Held:
     def start_handling(self, size: int, count: int) -> None:
         _tasks.append(asyncio.get_running_loop().create_task(self.handle(size, count)))
 
-    def ping(self, payload: str) -> None:
-        self.transport.ping(payload.encode())
+    def ping(self, number: int) -> None:
+        self.transport.ping(Ping(number, False))
 
     def close(self, code: int, last: str | None = None) -> None:
         last_words = None if last is None else {"type": "websocket.send", "text": last}
@@ -161,6 +180,7 @@ class _Held:
             "open": not isinstance(self.transport, DaphneTransport) or self.transport._protocol.state == 3,
             "failures": self.failures,
             "pongs": self.pongs,
+            "pongs_of_the_server": self.pongs_of_the_server,
             "received": self.received,
             "disconnected": self.disconnected,
             "ended_by": self.ended_by,

@@ -11,8 +11,10 @@ from channels.sessions import InstanceSessionWrapper
 
 from realtime.closing import CloseReason
 from realtime.daphne_transport import DaphneTransport
-from realtime.transport import AsgiTransport, Shared
+from realtime.transport import AsgiTransport, Options, Ping, Shared, Watcher
 from realtime.transports import transport_for
+from tests.support.raw import BINARY, PING, PONG, TEXT, frame
+from tests.support.watching import Watching
 
 
 class Socket:
@@ -38,6 +40,7 @@ class Server:
     """Twisted's transport."""
 
     TLS = False
+    disconnected = 0
 
     def __init__(self) -> None:
         self.dataBuffer, self.offset, self._tempDataLen = b"", 0, 0
@@ -65,6 +68,12 @@ class Protocol:
         self.state = 1
         self.send_queue: deque[Any] = deque()
         self.transport = Server()
+        self.data, self.current_frame, self.inside_message = b"", None, False
+        self.last_ping = 1.0
+        self.received = b""
+
+    def dataReceived(self, data: bytes) -> None:
+        self.received += data
 
     def sendData(self, data: bytes) -> None:
         if self.send_queue:
@@ -91,11 +100,8 @@ handle_reply.__module__ = "daphne.server"
 
 
 def chosen(send: Any, *, direct: bool = True) -> type[AsgiTransport]:
-    def unused(*_: object) -> None: ...
-
-    return type(
-        transport_for(send, direct=direct, max_unsent=1, send_timeout=1.0, on_failure=unused, on_pong=unused)
-    )
+    options = Options(max_unsent=1, send_timeout=1.0)
+    return type(transport_for(send, options, Watcher(), direct=direct))
 
 
 def daphnes(protocol: Any = None) -> Any:
@@ -189,15 +195,10 @@ class Opened:
 
     def __init__(self, **attributes: Any) -> None:
         self.protocol = Protocol()
-        self.failures: list[CloseReason] = []
-        self.pongs: list[bytes] = []
+        self.watcher = Watching()
+        self.failures = self.watcher.failures
         transport = transport_for(
-            daphnes(self.protocol),
-            direct=True,
-            max_unsent=100,
-            send_timeout=1.0,
-            on_failure=lambda reason, _: self.failures.append(reason),
-            on_pong=self.pongs.append,
+            daphnes(self.protocol), Options(max_unsent=100, send_timeout=1.0), self.watcher, direct=True
         )
         assert isinstance(transport, DaphneTransport)
         self.transport = transport
@@ -304,9 +305,131 @@ def test_pongs_are_told_until_the_end() -> None:
     opened.protocol.onPong(b"1")
     opened.transport.abandon()
     opened.protocol.onPong(b"2")
-    assert opened.pongs == [b"1"]
+    assert opened.watcher.pongs == [1]
     # Nothing of the protocol leads back to the transport any more.
-    assert {"onPong", "onCloseFrame"}.isdisjoint(vars(opened.protocol))
+    assert {"onPong", "onCloseFrame", "dataReceived"}.isdisjoint(vars(opened.protocol))
+
+
+@pytest.mark.parametrize("payload", [b"", b"x1", b"-1", b"1.5", b"9" * 16, b"\xb2"])
+def test_a_pong_that_carries_no_number_of_ours_is_ignored(payload: bytes) -> None:
+    opened = Opened()
+    opened.protocol.onPong(payload)
+    assert opened.watcher.pongs == []
+
+
+# -- pongs that come alone -------------------------------------------------------------------------------
+
+MASK = b"\x12\x34\x56\x78"
+
+
+def masked(payload: bytes, opcode: int) -> bytes:
+    """A short frame as a browser sends it."""
+    head = bytes((0x80 | opcode, 0x80 | len(payload)))
+    return head + MASK + bytes(byte ^ MASK[position % 4] for position, byte in enumerate(payload))
+
+
+V1_PONG = b'{"type":"pong","n":17}'
+
+
+def test_a_pong_that_comes_alone_is_taken_without_autobahn() -> None:
+    opened = Opened()
+    opened.protocol.dataReceived(masked(b"16", PONG))
+    opened.protocol.dataReceived(masked(V1_PONG, TEXT))
+    opened.protocol.dataReceived(frame(b'{"type": "pong", "n": 18}', TEXT))
+    assert (opened.watcher.pongs, opened.watcher.v1_pongs) == ([16], [17, 18])
+    assert opened.protocol.received == b""
+    assert opened.protocol.last_ping > 1.0, "Daphne pings whom it has not heard"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(masked(V1_PONG, TEXT) * 2, id="two at once"),
+        pytest.param(masked(V1_PONG, TEXT)[:-1], id="a part"),
+        pytest.param(frame(V1_PONG, TEXT, masked=False), id="unmasked"),
+        pytest.param(frame(V1_PONG, TEXT, last=False), id="a fragment"),
+        pytest.param(frame(V1_PONG, TEXT, reserved=4), id="compressed"),
+        pytest.param(frame(V1_PONG, BINARY), id="binary"),
+        pytest.param(frame(b"17", PING), id="a ping"),
+        pytest.param(frame(b"a pong", PONG), id="without a number"),
+        pytest.param(frame(b'{"type":"pong","n":17} ', TEXT), id="written otherwise"),
+        pytest.param(frame(b'{"type":"join","group":"g","ref":1}', TEXT), id="another frame"),
+        pytest.param(frame(V1_PONG.ljust(126), TEXT), id="long"),
+    ],
+)
+def test_anything_but_a_pong_that_comes_alone_is_autobahns(data: bytes) -> None:
+    opened = Opened()
+    opened.protocol.dataReceived(data)
+    assert (opened.watcher.pongs, opened.watcher.v1_pongs) == ([], [])
+    assert opened.protocol.received == data
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        {"data": b"\x81"},
+        {"current_frame": object()},
+        {"inside_message": True},
+        {"state": 2},
+    ],
+)
+def test_a_pong_in_the_middle_of_something_is_autobahns(before: dict[str, Any]) -> None:
+    opened = Opened()
+    vars(opened.protocol).update(before)
+    opened.protocol.dataReceived(masked(V1_PONG, TEXT))
+    assert (opened.watcher.v1_pongs, opened.protocol.received) == ([], masked(V1_PONG, TEXT))
+
+
+def test_a_pong_between_the_fragments_of_a_message_is_taken() -> None:
+    opened = Opened()
+    opened.protocol.inside_message = True
+    opened.protocol.dataReceived(masked(b"16", PONG))
+    assert opened.watcher.pongs == [16]
+
+
+def test_the_text_of_a_pong_of_a_client_that_is_pinged_otherwise_is_its_own() -> None:
+    opened = Opened()
+    opened.watcher.speaks_v1 = False
+    opened.protocol.dataReceived(masked(V1_PONG, TEXT))
+    assert opened.protocol.received == masked(V1_PONG, TEXT)
+
+
+@pytest.mark.parametrize("name", ["data", "current_frame", "inside_message", "last_ping"])
+def test_an_autobahn_that_reads_in_another_way_takes_all(name: str) -> None:
+    opened = Opened(**{name: "something else"})
+    opened.protocol.dataReceived(masked(V1_PONG, TEXT))
+    assert (opened.watcher.v1_pongs, opened.protocol.received) == ([], masked(V1_PONG, TEXT))
+
+
+# -- pings -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ping", "wire"), [(Ping(7, False), b"\x89\x017"), (Ping(7, True), b'\x81\x15{"type":"ping","n":7}')]
+)
+def test_a_ping_leaves_alone_or_in_the_write_of_messages(ping: Ping, wire: bytes) -> None:
+    opened = Opened()
+    opened.transport.write_shared(Shared(["one"]), ping)
+    opened.transport.ping(ping)
+    assert opened.in_socket == b"\x81\x03one" + wire + wire
+
+
+def test_a_ping_stays_behind_what_waits() -> None:
+    opened = Opened()
+    opened.protocol.transport.socket.room = 0
+    opened.write("hello")
+    opened.transport.ping(Ping(7, False))
+    assert opened.in_twisted == b"\x81\x05hello\x89\x017"
+
+
+def test_what_waits_in_this_process_is_told() -> None:
+    opened = Opened()
+    opened.write("hello")
+    assert opened.watcher.times_behind == 0
+    opened.protocol.transport.socket.room = 3
+    opened.write("hello")
+    opened.write("again")
+    assert opened.watcher.times_behind == 2
 
 
 @pytest.mark.parametrize(

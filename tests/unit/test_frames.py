@@ -525,3 +525,32 @@ def test_every_valid_group_is_one_that_channels_takes(name):
         assert name.isascii()
         assert 1 <= len(name) < 100
         assert not set(name) - set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
+
+
+# The short way for a pong.
+
+
+@given(n=st.integers(0, 10**15 - 1), space=st.booleans())
+def test_the_number_of_a_pong_is_what_the_whole_parser_reads(n: int, space: bool) -> None:
+    text = json.dumps({"type": "pong", "n": n}, separators=None if space else (",", ":"))
+    assert frames.pong_number(text.encode()) == n
+    assert frames.parse(text) == ClientPong(n=n)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"type":"pong"}',
+        '{"type":"pong","n":-1}',
+        '{"type":"pong","n":01}',
+        '{"type":"pong","n":1.0}',
+        '{"type":"pong","n":1}{',
+        '{"type":"ping","n":1}',
+        '{"n":1,"type":"pong"}',
+        '{"type":"pong","n":1,"more":2}',
+        f'{{"type":"pong","n":{10**15}}}',
+        "",
+    ],
+)
+def test_any_other_text_has_no_number_and_goes_to_the_parser(text: str) -> None:
+    assert frames.pong_number(text.encode()) is None

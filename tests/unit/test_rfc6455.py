@@ -42,6 +42,41 @@ def test_frames_one_behind_the_other_stay_apart(parts: list[bytes]) -> None:
     assert [frame.data for frame in read(wire, len(parts))] == parts
 
 
+def of_a_client(opcode: Opcode, payload: bytes, *, fin: bool = True) -> bytes:
+    """The bytes that a client sends for one frame, as the library makes them: with a mask."""
+    return Frame(opcode, payload, fin=fin).serialize(mask=True)
+
+
+COMPRESSED = bytes((0x80 | 0x40 | Opcode.TEXT,)) + of_a_client(Opcode.TEXT, b"1")[1:]
+
+
+@given(payload=st.binary(max_size=125), opcode=st.sampled_from([Opcode.TEXT, Opcode.BINARY, Opcode.PONG]))
+def test_a_short_frame_of_a_client_is_read(payload: bytes, opcode: Opcode) -> None:
+    assert rfc6455.short_frame(of_a_client(opcode, payload)) == (opcode, payload)
+
+
+@given(wire=st.binary(max_size=140))
+def test_bytes_that_are_no_frame_raise_nothing(wire: bytes) -> None:
+    read = rfc6455.short_frame(wire)
+    assert read is None or len(read[1]) == len(wire) - 6
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(of_a_client(Opcode.PONG, b"17")[:-1], id="a part of a frame"),
+        pytest.param(of_a_client(Opcode.PONG, b"17") * 2, id="two frames"),
+        pytest.param(of_a_client(Opcode.TEXT, b"1", fin=False), id="a part of a message"),
+        pytest.param(COMPRESSED, id="a compressed frame"),
+        pytest.param(of_a_client(Opcode.TEXT, bytes(126)), id="a longer frame"),
+        pytest.param(Frame(Opcode.PONG, b"17").serialize(mask=False), id="a frame without mask"),
+    ],
+)
+def test_what_is_not_one_short_frame_is_left_to_the_server(wire: bytes) -> None:
+    assert rfc6455.short_frame(wire) is None
+
+
 def test_a_ping_is_a_ping() -> None:
     (frame,) = read(rfc6455.frame(rfc6455.PING, b"17"), 1)
     assert (frame.opcode, frame.data) == (Opcode.PING, b"17")

@@ -7,11 +7,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from realtime.schedule import Schedule
+from realtime.schedule import SLOTS, Schedule
 
 # Few of each, so that keys are moved and times are shared.
 keys = st.integers(0, 5)
-times = st.integers(0, 20).map(float)
+times = st.integers(0, 40).map(lambda number: number / (2 * SLOTS))
 
 
 class ScheduleAgainstADictionary(RuleBasedStateMachine):
@@ -47,12 +47,21 @@ class ScheduleAgainstADictionary(RuleBasedStateMachine):
     @invariant()
     def agree(self):
         assert len(self.schedule) == len(self.times)
-        assert self.schedule.next_at == min(self.times.values(), default=None)
+        if self.times:
+            assert self.schedule.next_at <= min(self.times.values())
+        else:
+            assert self.schedule.next_at is None
         self.times_before = dict(self.times)
 
 
 TestScheduleAgainstADictionary = ScheduleAgainstADictionary.TestCase
 TestScheduleAgainstADictionary.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+
+
+def test_the_next_time_is_at_most_a_slot_early():
+    schedule = Schedule()
+    schedule.set("key", 7.03)
+    assert 7.03 - 1 / SLOTS < schedule.next_at <= 7.03
 
 
 def test_an_empty_schedule_has_no_next_time():
@@ -97,7 +106,7 @@ def test_memory_follows_the_number_of_keys_and_not_of_moves():
     for move in range(100_000):
         schedule.set(move % 10, float(move))
     assert len(schedule) == 10
-    assert len(schedule._heap) < 200
+    assert len(schedule._numbers) < 200
 
 
 def test_the_order_survives_many_moves():
@@ -109,11 +118,11 @@ def test_the_order_survives_many_moves():
     assert schedule.due(0.5) == sorted((key for key in at if at[key] <= 0.5), key=at.get)
 
 
-def test_discarded_keys_are_not_kept_alive_by_the_heap():
+def test_discarded_keys_are_not_kept_alive_by_their_slots():
     schedule = Schedule()
     schedule.set("far", 1e9)
     for key in range(100_000):
         schedule.set(key, 1e8 + key)
         schedule.discard(key)
     assert len(schedule) == 1
-    assert len(schedule._heap) < 200
+    assert len(schedule._numbers) < 200

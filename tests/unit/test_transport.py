@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from realtime.closing import CloseReason
-from realtime.transport import AsgiTransport, Event, finishes_at_once
+from realtime.transport import AsgiTransport, Event, Options, finishes_at_once
 from tests.support.eventually import eventually_async
+from tests.support.watching import Watching
 
+OPTIONS = Options(max_unsent=1000, send_timeout=10.0)
 MESSAGE: Event = {"type": "websocket.send", "text": "hello"}
 
 
@@ -22,7 +24,7 @@ class Server:
         self.events: list[Event] = []
         self.raises: Exception | None = None
         self.suspends = False
-        self.failures: list[tuple[CloseReason, BaseException | None]] = []
+        self.watcher = Watching()
 
     async def send(self, event: Event) -> None:
         if self.raises is not None:
@@ -34,15 +36,11 @@ class Server:
     send.__module__ = "daphne.server"
 
     def transport(self, *, max_unsent: int = 1000) -> AsgiTransport:
-        return AsgiTransport(
-            self.send,
-            max_unsent=max_unsent,
-            send_timeout=10.0,
-            on_failure=self.failed,
-        )
+        return AsgiTransport(self.send, Options(max_unsent=max_unsent, send_timeout=10.0), self.watcher)
 
-    def failed(self, reason: CloseReason, error: BaseException | None) -> None:
-        self.failures.append((reason, error))
+    @property
+    def failures(self) -> list[tuple[CloseReason, BaseException | None]]:
+        return list(zip(self.watcher.failures, self.watcher.errors, strict=True))
 
     def accepted(self, **options: Any) -> AsgiTransport:
         transport = self.transport(**options)
@@ -153,7 +151,7 @@ async def test_a_close_that_has_to_wait_is_sent_after_its_last_words_all_the_sam
         await server.send(event)
 
     send.__module__ = module
-    transport = AsgiTransport(send, max_unsent=1000, send_timeout=10.0, on_failure=server.failed)
+    transport = AsgiTransport(send, OPTIONS, server.watcher)
     await transport.accept({"type": "websocket.accept"})
     transport.close({"type": "websocket.close", "code": 4000}, MESSAGE)
     transport.write(MESSAGE, 5)
@@ -173,7 +171,9 @@ async def test_a_close_that_waits_too_long_is_given_up() -> None:
             given_up.set()
             raise
 
-    transport = AsgiTransport(send, max_unsent=1000, send_timeout=0.05, on_failure=server.failed)
+    transport = AsgiTransport(
+        send, Options(max_unsent=1000, send_timeout=0.05, close_limit=0.05), server.watcher
+    )
     await transport.accept({"type": "websocket.accept"})
     transport.close({"type": "websocket.close", "code": 4000})
     await asyncio.wait_for(given_up.wait(), 5)
@@ -234,10 +234,7 @@ async def test_a_send_that_fails_in_the_queue_ends_with_a_close() -> None:
 
     send.__module__ = "uvicorn.server"
     transport = AsgiTransport(
-        send,
-        max_unsent=1000,
-        send_timeout=10.0,
-        on_failure=lambda *_: transport.close({"type": "websocket.close", "code": 4009}),
+        send, OPTIONS, Watching(lambda _: transport.close({"type": "websocket.close", "code": 4009}))
     )
     await transport.accept({"type": "websocket.accept"})
     transport.write(MESSAGE, 5)

@@ -8,8 +8,10 @@ from websockets.frames import Close
 from wsproto.connection import ConnectionState
 
 from realtime.closing import CloseReason
+from realtime.transport import Options
 from realtime.transports import transport_for
 from realtime.uvicorn_transport import UvicornTransport
+from tests.support.watching import Watching
 
 REPORT = {"type": "websocket.disconnect", "code": 1005}
 THEIRS = Close(1001, "")
@@ -44,11 +46,9 @@ Protocol.__module__ = Protocol.send.__module__ = "uvicorn.protocols.websockets.w
 def transport_on(protocol: Protocol, failures: list[CloseReason] | None = None) -> UvicornTransport:
     transport = transport_for(
         protocol.send,
+        Options(max_unsent=1000, send_timeout=1.0),
+        Watching(lambda reason: (failures if failures is not None else []).append(reason)),
         direct=True,
-        max_unsent=1000,
-        send_timeout=1.0,
-        on_failure=lambda reason, _: (failures if failures is not None else []).append(reason),
-        on_pong=lambda _: None,
     )
     assert isinstance(transport, UvicornTransport)
     return transport
