@@ -2,8 +2,9 @@
 
 `python -m benchmarks.fanout` runs every contender in turn. Each server gets 100 connections, then 1,000, then
 3,000, all in one group. At each size, messages of 200 bytes are published at a calm rate (latency from the
-publisher's decision to the client's read, over all clients), then with two publishes unfinished at any time
-(deliveries a second; microseconds of the server's CPU for each, Redis apart). Order and losses are checked.
+publisher's decision to the client's read, over all clients; microseconds of the server's CPU for each
+delivery, pings included), then with two publishes unfinished at any time (deliveries a second; microseconds
+of the server's CPU for each, Redis apart). Order and losses are checked.
 
 Only ratios within one run mean something: the same program moves by 20 to 50 % between a quiet machine and a
 busy one. The generator's own CPU for each delivery is in the table; where it is about the server's, the
@@ -25,6 +26,7 @@ COLUMNS = (
     Column("server_us", "server µs", 1),
     Column("redis_us", "redis µs", 1),
     Column("generator_us", "generator µs", 1),
+    Column("calm_us", "calm µs", 1),
     Column("p50_ms", "p50 ms", 1),
     Column("p99_ms", "p99 ms", 1),
 )
@@ -41,7 +43,7 @@ def calm_rate(size: int) -> float:
 
 def measure(running: Running, size: int, options: argparse.Namespace) -> dict[str, object]:
     crowd = running.crowd
-    calm = crowd.calm(rate=calm_rate(size), seconds=options.seconds)
+    calm = crowd.calm(rate=calm_rate(size), seconds=options.calm_seconds)
     full = crowd.saturate(unfinished=options.unfinished, warm_up=options.warm_up, seconds=options.seconds)
     each = {name: used / max(1, full["deliveries"]) * 1e6 for name, used in full["cpu"].items()}
     return {
@@ -50,6 +52,7 @@ def measure(running: Running, size: int, options: argparse.Namespace) -> dict[st
         "redis_us": each.get("redis"),
         "message_ms": each["server"] * size / 1e3,
         "generator_us": each["generator"],
+        "calm_us": calm["cpu"]["server"] / max(1, calm["deliveries"]) * 1e6,
         "p50_ms": calm["latency"]["p50"],
         "p99_ms": calm["latency"]["p99"],
         "max_ms": calm["latency"]["max"],
@@ -80,6 +83,9 @@ def goals(results: Results) -> list[Goal]:
     def cost(other: str, size: int) -> float | None:
         return results.ratio("server_us", ("ours", size), (other, size))
 
+    def calm(other: str) -> float | None:
+        return results.ratio("calm_us", ("ours", 1000), (other, 1000))
+
     late = results.ratio("p50_ms", ("plain", 3000), ("ours", 3000))
     return [
         Goal("deliveries/s against plain Channels, 1,000 connections", faster("ours", "plain", 1000), 20),
@@ -88,6 +94,8 @@ def goals(results: Results) -> list[Goal]:
         Goal(
             "CPU per delivery against websockets, 1,000 connections", cost("websockets", 1000), 1, most=True
         ),
+        Goal("CPU per calm delivery against websockets, 1,000 connections", calm("websockets"), 1.2, most=True),
+        Goal("CPU per calm delivery against Socket.IO, 1,000 connections", calm("socket.io"), 1.1, most=True),
         Goal("p50 of plain Channels against ours, 3,000 connections, calm", late, 25),
         Goal("AsgiTransport on Daphne against plain Channels, 1,000", faster("ours-asgi", "plain", 1000), 4),
         Goal(
@@ -109,14 +117,17 @@ def _broken(results: Results) -> float:
 def main() -> None:
     asked = parser(__doc__)
     asked.add_argument("--connections", type=int, nargs="+", default=[100, 1000, 3000], metavar="N")
-    asked.add_argument("--seconds", type=float, default=5.0, help="of calm, and of saturation, at each size")
+    asked.add_argument("--seconds", type=float, default=5.0, help="of saturation, at each size")
+    # Two rounds of pings after writes.
+    asked.add_argument("--calm-seconds", type=float, default=12.0, help="of calm, at each size")
     asked.add_argument("--warm-up", type=float, default=1.0, help="seconds before saturation is measured")
     asked.add_argument(
         "--unfinished", type=int, default=2, metavar="N", help="publishes under way; 2 unless given"
     )
     options = asked.parse_args()
     if options.quick:
-        options.repeats, options.connections, options.seconds, options.warm_up = 1, [5, 10], 0.3, 0.1
+        options.repeats, options.connections, options.warm_up = 1, [5, 10], 0.1
+        options.seconds = options.calm_seconds = 0.3
     require_files(max(options.connections))
     results = Results("fanout", options)
     with Stage() as stage:

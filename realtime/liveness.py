@@ -231,9 +231,10 @@ class Liveness:
             return PING if expected >= self._probe_at else NOTHING
         if not self._unanswered and self._probe_at == inf:
             probe_after = self._limits.probe_after
-            # A client that lived just now has its own time already. Of those that were quiet, all members of
-            # a group may be written to in one instant, and are not all to be pinged in one.
-            quiet = now - self.last_proof_at > probe_after
+            # A client that answered just now has its own time already. Of those that were quiet, or were never
+            # asked, all members of a group may be written to in one instant, and are not all to be pinged in
+            # one.
+            quiet = not self._last_n or now - self.last_proof_at > probe_after
             self._probe_at = now + probe_after * (self._spread if quiet else 1.0)
             self._arrange()
             return LOOK
