@@ -94,8 +94,8 @@ def goals(results: Results) -> list[Goal]:
         Goal(
             "CPU per delivery against websockets, 1,000 connections", cost("websockets", 1000), 1, most=True
         ),
-        Goal("CPU per calm delivery against websockets, 1,000 connections", calm("websockets"), 1.2, most=True),
-        Goal("CPU per calm delivery against Socket.IO, 1,000 connections", calm("socket.io"), 1.1, most=True),
+        Goal("CPU per calm delivery against websockets, 1,000", calm("websockets"), 1.2, most=True),
+        Goal("CPU per calm delivery against Socket.IO, 1,000", calm("socket.io"), 1.1, most=True),
         Goal("p50 of plain Channels against ours, 3,000 connections, calm", late, 25),
         Goal("AsgiTransport on Daphne against plain Channels, 1,000", faster("ours-asgi", "plain", 1000), 4),
         Goal(

@@ -120,7 +120,6 @@ class Liveness:
         "_reach",
         "_reads_until",
         "_regular_ping_at",
-        "_ride_at",
         "_spread",
         "_unanswered",
         "_written",
@@ -151,11 +150,8 @@ class Liveness:
         # until when a client may read what lies there before the oldest ping.
         self._acknowledged = 0
         self._kernel_heard_at = self._reads_until = -inf
-        # Writes up to so many bytes in all, and before this time, change nothing: the next ping is arranged
-        # for.
+        # Writes up to so many bytes in all change nothing: the next ping is arranged for.
         self._notice_above: float = -1 if pingable else inf
-        # From when on a write may have to take the next ping with it.
-        self._ride_at = inf
         self._wrote_at = now
         self.last_proof_at = now
         """When the client last sent anything."""
@@ -214,26 +210,23 @@ class Liveness:
         """
         self._messages += messages
         self._written += size
-        # Almost every write ends here: this is done for each member of a group.
-        if self._written > self._notice_above or now >= self._ride_at:
-            return self._notice(now)
+        # A ping that leaves in a write costs a third of one that leaves alone. So it leaves in the last write
+        # before its time: if the next one comes after the same pause, it comes too late.
+        is_last = 2 * now - self._wrote_at >= self._probe_at
         self._wrote_at = now
+        # Almost every write ends here: this is done for each member of a group.
+        if is_last or self._written > self._notice_above:
+            return self._notice(now, is_last)
         return NOTHING
 
-    def _notice(self, now: float) -> int:
+    def _notice(self, now: float, is_last: bool) -> int:
         """Arrange for a ping that what was written calls for."""
-        expected, self._wrote_at = 2 * now - self._wrote_at, now
-        if self._written - self._written_at_ping >= self._limits.probe_bytes:
+        if is_last or self._written - self._written_at_ping >= self._limits.probe_bytes:
             return PING
-        if now >= self._ride_at:
-            # A ping that leaves in a write costs a third of one that leaves alone; so it leaves in the last
-            # write before its time, as far as that can be foreseen.
-            return PING if expected >= self._probe_at else NOTHING
         if not self._unanswered and self._probe_at == inf:
             probe_after = self._limits.probe_after
-            # A client that answered just now has its own time already. Of those that were quiet, or were never
-            # asked, all members of a group may be written to in one instant, and are not all to be pinged in
-            # one.
+            # A client that answered just now has its own time already. Those that were quiet, or were never
+            # asked, may all be written to in one instant, and are not to be pinged in one.
             quiet = not self._last_n or now - self.last_proof_at > probe_after
             self._probe_at = now + probe_after * (self._spread if quiet else 1.0)
             self._arrange()
@@ -242,7 +235,7 @@ class Liveness:
         return LOOK if self._slow_at < inf else NOTHING
 
     def _arrange(self) -> None:
-        """Recompute up to how many written bytes, and until when, writes need no notice."""
+        """Recompute up to how many written bytes writes need no notice."""
         limits = self._limits
         above: float = -1
         if self._unanswered or self._probe_at < inf:
@@ -250,7 +243,6 @@ class Liveness:
             if self._unanswered:
                 above = min(above, self._acked + limits.max_unacked_bytes)
         self._notice_above = above if self._pingable else inf
-        self._ride_at = self._probe_at - limits.probe_after / 2 if self._pingable else inf
 
     def line(self, waiting: int, acknowledged: int, window: int, now: float) -> None:
         """Note what the kernel knows of the bytes that were written.

@@ -22,15 +22,19 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import redis
+
+from realtime.groups import LayerUnavailable
 from tests.support.agreement import Agreement, Witnesses
 from tests.support.databases import Databases
 from tests.support.growth import MANY_WAVES, WAVES, connections_had, growth_per_connection, memory, wave
 from tests.support.measured import measured
 from tests.support.pairings import Pairing
-from tests.support.phone import Phone
+from tests.support.phone import OUT_OF_ORDER, Phone
 from tests.support.plan import GROUPS, SERVERS, STEADY, Action, plan
 from tests.support.servers import Program, WebServer
 from tests.support.site import Site
+from tests.support.torrent import Torrent
 
 #: Scaled, so that two minutes hold what half an hour does.
 REALTIME = {
@@ -53,6 +57,16 @@ GROWTH_ONCE = 8 * 2**20
 #: From so many seconds on a churn is a long one, which has the time for many waves.
 LONG = 600.0
 
+#: Deliveries a second that these clients, on a machine with two CPUs, take from all servers together.
+DELIVERABLE = 15_000
+#: And so many times that are published in a burst.
+BURST = 5
+BURST_BYTES = 200
+LARGEST_GROUP = """
+    SELECT "group" AS name, count(*) AS members FROM realtime_membership
+    WHERE left_at IS NULL GROUP BY "group" ORDER BY members DESC, name LIMIT 1
+"""
+
 Say = Callable[[str], None]
 
 
@@ -61,6 +75,10 @@ class Outcome:
     """What a churn came to. Counts are those after it has come to rest."""
 
     actions: int
+    bursts: int
+    burst_messages: int
+    burst_deliveries: int
+    """Messages of bursts, times the members that their groups had when the burst began."""
     ends: dict[str, int]
     """How many connections ended for each reason, up to the moment at which all was left alone."""
     sockets: int
@@ -86,6 +104,9 @@ class Churn:
         self.reaper: Program = site.reaper()
         self.phones: dict[str, Phone] = {}
         self.done: Counter[str] = Counter()
+        self.burst_messages = 0
+        self.burst_deliveries = 0
+        """What the members of the groups had to be written for them."""
         # What is done to one of them happens in its order; to different ones, side by side.
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._logs = (site.folder / f"phone-{number}.log" for number in range(10**6))
@@ -122,6 +143,8 @@ class Churn:
                 self.phones[action.who].tell(do=action.what, group=action.group)
             case "publish":
                 self.phones[action.who].tell(do="publish", group=action.group, data=action.at)
+            case "burst":
+                await self._burst(action.seconds)
             case "kill-server" | "stop-server":
                 server = self.servers[int(action.who.split()[1])]
                 await self._restart(server, action.seconds, gently=action.what == "stop-server")
@@ -134,6 +157,24 @@ class Churn:
                     redis.flushall()
             case "kill-reaper":
                 await self._restart(self.reaper, action.seconds, gently=False)
+
+    async def _burst(self, seconds: float) -> None:
+        """Publish to the largest group far more than its members can be written, for so many seconds."""
+        largest = await asyncio.to_thread(self.site.database.query, LARGEST_GROUP)
+        for row in largest:
+            torrent = Torrent(
+                self.site,
+                row["name"],
+                per_second=BURST * DELIVERABLE / row["members"],
+                size=BURST_BYTES,
+                tag=f"burst {self.done['burst']}",
+            )
+            # Redis may be down; what is published then reaches nobody.
+            with contextlib.suppress(redis.RedisError, OSError, LayerUnavailable):
+                async with torrent:
+                    await asyncio.sleep(seconds)
+            self.burst_messages += torrent.published
+            self.burst_deliveries += torrent.published * row["members"]
 
     async def _end(self, phone: Phone) -> None:
         phone.off()
@@ -185,6 +226,7 @@ async def churn(site: Site, *, seed: int, seconds: float, say: Say) -> Outcome:
         say(f"at rest after {rest_after:.1f} s: {rest}, {ends}")
         await witnesses.all_reached(GROUPS)
         await chaos.go_home()
+        assert not out_of_order(site)
         empty = await witnesses.agree(within=QUIESCENCE)
         assert empty == Agreement(sockets=0, memberships=0, groups=0)
 
@@ -198,6 +240,9 @@ async def churn(site: Site, *, seed: int, seconds: float, say: Say) -> Outcome:
         assert growth.bytes < GROWTH_PER_CONNECTION or not long
         return Outcome(
             actions=sum(chaos.done.values()),
+            bursts=chaos.done["burst"],
+            burst_messages=chaos.burst_messages,
+            burst_deliveries=chaos.burst_deliveries,
             ends=ends,
             sockets=rest.sockets,
             memberships=rest.memberships,
@@ -208,6 +253,12 @@ async def churn(site: Site, *, seed: int, seconds: float, say: Say) -> Outcome:
         )
     finally:
         chaos.close()
+
+
+def out_of_order(site: Site) -> list[str]:
+    """What the phones logged of messages of one burst that came in another order, or twice."""
+    logs = (log.read_text(errors="replace") for log in site.folder.glob("phone-*.log"))
+    return [line for text in logs for line in text.splitlines() if line.startswith(OUT_OF_ORDER)]
 
 
 def ends_by_reason(site: Site) -> dict[str, int]:

@@ -116,7 +116,7 @@ class Client:
                     self.binary.append(text)
                     continue
                 frame = json.loads(text)
-                self.received.append(Received(time.monotonic(), frame))
+                self._note(frame)
                 if frame["type"] == "ping" and self.answers_pings:
                     await self._pong(frame["n"])
         except ConnectionClosed:
@@ -124,6 +124,10 @@ class Client:
         finally:
             self.closed_at = time.monotonic()
             self.close_code = self._socket.close_code
+
+    def _note(self, frame: Frame) -> None:
+        """Remember a frame that came."""
+        self.received.append(Received(time.monotonic(), frame))
 
     async def _pong(self, n: int) -> None:
         if not self.answers_after:

@@ -26,7 +26,7 @@ from typing import IO, Any
 
 from websockets.exceptions import WebSocketException
 
-from tests.support.clients import Client
+from tests.support.clients import Client, Frame
 from tests.support.eventually import NeverHappened
 from tests.support.servers import Program
 
@@ -35,6 +35,10 @@ PAUSE = (0.2, 1.0)
 #: Seconds for an answer to a command, after which the client begins anew.
 ANSWER = 12.0
 CLOSED = (WebSocketException, OSError, TimeoutError, NeverHappened)
+
+
+#: How a line of the log begins that tells of messages that came in another order than they were sent.
+OUT_OF_ORDER = "out of order"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,25 @@ class Report:
     groups: dict[str, int]
     seen: dict[str, int]
     connects: int
+
+
+class PhoneClient(Client):
+    """Remembers no message of a burst, only whether they came in order."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self._last: dict[tuple[str, str], int] = {}
+
+    def _note(self, frame: Frame) -> None:
+        data = frame.get("data")
+        if frame["type"] != "message" or not isinstance(data, list):
+            super()._note(frame)
+            return
+        tag, number, _ = data
+        burst = frame["group"], tag
+        if number <= self._last.get(burst, -1):
+            print(f"{OUT_OF_ORDER}: {burst} {number} after {self._last[burst]}", flush=True)  # noqa: T201 - its product
+        self._last[burst] = number
 
 
 class Member:
@@ -83,7 +106,7 @@ class Member:
     async def live(self) -> None:
         """Until it is to close, and has."""
         while not self.off:
-            client = Client(self.url)
+            client = PhoneClient(self.url)
             with contextlib.suppress(*CLOSED):
                 await client.open()
                 self.client = client

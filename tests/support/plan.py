@@ -18,6 +18,7 @@ WEIGHTS = {
     "join": 16,
     "leave": 10,
     "publish": 24,
+    "burst": 1.6,
     "kill-server": 1.2,
     "stop-server": 1.2,
     "restart-redis": 0.8,
@@ -54,6 +55,7 @@ class _State:
     on: set[int] = field(default_factory=set)
     awake_at: dict[int, float] = field(default_factory=dict)
     calm_at: float = REST
+    burst_over_at: float = REST
 
 
 def plan(seed: int, seconds: float) -> Iterator[Action]:
@@ -72,9 +74,15 @@ def _next(chance: random.Random, state: _State, at: float) -> Action:
     off = sorted(set(range(PHONES)) - state.on)
     possible = {"connect": bool(off)}
     possible |= dict.fromkeys(("disconnect", "vanish", "sleep", "join", "leave", "publish"), bool(awake))
+    # Bursts come while other things are broken, too.
+    possible["burst"] = bool(awake) and at >= state.burst_over_at
     kinds = [what for what in WEIGHTS if possible.get(what, at >= state.calm_at)]
     (what,) = chance.choices(kinds, [WEIGHTS[kind] for kind in kinds])
     match what:
+        case "burst":
+            seconds = round(chance.uniform(0.5, 2.0), 3)
+            state.burst_over_at = at + seconds + REST
+            return Action(at, what, "burst", seconds=seconds)
         case "connect":
             phone = chance.choice(off)
             state.on.add(phone)
