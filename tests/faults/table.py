@@ -131,6 +131,8 @@ ROWS = (
             ("database locked for a minute", "dropped"),
             ("database gone for a minute", "records_right_after"),
             ("database locked for a minute", "records_right_after"),
+            ("database hung while it is probed", "slowest_answer_after"),
+            ("database hung while it is probed", "receiving_again_after"),
         ),
     ),
     Row(

@@ -4,9 +4,14 @@ nothing, who comes is told to come back, nobody is reaped for it, and the record
 
 import asyncio
 import contextlib
+import json
+import os
 import time
+import urllib.error
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
@@ -20,7 +25,7 @@ from tests.support.memberships import in_layer
 from tests.support.numbers import Numbers, same_layer
 from tests.support.pairings import Pairing, pairings
 from tests.support.postgres import PostgresServer
-from tests.support.servers import WebServer
+from tests.support.servers import RedisServer, WebServer
 from tests.support.site import Site
 
 pytestmark = pytest.mark.faults
@@ -30,6 +35,10 @@ OUTAGE = 4 * INTERVAL  # far longer than a silent process lives
 OPEN_TIMEOUT = 5.0  # how long a client waits for its record
 MINUTE = 60.0
 GROUP = "public.lobby"
+PROBE_TIMEOUT = 5.0  # within which a probe is answered
+SLACK = 1.0  # seconds for a machine that is busy with other tests
+#: Three times as many as the executor of a server's event loop has threads.
+PROBES = 3 * ((os.cpu_count() or 1) + 4)
 
 daphne_or_uvicorn = pytest.mark.parametrize(
     "pairing",
@@ -228,6 +237,75 @@ async def test_while_it_hangs_sockets_receive_and_who_waited_a_moment_is_let_in(
     assert installation.lost() == 0
     measured("database hung", pairing, turned_away_after=waited, dropped=0, messages_lost=0)
     await close_all([*staying, late])
+
+
+def probe(server: WebServer) -> tuple[int, set[str], float]:
+    """Ask `/health/ready`.
+
+    Returns:
+        The status, what is not ready, and the seconds until the answer.
+    """
+    began = time.monotonic()
+    try:
+        with urllib.request.urlopen(server.http("/health/ready"), timeout=20) as answer:  # noqa: S310 - our own
+            status, body = answer.status, answer.read()
+    except urllib.error.HTTPError as refusal:
+        status, body = refusal.code, refusal.read()
+    return status, set(json.loads(body)) - {"ready"}, time.monotonic() - began
+
+
+@pytest.mark.parametrize(
+    "pairing",
+    [
+        Pairing("pubsub", "daphne", "postgres"),
+        pytest.param(Pairing("core", "uvicorn", "postgres"), marks=pytest.mark.matrix),
+    ],
+    ids=str,
+)
+async def test_probes_while_it_hangs_keep_no_process_from_connecting_to_redis_again(
+    pairing: Pairing, tmp_path: Path, breakable_databases: Databases
+) -> None:
+    """Connecting needs a thread of the event loop's executor, to look up the host name of Redis."""
+    redis = RedisServer(tmp_path, tcp=True, interface="localhost")
+    postgres, loop = breakable_databases.postgres, asyncio.get_running_loop()
+    database = breakable_databases.new("postgres")
+    with Site(tmp_path, pairing, database, redis=redis) as site, ThreadPoolExecutor(PROBES + 1) as probes:
+        server = await asyncio.to_thread(site.serve)
+        clients = await connect_many(20, server.websocket(f"/ws/{GROUP}/"))
+        with same_layer(site):
+            async with Numbers(GROUP) as numbers:
+                await numbers.all_back_after(clients, time.monotonic(), within=10)
+                assert (await asyncio.to_thread(probe, server))[:2] == (200, set())
+                postgres.freeze()
+                try:
+                    asked = [loop.run_in_executor(probes, probe, server) for _ in range(PROBES)]
+                    await asyncio.sleep(1.0)  # all of them wait for the database by now
+                    await asyncio.to_thread(redis.restart)
+                    back = await numbers.all_back_after(clients, time.monotonic(), within=3 + SLACK)
+                    answers = await asyncio.gather(*asked)
+                    answers.append(await loop.run_in_executor(probes, probe, server))
+                finally:
+                    postgres.thaw()
+                thawed_at = time.monotonic()
+                await eventually_async(lambda: probe(server)[0] == 200, within=10)
+                ready_after = time.monotonic() - thawed_at
+                await eventually_async(lambda: clients[0].data[-1] == numbers.attempts[-1].number, within=5)
+                await numbers.stop()
+        slowest = max(seconds for _, _, seconds in answers)
+        measured(
+            "database hung while it is probed",
+            pairing,
+            probes=len(answers),
+            slowest_answer_after=slowest,
+            receiving_again_after=back,
+            ready_again_after=ready_after,
+        )
+        assert {status for status, _, _ in answers} == {503}
+        assert all("database" in missing for _, missing, _ in answers)
+        assert answers[-1][1] == {"database"}
+        assert slowest < PROBE_TIMEOUT + SLACK
+        assert all(client.is_open for client in clients)
+        await close_all(clients)
 
 
 class Cable:

@@ -1,7 +1,9 @@
 """What operators and probes see."""
 
 import asyncio
+import os
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,10 +13,39 @@ from django.test import AsyncClient
 
 from realtime import groups, process_records
 
+#: Three times as many as the event loop's executor has threads.
+PROBES = 3 * ((os.cpu_count() or 1) + 4)
+
 
 @pytest.fixture
 def client(memory_layer: None) -> AsyncClient:
     return AsyncClient()
+
+
+class HangingDatabase:
+    """Answers nobody until `go_on`, and counts the threads that ask."""
+
+    def __init__(self) -> None:
+        self.asked: list[threading.Thread] = []
+        self._goes_on = threading.Event()
+
+    def current_round(self) -> int:
+        self.asked.append(threading.current_thread())
+        assert self._goes_on.wait(60)
+        return 0
+
+    def go_on(self) -> None:
+        self._goes_on.set()
+
+
+@pytest.fixture
+def hanging_database(monkeypatch: pytest.MonkeyPatch) -> Iterator[HangingDatabase]:
+    database = HangingDatabase()
+    monkeypatch.setattr(process_records, "current_round", database.current_round)
+    yield database
+    database.go_on()
+    for thread in database.asked:
+        thread.join(10)
 
 
 async def test_metrics_are_in_prometheus_text_format(client: AsyncClient) -> None:
@@ -62,22 +93,16 @@ async def test_a_process_is_not_ready_while_any_layer_of_ours_is_down(
 
 
 async def test_a_probe_gets_its_answer_although_all_hangs(
-    client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+    client: AsyncClient, monkeypatch: pytest.MonkeyPatch, hanging_database: HangingDatabase
 ) -> None:
-    release = threading.Event()
-
     async def hanging(*_: object) -> None:
         await asyncio.sleep(60)
 
-    monkeypatch.setattr("realtime.views.DATABASE_TIMEOUT", 0.1)
+    monkeypatch.setattr("realtime.readiness.ANSWER_TIMEOUT", 0.1)
     monkeypatch.setattr(groups, "CALL_TIMEOUT", 0.1)
     monkeypatch.setattr(groups.layer(), "group_send", hanging)
-    monkeypatch.setattr(process_records, "current_round", lambda: release.wait(60))
-    try:
-        async with asyncio.timeout(5):
-            response = await client.get("/health/ready")
-    finally:
-        release.set()
+    async with asyncio.timeout(5):
+        response = await client.get("/health/ready")
     assert response.json() == {
         "ready": False,
         "database": "TimeoutError",
@@ -95,3 +120,60 @@ async def test_a_process_without_its_database_is_not_ready(
     response = await client.get("/health/ready")
     assert response.status_code == 503
     assert response.json() == {"ready": False, "database": "OperationalError"}
+
+
+async def test_any_number_of_probes_ask_a_database_that_hangs_once(
+    client: AsyncClient, monkeypatch: pytest.MonkeyPatch, hanging_database: HangingDatabase
+) -> None:
+    monkeypatch.setattr("realtime.readiness.ANSWER_TIMEOUT", 0.2)
+    async with asyncio.timeout(30):
+        for _ in range(2):
+            responses = await asyncio.gather(*(client.get("/health/ready") for _ in range(PROBES)))
+            assert {response.status_code for response in responses} == {503}
+            assert responses[0].json() == {"ready": False, "database": "TimeoutError"}
+        # Name resolution needs the loop's executor.
+        assert await asyncio.get_running_loop().run_in_executor(None, lambda: "free") == "free"
+    assert len(hanging_database.asked) == 1
+
+
+async def test_a_probe_under_way_is_answered_when_the_database_goes_on(
+    client: AsyncClient, hanging_database: HangingDatabase
+) -> None:
+    probes = [asyncio.create_task(client.get("/health/ready")) for _ in range(3)]
+    async with asyncio.timeout(30):
+        while not hanging_database.asked:
+            await asyncio.sleep(0.01)
+        # A balancer that hangs up takes the answer from none of the others.
+        probes[0].cancel()
+        await asyncio.wait([probes[0]])
+        hanging_database.go_on()
+        assert [(await probe).status_code for probe in probes[1:]] == [200, 200]
+        assert len(hanging_database.asked) == 1
+        assert (await client.get("/health/ready")).status_code == 200
+    assert len(hanging_database.asked) == 2
+
+
+async def test_a_process_that_exits_does_not_wait_for_the_check_of_a_probe(
+    client: AsyncClient, monkeypatch: pytest.MonkeyPatch, hanging_database: HangingDatabase
+) -> None:
+    monkeypatch.setattr("realtime.readiness.ANSWER_TIMEOUT", 0.1)
+    await client.get("/health/ready")
+    assert [thread.daemon for thread in hanging_database.asked] == [True]
+
+
+async def test_any_number_of_probes_ask_a_layer_that_hangs_once(
+    client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    async def hanging(*_: object) -> None:
+        asked.append(True)
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr("realtime.readiness.ANSWER_TIMEOUT", 0.1)
+    monkeypatch.setattr(groups.layer(), "group_send", hanging)
+    async with asyncio.timeout(30):
+        for _ in range(2):
+            responses = await asyncio.gather(*(client.get("/health/ready") for _ in range(PROBES)))
+            assert responses[0].json() == {"ready": False, "channel_layer": "TimeoutError"}
+    assert len(asked) == 1
