@@ -1,15 +1,20 @@
 """The one thing that the admin does: ask for a confirmation, and then ask the processes to disconnect."""
 
+import uuid
 from collections.abc import Iterable
+from datetime import MAXYEAR, MINYEAR, datetime
 from typing import Any, cast
 
+from django.conf import settings
 from django.contrib import admin, messages
 from django.contrib.admin import helpers
 from django.contrib.admin.models import CHANGE, LogEntry
+from django.core.exceptions import BadRequest
 from django.db.models import QuerySet
 from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
+from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 from django.utils.text import get_text_list
 
@@ -29,19 +34,39 @@ class DisconnectAction(admin.ModelAdmin):  # type: ignore[type-arg]  # takes non
         """Its own permission, or Django's to change connections, which allows nothing else here."""
         return any(request.user.has_perm(f"realtime.{verb}_connection") for verb in ("disconnect", "change"))
 
+    def response_action(
+        self, request: HttpRequest, queryset: QuerySet[Any], *arguments: Any, **options: Any
+    ) -> HttpResponse | None:
+        """Carry out the action, unless the form names what is no id.
+
+        Raises:
+            BadRequest: An id is no UUID. Django would answer 500 when it looks for the row.
+        """
+        for id in request.POST.getlist(helpers.ACTION_CHECKBOX_NAME):
+            try:
+                uuid.UUID(id)
+            except ValueError as error:
+                raise BadRequest(f"{id!r} is not the id of a connection.") from error
+        response: HttpResponse | None = super().response_action(request, queryset, *arguments, **options)
+        return response
+
     @admin.action(description="Disconnect selected connections", permissions=["disconnect"])
     def disconnect_selected(self, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse | None:
-        """Ask whether, and then ask the processes."""
+        """Show the page of confirmation; when that is confirmed, ask the processes.
+
+        Raises:
+            BadRequest: The form has a `before` that is no time.
+        """
         ids = request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)
         across = request.POST.get("select_across") == "1"
         if across:
-            # Nobody was asked about those that came after the page of confirmation.
-            before = parse_datetime(request.POST.get("before", "")) or _database_time()
+            # The page of confirmation did not show connections that came after it.
+            before = _moment(request.POST.get("before", "")) or _database_time()
             selected = queryset.filter(opened_at__lte=before)
         else:
-            # Whatever the list is narrowed to: one that closed meanwhile is to be named as closed.
+            # Not narrowed by the filters of the list: a connection that closed meanwhile is named as closed.
             before = None
-            selected = Connection.objects.filter(pk__in=ids).order_by("-opened_at")
+            selected = self.get_queryset(request).filter(pk__in=ids).order_by("-opened_at")
         made = disconnect.plan(selected)
         if request.POST.get("confirmed"):
             outcome = disconnect.carry_out(made)
@@ -118,6 +143,27 @@ def _names(processes: Iterable[Process]) -> str:
 def _count(number: int, what: str) -> str:
     plural = what if number == 1 else f"{what}es" if what.endswith("s") else f"{what}s"
     return f"{number} {plural}"
+
+
+def _moment(text: str) -> datetime | None:
+    """Read the time that the page of confirmation has put into its form.
+
+    Returns:
+        None when the form has none.
+
+    Raises:
+        BadRequest: The text is no time that `opened_at` could have.
+    """
+    if not text:
+        return None
+    try:
+        moment = parse_datetime(text)
+    except ValueError:
+        moment = None
+    # In the first and in the last year, a time may have no counterpart in the time zone of the database.
+    if moment is None or timezone.is_aware(moment) != settings.USE_TZ or not MINYEAR < moment.year < MAXYEAR:
+        raise BadRequest(f"{text!r} is not a time.")
+    return moment
 
 
 def _database_time() -> Any:

@@ -1,8 +1,11 @@
 """What both lists have in common: nobody changes anything, and no page reads a table whole."""
 
+from collections.abc import Sequence
+from datetime import MAXYEAR, MINYEAR
 from typing import Any, cast
 
 from django.contrib import admin
+from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.views.main import ChangeList
 from django.core.paginator import Paginator
 from django.db.models import QuerySet
@@ -29,8 +32,28 @@ class BoundedPaginator(Paginator):  # type: ignore[type-arg]  # takes none at ru
         return rows.order_by().values("pk")[: self.limit].count()
 
 
+#: What the date hierarchy takes in an address. The day after the last one has to be a date, too, and the
+#: first year may have no counterpart in the time zone of the database.
+UNITS: dict[str, Sequence[int]] = {
+    "year": range(MINYEAR + 1, MAXYEAR),
+    "month": range(1, 13),
+    "day": range(1, 32),
+}
+
+
 class WindowChangeList(ChangeList):
     """A list with a bounded date hierarchy."""
+
+    def get_filters(self, request: HttpRequest) -> Any:
+        """Refuse years, months and days that are none, as Django refuses other filters: by a redirect."""
+        for unit, possible in UNITS.items():
+            for text in request.GET.getlist(f"{self.date_hierarchy}__{unit}"):
+                try:
+                    if int(text) not in possible:
+                        raise ValueError(f"{text} is no {unit}")
+                except ValueError as error:
+                    raise IncorrectLookupParameters(error) from error
+        return super().get_filters(request)
 
     def calendar(self) -> dict[str, Any] | None:
         """What Django's template of the date hierarchy takes; None while there are no rows."""
@@ -39,11 +62,12 @@ class WindowChangeList(ChangeList):
         first, last = times.first(), times.last()
         if first is None or last is None:
             return None
-        chosen = {
-            unit: int(self.params[name])
-            for unit in ("year", "month", "day")
-            if (name := f"{field}__{unit}") in self.params
-        }
+        chosen = {}
+        for unit in UNITS:
+            if (name := f"{field}__{unit}") not in self.params:
+                # A month without its year, or a day without its month, is no place in the calendar.
+                break
+            chosen[unit] = int(self.params[name])
         shown = calendar(cells.local(first).date(), cells.local(last).date(), chosen)
 
         def link(lookup: dict[str, int]) -> str:

@@ -328,6 +328,37 @@ def test_a_day_that_is_none_is_refused_as_django_does(admin_client):
     assert response.headers["Location"].endswith("?e=1")
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "opened_at__day=99",
+        "opened_at__day=0",
+        "opened_at__day=99999999999999999999",
+        "opened_at__month=13",
+        "opened_at__year=1",
+        "opened_at__year=9999&opened_at__month=12",
+        "opened_at__year=9999&opened_at__month=12&opened_at__day=31",
+        "opened_at__year=99999999999999999999",
+        "opened_at__year=2026&opened_at__year=x",
+    ],
+)
+def test_a_date_in_the_address_that_is_none_is_refused(admin_client, address):
+    open_connections(a_process(), 1)
+
+    response = admin_client.get(f"{reverse(CONNECTIONS)}?{address}")
+
+    assert response.headers["Location"].endswith("?e=1")
+    assert admin_client.get(response.headers["Location"]).status_code == 200
+
+
+def test_a_day_without_its_year_is_not_looked_up_in_the_calendar(admin_client):
+    open_connections(a_process(), 1)
+    Connection.objects.update(opened_at="2026-02-28T12:00:00Z")
+
+    assert listed(admin_client, CONNECTIONS, opened_at__month="2", opened_at__day="31") == []
+    assert len(listed(admin_client, CONNECTIONS, opened_at__month="2", opened_at__day="28")) == 1
+
+
 def test_an_empty_list_has_no_dates(admin_client):
     assert 'class="toplinks"' not in page_of(admin_client, CONNECTIONS)
 

@@ -9,14 +9,15 @@ from datetime import timedelta
 
 import pytest
 from channels.layers import channel_layers
+from django.contrib import admin
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission
 from django.db.models.functions import Now
 from django.test import Client
-from django.urls import reverse
+from django.urls import path, reverse
 
 from realtime import groups, records
-from realtime.admin import disconnect
+from realtime.admin import ConnectionAdmin, ProcessAdmin, disconnect
 from realtime.closing import CloseReason
 from realtime.models import Connection, Process
 from tests.support.rows import USER_KEY, a_process, closings, make_lost, open_connections
@@ -25,6 +26,20 @@ pytestmark = pytest.mark.django_db
 
 LIST = "/admin/realtime/connection/"
 PROCESS_KICK = {"memberships": [], "reason": "kicked"}
+
+
+class RoomAdmin(ConnectionAdmin):
+    """What a project registers that shows each of its staff only some connections."""
+
+    def get_queryset(self, request):
+        return super().get_queryset(request).filter(path__startswith="/ws/room/")
+
+
+rooms = admin.AdminSite(name="rooms")
+rooms.register(Connection, RoomAdmin)
+rooms.register(Process, ProcessAdmin)
+#: With `urls = __name__`, these are the addresses of the project.
+urlpatterns = [path("admin/", admin.site.urls), path("rooms/", rooms.urls)]
 
 
 @pytest.fixture
@@ -42,9 +57,9 @@ def told(monkeypatch):
     return kicks
 
 
-def post(client, ids, address: str = LIST, **more: str):
+def post(client, ids, address: str = LIST, *, follow: bool = False, **more: str):
     selected = {"action": "disconnect_selected", "_selected_action": [str(id) for id in ids]}
-    return client.post(address, {**selected, **more})
+    return client.post(address, {**selected, **more}, follow=follow)
 
 
 def confirm(client, response, address: str = LIST) -> list[str]:
@@ -276,6 +291,67 @@ def test_who_may_not_look_or_may_only_look_disconnects_nobody(client, django_use
     post(client, [id], confirmed="yes")
 
     assert told == []
+
+
+@pytest.mark.urls(__name__)
+@pytest.mark.parametrize("across", [{}, {"select_across": "1"}], ids=["selected", "all"])
+def test_an_admin_that_shows_some_connections_disconnects_no_others(admin_client, told, across):
+    shown, hidden = open_connections(a_process(), 2)
+    Connection.objects.filter(pk=shown).update(path="/ws/room/7/")
+
+    said = post(
+        admin_client,
+        [shown, hidden],
+        "/rooms/realtime/connection/",
+        confirmed="yes",
+        follow=True,
+        **across,
+    )
+
+    assert [connections for _, connections in told] == [[str(shown)]]
+    assert [str(message) for message in said.context["messages"]] == [
+        "Asked 1 process to disconnect 1 connection."
+    ]
+
+
+@pytest.mark.parametrize("confirmed", [{}, {"confirmed": "yes"}], ids=["asked", "confirmed"])
+@pytest.mark.parametrize("id", ["nonsense", "", "\0"])
+def test_an_id_that_is_none_is_a_bad_request(admin_client, told, id, confirmed):
+    (well,) = open_connections(a_process(), 1)
+
+    assert post(admin_client, [well, id], **confirmed).status_code == 400
+    assert told == []
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "nonsense",
+        "2020-13-45T99:99",
+        "2020-01-01T00:00",
+        "2020-01-01T00:00:00+99:99",
+        "0001-01-01T00:00:00+14:00",
+        "9999-12-31T23:59:59-14:00",
+        "\0",
+    ],
+)
+def test_a_time_of_confirmation_that_is_none_is_a_bad_request(admin_client, told, before):
+    (id,) = open_connections(a_process(), 1)
+
+    response = post(admin_client, [id], select_across="1", before=before, confirmed="yes")
+
+    assert response.status_code == 400
+    assert told == []
+
+
+def test_without_time_zones_the_time_of_confirmation_has_none(admin_client, told, settings):
+    settings.USE_TZ = False
+    (id,) = open_connections(a_process(), 1)
+    Connection.objects.update(opened_at=Now() - timedelta(seconds=5))
+
+    said = confirm(admin_client, post(admin_client, [id], select_across="1"))
+
+    assert said == ["Asked 1 process to disconnect 1 connection."]
 
 
 def test_what_is_confirmed_has_to_come_from_our_own_page(admin_user, told):
