@@ -194,10 +194,16 @@ class Ledger:
             except Error as error:
                 metrics.record_errors.inc()
                 if batch.is_for_its_rows(error):
-                    # Tried alone and refused: it would be refused for ever.
+                    # Tried alone and refused: it would be refused for ever. The database works, so the
+                    # writes that wait for this try go on.
+                    self._outage.over()
                     raise
                 stamp = write.stamp
                 await self._outage.pause(error)
+            except BaseException:
+                # Perhaps all others wait for this try, whose outcome is not known here any more.
+                self._outage.over()
+                raise
             else:
                 self._outage.over()
                 return result

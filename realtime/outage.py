@@ -11,8 +11,10 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 5.0
 
 
 class Outage:
-    """The pauses between tries while the database takes nothing: of all that wait, one tries, ever more
-    seldom; when anything was written again, all do.
+    """The pauses between tries while the database takes nothing.
+
+    One waiting write retries, with growing pauses. When any write succeeds, all retry. When the one that
+    retries ends in another way, its caller says `over`, or the others would wait for ever.
     """
 
     def __init__(self) -> None:
@@ -44,7 +46,7 @@ class Outage:
             self._somebody_tries = False
 
     def over(self) -> None:
-        """Something was written."""
+        """Let all writes that wait try again: one was written, or the one that tried ended otherwise."""
         if self._failures:
             self._failures = 0
             self._back.set()

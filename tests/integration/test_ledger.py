@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import pytest
-from django.db import OperationalError
+from django.db import IntegrityError, OperationalError
 
 from realtime import batch, ledger, outage, process_records, records
 from realtime.closing import CloseReason
@@ -41,6 +41,10 @@ class Database:
         """How many rows each try had."""
         self.hangs = threading.Event()
         self.refuses = False
+        self.refused_row: uuid.UUID | None = None
+        """The connection whose row breaks a rule, while the database is well."""
+        self.fault: Exception | None = None
+        """What a write raises that is no error of the database."""
         self.goes_on = threading.Event()
         monkeypatch.setattr(records, "open_connections", self._open)
         monkeypatch.setattr(records, "close_connections", self._close)
@@ -51,6 +55,8 @@ class Database:
 
     def _close(self, closings: list[Closing], stamp: uuid.UUID) -> set[uuid.UUID]:
         self._answer(len(closings))
+        if self.refused_row in {closing.id for closing in closings}:
+            raise IntegrityError("this row breaks a rule")
         self.closed += closings
         return {closing.id for closing in closings}
 
@@ -61,6 +67,9 @@ class Database:
             assert self.goes_on.wait(10)
         if self.refuses:
             raise OperationalError("the database is starting up")
+        if self.fault is not None:
+            error, self.fault = self.fault, None
+            raise error
 
 
 @pytest.fixture
@@ -191,6 +200,56 @@ async def test_who_tries_for_all_may_be_cancelled(writer: Ledger, database: Data
     closes[0].cancel()
     database.refuses = False
     assert await asyncio.wait_for(asyncio.gather(*closes[1:]), 5) == [True, True]
+
+
+async def closes_that_wait_for_the_first(
+    writer: Ledger, database: Database, *closings: Closing
+) -> list[asyncio.Task[bool]]:
+    """Closes of these in an outage of which only the first still tries."""
+    database.refuses = True
+    closes = [asyncio.create_task(writer.close(closing)) for closing in closings]
+    # All have failed together, and the first has tried again alone.
+    await eventually_async(lambda: database.asked[-2:] == [1, 1], within=5, every=0.01)
+    return closes
+
+
+async def test_writes_that_wait_for_one_go_on_when_its_row_is_refused(
+    writer: Ledger, database: Database
+) -> None:
+    closings = [a_closing() for _ in range(3)]
+    first, *others = await closes_that_wait_for_the_first(writer, database, *closings)
+    database.refused_row = closings[0].id
+    database.refuses = False
+    with pytest.raises(IntegrityError):
+        await asyncio.wait_for(first, 5)
+    assert await asyncio.wait_for(asyncio.gather(*others), 5) == [True, True]
+
+
+async def test_writes_that_wait_for_one_go_on_when_its_try_ends_by_a_fault(
+    writer: Ledger, database: Database
+) -> None:
+    first, *others = await closes_that_wait_for_the_first(writer, database, *(a_closing() for _ in range(3)))
+    database.fault = RuntimeError("a fault")
+    database.refuses = False
+    with pytest.raises(RuntimeError, match="a fault"):
+        await asyncio.wait_for(first, 5)
+    assert await asyncio.wait_for(asyncio.gather(*others), 5) == [True, True]
+
+
+async def test_writes_that_wait_for_one_go_on_when_it_is_cancelled_in_its_try(
+    writer: Ledger, database: Database
+) -> None:
+    first, *others = await closes_that_wait_for_the_first(writer, database, *(a_closing() for _ in range(3)))
+    tries = database.tries
+    database.hangs.set()
+    await eventually_async(lambda: database.tries > tries, within=5, every=0.01)
+    # It hangs in the database.
+    first.cancel()
+    await asyncio.wait([first])
+    database.hangs.clear()
+    database.refuses = False
+    database.goes_on.set()
+    assert await asyncio.wait_for(asyncio.gather(*others), 5) == [True, True]
 
 
 async def test_any_write_that_succeeds_ends_the_waiting(
