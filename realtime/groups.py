@@ -30,6 +30,9 @@ CALL_TIMEOUT = 5.0
 #: Seconds after which the listing of everything in a layer is given up.
 LISTING_TIMEOUT = 60.0
 
+#: The rule that the message of BadGroup ends with.
+NAMES = 'use 1 to 99 ASCII letters, digits, "-", "_" and ".", not starting with "realtime.".'
+
 #: The beginning of the names of channels for what processes say to each other.
 CONTROL = "realtime.control."
 
@@ -58,7 +61,7 @@ class NoSuchLayer(LayerUnavailable):
 
 
 class BadGroup(RealtimeError, TypeError, ValueError):
-    """use 1 to 99 ASCII letters, digits, "-", "_" and ".", not starting with "realtime."."""
+    """No group can have this name; the message says which names are possible."""
 
 
 def layer(alias: str = DEFAULT_CHANNEL_LAYER) -> Layer:
@@ -108,7 +111,7 @@ def _control_at(address: str) -> tuple[Layer, str]:
 def require_valid(group: str) -> None:
     """Raises BadGroup unless this is a name that a group can have."""
     if not frames.valid_group(group):
-        raise BadGroup(f"{group!r} cannot be a group's name; {BadGroup.__doc__}")
+        raise BadGroup(f"{group!r} cannot be a group's name; {NAMES}")
 
 
 async def _call(name: str, call: Coroutine[Any, Any, Result]) -> Result:

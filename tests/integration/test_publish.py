@@ -3,6 +3,9 @@
 import asyncio
 import io
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -15,7 +18,7 @@ from django.core.management import CommandError, call_command
 import realtime
 from realtime import frames, groups
 from realtime.errors import RealtimeError
-from tests.support.servers import RedisServer
+from tests.support.servers import CHECKOUT, RedisServer
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +107,22 @@ def test_a_line_that_is_no_json_is_named_and_what_came_before_it_is_counted(
 async def test_what_cannot_be_a_group_is_refused(group: str) -> None:
     with pytest.raises(groups.BadGroup, match="ASCII letters"):
         await realtime.apublish(group, 1)
+
+
+def test_a_refusal_says_the_rule_where_python_strips_docstrings() -> None:
+    program = 'import realtime, django; django.setup(); realtime.publish("a b", 1)'
+    refused = subprocess.run(
+        [sys.executable, "-OO", "-c", program],
+        cwd=CHECKOUT,
+        env=os.environ | {"DJANGO_SETTINGS_MODULE": "tests.support.settings"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert refused.stderr.splitlines()[-1] == (
+        "realtime.groups.BadGroup: 'a b' cannot be a group's name; use 1 to 99 ASCII letters, digits, "
+        '"-", "_" and ".", not starting with "realtime.".'
+    )
 
 
 async def test_what_has_no_json_is_refused() -> None:
