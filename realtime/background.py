@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
+from contextvars import Context
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -9,9 +10,24 @@ Result = TypeVar("Result")
 _running: set[asyncio.Task[Any]] = set()
 
 
+def create(
+    work: Coroutine[Any, Any, Result], *, name: str | None = None, context: Context | None = None
+) -> asyncio.Task[Result]:
+    """Create a task that does not run before its creator goes on.
+
+    Under `asyncio.eager_task_factory` (Python 3.12) a task runs up to its first pause while it is created.
+    The creators of tasks here first note the task, and what it is to read, and then let it run.
+    """
+    loop = asyncio.get_running_loop()
+    if loop.get_task_factory() is None:
+        return loop.create_task(work, name=name, context=context)
+    # The factory may be an eager one, which nothing tells.
+    return asyncio.Task(work, loop=loop, name=name, context=context)
+
+
 def start(work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
     """A task that nobody has to keep: the loop itself has only weak references to its tasks."""
-    task = asyncio.get_running_loop().create_task(work)
+    task = create(work)
     keep(task, _running)
     return task
 

@@ -26,7 +26,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from realtime import conf
+from realtime import background, conf
 
 logger = logging.getLogger("realtime.drain")
 
@@ -71,7 +71,7 @@ class Drain:
                 # The server waits for this before it stops, so it must go on, whatever fails here.
                 logger.exception("Stopping failed; rounds will do what is left")
                 recording = asyncio.sleep(0)
-            self._ending = asyncio.get_running_loop().create_task(self._end(recording))
+            self._ending = background.create(self._end(recording))
         return self._ending
 
     async def _end(self, recording: Coroutine[Any, Any, None]) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from channels import DEFAULT_CHANNEL_LAYER
 from channels.db import database_sync_to_async
 
-from realtime import differences, groups, process_records, records
+from realtime import background, differences, groups, process_records, records
 from realtime.closing import CloseReason
 from realtime.differences import Difference, Held, Kind, Layer, Stored
 from realtime.mailbox import Mailbox
@@ -192,7 +192,7 @@ class Explainer:
         if self._mailbox is not None:
             return
         self._mailbox = await Mailbox.open()
-        self._listening = asyncio.create_task(self._read(self._mailbox))
+        self._listening = background.create(self._read(self._mailbox))
         if not await self._mailbox.hears_itself(LISTENING_TIMEOUT):
             raise groups.LayerUnavailable("What is sent to this program does not arrive.")
 

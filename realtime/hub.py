@@ -16,7 +16,18 @@ from typing import Any, Protocol
 
 from django.db import Error as DatabaseFailure
 
-from realtime import autobahn_log, collector, conf, differences, groups, metrics, pids, process_records, sweep
+from realtime import (
+    autobahn_log,
+    background,
+    collector,
+    conf,
+    differences,
+    groups,
+    metrics,
+    pids,
+    process_records,
+    sweep,
+)
 from realtime.closing import CloseReason
 from realtime.connection import Connection
 from realtime.fanout import Fanout
@@ -162,7 +173,7 @@ class Hub:
 
     def _watch(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """Start a task that runs until the hub stops."""
-        task = self._loop.create_task(work, name=f"realtime {name}")
+        task = background.create(work, name=f"realtime {name}")
         self._tasks.append(task)
         task.add_done_callback(self._task_ended)
 
@@ -458,7 +469,7 @@ class Hub:
         self.healer.assert_all("told")
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
+        task = background.create(work)
         self._tasks.append(task)
         task.add_done_callback(self._tasks.remove)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Self
 
-from realtime import groups
+from realtime import background, groups
 from realtime.transport import Event
 
 logger = logging.getLogger("realtime.mailbox")
@@ -85,7 +85,7 @@ class Mailbox:
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._echo: Echo | None = None
         self._numbers = itertools.count(1)
-        self.reading = asyncio.get_running_loop().create_task(self._read())
+        self.reading = background.create(self._read())
 
     @classmethod
     async def open(cls, address: str | None = None) -> Self:

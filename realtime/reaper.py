@@ -18,7 +18,7 @@ from channels.db import database_sync_to_async
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error as DatabaseFailure
 
-from realtime import conf, groups, metrics, process_records, records, sweep
+from realtime import background, conf, groups, metrics, process_records, records, sweep
 from realtime.closing import CloseReason
 from realtime.errors import RealtimeError
 from realtime.liveness import RollCall
@@ -410,7 +410,7 @@ class Reaper:
     async def _listen(self) -> None:
         if self._mailbox is None:
             self._mailbox = await Mailbox.open()
-            self._listening = asyncio.create_task(self._read(self._mailbox))
+            self._listening = background.create(self._read(self._mailbox))
 
     @property
     def _required_mailbox(self) -> Mailbox:

@@ -150,7 +150,7 @@ class Serving(Watcher):
         return True
 
     def _start_reader(self, reading: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        reader = asyncio.create_task(reading)
+        reader = background.create(reading)
         reader.add_done_callback(self._reader_ended)
         return reader
 

@@ -15,7 +15,7 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
 
-from realtime import frames, rfc6455, tcp
+from realtime import background, frames, rfc6455, tcp
 from realtime.closing import CloseReason, of_disconnect
 
 logger = logging.getLogger("realtime.transport")
@@ -247,7 +247,7 @@ class AsgiTransport:
             ending = _resume(ending, waits_for)
         # A middleware may await something before it passes the close on.
         finishing = self._finish(ending)
-        self._closing = asyncio.get_running_loop().create_task(finishing, context=self._context)
+        self._closing = background.create(finishing, context=self._context)
 
     def abandon(self) -> None:
         """The peer is gone: nothing more is sent."""
@@ -311,7 +311,7 @@ class AsgiTransport:
 
     def _start_writer(self) -> None:
         if self._writer is None:
-            self._writer = asyncio.get_running_loop().create_task(self._write_queue(), context=self._context)
+            self._writer = background.create(self._write_queue(), context=self._context)
 
     async def _write_queue(self) -> None:
         try:

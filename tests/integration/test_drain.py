@@ -24,6 +24,7 @@ from realtime.drain import Drain
 from realtime.models import Connection as Record
 from realtime.models import Membership, Process
 from tests.integration.test_lifecycle import Peer
+from tests.support.eager import eager_tasks
 from tests.support.eventually import eventually_async
 
 DATABASE = pytest.mark.usefixtures("site")
@@ -68,6 +69,18 @@ async def test_it_happens_once_however_often_it_is_asked_for() -> None:
     assert this_drain().start() is first
     await first
     assert this_drain().start() is first
+
+
+async def test_under_an_eager_task_factory_it_has_begun_before_anything_is_recorded() -> None:
+    begun = []
+
+    async def recording() -> None:
+        begun.append(stop.begun)
+
+    stop = Drain(recording)
+    async with eager_tasks():
+        await stop.start()
+    assert begun == [True]
 
 
 @DATABASE

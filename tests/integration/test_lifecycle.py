@@ -20,6 +20,7 @@ from realtime.ledger import Ledger, RecordsUnavailable
 from realtime.models import Connection as Record
 from realtime.models import Membership, Process
 from realtime.transport import AsgiTransport, Event, Options
+from tests.support.eager import eager_tasks
 from tests.support.eventually import eventually_async
 from tests.support.watching import Watching
 
@@ -505,3 +506,19 @@ async def test_a_hub_that_is_being_started_does_not_outlive_the_stop() -> None:
     home = await starting
     assert home.ending is CloseReason.SERVER_RESTART
     assert (await Process.objects.aget(pk=home.process)).stopped_at is not None
+
+
+async def test_an_eager_task_factory_changes_nothing_of_a_life() -> None:
+    async with eager_tasks():
+        peer = await Peer().open("g")
+        await groups.apublish("g", 1)
+        await eventually_async(lambda: len(peer.texts) == 1, within=5)
+        ending = {"type": "websocket.disconnect", "code": 1001}
+        eviction = lifecycle.evict(peer.connection, CloseReason.CLIENT_CLOSED, ending)
+        assert peer.connection.eviction is eviction
+        assert not eviction.done()
+        await eviction
+        record = await peer.record()
+        assert (record.close_reason, record.close_code) == ("client_closed", 1001)
+        await eventually_left()
+        await lifecycle.stop()

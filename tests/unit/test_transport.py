@@ -10,6 +10,7 @@ import pytest
 
 from realtime.closing import CloseReason
 from realtime.transport import AsgiTransport, Event, Options, finishes_at_once
+from tests.support.eager import eager_tasks
 from tests.support.eventually import eventually_async
 from tests.support.watching import Watching
 
@@ -239,3 +240,18 @@ async def test_a_send_that_fails_in_the_queue_ends_with_a_close() -> None:
     await transport.accept({"type": "websocket.accept"})
     transport.write(MESSAGE, 5)
     await eventually_async(lambda: server.types == ["accept", "close"], within=5)
+
+
+async def test_an_eager_task_factory_keeps_no_queue_from_being_sent() -> None:
+    async with eager_tasks():
+        server = Server()
+        transport = server.transport()
+        transport.write(MESSAGE, 5)
+        # A queue that is sent in one step.
+        await transport.accept({"type": "websocket.accept"})
+        await eventually_async(lambda: server.types == ["accept", "send"], within=5)
+        server.suspends = True
+        transport.write(MESSAGE, 5)
+        transport.write(MESSAGE, 5)
+        await eventually_async(lambda: server.types == ["accept", "send", "send", "send"], within=5)
+        assert transport.unsent == 0
