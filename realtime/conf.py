@@ -76,6 +76,9 @@ class Settings:
     #: Records are deleted this long after they were closed, memberships after they were left; a month. None
     #: keeps them for ever.
     KEEP_CLOSED: float | None = 2_592_000.0
+    #: What records and logs keep of a client: "full", its address and user agent; "network", only the first 24
+    #: bits of an IPv4 address or 48 of an IPv6 one; "none", neither.
+    CLIENT_DETAILS: str = "full"
     #: "thread", or "inline" for test suites: records are written in the thread and transaction of the test.
     LEDGER: str = "thread"
     #: Thresholds of the garbage collector (gc.set_threshold) in a server process; None leaves Python's own.
@@ -121,6 +124,9 @@ def _wrong_value(key: str, value: Any) -> str | None:
         return None if isinstance(value, str) and "." in value else f"POLICY is {value!r}; set a dotted path."
     if key == "LEDGER":
         return None if value in ("thread", "inline") else f'LEDGER is {value!r}; set "thread" or "inline".'
+    if key == "CLIENT_DETAILS":
+        known = ("full", "network", "none")
+        return None if value in known else f'{key} is {value!r}; set "full", "network" or "none".'
     if key == "DIRECT_WRITES":
         return None if isinstance(value, bool) else f"DIRECT_WRITES is {value!r}; set True or False."
     if value is None and key in _MAY_BE_NONE:

@@ -1,12 +1,14 @@
 """One accepted WebSocket as this process holds it."""
 
 import asyncio
+import ipaddress
 import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from channels import DEFAULT_CHANNEL_LAYER
 
+from realtime import conf
 from realtime.closing import CloseReason
 from realtime.frames import SUBPROTOCOL
 from realtime.liveness import Liveness
@@ -103,9 +105,20 @@ class Connection:
 
     @property
     def remote_address(self) -> str:
-        """Captured from the handshake: a dead socket can no longer be asked."""
-        client = self.scope.get("client")
-        return str(client[0]) if client else ""
+        """The client's address, of the handshake, as far as CLIENT_DETAILS has it kept."""
+        client, details = self.scope.get("client"), conf.get().CLIENT_DETAILS
+        if not client or details == "none":
+            return ""
+        address = str(client[0])
+        return address if details == "full" else _network_of(address)
+
+    @property
+    def user_agent(self) -> str:
+        """What the client says that it is; empty unless CLIENT_DETAILS has it kept."""
+        if conf.get().CLIENT_DETAILS != "full":
+            return ""
+        headers = dict(self.scope.get("headers", ()))
+        return str(headers.get(b"user-agent", b"").decode("latin-1"))
 
     @property
     def user_id(self) -> str:
@@ -120,3 +133,16 @@ class Connection:
             "address": self.remote_address,
             "reason": self.reason.value if self.reason else "",
         }
+
+
+def _network_of(address: str) -> str:
+    """Return the first address of the network: a /24 of IPv4, a /48 of IPv6. Empty if it is no address."""
+    try:
+        whole = ipaddress.ip_address(address)
+    except ValueError:
+        return ""
+    # A server that listens on IPv6 alone reports IPv4 clients by mapped addresses.
+    whole = getattr(whole, "ipv4_mapped", None) or whole
+    if isinstance(whole, ipaddress.IPv4Address):
+        return str(ipaddress.IPv4Network((int(whole), 24), strict=False).network_address)
+    return str(ipaddress.IPv6Network((int(whole), 48), strict=False).network_address)

@@ -118,14 +118,13 @@ async def _admit(connection: Connection) -> None:
     if connection.gone:
         return
     scope = connection.scope
-    headers = dict(scope.get("headers", ()))
     opening = Opening(
         id=connection.id,
         process_id=home.process,
         user_id=connection.user_id,
         path=scope.get("path", ""),
         remote_address=connection.remote_address,
-        user_agent=headers.get(b"user-agent", b"").decode("latin-1"),
+        user_agent=connection.user_agent,
         subprotocol=connection.subprotocol,
     )
     connection.hub = home

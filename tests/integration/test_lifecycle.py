@@ -69,6 +69,34 @@ class Peer:
         return await Record.objects.aget(pk=self.connection.id)
 
 
+@pytest.mark.parametrize(
+    ("details", "address", "kept", "agent"),
+    [
+        ("full", "203.0.113.77", "203.0.113.77", "Firefox"),
+        ("network", "203.0.113.77", "203.0.113.0", ""),
+        ("network", "::ffff:203.0.113.77", "203.0.113.0", ""),
+        ("network", "2001:db8:1:2::7", "2001:db8:1::", ""),
+        ("network", "fe80::1%eth0", "fe80::", ""),
+        ("network", "/run/server.sock", "", ""),
+        ("none", "203.0.113.77", "", ""),
+    ],
+)
+async def test_records_and_logs_keep_of_a_client_what_is_set(
+    details: str,
+    address: str,
+    kept: str,
+    agent: str,
+    realtime_settings: Callable[..., None],
+) -> None:
+    realtime_settings(CLIENT_DETAILS=details)
+    peer = Peer()
+    peer.connection.scope |= {"client": [address, 5], "headers": [(b"user-agent", b"Firefox")]}
+    await peer.open()
+    record = await peer.record()
+    assert (record.remote_address, record.user_agent) == (kept, agent)
+    assert peer.connection.log_fields()["address"] == kept
+
+
 async def rows(query: Any) -> list[Any]:
     return [row async for row in query]
 

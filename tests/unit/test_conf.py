@@ -31,6 +31,8 @@ def test_the_defaults_have_no_problem() -> None:
         ({"DIRECT_WRITES": 1}, "set True or False"),
         ({"POLICY": "policy"}, "set a dotted path"),
         ({"LEDGER": "fast"}, 'set "thread" or "inline"'),
+        ({"CLIENT_DETAILS": "some"}, 'set "full", "network" or "none"'),
+        ({"CLIENT_DETAILS": None}, 'set "full", "network" or "none"'),
         ({"GC_THRESHOLD": 10_000}, "GC_THRESHOLD is 10000; set three whole numbers above zero, or None"),
         ({"GC_THRESHOLD": (10_000, 10)}, "set three whole numbers above zero, or None"),
         ({"GC_THRESHOLD": (0, 10, 10)}, "set three whole numbers above zero, or None"),
@@ -55,6 +57,7 @@ def test_what_cannot_work_is_named(given: dict[str, Any], words: str) -> None:
         {"COALESCE_WINDOW": 0},
         {"COALESCE_WINDOW": 0.005},
         {"DIRECT_WRITES": False},
+        {"CLIENT_DETAILS": "network"},
     ],
 )
 def test_what_can_work_is_taken(given: dict[str, Any]) -> None:
