@@ -76,8 +76,8 @@ class Settings:
     #: Records are deleted this long after they were closed, memberships after they were left; a month. None
     #: keeps them for ever.
     KEEP_CLOSED: float | None = 2_592_000.0
-    #: What records and logs keep of a client: "full", its address and user agent; "network", only the first 24
-    #: bits of an IPv4 address or 48 of an IPv6 one; "none", neither.
+    #: What records and logs keep of a client: "full", its address and user agent; "network", only the first
+    #: 24 bits of an IPv4 address or 48 of an IPv6 one; "none", neither.
     CLIENT_DETAILS: str = "full"
     #: "thread", or "inline" for test suites: records are written in the thread and transaction of the test.
     LEDGER: str = "thread"
