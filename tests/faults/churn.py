@@ -57,10 +57,11 @@ GROWTH_ONCE = 8 * 2**20
 #: From so many seconds on a churn is a long one, which has the time for many waves.
 LONG = 600.0
 
-#: Deliveries a second that these clients, on a machine with two CPUs, take from all servers together.
-DELIVERABLE = 15_000
-#: And so many times that are published in a burst.
+#: Deliveries a second that clients took from three servers together, all on one machine with two CPUs.
+DELIVERABLE = 120_000
+#: A burst asks for so many times that, but not for more messages a second than the publisher can send.
 BURST = 5
+MAX_PER_SECOND = 12_000
 BURST_BYTES = 200
 LARGEST_GROUP = """
     SELECT "group" AS name, count(*) AS members FROM realtime_membership
@@ -165,7 +166,7 @@ class Churn:
             torrent = Torrent(
                 self.site,
                 row["name"],
-                per_second=BURST * DELIVERABLE / row["members"],
+                per_second=min(MAX_PER_SECOND, BURST * DELIVERABLE / row["members"]),
                 size=BURST_BYTES,
                 tag=f"burst {self.done['burst']}",
             )
