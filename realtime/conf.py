@@ -24,7 +24,7 @@ class Settings:
     PING_INTERVAL: float = 20.0
     #: Dead when the oldest unanswered ping, counted from the last pong if later, is older than this.
     PONG_TIMEOUT: float = 8.0
-    #: A write arms a ping at (last proof of life + this).
+    #: After a write, a ping leaves within this time.
     PROBE_AFTER: float = 5.0
     #: A ping leaves whenever this many bytes were written since the last one.
     PROBE_BYTES: int = 256 * 1024
