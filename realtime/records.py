@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db import transaction
 from django.db.models import F, Q
@@ -76,6 +76,13 @@ class Counts:
     processes: int
     connections: int
     memberships: int
+
+
+class Forgotten(NamedTuple):
+    """How many records of a user were deleted, and how many only lost what names the user."""
+
+    deleted: int
+    emptied: int
 
 
 def in_one_transaction() -> AbstractContextManager[Any]:
@@ -242,6 +249,31 @@ def purge_left(older_than: float, limit: int = BATCH) -> int:
     """
     expired = Membership.objects.using(rows.database()).to_purge(Now() - timedelta(seconds=older_than))
     return rows.delete_some(expired.order_by("left_at"), limit)
+
+
+def forget_user(user_id: str) -> Forgotten:
+    """Remove everything that names this user, whatever its age.
+
+    Records of closed connections are deleted. Others are needed until their connection has closed and left
+    its groups: they lose the user, the address and the user agent.
+
+    Args:
+        user_id: The user's primary key as text, as records have it.
+
+    Raises:
+        ValueError: The key is empty, which is what records of anonymous clients have.
+    """
+    if not user_id:
+        raise ValueError("an empty key is that of every anonymous client")
+    using = rows.database()
+    theirs = Connection.objects.using(using).filter(user_id=user_id)
+    deleted = 0
+    while number := rows.delete_some(theirs.to_purge(Now()).order_by("closed_at"), BATCH):
+        deleted += number
+    with transaction.atomic(using=using):
+        rows.lock(theirs)
+        emptied = theirs.update(user_id="", remote_address="", user_agent="")
+    return Forgotten(deleted, emptied)
 
 
 # Reads

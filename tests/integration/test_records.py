@@ -5,6 +5,7 @@ from collections import Counter
 from datetime import timedelta
 
 import pytest
+from django.core.management import CommandError, call_command
 from django.db import IntegrityError, connection
 from django.db.models import F
 from django.db.models.functions import Now
@@ -341,6 +342,53 @@ def test_a_purge_keeps_to_its_limit_and_begins_with_the_oldest():
     assert records.purge_closed(DAY, limit=2) == 2
 
     assert Connection.objects.get().pk == ids[0]
+
+
+def test_of_a_user_that_is_forgotten_nothing_is_left_that_names_them():
+    process = a_process()
+    closed, held, still_open = open_connections(process, 3)
+    other = an_opening(process, user_id="8", remote_address="198.51.100.8")
+    records.open_connections([other])
+    records.open_memberships(joins(process, [held], "news"))
+    records.close_connections(closings([closed, held, other.id]), uuid.uuid4())
+
+    assert records.forget_user(USER_KEY) == (1, 2)
+
+    kept = Connection.objects.exclude(pk=other.id)
+    assert set(kept.values_list("pk", flat=True)) == {held, still_open}
+    assert set(kept.values_list("user_id", "remote_address", "user_agent")) == {("", "", "")}
+    assert Membership.objects.to_leave().filter(connection=held).exists()
+    assert Connection.objects.get(pk=other.id).remote_address == "198.51.100.8"
+    assert records.forget_user(USER_KEY) == (0, 0)
+
+
+def test_many_records_of_a_user_are_forgotten_in_batches(monkeypatch):
+    monkeypatch.setattr(records, "BATCH", 2)
+    ids = open_connections(a_process(), 5)
+    records.close_connections(closings(ids), uuid.uuid4())
+
+    assert records.forget_user(USER_KEY) == (5, 0)
+    assert not Connection.objects.exists()
+
+
+def test_anonymous_clients_are_not_forgotten_together():
+    records.open_connections([an_opening(a_process(), user_id="")])
+
+    with pytest.raises(ValueError, match="anonymous"):
+        records.forget_user("")
+    with pytest.raises(CommandError, match="give a user's primary key"):
+        call_command("forget_user", "")
+    assert Connection.objects.get().remote_address == "192.0.2.1"
+
+
+def test_the_command_says_what_it_forgot(capsys):
+    process = a_process()
+    closed, _still_open = open_connections(process, 2)
+    records.close_connections(closings([closed]), uuid.uuid4())
+
+    call_command("forget_user", USER_KEY)
+
+    assert capsys.readouterr().out == "1 deleted, 1 of connections that are not over emptied\n"
 
 
 def test_purges_that_race_delete_each_record_once():

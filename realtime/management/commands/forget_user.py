@@ -1,0 +1,22 @@
+"""`manage.py forget_user KEY`: remove what the records say of a user."""
+
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from realtime import records
+
+
+class Command(BaseCommand):
+    help = "Delete the records of a user's closed connections, and what names the user in all others."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("key", metavar="KEY", help="the user's primary key; the user may be deleted")
+
+    def handle(self, *, key: str, **options: Any) -> None:
+        try:
+            deleted, emptied = records.forget_user(key)
+        except ValueError as error:
+            raise CommandError(f"{error}; give a user's primary key.") from error
+        self.stdout.write(f"{deleted} deleted, {emptied} of connections that are not over emptied")
