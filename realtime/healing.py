@@ -80,6 +80,8 @@ class Healer:
         self.hears = True
         """False while what this process sends to itself does not arrive."""
         self._wake = asyncio.Event()
+        self._times_back = 0
+        """How often the layer told that it is back after an outage."""
         self._lost_all: str | None = None
         """Why all memberships have to be asserted, if they have to be."""
         self._looks = 0
@@ -120,6 +122,7 @@ class Healer:
         self._wake.set()
 
     def _layer_is_back(self) -> None:
+        self._times_back += 1
         self.assert_all("layer_back")
 
     async def _look(self) -> None:
@@ -142,16 +145,24 @@ class Healer:
             # Only now, so that what failed half-way is done again.
             self._lost_all = None
         await self._finish()
+        if cause is not None and self._missed:
+            # Where Redis goes and comes, the next look may fall into an outage again.
+            await self._is_heard()
 
     # -- echo --------------------------------------------------------------------------------------
 
     async def _is_heard(self) -> bool:
         """Find out whether what is sent to this process arrives.
 
+        Returns:
+            False when no echo came back, although the layer was there all the time.
+
         Raises:
             LayerUnavailable: Nothing could be sent, which says nothing about what is received.
         """
+        missed = 0
         for _ in range(ECHOES):
+            times_back = self._times_back
             try:
                 if await self._echo():
                     self._hears()
@@ -160,9 +171,13 @@ class Healer:
                 # The second echo could not be sent either.
                 await self._misses(ECHOES, sent=False)
                 raise
+            if self._times_back > times_back:
+                # The echo went to a Redis that has gone since, and the connection of then with it.
+                continue
+            missed += 1
             metrics.echoes_missed.inc()
             await self._misses(1, sent=True)
-        return False
+        return missed < ECHOES
 
     async def _echo(self) -> bool:
         echo = await self._hub.mailbox.echo(self._hub.channel)

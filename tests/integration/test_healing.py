@@ -239,6 +239,27 @@ async def test_a_process_that_hears_again_starts_to_count_anew(
     assert not peer.connection.gone
 
 
+@one_layer
+async def test_echoes_that_were_lost_with_their_redis_are_not_missed(
+    home: Hub, realtime_settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    realtime_settings(ROUND_INTERVAL=INTERVAL, ROUND_TIMEOUT=INTERVAL / 2, MAX_ECHOES_MISSED=2)
+    peer = await Peer().open("g")
+    sent = 0
+
+    async def lost_in_a_restart(*_: Any) -> int:
+        nonlocal sent
+        sent += 1
+        home.healer._layer_is_back()
+        return 1
+
+    monkeypatch.setattr(groups, "rebuild", in_vain)
+    monkeypatch.setattr(groups, "echo", lost_in_a_restart)
+    await eventually_async(lambda: sent >= 6, within=20)
+    assert home.healer.hears
+    assert not peer.connection.gone
+
+
 def deafen(layer: Any) -> None:
     """Nothing that Redis sends on the connections on which this process receives arrives any more."""
     if is_core():
