@@ -9,9 +9,7 @@ follows from the first, so that it waits behind no message.
 """
 
 import asyncio
-import os
 import re
-import threading
 import uuid
 from collections.abc import Collection, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar, cast
@@ -21,7 +19,8 @@ from channels.layers import get_channel_layer
 from django.conf import settings
 from msgspec import UNSET, UnsetType
 
-from realtime import frames, layers, metrics
+from realtime import frames, greenlets, layers, metrics
+from realtime.background_loop import BackgroundLoop
 from realtime.errors import RealtimeError
 from realtime.layers import LAYER_ERRORS, OURS, Layer, Message
 
@@ -116,12 +115,21 @@ def require_valid(group: str) -> None:
 
 async def _call(name: str, call: Coroutine[Any, Any, Result]) -> Result:
     try:
-        async with asyncio.timeout(CALL_TIMEOUT):
-            return await call
+        return await _bounded(call)
     except LAYER_ERRORS as error:
-        metrics.layer_errors.labels(call=name).inc()
-        detail = f"{type(error).__name__}: {error}".rstrip(": ")
-        raise LayerUnavailable(f"The channel layer failed to {name} ({detail}).") from error
+        raise _unavailable(name, error) from error
+
+
+async def _bounded(call: Coroutine[Any, Any, Result]) -> Result:
+    async with asyncio.timeout(CALL_TIMEOUT):
+        return await call
+
+
+def _unavailable(name: str, error: BaseException) -> LayerUnavailable:
+    """Count an error of the layer, and say which call failed."""
+    metrics.layer_errors.labels(call=name).inc()
+    detail = f"{type(error).__name__}: {error}".rstrip(": ")
+    return LayerUnavailable(f"The channel layer failed to {name} ({detail}).")
 
 
 # -- membership ------------------------------------------------------------------------------------
@@ -238,26 +246,51 @@ async def apublish(
     The frame is encoded here, once for all receivers. `sender` is set for what a client published: its
     user, or None. Raises BadGroup, frames.UnpublishableData, LayerUnavailable.
     """
-    require_valid(group)
-    text = frames.build(frames.Message(group=group, data=frames.encode_data(data), from_=sender))
-    await _call("publish", layer(alias).group_send(group, {"type": MESSAGE, "text": text}))
+    message = _message(group, data, sender)
+    await _call("publish", layer(alias).group_send(group, message))
     metrics.published.inc()
 
 
 def publish(group: str, data: object, *, alias: str = DEFAULT_CHANNEL_LAYER) -> None:
     """`apublish` for synchronous code: returns when the channel layer has taken the message.
 
-    Raises what `apublish` raises, and RealtimeError when called on a running event loop, which it would
-    block.
+    In a process that gevent or eventlet has patched, other greenlets run while this one waits.
+
+    Raises:
+        BadGroup, frames.UnpublishableData, LayerUnavailable: As `apublish` does.
+        RealtimeError: The caller runs on an event loop, or in a callback of the hub of gevent or eventlet,
+            and would block it.
     """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        _background.run(apublish(group, data, alias=alias))
-    else:
+    if greenlets.runs_below_a_loop():
         raise RealtimeError(
             "publish() would block the event loop that is running here; use `await apublish(…)`."
         )
+    library = greenlets.patched()
+    if library is not None and library.in_hub():
+        raise RealtimeError(
+            f"publish() would block every greenlet, because it was called in a callback of {library.name}'s "
+            f"hub; use `{library.name}.spawn(publish, …)`."
+        )
+    # Everything but the call to the layer happens here. The loop has a native thread, and locks that gevent
+    # or eventlet has patched, such as those of the metrics, are not made for two of these.
+    message = _message(group, data, UNSET)
+    home = layer(alias)
+    try:
+        _background.run(_send_to_group(home, group, message))
+    except LAYER_ERRORS as error:
+        raise _unavailable("publish", error) from error
+    metrics.published.inc()
+
+
+async def _send_to_group(home: Layer, group: str, message: Message) -> None:
+    await _bounded(home.group_send(group, message))
+
+
+def _message(group: str, data: object, sender: str | UnsetType | None) -> Message:
+    """Encode a message to a group."""
+    require_valid(group)
+    text = frames.build(frames.Message(group=group, data=frames.encode_data(data), from_=sender))
+    return {"type": MESSAGE, "text": text}
 
 
 def disconnect(connections: Mapping[str, Sequence[str]], reason: str) -> dict[str, LayerUnavailable]:
@@ -266,7 +299,10 @@ def disconnect(connections: Mapping[str, Sequence[str]], reason: str) -> dict[st
 
     Returns the addresses that could not be told, and why. A process that was told does it in its own time.
     """
-    return _background.run(_disconnect(connections, reason))
+    try:
+        return _background.run(_disconnect(connections, reason))
+    except LAYER_ERRORS as error:
+        return {address: _unavailable("kick", error) for address in connections}
 
 
 async def _disconnect(connections: Mapping[str, Sequence[str]], reason: str) -> dict[str, LayerUnavailable]:
@@ -283,30 +319,7 @@ async def _disconnect(connections: Mapping[str, Sequence[str]], reason: str) -> 
     return failures
 
 
-class _BackgroundLoop:
-    """One event loop in a daemon thread, for synchronous callers of this process.
-
-    A loop and a Redis connection made anew for each call, as `async_to_sync` does, cost 2.5 ms against 0.05.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._pid = 0
-
-    def run(self, call: Coroutine[Any, Any, Result]) -> Result:
-        return asyncio.run_coroutine_threadsafe(call, self._running()).result()
-
-    def _running(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            # A thread does not survive a fork, and pre-forking servers fork after import.
-            if self._loop is None or self._pid != os.getpid():
-                self._loop, self._pid = asyncio.new_event_loop(), os.getpid()
-                threading.Thread(target=self._loop.run_forever, name="realtime-publish", daemon=True).start()
-            return self._loop
-
-
-_background = _BackgroundLoop()
+_background = BackgroundLoop()
 
 
 # -- between processes -----------------------------------------------------------------------------
