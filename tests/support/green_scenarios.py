@@ -99,9 +99,11 @@ def fork(library: Library) -> None:
     if child == 0:
         publish("g", "child")
         publish("g", "child again")
-        os._exit(0)
-    os.waitpid(child, 0)
+        # The child ends as any Python does.
+        return
+    _, status = os.waitpid(child, 0)
     publish("g", "parent again")
+    _say(f"the child ended with {os.waitstatus_to_exitcode(status)}")
 
 
 def native_threads(library: Library) -> None:
