@@ -21,6 +21,7 @@ from channels.db import database_sync_to_async  # noqa: E402
 
 from benchmarks import filling  # noqa: E402
 from realtime import groups, process_records, records, sweep  # noqa: E402
+from realtime.mailbox import Mailbox  # noqa: E402
 from realtime.models import Connection, Process  # noqa: E402
 from realtime.reaper import Reaper  # noqa: E402
 
@@ -44,11 +45,10 @@ class Timed:
             self.seconds.setdefault(call.__name__, []).append(time.perf_counter() - began)
 
 
-async def answer(process: uuid.UUID, channel: str) -> None:
+async def answer(process: uuid.UUID, mailbox: Mailbox) -> None:
     """What a hub does for rounds: answer by its row and by a message."""
-    layer = groups.layer()
     while True:
-        event = await layer.receive(channel)
+        event = await mailbox.next()
         if event.get("type") == groups.ASK:
             write = database_sync_to_async(process_records.answer_round)
             await write(process, event["round"], connections=0, loop_lag=0.0)
@@ -61,9 +61,10 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
     began = time.perf_counter()
     await database_sync_to_async(filling.fill)(processes, options.rows)
     filled_in = time.perf_counter() - began
+    mailboxes = [await Mailbox.open(channel) for channel in channels]
     answering = [
-        asyncio.create_task(answer(process, channel))
-        for process, channel in zip(processes, channels, strict=True)
+        asyncio.create_task(answer(process, mailbox))
+        for process, mailbox in zip(processes, mailboxes, strict=True)
     ]
     reaper = Reaper(interval=INTERVAL, timeout=0.9 * INTERVAL, misses_allowed=1)
     rounds = []
@@ -78,6 +79,8 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
     await reaper.close()
     for task in answering:
         task.cancel()
+    for mailbox in mailboxes:
+        await mailbox.close()
     # The first one opens connections to Redis.
     return {"filled_in": filled_in, "rounds": rounds[1:], "touched": touched, "sweeps": sweeps}
 
@@ -96,7 +99,7 @@ async def swept(process: uuid.UUID) -> dict[str, Any]:
     timed = Timed()
     began = time.perf_counter()
     lost = await timed(process_records.lost_processes_to_sweep)
-    done = await sweep.sweep(lost, timed, lambda: False)
+    done = await sweep.sweep(lost, timed, lambda: False, keep_closed=None)
     seconds = time.perf_counter() - began
     return {
         "seconds": seconds,
