@@ -170,6 +170,7 @@ def _wait_cooperatively(
             call.close()
             theirs.close()
         else:
+            # Here nothing relies on when it begins.
             task = loop.create_task(call)
             started.append(task)
             task.add_done_callback(end)
