@@ -35,39 +35,43 @@ class AbortingTransport(AsgiTransport):
         super().close(event, last_words)
         if not self.accepted:
             return
-        if backlog and event.get("code") in READS_NO_MORE:
+        if event.get("code") not in READS_NO_MORE:
+            self._cut_off_later(self._options.close_limit)
+        elif backlog:
             self.abort()
         else:
-            self._cut_off_later()
+            # Its kernel may have taken everything, and still nobody reads that.
+            self._cut_off_later(self._options.close_timeout)
 
     def abandon(self) -> None:
         super().abandon()
         if self.accepted and self._buffered():
-            self._cut_off_later()
+            self._cut_off_later(self._options.close_limit)
 
-    def _cut_off_later(self) -> None:
-        """Abort the connection when its peer has taken nothing for CLOSE_TIMEOUT, or CLOSE_LIMIT is over.
+    def _cut_off_later(self, limit: float) -> None:
+        """Abort the connection when its peer has taken nothing for CLOSE_TIMEOUT, or after `limit` seconds.
 
-        A peer that has everything is not aborted earlier: a RST would take from it what it has not read yet.
+        A peer that has everything is not aborted before the limit: a RST would take from it what it has not
+        read yet.
         """
         loop = asyncio.get_running_loop()
         # From the next turn of the loop on, which writes what this one closes: thousands at a stop.
-        loop.call_soon(self._begin_to_look, loop)
+        loop.call_soon(self._begin_to_look, loop, limit)
 
-    def _begin_to_look(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _begin_to_look(self, loop: asyncio.AbstractEventLoop, limit: float) -> None:
         if self._is_over():
             return
         now = loop.time()
-        self._look_again(loop, now, now, self._waiting())
+        self._look_again(loop, now + limit, now, self._waiting())
 
     def _look_again(
-        self, loop: asyncio.AbstractEventLoop, began: float, moved_at: float, waiting: int
+        self, loop: asyncio.AbstractEventLoop, until: float, moved_at: float, waiting: int
     ) -> None:
         every = min(LOOK_AT_CLOSE, self._options.close_timeout / 4)
-        loop.call_later(every, self._look_at_close, loop, began, moved_at, waiting)
+        loop.call_later(every, self._look_at_close, loop, until, moved_at, waiting)
 
     def _look_at_close(
-        self, loop: asyncio.AbstractEventLoop, began: float, moved_at: float, last: int
+        self, loop: asyncio.AbstractEventLoop, until: float, moved_at: float, last: int
     ) -> None:
         if self._is_over():
             return
@@ -76,10 +80,10 @@ class AbortingTransport(AsgiTransport):
         if waiting < last:
             moved_at = now
         stuck = waiting > 0 and now - moved_at >= self._options.close_timeout
-        if stuck or now - began >= self._options.close_limit:
+        if stuck or now >= until:
             self.abort()
         else:
-            self._look_again(loop, began, moved_at, waiting)
+            self._look_again(loop, until, moved_at, waiting)
 
     def _waiting(self) -> int:
         """Bytes that the peer has not acknowledged; where the kernel tells nothing, those in this process."""

@@ -219,7 +219,7 @@ class DaphneTransport(AbortingTransport):
         """The peer's close frame has come: autobahn answers it, and waits until all before it is read."""
         done = answer(code, reason)
         # A client that closes while it reads is done in a moment; one that does not read would stay for ever.
-        self._cut_off_later()
+        self._cut_off_later(self._options.close_limit)
         return done
 
 

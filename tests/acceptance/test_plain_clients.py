@@ -35,7 +35,7 @@ async def test_one_that_answers_no_ping_is_found_and_one_that_does_stays(start_s
     site = start_site(DAPHNE, PING_INTERVAL=ping_interval, PONG_TIMEOUT=PONG_TIMEOUT)
     server = site.serve()
     async with Client(server.websocket(PATH), plain=True) as honest:
-        silent = await RawClient(server.websocket(PATH)).open(v1=False)
+        silent = await RawClient(server.websocket(PATH), answers_pings=False).open(v1=False)
         began = time.monotonic()
         # The close frame says why; whoever does not answer it is aborted after a moment.
         assert await silent.closes(within=10) == 4008
@@ -58,7 +58,7 @@ async def test_one_that_is_written_to_is_found_sooner_and_what_it_did_not_read_i
         DAPHNE, PING_INTERVAL=60.0, MAX_SILENCE=200.0, PONG_TIMEOUT=PONG_TIMEOUT, PROBE_AFTER=probe_after
     )
     server = site.serve()
-    silent = await RawClient(server.websocket(PATH)).open(v1=False)
+    silent = await RawClient(server.websocket(PATH), answers_pings=False).open(v1=False)
     await eventually_async(lambda: site.open_memberships(server) == 1, within=5)
     await site.amanage("publish", "public.room", "0")
     await silent.seen("message")

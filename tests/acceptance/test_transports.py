@@ -494,6 +494,14 @@ async def test_a_client_that_never_answers_a_close_is_gone_at_the_limit(daphne: 
         await held.until(lambda seen: seen["disconnected"] is not None, within=5)
 
 
+async def test_a_client_that_is_closed_as_silent_is_gone_in_a_moment(daphne: WebServer) -> None:
+    # It has answered no ping, so it is not waited for until the limit.
+    async with holding(daphne) as held:
+        held.stop_reading()
+        await held.tell("close", 4008)
+        await held.until(lambda seen: seen["disconnected"] is not None, within=10)
+
+
 async def test_a_client_that_takes_no_more_of_what_precedes_a_close_is_gone_in_a_moment(
     daphne: WebServer,
 ) -> None:

@@ -41,17 +41,23 @@ class RawClient:
     """One connection; what the server sends is collected until it closes.
 
     With `bytes_per_second` it reads no faster than that. The kernel keeps next to nothing for it, unless
-    `large_buffers`: then as much as for any other program.
+    `large_buffers`: then as much as for any other program. It answers pings unless `answers_pings` is false.
     """
 
     def __init__(
-        self, url: str, *, bytes_per_second: float | None = None, large_buffers: bool = False
+        self,
+        url: str,
+        *,
+        bytes_per_second: float | None = None,
+        large_buffers: bool = False,
+        answers_pings: bool = True,
     ) -> None:
         parts = urlsplit(url)
         self.host, self.port = str(parts.hostname), int(parts.port or 80)
         self.target = parts.path.encode()
         self.bytes_per_second = bytes_per_second
         self.large_buffers = large_buffers
+        self.answers_pings = answers_pings
         self.status = 0
         """Of the answer to the handshake; 0 when there was none."""
         self.frames: list[Frame] = []
@@ -183,7 +189,7 @@ class RawClient:
                 payload = await self._reader.readexactly(length)
                 if first & 15 == TEXT:
                     self._take(json.loads(payload))
-                elif first & 15 == PING:
+                elif first & 15 == PING and self.answers_pings:
                     self._writer.write(frame(payload, PONG))
                 elif first & 15 == CLOSE:
                     self.close_code = struct.unpack("!H", payload[:2])[0] if payload else 1005
@@ -196,7 +202,7 @@ class RawClient:
 
     def _take(self, received: Frame) -> None:
         self.frames.append(received)
-        if received["type"] == "ping":
+        if received["type"] == "ping" and self.answers_pings:
             self._writer.write(frame(json.dumps({"type": "pong", "n": received["n"]})))
 
 
