@@ -96,11 +96,11 @@ class DaphneTransport(AbortingTransport):
         else:
             super().write(event, size)
 
-    def write_shared(self, shared: Shared, ping: Ping | None = None) -> None:
+    def write_shared(self, shared: Shared) -> None:
         if self._ready and not self._queue and shared.size <= self._largest:
-            self._write(shared.wire if ping is None else shared.wire + ping.wire)
+            self._write(shared.wire)
         else:
-            super().write_shared(shared, ping)
+            super().write_shared(shared)
 
     def ping(self, ping: Ping) -> None:
         if self._ready and (ping.event is None or not self._queue):

@@ -118,15 +118,20 @@ class Fanout:
                 self._pause_at = self._loop.time() + SLICE
             run = self._waiting.take()
             self._room.set()
-            began = self._loop.time()
+            began, asked_at = self._loop.time(), self._pulse.now()
+            to_ask: list[Connection] = []
             try:
-                await self._write_to_all(run)
+                await self._write_to_all(run, to_ask)
             except Exception:
                 _log_unwritten(run.group)
             finally:
                 self._waiting.finish()
             ended = self._loop.time()
             self._last = (run.group, ended, ended - began)
+            for start in range(0, len(to_ask), STRIDE):
+                for connection in to_ask[start : start + STRIDE]:
+                    self._pulse.ask(connection, since=asked_at)
+                await self._pause()
 
     def _window_of(self, group: str) -> float:
         """Seconds for which more may come for this group before it is written to.
@@ -141,7 +146,12 @@ class Fanout:
             return 0.0
         return ended + window - self._loop.time()
 
-    async def _write_to_all(self, run: Run[Connection]) -> None:
+    async def _write_to_all(self, run: Run[Connection], to_ask: list[Connection]) -> None:
+        """Write a run to each member; adds to `to_ask` the members to which a ping has to follow.
+
+        The pings follow when all have their messages: pongs come back while others are still written to, and
+        would keep them waiting.
+        """
         members = self._members.get(run.group)
         if not members:
             return
@@ -156,20 +166,26 @@ class Fanout:
                 # had its turn.
                 if connection not in members or (served and connection in served):
                     continue
-                liveness, ping = connection.liveness, None
-                if liveness is not None and (then := liveness.wrote(size, now, messages)):
-                    ping = self._pulse.follow_up(connection, liveness, then, now)
+                liveness = connection.liveness
+                if (
+                    liveness is not None
+                    and (then := liveness.wrote(size, now, messages))
+                    and self._pulse.follow_up(connection, liveness, then)
+                ):
+                    to_ask.append(connection)
                 # Before the write, and before the loop has its turn: a frame that goes to this member
                 # directly must neither overtake the run nor repeat it.
                 connection.last_run = number
-                connection.transport.write_shared(shared, ping)
+                connection.transport.write_shared(shared)
                 count += 1
             await self._pause()
         metrics.deliveries.inc(count * messages)
 
     def _write(self, connection: Connection, shared: Shared, messages: int) -> None:
-        ping = self._pulse.wrote(connection, shared.size, messages)
-        connection.transport.write_shared(shared, ping)
+        to_ask = self._pulse.wrote(connection, shared.size, messages)
+        connection.transport.write_shared(shared)
+        if to_ask:
+            self._pulse.ask(connection)
 
 
 def _prepared(run: Run[Connection]) -> Shared:

@@ -380,10 +380,10 @@ class Hub:
         written has to be acknowledged by a later pong.
         """
         self.fanout.flush(connection)
-        ping = self.pulse.wrote(connection, size)
+        to_ask = self.pulse.wrote(connection, size)
         connection.transport.write(event, size)
-        if ping is not None:
-            connection.transport.ping(ping)
+        if to_ask:
+            self.pulse.ask(connection)
 
     def give_up(self) -> None:
         """Have the connections of this hub come back to a process that hears; called by the healer."""

@@ -108,7 +108,6 @@ class Liveness:
         "_heard_at",
         "_kernel_heard_at",
         "_last_n",
-        "_last_ping_at",
         "_last_pong_at",
         "_limits",
         "_line_at",
@@ -125,6 +124,7 @@ class Liveness:
         "_written",
         "_written_at_ping",
         "_wrote_at",
+        "last_ping_at",
         "last_proof_at",
         "round_trip",
     )
@@ -136,7 +136,7 @@ class Liveness:
         # Numbered without gaps, oldest first; a list, because an empty deque takes 600 bytes per connection.
         self._unanswered: list[_Ping] = []
         self._last_n = 0
-        self._last_ping_at = self._last_pong_at = self._heard_at = now
+        self._last_pong_at = self._heard_at = now
         self._regular_ping_at = now + limits.ping_interval * (0.5 + 0.5 * spread)
         self._probe_at = inf
         self._written = self._written_at_ping = self._acked = 0
@@ -153,6 +153,8 @@ class Liveness:
         # Writes up to so many bytes in all change nothing: the next ping is arranged for.
         self._notice_above: float = -1 if pingable else inf
         self._wrote_at = now
+        self.last_ping_at = now
+        """When a ping last left; before the first, when this began."""
         self.last_proof_at = now
         """When the client last sent anything."""
         self.round_trip: float | None = None
@@ -166,7 +168,7 @@ class Liveness:
             self._reach, self._reads_until = None, -inf
         self._unanswered.append(_Ping(self._last_n, now, self._written, self._messages))
         self._written_at_ping = self._written
-        self._last_ping_at = now
+        self.last_ping_at = now
         self._regular_ping_at = now + self._limits.ping_interval
         self._probe_at = inf
         self._arrange()
@@ -199,19 +201,19 @@ class Liveness:
         This postpones the next regular ping, but not for ever, and no probe: it may send without reading.
         """
         interval = self._limits.ping_interval
-        self._regular_ping_at = min(now + interval, self._last_ping_at + 2 * interval)
+        self._regular_ping_at = min(now + interval, self.last_ping_at + 2 * interval)
         self._heard_at = self.last_proof_at = now
 
     def wrote(self, size: int, now: float, messages: int = 1) -> int:
         """Note that so many bytes are handed to the transport.
 
         Returns:
-            NOTHING, LOOK if `look_at` has become earlier, or PING if a ping has to leave with this write.
+            NOTHING, LOOK if `look_at` has become earlier, or PING if a ping has to leave behind this write.
         """
         self._messages += messages
         self._written += size
-        # A ping that leaves in a write costs a third of one that leaves alone. So it leaves in the last write
-        # before its time: if the next one comes after the same pause, it comes too late.
+        # Pings that leave together, and their pongs, cost less than each at its own time. So a ping leaves
+        # behind the last write before its time: if the next one comes after the same pause, it is too late.
         is_last = 2 * now - self._wrote_at >= self._probe_at
         self._wrote_at = now
         # Almost every write ends here: this is done for each member of a group.
@@ -282,7 +284,7 @@ class Liveness:
         if not in_line and now - self._kernel_heard_at <= 3 * limits.kernel_every:
             answer_by, unread = self._answer_by, oldest.written - self._acked
             self._reads_until = answer_by + limits.reading_time(unread)
-            asked_lately = now - self._last_ping_at < limits.kernel_every
+            asked_lately = now - self.last_ping_at < limits.kernel_every
             if unread and now >= answer_by - limits.kernel_every and not asked_lately:
                 # From here on, only the peer's kernel tells a client that reads from one that is gone.
                 self._probe_at = now

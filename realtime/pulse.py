@@ -7,13 +7,14 @@ Pings follow this clock, one interval apart for each connection, whether or not 
 import asyncio
 import logging
 from collections.abc import Callable
+from math import inf
 
 from realtime import metrics
 from realtime.closing import CloseReason
 from realtime.connection import Connection
 from realtime.liveness import PING, Limits, Liveness, RunningTime, Verdict
 from realtime.schedule import Schedule
-from realtime.transport import Ping, ping_for
+from realtime.transport import ping_for
 
 logger = logging.getLogger("realtime.pulse")
 
@@ -91,30 +92,34 @@ class Pulse:
         # What is written to it in its last moments must not bring it back here.
         connection.liveness = None
 
-    def wrote(self, connection: Connection, size: int, messages: int = 1) -> Ping | None:
+    def wrote(self, connection: Connection, size: int, messages: int = 1) -> bool:
         """Note messages that are handed to the connection's transport, and their bytes in all.
 
         Returns:
-            A ping that has to follow them.
+            True if the caller has to `ask` when they are written.
         """
         liveness = connection.liveness
-        if liveness is not None and (then := liveness.wrote(size, now := self.now(), messages)):
-            return self.follow_up(connection, liveness, then, now)
-        return None
+        if liveness is not None and (then := liveness.wrote(size, self.now(), messages)):
+            return self.follow_up(connection, liveness, then)
+        return False
 
-    def follow_up(self, connection: Connection, liveness: Liveness, then: int, now: float) -> Ping | None:
-        """Do what `Liveness.wrote` says has to follow a write; returns a ping that has to leave with it."""
+    def follow_up(self, connection: Connection, liveness: Liveness, then: int) -> bool:
+        """Do what `Liveness.wrote` says has to follow a write; returns what `wrote` returns."""
         if then == PING:
-            return self._ask(connection, liveness, now)
+            return True
         self._schedule.set(connection, liveness.look_at)
-        return None
+        return False
 
-    def _ask(self, connection: Connection, liveness: Liveness, now: float) -> Ping:
-        """Note that a ping leaves now, and return it."""
-        ping = ping_for(liveness.pinged(now), connection.speaks_v1)
+    def ask(self, connection: Connection, *, since: float = inf) -> None:
+        """Send a ping, unless one has left since then."""
+        liveness = connection.liveness
+        if liveness is None or connection.gone or liveness.last_ping_at >= since:
+            return
+        # The time of the ping itself: loop turns since the caller's look must not shorten its deadline.
+        ping = ping_for(liveness.pinged(self.now()), connection.speaks_v1)
         self._pings += 1
         self._schedule.set(connection, liveness.look_at)
-        return ping
+        connection.transport.ping(ping)
 
     def is_behind(self, connection: Connection) -> None:
         """Note that something waits in this process for the connection to read it."""
@@ -199,8 +204,7 @@ class Pulse:
         if verdict in _REASONS:
             self._evict(connection, _REASONS[verdict])
         elif verdict is Verdict.PROBE:
-            # The time of the ping itself: loop turns since this look must not shorten its deadline.
-            connection.transport.ping(self._ask(connection, liveness, self.now()))
+            self.ask(connection)
         else:
             self._schedule.set(connection, liveness.look_at)
 

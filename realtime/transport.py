@@ -199,12 +199,10 @@ class AsgiTransport:
             return
         self._enqueue(functools.partial(_resume, sending, waits_for), size)
 
-    def write_shared(self, shared: Shared, ping: Ping | None = None) -> None:
-        """`write` for messages that many connections are sent, and for a ping that follows them."""
+    def write_shared(self, shared: Shared) -> None:
+        """`write` for messages that many connections are sent."""
         for event, size in shared.events:
             self.write(event, size)
-        if ping is not None:
-            self.ping(ping)
 
     def ping(self, ping: Ping) -> None:
         """Send a ping; one of RFC 6455 only where `can_ping`."""

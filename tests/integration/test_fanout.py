@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from realtime import fanout, lifecycle, metrics
 from realtime.fanout import Fanout
-from realtime.transport import Ping, Shared
+from realtime.transport import Shared
 from tests.support.eventually import eventually_async
 
 
@@ -32,7 +32,7 @@ class Member:
     def write(self, event: dict[str, Any], size: int) -> None:
         self.writes.append([event["text"]])
 
-    def write_shared(self, shared: Shared, ping: Ping | None = None) -> None:
+    def write_shared(self, shared: Shared) -> None:
         self.writes.append([event["text"] for event, _ in shared.events])
         self._then()
 
