@@ -388,7 +388,7 @@ def test_the_command_says_what_it_forgot(capsys):
 
     call_command("forget_user", USER_KEY)
 
-    assert capsys.readouterr().out == "1 deleted, 1 of connections that are not over emptied\n"
+    assert capsys.readouterr().out == "records deleted: 1; emptied, because they are still needed: 1\n"
 
 
 def test_purges_that_race_delete_each_record_once():

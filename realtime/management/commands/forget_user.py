@@ -19,4 +19,4 @@ class Command(BaseCommand):
             deleted, emptied = records.forget_user(key)
         except ValueError as error:
             raise CommandError(f"{error}; give a user's primary key.") from error
-        self.stdout.write(f"{deleted} deleted, {emptied} of connections that are not over emptied")
+        self.stdout.write(f"records deleted: {deleted}; emptied, because they are still needed: {emptied}")
