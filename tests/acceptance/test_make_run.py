@@ -97,7 +97,8 @@ class Terminal:
         self.mark = uuid.uuid4().hex
         self.port = int(extra.setdefault("PORT", str(free_port())))
         self.folder = folder
-        self.started_at = time.time()
+        self.redis_folder = redis_folder(folder)
+        self.before = set(psutil.pids())
         self.log = folder.parent / f"{self.mark}.log"
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
@@ -151,12 +152,12 @@ class Terminal:
         return process.environ().get("TERMINAL_MARK") == self.mark
 
     def _redis(self, process: psutil.Process) -> bool:
-        # Redis writes its title over its environment, so it is known by its folder, and by being younger.
-        return process.cwd() == redis_folder(self.folder) and process.create_time() > self.started_at
+        # Redis writes its title over its environment, so it is known by its folder, and by being newer.
+        return process.pid not in self.before and process.cwd() == self.redis_folder
 
     def programs(self) -> set[str]:
         """The programs of the Procfile that run."""
-        words = {"daphne": "project.asgi", "reaper": "reap_connections", "redis": redis_folder(self.folder)}
+        words = {"daphne": "project.asgi", "reaper": "reap_connections", "redis": self.redis_folder}
         lines = [" ".join(process.cmdline()) for process in self.processes()]
         return {name for name, word in words.items() if any(word in line for line in lines)}
 
@@ -331,7 +332,7 @@ def test_ctrl_c_during_the_start_leaves_no_process(checkout: Path, after: float)
 def test_a_program_that_dies_takes_the_others_with_it(checkout: Path) -> None:
     with Terminal(".venv/bin/python -m project.start", checkout) as terminal:
         terminal.wait_until_it_serves()
-        (redis,) = [process for process in terminal.processes() if process.cwd() == redis_folder(checkout)]
+        (redis,) = [process for process in terminal.processes() if process.cwd() == terminal.redis_folder]
 
         redis.kill()
 
