@@ -17,7 +17,7 @@ pytestmark = pytest.mark.faults
 MEMBERS = 2000
 TALKERS = MEMBERS // 5
 PUBLISHERS = 5  # of the talkers
-MESSAGES = 120
+MESSAGES = 60
 GROUP = "public.crowded"
 
 
