@@ -38,6 +38,8 @@ ECHOES = 2
 ECHO_WAIT, LONGEST_ECHO_WAIT = 0.3, 0.5
 #: Seconds within which a process without connections has to hear itself, when it is asked whether it does.
 HEARING_TIMEOUT = 2.0
+#: How often in an interval a process tries to send an echo before it gives its clients up.
+TRIES = 20
 #: Intervals in which another process has to have heard itself, so that Redis counts as up for others.
 OTHERS_WITHIN = 3.0
 #: Seconds for which an echo is waited for, unless `LONGEST_ECHO_WAIT` is less.
@@ -201,8 +203,24 @@ class Healer:
         self.hears = False
         metrics.deaf.labels(layer=groups.alias_of(self._hub.channel)).set(1)
         most = conf.get().MAX_ECHOES_MISSED
-        if most is not None and self._missed >= most and (sent or await self._others_hear()):
+        if most is None or self._missed < most:
+            return
+        if sent or (await self._others_hear() and not await self._is_reached()):
             self._hub.give_up()
+
+    async def _is_reached(self) -> bool:
+        """Try for a whole interval to send an echo; returns whether the layer took one.
+
+        A Redis that goes and comes may be away at each look of this process, and be there for others.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._interval
+        while loop.time() < until:
+            await asyncio.sleep(self._interval / TRIES)
+            with suppress(groups.LayerUnavailable):
+                await self._hub.mailbox.echo(self._hub.channel)
+                return True
+        return False
 
     async def _others_hear(self) -> bool:
         """Find out whether Redis works for another process, where this one cannot reach it."""

@@ -225,6 +225,25 @@ async def test_a_process_without_redis_gives_its_clients_up_only_if_another_hear
 
 
 @one_layer
+async def test_a_process_that_reaches_redis_now_and_then_keeps_its_clients(
+    home: Hub, realtime_settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    realtime_settings(ROUND_INTERVAL=INTERVAL, ROUND_TIMEOUT=INTERVAL / 2, MAX_ECHOES_MISSED=2)
+    peer = await Peer().open("g")
+    tried = 0
+
+    async def every_other_time(*arguments: Any) -> int:
+        nonlocal tried
+        tried += 1
+        return await (unavailable if tried % 2 else lost)(*arguments)
+
+    monkeypatch.setattr(process_records, "others_hear", lambda *_: True)
+    monkeypatch.setattr(groups, "echo", every_other_time)
+    await eventually_async(lambda: tried >= 6, within=20)
+    assert not peer.connection.gone
+
+
+@one_layer
 async def test_a_process_that_hears_again_starts_to_count_anew(
     home: Hub, realtime_settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
