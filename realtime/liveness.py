@@ -105,6 +105,7 @@ class Liveness:
         "_acked",
         "_acked_messages",
         "_acknowledged",
+        "_follow_at",
         "_heard_at",
         "_kernel_heard_at",
         "_last_n",
@@ -123,7 +124,6 @@ class Liveness:
         "_unanswered",
         "_written",
         "_written_at_ping",
-        "_wrote_at",
         "last_ping_at",
         "last_proof_at",
         "round_trip",
@@ -152,7 +152,8 @@ class Liveness:
         self._kernel_heard_at = self._reads_until = -inf
         # Writes up to so many bytes in all change nothing: the next ping is arranged for.
         self._notice_above: float = -1 if pingable else inf
-        self._wrote_at = now
+        # From when on the next ping follows a write.
+        self._follow_at = inf
         self.last_ping_at = now
         """When a ping last left; before the first, when this began."""
         self.last_proof_at = now
@@ -212,18 +213,16 @@ class Liveness:
         """
         self._messages += messages
         self._written += size
-        # Pings that leave together, and their pongs, cost less than each at its own time. So a ping leaves
-        # behind the last write before its time: if the next one comes after the same pause, it is too late.
-        is_last = 2 * now - self._wrote_at >= self._probe_at
-        self._wrote_at = now
         # Almost every write ends here: this is done for each member of a group.
-        if is_last or self._written > self._notice_above:
-            return self._notice(now, is_last)
+        if self._written > self._notice_above or now >= self._follow_at:
+            return self._notice(now)
         return NOTHING
 
-    def _notice(self, now: float, is_last: bool) -> int:
+    def _notice(self, now: float) -> int:
         """Arrange for a ping that what was written calls for."""
-        if is_last or self._written - self._written_at_ping >= self._limits.probe_bytes:
+        # Pings that leave together, and their pongs, cost less than each at its own time. So a ping follows a
+        # write that comes a little before its time.
+        if now >= self._follow_at or self._written - self._written_at_ping >= self._limits.probe_bytes:
             return PING
         if not self._unanswered and self._probe_at == inf:
             probe_after = self._limits.probe_after
@@ -237,7 +236,7 @@ class Liveness:
         return LOOK if self._slow_at < inf else NOTHING
 
     def _arrange(self) -> None:
-        """Recompute up to how many written bytes writes need no notice."""
+        """Recompute up to how many written bytes, and until when, writes need no notice."""
         limits = self._limits
         above: float = -1
         if self._unanswered or self._probe_at < inf:
@@ -245,6 +244,7 @@ class Liveness:
             if self._unanswered:
                 above = min(above, self._acked + limits.max_unacked_bytes)
         self._notice_above = above if self._pingable else inf
+        self._follow_at = self._probe_at - limits.probe_after / 5
 
     def line(self, waiting: int, acknowledged: int, window: int, now: float) -> None:
         """Note what the kernel knows of the bytes that were written.
