@@ -146,7 +146,8 @@ async def test_two_reapers_claim_no_round_twice_and_count_nothing_twice(
         # So much that the one is still sweeping when the other one's turn comes.
         give(site.database, doomed.pid, connections, groups)
         reapers = [site.reaper(*OPTIONS) for _ in range(2)]
-        await eventually_async(lambda: all(reports(each) for each in reapers[:1]), within=30)
+        # One of them may claim every round: they do not alternate strictly.
+        await eventually_async(lambda: reports(*reapers), within=30)
         await rounds_more(site, 3)
         doomed.kill()
         killed_at = time.monotonic()
