@@ -243,7 +243,7 @@ def measure(database: str, rows: int, shape: str, runs: int) -> list[Timing]:
     client.force_login(get_user_model().objects.get(username="admin"))
     timings = []
     # What processes are asked goes to Redis, which is not what is measured.
-    with mock.patch("realtime.groups.disconnect", return_value={}):
+    with mock.patch("realtime.publishing.disconnect", return_value={}):
         for name, ask in pages(rows, shape):
             with CaptureQueriesContext(connection) as captured:
                 response = ask(client)
@@ -350,7 +350,7 @@ def main() -> None:
     if arguments.child:
         child(arguments.child, arguments.rows, shapes[0], arguments.runs)
         return
-    from tests.support.postgres import PostgresServer
+    from tests.support.programs.postgres import PostgresServer
 
     results: list[dict[str, Any]] = []
     for shape in shapes:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from tests.support.servers import CHECKOUT, DaphneServer, UvicornServer, WebServer
+from tests.support.programs.servers import CHECKOUT, DaphneServer, UvicornServer, WebServer
 
 PEERS = CHECKOUT / "benchmarks" / "peers"
 

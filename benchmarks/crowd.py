@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from tests.support.servers import CHECKOUT
+from tests.support.programs.servers import CHECKOUT
 
 
 class GeneratorFailed(RuntimeError):

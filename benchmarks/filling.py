@@ -7,8 +7,8 @@ from typing import Any
 
 from django.db import connection, models
 
-from realtime import process_records
 from realtime.models import Connection, Membership
+from realtime.records import process_rows
 
 
 def fill(processes: list[uuid.UUID], rows: int) -> None:
@@ -63,7 +63,7 @@ def _much_cache() -> Iterator[None]:
 
 def start_processes(channels: list[str], host: str) -> list[uuid.UUID]:
     numbered = enumerate(channels, start=1)
-    return [process_records.start_process(channel, host, number) for number, channel in numbered]
+    return [process_rows.start_process(channel, host, number) for number, channel in numbered]
 
 
 def _insert(model: type[models.Model], rows: int, values: dict[str, str]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.contenders import CONTENDERS
 from benchmarks.results import Column, Goal, Results, parser
 from benchmarks.stage import LeftOut, Stage, require_files
-from tests.support.servers import DaphneServer
+from tests.support.programs.servers import DaphneServer
 
 
 class UnpingedDaphneServer(DaphneServer):

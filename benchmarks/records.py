@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.contenders import CONTENDERS
 from benchmarks.results import Column, Goal, Results, parser
 from benchmarks.stage import Stage
-from tests.support.servers import CHECKOUT, RedisServer
+from tests.support.programs.servers import CHECKOUT, RedisServer
 
 PROCESSES = 10
 COLUMNS = (

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contenders import CONTENDERS, versions
-from tests.support.servers import CHECKOUT
+from tests.support.programs.servers import CHECKOUT
 
 FOLDER = CHECKOUT / "benchmarks" / "results"
 

@@ -20,10 +20,12 @@ django.setup()
 from channels.db import database_sync_to_async  # noqa: E402
 
 from benchmarks import filling  # noqa: E402
-from realtime import groups, process_records, records, sweep  # noqa: E402
-from realtime.mailbox import Mailbox  # noqa: E402
+from realtime.fleet import sweep  # noqa: E402
+from realtime.fleet.mailbox import Mailbox  # noqa: E402
+from realtime.fleet.rounds import Reaper  # noqa: E402
+from realtime.layers import groups  # noqa: E402
 from realtime.models import Connection, Process  # noqa: E402
-from realtime.reaper import Reaper  # noqa: E402
+from realtime.records import connection_rows, process_rows  # noqa: E402
 
 # Another machine's name: nobody here may judge these processes by their pids.
 HOST = "elsewhere"
@@ -50,7 +52,7 @@ async def answer(process: uuid.UUID, mailbox: Mailbox) -> None:
     while True:
         event = await mailbox.next()
         if event.get("type") == groups.ASK:
-            write = database_sync_to_async(process_records.answer_round)
+            write = database_sync_to_async(process_rows.answer_round)
             await write(process, event["round"], connections=0, loop_lag=0.0)
             await groups.answer(event["reply_to"], event["round"], str(process))
 
@@ -89,7 +91,7 @@ def touch(process: uuid.UUID) -> float:
     """Seconds to note that 10,000 connections of a process are alive, as it does every minute for all."""
     ids = list(Connection.objects.open().filter(process=process).values_list("pk", flat=True)[:10_000])
     began = time.perf_counter()
-    records.touch_connections(ids)
+    connection_rows.touch_connections(ids)
     return (time.perf_counter() - began) * 10_000 / len(ids)
 
 
@@ -98,7 +100,7 @@ async def swept(process: uuid.UUID) -> dict[str, Any]:
     await database_sync_to_async(declare_lost)([process])
     timed = Timed()
     began = time.perf_counter()
-    lost = await timed(process_records.lost_processes_to_sweep)
+    lost = await timed(process_rows.lost_processes_to_sweep)
     done = await sweep.sweep(lost, timed, lambda: False, keep_closed=None)
     seconds = time.perf_counter() - began
     return {
@@ -112,7 +114,7 @@ async def swept(process: uuid.UUID) -> dict[str, Any]:
 
 
 def declare_lost(processes: Collection[uuid.UUID]) -> None:
-    lost = process_records.declare_lost(processes)
+    lost = process_rows.declare_lost(processes)
     assert len(lost) == Process.objects.filter(pk__in=processes).count()
 
 

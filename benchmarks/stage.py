@@ -19,9 +19,9 @@ from psycopg import sql
 from benchmarks.contenders import Contender, node_is_ready
 from benchmarks.crowd import Crowd
 from project.private_redis import CannotStart, server_program
-from tests.support.databases import Database, PostgresDatabase, SqliteDatabase
-from tests.support.postgres import PostgresServer
-from tests.support.servers import CHECKOUT, Program, ReaperProcess, RedisServer, WebServer, free_port
+from tests.support.programs.databases import Database, PostgresDatabase, SqliteDatabase
+from tests.support.programs.postgres import PostgresServer
+from tests.support.programs.servers import CHECKOUT, Program, ReaperProcess, RedisServer, WebServer, free_port
 
 
 def require() -> None:

@@ -9,7 +9,7 @@ from django.contrib.auth.models import AnonymousUser
 from django.http import parse_cookie
 from django.utils.functional import SimpleLazyObject
 
-from realtime.transport import Receive, Send
+from realtime.transports.asgi import Receive, Send
 
 
 class AuthMiddlewareStack:

@@ -17,8 +17,8 @@ from django.db import router
 from django.utils.module_loading import import_string
 
 from realtime import conf
-from realtime.core_layer import EXPIRY
 from realtime.layers import CAPACITY, CoreLayer, MemoryLayer, PubSubLayer
+from realtime.layers.core import EXPIRY
 
 #: The name under which this package is distributed; another distribution claims its import name.
 DISTRIBUTION = "django-channels-realtime"

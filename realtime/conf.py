@@ -13,7 +13,7 @@ from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 
-from realtime.liveness import Limits
+from realtime.liveness.connection import Limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

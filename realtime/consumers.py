@@ -16,12 +16,15 @@ from channels.consumer import SyncConsumer
 from channels.db import aclose_old_connections
 from channels.generic.websocket import AsyncJsonWebsocketConsumer, AsyncWebsocketConsumer
 
-from realtime import conf, frames, groups, lifecycle, policy
+from realtime import conf, policy, publishing
 from realtime.closing import CloseReason
-from realtime.connection import Connection
-from realtime.inbox import SERVER_EVENTS
-from realtime.serving import Serving, ignore
-from realtime.transport import Event, Receive, Send
+from realtime.errors import BadFrame, LayerUnavailable
+from realtime.hub.connection import Connection
+from realtime.serving import lifecycle
+from realtime.serving.inbox import SERVER_EVENTS
+from realtime.serving.runner import Runner, ignore
+from realtime.transports.asgi import Event, Receive, Send
+from realtime.wire import frames
 
 logger = logging.getLogger("realtime.consumers")
 
@@ -82,7 +85,7 @@ class RealtimeConsumer(AsyncWebsocketConsumer):
     def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
         self.scope = scope
         # Two underscores, because authors name their own attributes as they like.
-        self.__serving = serving = Serving(self, scope, send)
+        self.__serving = serving = Runner(self, scope, send)
         self.connection = serving.connection
         self.base_send = serving.send
         return serving.run(receive)
@@ -184,7 +187,7 @@ class GroupConsumer(RealtimeConsumer):
             return
         try:
             frame = frames.parse(text_data)
-        except frames.BadFrame as bad:
+        except BadFrame as bad:
             self._refuse_frame(bad.code, bad.detail, bad.ref)
             return
         match frame:
@@ -223,13 +226,13 @@ class GroupConsumer(RealtimeConsumer):
             )
             return
         try:
-            await groups.apublish(
+            await publishing.apublish(
                 frame.group,
                 frame.data,
                 alias=self.channel_layer_alias,
                 sender=self.connection.user_id or None,
             )
-        except groups.LayerUnavailable as error:
+        except LayerUnavailable as error:
             logger.warning("A publish failed: %s", error, extra=self.connection.log_fields())
             self._refuse_frame(
                 frames.ErrorCode.INTERNAL, "The message was not published; try again.", frame.ref

@@ -22,8 +22,10 @@ from django.conf import settings
 from django.contrib.auth.models import AnonymousUser
 from django.test import override_settings
 
-from realtime import frames, lifecycle
 from realtime.closing import CloseReason
+from realtime.errors import BadFrame
+from realtime.serving import lifecycle
+from realtime.wire import frames
 
 #: Seconds to wait for something that the application is expected to do.
 PATIENCE = 5.0
@@ -114,7 +116,7 @@ class Client:
             return False
         try:
             frame = frames.parse_server(content)
-        except frames.BadFrame:
+        except BadFrame:
             # What the author of a consumer sends need not be a frame of the protocol.
             return False
         if isinstance(frame, frames.Ping):

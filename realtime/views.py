@@ -8,7 +8,10 @@ from django.db import Error as DatabaseFailure
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from realtime import drain, groups, readiness
+from realtime.errors import LayerUnavailable
+from realtime.hub import readiness
+from realtime.layers import groups
+from realtime.process import drain
 
 logger = logging.getLogger("realtime.views")
 
@@ -40,7 +43,7 @@ async def ready(request: HttpRequest) -> HttpResponse:
     for name, error in zip(checks, outcomes, strict=True):
         if error is None:
             continue
-        if not isinstance(error, (TimeoutError, DatabaseFailure, groups.LayerUnavailable)):
+        if not isinstance(error, (TimeoutError, DatabaseFailure, LayerUnavailable)):
             raise error
         problems[name] = type(error.__cause__ or error).__name__
         logger.warning("Not ready: the %s failed: %s", name, error)

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from django.db.models import QuerySet
 
-from realtime import groups
+from realtime import publishing
 from realtime.closing import CloseReason
+from realtime.errors import LayerUnavailable
 from realtime.models import Process
 
 AT_ONCE = 5_000
@@ -48,7 +49,7 @@ class Plan:
 @dataclass(frozen=True, slots=True)
 class Outcome:
     asked: dict[Process, list[Row]]
-    unreachable: dict[Process, groups.LayerUnavailable]
+    unreachable: dict[Process, LayerUnavailable]
 
 
 def plan(connections: QuerySet[Any]) -> Plan:
@@ -73,10 +74,10 @@ def carry_out(made: Plan) -> Outcome:
     waiting: dict[str, list[str]] = {}
     for process, rows in made.living.items():
         waiting.setdefault(process.channel_name, []).extend(str(row.id) for row in rows)
-    failed: dict[str, groups.LayerUnavailable] = {}
+    failed: dict[str, LayerUnavailable] = {}
     while waiting:
         batch = {address: ids[:PER_MESSAGE] for address, ids in waiting.items()}
-        failed |= groups.disconnect(batch, CloseReason.KICKED.value)
+        failed |= publishing.disconnect(batch, CloseReason.KICKED.value)
         # Who could not be asked is not asked again: each time may take as long as a call to Redis may.
         waiting = {
             address: ids[PER_MESSAGE:]

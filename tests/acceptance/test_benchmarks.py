@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.support.servers import CHECKOUT
+from tests.support.programs.servers import CHECKOUT
 
 pytestmark = pytest.mark.acceptance
 

@@ -13,11 +13,11 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.support.eventually import eventually_async
+from tests.support.assertions.eventually import eventually_async
 from tests.support.fixtures import StartSite
 from tests.support.pairings import Pairing, pairings
-from tests.support.servers import WebServer
-from tests.support.site import SERVERS, Site
+from tests.support.programs.servers import WebServer
+from tests.support.programs.site import SERVERS, Site
 
 pytestmark = pytest.mark.acceptance
 
@@ -37,7 +37,9 @@ def serving(site: Site) -> Any:
     environment = {**site.environment, "ALLOWED_HOSTS": "localhost,127.0.0.1"}
     log = site.folder / "drop-in.log"
     program = SERVERS[site.pairing.server]
-    with program(log=log, environment=environment, application="tests.support.drop_in:application") as server:
+    with program(
+        log=log, environment=environment, application="tests.support.applications.drop_in:application"
+    ) as server:
         yield server
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from tests.support.clients import crowd
+from tests.support.clients.websocket import crowd
 from tests.support.fixtures import StartSite
 from tests.support.pairings import Pairing, pairings
-from tests.support.site import Site
+from tests.support.programs.site import Site
 
 pytestmark = pytest.mark.acceptance
 

@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.support.clients import Client
-from tests.support.eventually import eventually, eventually_async
+from tests.support.assertions.eventually import eventually, eventually_async
+from tests.support.clients.websocket import Client
 from tests.support.fixtures import StartSite
 from tests.support.pairings import Pairing, pairings
-from tests.support.servers import WebServer
-from tests.support.site import Site
+from tests.support.programs.servers import WebServer
+from tests.support.programs.site import Site
 
 pytestmark = pytest.mark.acceptance
 

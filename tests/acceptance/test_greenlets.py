@@ -15,7 +15,7 @@ import psutil
 import pytest
 from channels.layers import channel_layers, get_channel_layer
 
-from tests.support.servers import CHECKOUT, Program, RedisServer, WebServer
+from tests.support.programs.servers import CHECKOUT, Program, RedisServer, WebServer
 
 pytestmark = pytest.mark.acceptance
 
@@ -85,7 +85,7 @@ async def run(library: str, scenario: str, environment: dict[str, str]) -> list[
     """Run a scenario to its end, and return the lines that it printed; it may not complain of anything."""
     ended = await asyncio.to_thread(
         subprocess.run,
-        [sys.executable, "-m", "tests.support.green", library, scenario],
+        [sys.executable, "-m", "tests.support.greenlets.patched", library, scenario],
         cwd=CHECKOUT,
         env=environment,
         capture_output=True,
@@ -266,7 +266,7 @@ async def test_gunicorn_publishes(
     library: str, listener: Listener, environment: dict[str, str], tmp_path: Path
 ) -> None:
     log = tmp_path / "gunicorn.log"
-    application = "tests.support.green_wsgi:application"
+    application = "tests.support.greenlets.wsgi:application"
     with Gunicorn(library, log=log, environment=environment, application=application) as server:
         assert [await asyncio.to_thread(server.publish, number) for number in range(3)] == ["published"] * 3
         answers = [asyncio.to_thread(server.publish, number) for number in range(3, 20)]
@@ -282,7 +282,7 @@ async def test_gunicorn_publishes_when_it_has_published_before_the_fork(
     library: str, listener: Listener, environment: dict[str, str], tmp_path: Path
 ) -> None:
     log = tmp_path / "gunicorn.log"
-    application = "tests.support.green_preloaded:application"
+    application = "tests.support.greenlets.preloaded:application"
     with Gunicorn(library, "--preload", log=log, environment=environment, application=application) as server:
         assert [await asyncio.to_thread(server.publish, number) for number in (1, 2, 3)] == ["published"] * 3
         assert await listener.hear(4) == [0, 1, 2, 3]
@@ -293,7 +293,17 @@ class CeleryWorker(Program):
         super().__init__(
             [
                 sys.executable,
-                *("-m", "celery", "-A", "tests.support.green_celery", "worker", "-P", library, "-c", "20"),
+                *(
+                    "-m",
+                    "celery",
+                    "-A",
+                    "tests.support.greenlets.celery_app",
+                    "worker",
+                    "-P",
+                    library,
+                    "-c",
+                    "20",
+                ),
                 *("-l", "INFO", "--without-gossip", "--without-mingle", "--without-heartbeat"),
             ],
             log=log,
@@ -312,7 +322,7 @@ async def test_celery_publishes(
     with CeleryWorker(library, log=tmp_path / "celery.log", environment=environment) as worker:
         sending = await asyncio.to_thread(
             subprocess.run,
-            [sys.executable, "-m", "tests.support.green_celery"],
+            [sys.executable, "-m", "tests.support.greenlets.celery_app"],
             cwd=CHECKOUT,
             env=environment,
             capture_output=True,

@@ -25,8 +25,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Origin
 
-from tests.support.eventually import eventually
-from tests.support.servers import CHECKOUT, RedisServer, free_port
+from tests.support.assertions.eventually import eventually
+from tests.support.programs.servers import CHECKOUT, RedisServer, free_port
 
 pytestmark = pytest.mark.acceptance
 

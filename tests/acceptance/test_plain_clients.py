@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from tests.support.clients import Client
-from tests.support.eventually import eventually_async
+from tests.support.assertions.eventually import eventually_async
+from tests.support.assertions.scrape import scrape
+from tests.support.clients.raw import RawClient
+from tests.support.clients.websocket import Client
 from tests.support.fixtures import StartSite
 from tests.support.pairings import Pairing
-from tests.support.raw import RawClient
-from tests.support.scrape import scrape
-from tests.support.site import Site
+from tests.support.programs.site import Site
 
 pytestmark = pytest.mark.acceptance
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from websockets.exceptions import WebSocketException
 
-from tests.support.clients import Client, crowd
-from tests.support.databases import Row
-from tests.support.eventually import eventually_async
+from tests.support.assertions.eventually import eventually_async
+from tests.support.clients.websocket import Client, crowd
 from tests.support.fixtures import StartSite
 from tests.support.pairings import Pairing
-from tests.support.servers import CHECKOUT, WebServer
-from tests.support.site import Site
+from tests.support.programs.databases import Row
+from tests.support.programs.servers import CHECKOUT, WebServer
+from tests.support.programs.site import Site
 
 pytestmark = pytest.mark.acceptance
 

@@ -1,7 +1,7 @@
 """What both transports promise, shown on real servers, and what only the one for Daphne can do.
 
-The server runs `tests.support.transports`, whose connections are nothing but a transport; the test says from
-outside what is written to them.
+The server runs `tests.support.applications.transports`, whose connections are nothing but a transport;
+the test says from outside what is written to them.
 """
 
 import asyncio
@@ -23,13 +23,13 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from tests.support.eventually import eventually_async
-from tests.support.raw import CLOSE, frame
-from tests.support.servers import DaphneServer, UvicornServer, WebServer
+from tests.support.assertions.eventually import eventually_async
+from tests.support.clients.raw import CLOSE, frame
+from tests.support.programs.servers import DaphneServer, UvicornServer, WebServer
 
 pytestmark = pytest.mark.acceptance
 
-APPLICATION = "tests.support.transports:application"
+APPLICATION = "tests.support.applications.transports:application"
 ENVIRONMENT = {
     **os.environ,
     "DJANGO_SETTINGS_MODULE": "tests.support.live",

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clients import Client
-from tests.support.servers import CHECKOUT, RedisServer, WebServer
+from tests.support.clients.websocket import Client
+from tests.support.programs.servers import CHECKOUT, RedisServer, WebServer
 
 pytestmark = pytest.mark.acceptance
 

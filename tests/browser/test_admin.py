@@ -8,11 +8,11 @@ import pytest_asyncio
 from playwright.async_api import Browser, Page, expect
 
 from tests.browser.test_page import PATIENCE, PHONE, Complaints, open_page
-from tests.support.eventually import eventually_async
+from tests.support.assertions.eventually import eventually_async
 from tests.support.fixtures import StartSite
 from tests.support.pairings import Pairing, pairings
-from tests.support.servers import WebServer
-from tests.support.site import Site
+from tests.support.programs.servers import WebServer
+from tests.support.programs.site import Site
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 

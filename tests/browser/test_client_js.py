@@ -1,7 +1,7 @@
 """realtime.js in Chromium, with the test as its clock, its network and its server.
 
-Frames to the client are built and frames from it parsed by `realtime.frames`, so the two ends of the protocol
-cannot drift apart.
+Frames to the client are built and frames from it parsed by `realtime.wire.frames`, so the two ends of the
+protocol cannot drift apart.
 """
 
 from collections.abc import AsyncGenerator
@@ -10,9 +10,12 @@ from typing import Self
 
 import pytest
 import pytest_asyncio
+from msgspec import Raw
 from playwright.async_api import Browser, Page, Route
 
-from realtime import closing, frames
+from realtime import closing
+from realtime.wire import frames
+from realtime.wire.payload import encode_data
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
@@ -167,7 +170,7 @@ async def test_a_ping_is_answered_before_any_listener_runs_and_without_a_timer(c
 async def test_messages_arrive_with_what_the_server_said_of_them(client: Client) -> None:
     await client.accept()
     await client.says(
-        frames.Message("public.lobby", frames.encode_data({"hello": 1}), from_=None, offset=4, epoch="e")
+        frames.Message("public.lobby", encode_data({"hello": 1}), from_=None, offset=4, epoch="e")
     )
     assert await client.events("message") == [
         {
@@ -206,7 +209,7 @@ async def test_the_promise_of_a_command_resolves_with_the_frame_of_that_ref(clie
     await client.run("watch('first', connection.publish('public.a', {x: 1}))")
     await client.run("watch('second', connection.publish('public.a', 'text'))")
     first, second = await client.sent()
-    assert first == frames.Publish("public.a", frames.Raw(b'{"x":1}'), first.ref)  # type: ignore[union-attr]
+    assert first == frames.Publish("public.a", Raw(b'{"x":1}'), first.ref)  # type: ignore[union-attr]
     await client.says(frames.Published(second.ref, "public.a"))  # type: ignore[union-attr]
     outcomes = await client.get("outcomes")
     assert outcomes["first"] == "pending"  # type: ignore[index]
@@ -344,7 +347,7 @@ async def test_an_ended_socket_is_closed_and_nothing_that_it_still_says_is_heard
     await client.passes(1)
     await client.accept(groups=["public.lobby"])
     assert await client.get("WebSocket.all[0].readyState") == 2, "the old socket was not closed"
-    await client.says(frames.Message("public.lobby", frames.Raw(b'"late"')), socket=0)
+    await client.says(frames.Message("public.lobby", Raw(b'"late"')), socket=0)
     await client.says(frames.Ping(9), socket=0)
     await client.says(frames.Goodbye("kicked", False), socket=0)
     await client.drops(4503, socket=0)
@@ -438,7 +441,7 @@ async def test_the_events_of_one_wake_up_share_one_question(client: Client) -> N
 async def test_a_frame_from_before_the_sleep_does_not_answer_for_the_server_of_now(client: Client) -> None:
     await client.accept()
     await client.shown()
-    await client.says(frames.Message("public.lobby", frames.Raw(b'"was in a buffer"')))
+    await client.says(frames.Message("public.lobby", Raw(b'"was in a buffer"')))
     await client.passes(7)
     assert await client.get("connection.lastClose.reason") == "silent"
 
@@ -448,7 +451,7 @@ async def test_a_pong_that_stands_in_line_behind_other_frames_is_waited_for(clie
     await client.shown()
     for _ in range(5):
         await client.passes(4)
-        await client.says(frames.Message("public.lobby", frames.Raw(b"1")))
+        await client.says(frames.Message("public.lobby", Raw(b"1")))
     await client.says(frames.Pong(1))
     await client.passes(40)
     assert (await client.state(), await client.sockets()) == ("open", 1)

@@ -8,8 +8,8 @@ from playwright.async_api import Browser, ConsoleMessage, Page, Response, expect
 
 from tests.support.fixtures import StartSite
 from tests.support.pairings import Pairing, pairings
-from tests.support.servers import WebServer
-from tests.support.site import Site
+from tests.support.programs.servers import WebServer
+from tests.support.programs.site import Site
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 

@@ -2,9 +2,9 @@
 
     python -m tests.faults.churn --minutes 30 --seed 7 --layer core --server daphne --database sqlite
 
-What happens follows from the seed (`tests.support.plan`); when the system is left alone again, open sockets,
-open records and the memberships in the layer have to be the same, exactly. Prints its progress, and for a
-failure the command that repeats it.
+What happens follows from the seed (`tests.support.faults.churn_plan`); when the system is left alone again,
+open sockets, open records and the memberships in the layer have to be the same, exactly. Prints its
+progress, and for a failure the command that repeats it.
 """
 
 import argparse
@@ -24,17 +24,24 @@ from pathlib import Path
 
 import redis
 
-from realtime.groups import LayerUnavailable
-from tests.support.agreement import Agreement, Witnesses
-from tests.support.databases import Databases
-from tests.support.growth import MANY_WAVES, WAVES, connections_had, growth_per_connection, memory, wave
-from tests.support.measured import measured
+from realtime.errors import LayerUnavailable
+from tests.support.assertions.agreement import Agreement, Witnesses
+from tests.support.assertions.growth import (
+    MANY_WAVES,
+    WAVES,
+    connections_had,
+    growth_per_connection,
+    memory,
+    wave,
+)
+from tests.support.assertions.measured import measured
+from tests.support.clients.phone import OUT_OF_ORDER, Phone
+from tests.support.clients.torrent import Torrent
+from tests.support.faults.churn_plan import GROUPS, SERVERS, STEADY, Action, plan
 from tests.support.pairings import Pairing
-from tests.support.phone import OUT_OF_ORDER, Phone
-from tests.support.plan import GROUPS, SERVERS, STEADY, Action, plan
-from tests.support.servers import Program, WebServer
-from tests.support.site import Site
-from tests.support.torrent import Torrent
+from tests.support.programs.databases import Databases
+from tests.support.programs.servers import Program, WebServer
+from tests.support.programs.site import Site
 
 #: Scaled, so that two minutes hold what half an hour does.
 REALTIME = {

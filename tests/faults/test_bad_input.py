@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.support.clients import Client
-from tests.support.eventually import eventually_async
+from tests.support.assertions.eventually import eventually_async
+from tests.support.assertions.measured import measured
+from tests.support.clients.raw import BINARY, CLOSE, CONTINUATION, PING, RawClient, frame
+from tests.support.clients.sessions import logged_in
+from tests.support.clients.websocket import Client
 from tests.support.fixtures import StartSite
-from tests.support.measured import measured
 from tests.support.pairings import Pairing, pairings
-from tests.support.raw import BINARY, CLOSE, CONTINUATION, PING, RawClient, frame
-from tests.support.servers import WebServer
-from tests.support.sessions import logged_in
-from tests.support.site import Site
+from tests.support.programs.servers import WebServer
+from tests.support.programs.site import Site
 
 pytestmark = pytest.mark.faults
 

@@ -5,19 +5,19 @@ import time
 
 import pytest
 
-from tests.support.clients import Client, crowd
-from tests.support.eventually import eventually_async
+from tests.support.assertions.eventually import eventually_async
+from tests.support.assertions.measured import measured
+from tests.support.assertions.scrape import scrape
+from tests.support.clients.websocket import Client, crowd
 from tests.support.fixtures import StartSite
-from tests.support.measured import measured
 from tests.support.pairings import Pairing, pairings
-from tests.support.scrape import scrape
-from tests.support.site import Site
+from tests.support.programs.site import Site
 
 pytestmark = pytest.mark.faults
 
 CLIENTS = 20
 SLACK = 3.0  # seconds for a busy machine, on top of a bound
-APPLICATION = "tests.support.misbehaving:application"
+APPLICATION = "tests.support.applications.misbehaving:application"
 
 
 async def blocked(site: Site, seconds: float, *, answers_after: float, found_within: float) -> None:

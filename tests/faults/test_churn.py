@@ -5,10 +5,10 @@ from dataclasses import asdict
 import pytest
 
 from tests.faults.churn import REALTIME, churn, command, say
+from tests.support.assertions.measured import measured
+from tests.support.faults.churn_plan import WEIGHTS, plan
 from tests.support.fixtures import StartSite
-from tests.support.measured import measured
 from tests.support.pairings import Pairing, pairings
-from tests.support.plan import WEIGHTS, plan
 
 SEED, SECONDS = 6, 120.0
 

@@ -17,16 +17,16 @@ from typing import Self
 
 import pytest
 
-from tests.support.clients import Client, close_all, connect_many
-from tests.support.databases import Database, Databases, SqliteDatabase
-from tests.support.eventually import eventually_async
-from tests.support.measured import measured
-from tests.support.memberships import in_layer
-from tests.support.numbers import Numbers, same_layer
+from tests.support.assertions.eventually import eventually_async
+from tests.support.assertions.measured import measured
+from tests.support.assertions.memberships import in_layer
+from tests.support.clients.numbers import Numbers, same_layer
+from tests.support.clients.websocket import Client, close_all, connect_many
 from tests.support.pairings import Pairing, pairings
-from tests.support.postgres import PostgresServer
-from tests.support.servers import RedisServer, WebServer
-from tests.support.site import Site
+from tests.support.programs.databases import Database, Databases, SqliteDatabase
+from tests.support.programs.postgres import PostgresServer
+from tests.support.programs.servers import RedisServer, WebServer
+from tests.support.programs.site import Site
 
 pytestmark = pytest.mark.faults
 

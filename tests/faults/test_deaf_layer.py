@@ -14,16 +14,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.clients import Client, crowd
-from tests.support.eventually import eventually_async
+from tests.support.assertions.eventually import eventually_async
+from tests.support.assertions.measured import measured
+from tests.support.assertions.scrape import scrape
+from tests.support.clients.numbers import Numbers, same_layer
+from tests.support.clients.websocket import Client, crowd
+from tests.support.faults.network import NetworkNamespace, require_namespaces
+from tests.support.faults.relay import Relay
 from tests.support.fixtures import StartSite
-from tests.support.measured import measured
-from tests.support.namespaces import NetworkNamespace, require_namespaces
-from tests.support.numbers import Numbers, same_layer
 from tests.support.pairings import DEFAULT_INTERVAL, Pairing, pairings, rounds, scale
-from tests.support.relay import Relay
-from tests.support.scrape import scrape
-from tests.support.servers import RedisServer, WebServer
+from tests.support.programs.servers import RedisServer, WebServer
 
 pytestmark = pytest.mark.faults
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support.clients import Client, crowd
-from tests.support.eventually import eventually_async
+from tests.support.assertions.eventually import eventually_async
+from tests.support.assertions.measured import measured
+from tests.support.assertions.scrape import scrape
+from tests.support.clients.websocket import Client, crowd
 from tests.support.fixtures import StartSite
-from tests.support.measured import measured
 from tests.support.pairings import Pairing, pairings
-from tests.support.scrape import scrape
 
 pytestmark = pytest.mark.faults
 

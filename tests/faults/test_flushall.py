@@ -5,10 +5,10 @@ import time
 
 import pytest
 
-from tests.support.clients import close_all, connect_many
+from tests.support.assertions.measured import measured
+from tests.support.clients.numbers import Numbers, same_layer
+from tests.support.clients.websocket import close_all, connect_many
 from tests.support.fixtures import StartSite
-from tests.support.measured import measured
-from tests.support.numbers import Numbers, same_layer
 from tests.support.pairings import Pairing, pairings, rounds, scale
 
 pytestmark = pytest.mark.faults

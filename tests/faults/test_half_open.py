@@ -10,16 +10,16 @@ from typing import Self
 
 import pytest
 
-from tests.support.clients import Client, crowd
-from tests.support.eventually import eventually_async
+from tests.support.assertions.eventually import eventually_async
+from tests.support.assertions.measured import measured
+from tests.support.assertions.scrape import scrape
+from tests.support.clients.websocket import Client, crowd
+from tests.support.faults.network import ClientProcess, NetworkNamespace, require_namespaces
 from tests.support.fixtures import StartSite
-from tests.support.measured import measured
-from tests.support.namespaces import ClientProcess, NetworkNamespace, require_namespaces
 from tests.support.pairings import Pairing, pairings
+from tests.support.programs.servers import Publisher
+from tests.support.programs.site import Site
 from tests.support.repeating import Repeating
-from tests.support.scrape import scrape
-from tests.support.servers import Publisher
-from tests.support.site import Site
 
 pytestmark = pytest.mark.faults
 

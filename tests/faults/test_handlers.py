@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from tests.support.clients import Client, crowd
-from tests.support.eventually import eventually_async
+from tests.support.assertions.eventually import eventually_async
+from tests.support.assertions.measured import measured
+from tests.support.clients.websocket import Client, crowd
 from tests.support.fixtures import StartSite
-from tests.support.measured import measured
 from tests.support.pairings import Pairing, pairings
-from tests.support.servers import WebServer
-from tests.support.site import Site
+from tests.support.programs.servers import WebServer
+from tests.support.programs.site import Site
 
 pytestmark = pytest.mark.faults
 
@@ -22,7 +22,7 @@ HANDLER_TIMEOUT = 3.0  # seconds; opening a connection takes less, also as the f
 SLACK = 2.0  # seconds for a busy machine, on top of a bound
 #: Twice as long as a client may be silent: what 60 s are to the default settings.
 LONG = 2 * (PING_INTERVAL + PONG_TIMEOUT)
-APPLICATION = "tests.support.misbehaving:application"
+APPLICATION = "tests.support.applications.misbehaving:application"
 
 pairs = pairings("pubsub-daphne-sqlite", "core-uvicorn-sqlite")
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clients import Client, connect_many
+from tests.support.assertions.measured import measured
+from tests.support.assertions.scrape import scrape
+from tests.support.clients.websocket import Client, connect_many
 from tests.support.fixtures import StartSite
-from tests.support.measured import measured
 from tests.support.pairings import Pairing, pairings
-from tests.support.scrape import scrape
-from tests.support.site import Site
+from tests.support.programs.site import Site
 
 pytestmark = pytest.mark.faults
 
@@ -26,7 +26,7 @@ CLIENTS = 20
 SCALED = {"PING_INTERVAL": 4.0, "PONG_TIMEOUT": 2.0}
 LONGER_THAN_A_READ = 11.0  # seconds
 GROUP = "public.room"
-APPLICATION = "tests.support.misbehaving:application"
+APPLICATION = "tests.support.applications.misbehaving:application"
 
 
 async def idle(site: Site, seconds: float, kind: str = "idle", **environment: str) -> None:

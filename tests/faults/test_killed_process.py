@@ -11,12 +11,12 @@ import time
 import pytest
 import redis
 
-from tests.support.clients import Client, crowd
-from tests.support.eventually import eventually_async
+from tests.support.assertions.eventually import eventually_async
+from tests.support.assertions.measured import measured
+from tests.support.clients.websocket import Client, crowd
 from tests.support.fixtures import StartSite
-from tests.support.measured import measured
 from tests.support.pairings import Pairing, pairings
-from tests.support.site import Site
+from tests.support.programs.site import Site
 
 pytestmark = pytest.mark.faults
 

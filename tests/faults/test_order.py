@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.audience import Audience
-from tests.support.eventually import eventually_async
+from tests.support.assertions.eventually import eventually_async
+from tests.support.assertions.measured import measured
+from tests.support.clients.audience import Audience
+from tests.support.clients.numbers import Numbers, same_layer
 from tests.support.fixtures import StartSite
-from tests.support.measured import measured
-from tests.support.numbers import Numbers, same_layer
 from tests.support.pairings import Pairing, pairings
 
 pytestmark = pytest.mark.faults

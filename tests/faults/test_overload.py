@@ -7,17 +7,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-from realtime import groups
 from realtime.closing import CloseReason
-from tests.support.audience import Audience
-from tests.support.eventually import eventually_async
+from realtime.layers import groups
+from tests.support.assertions.eventually import eventually_async
+from tests.support.assertions.measured import measured
+from tests.support.assertions.scrape import scrape
+from tests.support.clients.audience import Audience
+from tests.support.clients.numbers import same_layer
+from tests.support.clients.torrent import Torrent
 from tests.support.fixtures import StartSite
-from tests.support.measured import measured
-from tests.support.numbers import same_layer
 from tests.support.pairings import Pairing, pairings
-from tests.support.scrape import scrape
-from tests.support.site import Site
-from tests.support.torrent import Torrent
+from tests.support.programs.site import Site
 
 pytestmark = pytest.mark.faults
 

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from realtime import pids
-from tests.support.servers import CHECKOUT
+from realtime.process import pids
+from tests.support.programs.servers import CHECKOUT
 
 pytestmark = [
     pytest.mark.faults,
@@ -18,7 +18,7 @@ pytestmark = [
 
 OWN = """
 import dataclasses, json
-from realtime import pids
+from realtime.process import pids
 print(json.dumps(dataclasses.asdict(pids.own())))
 """
 

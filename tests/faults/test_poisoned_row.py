@@ -5,20 +5,20 @@ import time
 
 import pytest
 
-from tests.support.clients import Client, close_all
-from tests.support.eventually import eventually_async
+from tests.support.assertions.eventually import eventually_async
+from tests.support.assertions.measured import measured
+from tests.support.clients.raw import RawClient
+from tests.support.clients.sessions import logged_in
+from tests.support.clients.websocket import Client, close_all
 from tests.support.fixtures import StartSite
-from tests.support.measured import measured
 from tests.support.pairings import Pairing, pairings
-from tests.support.raw import RawClient
-from tests.support.sessions import logged_in
-from tests.support.site import Site
+from tests.support.programs.site import Site
 
 pytestmark = pytest.mark.faults
 
 CLIENTS = 60
 POISON = "poison"
-APPLICATION = "tests.support.misbehaving:application"
+APPLICATION = "tests.support.applications.misbehaving:application"
 
 #: What no header or path can bring past the cleaning of text: a row that the database itself refuses.
 REFUSE_POISON = {

@@ -12,15 +12,15 @@ import uuid
 
 import pytest
 
-from tests.support.clients import Client, crowd
-from tests.support.databases import Database
-from tests.support.eventually import eventually_async
+from tests.support.assertions.eventually import eventually_async
+from tests.support.assertions.measured import measured
+from tests.support.assertions.memberships import in_layer, in_records
+from tests.support.clients.websocket import Client, crowd
 from tests.support.fixtures import StartSite
-from tests.support.measured import measured
-from tests.support.memberships import in_layer, in_records
 from tests.support.pairings import Pairing, pairings
-from tests.support.servers import ReaperProcess
-from tests.support.site import Site
+from tests.support.programs.databases import Database
+from tests.support.programs.servers import ReaperProcess
+from tests.support.programs.site import Site
 
 pytestmark = pytest.mark.faults
 

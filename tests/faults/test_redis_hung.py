@@ -9,15 +9,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.clients import close_all, connect_many
-from tests.support.eventually import eventually_async
+from tests.support.assertions.eventually import eventually_async
+from tests.support.assertions.measured import measured
+from tests.support.assertions.memberships import in_layer, in_records
+from tests.support.assertions.scrape import scrape
+from tests.support.clients.numbers import Numbers, same_layer
+from tests.support.clients.websocket import close_all, connect_many
 from tests.support.fixtures import StartSite
-from tests.support.measured import measured
-from tests.support.memberships import in_layer, in_records
-from tests.support.numbers import Numbers, same_layer
 from tests.support.pairings import Pairing, pairings
-from tests.support.scrape import scrape
-from tests.support.servers import Program, WebServer
+from tests.support.programs.servers import Program, WebServer
 
 pytestmark = pytest.mark.faults
 

@@ -8,11 +8,11 @@ import pytest
 from websockets.asyncio.client import connect
 
 from tests.faults.test_reaper_down import OPTIONS, give
-from tests.support.eventually import eventually, eventually_async
+from tests.support.assertions.eventually import eventually, eventually_async
 from tests.support.fixtures import StartSite
 from tests.support.pairings import Pairing, pairings
-from tests.support.servers import ReaperProcess, WebServer
-from tests.support.site import Site
+from tests.support.programs.servers import ReaperProcess, WebServer
+from tests.support.programs.site import Site
 
 pytestmark = pytest.mark.faults
 
@@ -64,7 +64,7 @@ async def test_a_removed_layer_keeps_nothing_else_from_being_reaped_and_deleted(
     pairing: Pairing, start_site: StartSite
 ) -> None:
     site = start_site(pairing)
-    healthy, doomed = site.serve(), site.serve(application="tests.support.drop_in:application")
+    healthy, doomed = site.serve(), site.serve(application="tests.support.applications.drop_in:application")
     async with connect(healthy.websocket("/ws/public.lobby/"), proxy=None):
         await in_the_other_layer(doomed)
         close_long_ago(site, healthy)
@@ -102,7 +102,7 @@ async def test_a_removed_layer_keeps_nothing_else_from_being_reaped_and_deleted(
 @pytest.mark.parametrize("pairing", pairings("core-uvicorn-sqlite", layer="core"))
 def test_a_layer_that_is_brought_back_is_left_as_ever(pairing: Pairing, start_site: StartSite) -> None:
     site = start_site(pairing)
-    doomed = site.serve(application="tests.support.drop_in:application")
+    doomed = site.serve(application="tests.support.applications.drop_in:application")
     asyncio.run(in_the_other_layer(doomed))
     assert site.manage(*ONCE, **REMOVED).returncode == 1
     with site.redis.client() as redis:

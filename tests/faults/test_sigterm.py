@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 from websockets.exceptions import WebSocketException
 
-from tests.support.clients import Client, close_all, connect_many
-from tests.support.databases import Databases
-from tests.support.eventually import eventually_async
+from tests.support.assertions.eventually import eventually_async
+from tests.support.assertions.measured import measured
+from tests.support.assertions.memberships import in_layer
+from tests.support.assertions.scrape import scrape
+from tests.support.clients.websocket import Client, close_all, connect_many
 from tests.support.fixtures import StartSite
-from tests.support.measured import measured
-from tests.support.memberships import in_layer
 from tests.support.pairings import Pairing, pairings
-from tests.support.scrape import scrape
-from tests.support.servers import UvicornServer, WebServer
-from tests.support.site import Site
+from tests.support.programs.databases import Databases
+from tests.support.programs.servers import UvicornServer, WebServer
+from tests.support.programs.site import Site
 
 pytestmark = pytest.mark.faults
 
@@ -106,7 +106,7 @@ def other_uvicorn(site: Site, *options: str) -> UvicornServer:
         *options,
         log=site.folder / "uvicorn.log",
         environment={**site.environment, "ALLOWED_HOSTS": "127.0.0.1"},
-        application="tests.support.lifespan:application",
+        application="tests.support.applications.lifespan:application",
     )
 
 

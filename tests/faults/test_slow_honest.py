@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.support.assertions.measured import measured
+from tests.support.clients.raw import RawClient
 from tests.support.fixtures import StartSite
-from tests.support.measured import measured
 from tests.support.pairings import Pairing, pairings
-from tests.support.raw import RawClient
 
 pytestmark = pytest.mark.faults
 
-APPLICATION = "tests.support.drop_in:application"
+APPLICATION = "tests.support.applications.drop_in:application"
 KB, MB = 1000, 1_000_000
 
 

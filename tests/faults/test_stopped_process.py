@@ -9,15 +9,15 @@ from collections import Counter
 
 import pytest
 
-from tests.support.clients import Client, crowd
-from tests.support.eventually import eventually_async
+from tests.support.assertions.eventually import eventually_async
+from tests.support.assertions.measured import measured
+from tests.support.assertions.memberships import in_layer, in_records
+from tests.support.assertions.scrape import scrape
+from tests.support.clients.websocket import Client, crowd
 from tests.support.fixtures import StartSite
-from tests.support.measured import measured
-from tests.support.memberships import in_layer, in_records
 from tests.support.pairings import PAIRINGS, Pairing, pairings
-from tests.support.scrape import scrape
-from tests.support.servers import WebServer
-from tests.support.site import Site
+from tests.support.programs.servers import WebServer
+from tests.support.programs.site import Site
 
 pytestmark = pytest.mark.faults
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clients import close_all, connect_many
-from tests.support.eventually import eventually_async
+from tests.support.assertions.eventually import eventually_async
+from tests.support.assertions.measured import measured
+from tests.support.clients.websocket import close_all, connect_many
+from tests.support.faults.network import ClientProcess, NetworkNamespace, require_namespaces
 from tests.support.fixtures import StartSite
-from tests.support.measured import measured
-from tests.support.namespaces import ClientProcess, NetworkNamespace, require_namespaces
 from tests.support.pairings import Pairing, pairings
-from tests.support.servers import WebServer
-from tests.support.site import Site
+from tests.support.programs.servers import WebServer
+from tests.support.programs.site import Site
 
 pytestmark = pytest.mark.faults
 

@@ -8,13 +8,13 @@ import time
 
 import pytest
 
-from tests.support.clients import Client, close_all, connect_many
-from tests.support.eventually import eventually_async
+from tests.support.assertions.eventually import eventually_async
+from tests.support.assertions.measured import measured
+from tests.support.clients.websocket import Client, close_all, connect_many
+from tests.support.faults.clock import off_by, require_faketime
 from tests.support.fixtures import StartSite
-from tests.support.measured import measured
 from tests.support.pairings import Pairing, pairings
-from tests.support.site import Site
-from tests.support.wrong_clock import off_by, require_faketime
+from tests.support.programs.site import Site
 
 pytestmark = pytest.mark.faults
 

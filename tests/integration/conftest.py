@@ -8,7 +8,8 @@ import pytest_asyncio
 from channels.layers import channel_layers
 from django.contrib.auth.models import AnonymousUser
 
-from realtime import conf, lifecycle
+from realtime import conf
+from realtime.serving import lifecycle
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from typing import Any
 
 from django.test import TestCase
 
-from tests.support.tutorial import blocks
+from tests.support.applications.tutorial import blocks
 
 _names: dict[str, Any] = {"__name__": __name__}
 for _example in blocks("test-your-consumers.md", "python"):

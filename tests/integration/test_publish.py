@@ -16,9 +16,9 @@ from channels.layers import channel_layers, get_channel_layer
 from django.core.management import CommandError, call_command
 
 import realtime
-from realtime import frames, groups
-from realtime.errors import RealtimeError
-from tests.support.servers import CHECKOUT, RedisServer
+from realtime.errors import BadGroup, LayerUnavailable, RealtimeError, UnpublishableData
+from realtime.layers import groups
+from tests.support.programs.servers import CHECKOUT, RedisServer
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_a_line_that_is_no_json_is_named_and_what_came_before_it_is_counted(
 
 @pytest.mark.parametrize("group", ["", "a b", "ä", "realtime.x", "x" * 100])
 async def test_what_cannot_be_a_group_is_refused(group: str) -> None:
-    with pytest.raises(groups.BadGroup, match="ASCII letters"):
+    with pytest.raises(BadGroup, match="ASCII letters"):
         await realtime.apublish(group, 1)
 
 
@@ -120,13 +120,13 @@ def test_a_refusal_says_the_rule_where_python_strips_docstrings() -> None:
         timeout=60,
     )
     assert refused.stderr.splitlines()[-1] == (
-        "realtime.groups.BadGroup: 'a b' cannot be a group's name; use 1 to 99 ASCII letters, digits, "
+        "realtime.errors.BadGroup: 'a b' cannot be a group's name; use 1 to 99 ASCII letters, digits, "
         '"-", "_" and ".", not starting with "realtime.".'
     )
 
 
 async def test_what_has_no_json_is_refused() -> None:
-    with pytest.raises(frames.UnpublishableData, match="object"):
+    with pytest.raises(UnpublishableData, match="object"):
         await realtime.apublish("g", object())
 
 
@@ -143,7 +143,7 @@ def test_a_redis_that_is_down_is_a_clear_error(settings: Any) -> None:
         }
     }
     channel_layers.backends.clear()
-    with pytest.raises(groups.LayerUnavailable, match="failed to publish"):
+    with pytest.raises(LayerUnavailable, match="failed to publish"):
         realtime.publish("g", 1)
     with pytest.raises(CommandError, match="failed to publish"):
         call_command("publish", "g", "1")
@@ -165,6 +165,6 @@ def test_a_layer_that_is_not_ours_is_refused_with_its_remedy(
 ) -> None:
     settings.CHANNEL_LAYERS = layers
     channel_layers.backends.clear()
-    with pytest.raises(groups.LayerUnavailable, match=r"realtime\.layers\.PubSubLayer") as refused:
+    with pytest.raises(LayerUnavailable, match=r"realtime\.layers\.PubSubLayer") as refused:
         groups.layer()
     assert words in str(refused.value).replace('"', "")

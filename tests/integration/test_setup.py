@@ -12,7 +12,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from project import private_redis
 from realtime.conf import Settings
-from tests.support.servers import CHECKOUT
+from tests.support.programs.servers import CHECKOUT
 
 ENVIRONMENT = (
     "DATABASE_URL",
@@ -351,11 +351,24 @@ class TestWhatIsWritten:
             assert f"$(PYTHON) {part}" in makefile
 
     def test_the_architecture_page_lists_exactly_the_modules_there_are(self) -> None:
-        rows = re.findall(r"^\| (`.+?`) \|", (CHECKOUT / "docs/architecture.md").read_text(), re.MULTILINE)
-        written = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+        page = (CHECKOUT / "docs/architecture.md").read_text()
+        sections = re.findall(r"^### (?:`(\w+)/`|The top[^\n]*)\n(.*?)(?=^##)", page, re.MULTILINE | re.DOTALL)
+        written = {
+            package: {
+                name
+                for row in re.findall(r"^\| (`.+?`) \|", text, re.MULTILINE)
+                for name in re.findall(r"`(\w+)`", row)
+            }
+            for package, text in sections
+        }
         package = CHECKOUT / "realtime"
-        there = {path.stem for path in package.glob("*.py")} - {"__init__"}
-        there |= {path.parent.name for path in package.glob("*/__init__.py")} - {"migrations"}
+        django = {"admin", "management"}
+        there = {
+            folder.name: {path.stem for path in folder.glob("*.py")} - {"__init__"}
+            for folder in (each.parent for each in package.glob("*/__init__.py"))
+            if folder.name not in {"migrations", *django}
+        }
+        there[""] = {path.stem for path in package.glob("*.py")} - {"__init__"} | django
 
         assert written == there
 

@@ -11,7 +11,8 @@ from channels.layers import channel_layers
 from django.db import OperationalError
 from django.test import AsyncClient
 
-from realtime import groups, process_records
+from realtime.layers import groups
+from realtime.records import process_rows
 
 #: Three times as many as the event loop's executor has threads.
 PROBES = 3 * ((os.cpu_count() or 1) + 4)
@@ -41,7 +42,7 @@ class HangingDatabase:
 @pytest.fixture
 def hanging_database(monkeypatch: pytest.MonkeyPatch) -> Iterator[HangingDatabase]:
     database = HangingDatabase()
-    monkeypatch.setattr(process_records, "current_round", database.current_round)
+    monkeypatch.setattr(process_rows, "current_round", database.current_round)
     yield database
     database.go_on()
     for thread in database.asked:
@@ -98,7 +99,7 @@ async def test_a_probe_gets_its_answer_although_all_hangs(
     async def hanging(*_: object) -> None:
         await asyncio.sleep(60)
 
-    monkeypatch.setattr("realtime.readiness.ANSWER_TIMEOUT", 0.1)
+    monkeypatch.setattr("realtime.hub.readiness.ANSWER_TIMEOUT", 0.1)
     monkeypatch.setattr(groups, "CALL_TIMEOUT", 0.1)
     monkeypatch.setattr(groups.layer(), "group_send", hanging)
     async with asyncio.timeout(5):
@@ -116,7 +117,7 @@ async def test_a_process_without_its_database_is_not_ready(
     def failing() -> int:
         raise OperationalError("secret words of the database")
 
-    monkeypatch.setattr(process_records, "current_round", failing)
+    monkeypatch.setattr(process_rows, "current_round", failing)
     response = await client.get("/health/ready")
     assert response.status_code == 503
     assert response.json() == {"ready": False, "database": "OperationalError"}
@@ -125,7 +126,7 @@ async def test_a_process_without_its_database_is_not_ready(
 async def test_any_number_of_probes_ask_a_database_that_hangs_once(
     client: AsyncClient, monkeypatch: pytest.MonkeyPatch, hanging_database: HangingDatabase
 ) -> None:
-    monkeypatch.setattr("realtime.readiness.ANSWER_TIMEOUT", 0.2)
+    monkeypatch.setattr("realtime.hub.readiness.ANSWER_TIMEOUT", 0.2)
     async with asyncio.timeout(30):
         for _ in range(2):
             responses = await asyncio.gather(*(client.get("/health/ready") for _ in range(PROBES)))
@@ -156,7 +157,7 @@ async def test_a_probe_under_way_is_answered_when_the_database_goes_on(
 async def test_a_process_that_exits_does_not_wait_for_the_check_of_a_probe(
     client: AsyncClient, monkeypatch: pytest.MonkeyPatch, hanging_database: HangingDatabase
 ) -> None:
-    monkeypatch.setattr("realtime.readiness.ANSWER_TIMEOUT", 0.1)
+    monkeypatch.setattr("realtime.hub.readiness.ANSWER_TIMEOUT", 0.1)
     await client.get("/health/ready")
     assert [thread.daemon for thread in hanging_database.asked] == [True]
 
@@ -170,7 +171,7 @@ async def test_any_number_of_probes_ask_a_layer_that_hangs_once(
         asked.append(True)
         await asyncio.sleep(60)
 
-    monkeypatch.setattr("realtime.readiness.ANSWER_TIMEOUT", 0.1)
+    monkeypatch.setattr("realtime.hub.readiness.ANSWER_TIMEOUT", 0.1)
     monkeypatch.setattr(groups.layer(), "group_send", hanging)
     async with asyncio.timeout(30):
         for _ in range(2):

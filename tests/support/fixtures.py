@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.databases import Databases
 from tests.support.pairings import Pairing
-from tests.support.site import Site
+from tests.support.programs.databases import Databases
+from tests.support.programs.site import Site
 
 StartSite = Callable[..., Site]
 

@@ -10,7 +10,7 @@ os.environ.setdefault("SECRET_KEY", "tests")
 
 from project.settings import *  # noqa: F403 - a settings module extends another by importing all of it
 from project.settings import CHANNEL_LAYERS, REDIS_URL
-from tests.support.tidy import tidy_when_told
+from tests.support.programs.tidy import tidy_when_told
 
 tidy_when_told()
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from realtime import records
+from realtime.records import connection_rows
 
 
 class Command(BaseCommand):
@@ -16,7 +16,7 @@ class Command(BaseCommand):
 
     def handle(self, *, key: str, **options: Any) -> None:
         try:
-            deleted, emptied = records.forget_user(key)
+            deleted, emptied = connection_rows.forget_user(key)
         except ValueError as error:
             raise CommandError(f"{error}; give a user's primary key.") from error
         self.stdout.write(f"records deleted: {deleted}; emptied, because they are still needed: {emptied}")

@@ -8,7 +8,8 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from realtime import frames, groups
+from realtime import publishing
+from realtime.errors import BadGroup, LayerUnavailable, UnpublishableData
 
 
 class Command(BaseCommand):
@@ -28,14 +29,14 @@ class Command(BaseCommand):
             if not line.strip():
                 continue
             try:
-                groups.publish(group, json.loads(line))
+                publishing.publish(group, json.loads(line))
             except json.JSONDecodeError as error:
                 where = "" if given is not None else f"line {number}: "
                 raise CommandError(
                     f"{where}{line.strip()[:80]!r} is not JSON ({error}); {count} published before it. "
                     "A text needs its quotes: '\"hello\"'."
                 ) from error
-            except (groups.BadGroup, groups.LayerUnavailable, frames.UnpublishableData) as error:
+            except (BadGroup, LayerUnavailable, UnpublishableData) as error:
                 raise CommandError(f"{error} {count} published before it.") from error
             count += 1
         if given is None:

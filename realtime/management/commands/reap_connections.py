@@ -14,9 +14,10 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 from django.db import Error as DatabaseFailure
 
-from realtime import groups
-from realtime.explain import Explained, Explainer, explain
-from realtime.reaper import Reaper, Report, RoundFailed, enough_rounds, rounds
+from realtime.errors import LayerUnavailable, RoundFailed
+from realtime.fleet.explain import Explained, Explainer, explain
+from realtime.fleet.rounds import Reaper, Report, enough_rounds, rounds
+from realtime.layers import groups
 
 ROUND_FAILED, MISCONFIGURED, REPAIRED = 1, 2, 3
 
@@ -47,11 +48,11 @@ class Command(BaseCommand):
                 )
             reaper = Reaper.as_configured(options["interval"], options["timeout"])
             groups.layer()
-        except (ImproperlyConfigured, groups.LayerUnavailable) as error:
+        except (ImproperlyConfigured, LayerUnavailable) as error:
             raise CommandError(str(error), returncode=MISCONFIGURED) from error
         try:
             status = asyncio.run(self._run(reaper, options))
-        except (groups.LayerUnavailable, DatabaseFailure, RoundFailed) as error:
+        except (LayerUnavailable, DatabaseFailure, RoundFailed) as error:
             raise CommandError(f"The round failed: {error}", returncode=ROUND_FAILED) from error
         sys.exit(status)
 

@@ -1,0 +1,1 @@
+"""See all processes as a reaper does: rounds, answers, cleanup and comparison."""

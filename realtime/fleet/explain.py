@@ -1,0 +1,254 @@
+"""What the database, the channel layers and the server processes say, asked for, compared, and put right."""
+
+import asyncio
+import logging
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+from channels import DEFAULT_CHANNEL_LAYER
+from channels.db import database_sync_to_async
+
+from realtime.closing import CloseReason
+from realtime.errors import LayerUnavailable
+from realtime.fleet import differences, snapshot
+from realtime.fleet.differences import Difference, Held, Kind, Layer, Stored
+from realtime.fleet.mailbox import Mailbox
+from realtime.layers import groups
+from realtime.process import tasks
+from realtime.records import connection_rows, process_rows
+from realtime.records.entries import Closing, Join
+
+logger = logging.getLogger("realtime.explain")
+
+#: Seconds between two looks: what opens or closes at the first one has done so by the second.
+LOOK_AGAIN_AFTER = 1.5
+#: Seconds within which this program has to hear what it sends to itself.
+LISTENING_TIMEOUT = 5.0
+
+
+class Explained(NamedTuple):
+    """A difference, what was done about it, and whether it is gone; `repaired` is None where nothing was."""
+
+    difference: Difference
+    process: str
+    """host:pid."""
+    done: str
+    repaired: bool | None
+
+    def fields(self) -> dict[str, Any]:
+        """As one JSON object."""
+        kind, process, address, connection, group = self.difference
+        return {
+            "difference": kind.label,
+            "process": process,
+            "name": self.process,
+            "address": address,
+            "connection": connection,
+            "group": group,
+            "meaning": kind.text,
+            "done": self.done,
+            "repaired": self.repaired,
+        }
+
+    def line(self) -> str:
+        """As one line for people."""
+        kind, _, address, connection, group = self.difference
+        what = [("connection", connection), ("group", group), ("process", self.process)]
+        if not self.process:
+            what.append(("channel", address))
+        where = ", ".join(f"{name} {value}" for name, value in what if value)
+        return f"{kind.label}: {kind.text} ({where}): {self.done}"
+
+
+class Explainer:
+    """Looks on the event loop that it is used on; processes are given `timeout` seconds to answer."""
+
+    def __init__(self, *, timeout: float) -> None:
+        self._timeout = timeout
+        self._mailbox: Mailbox | None = None
+        self._listening: asyncio.Task[None] | None = None
+        self._request = ""
+        self._pages: dict[str, dict[int, Any]] = defaultdict(dict)
+        """What came for the request, by process and number."""
+        self._wanted: dict[str, int] = {}
+        self._news = asyncio.Event()
+        self.compared = ""
+        """What the last look compared, in words."""
+
+    async def look(self) -> list[Explained]:
+        """What differs, and is not just happening. Raises LayerUnavailable or a `django.db.Error`."""
+        await self._listen()
+        found, _ = await self._look()
+        if not found:
+            return []
+        await asyncio.sleep(LOOK_AGAIN_AFTER)
+        again, stored = await self._look()
+        return [_explained(difference, stored, "nothing", None) for difference in _in_order(found & again)]
+
+    async def repair(self, found: Collection[Explained]) -> list[Explained]:
+        """Put right what rounds do not, and look what is left of what was found."""
+        if not found:
+            return []
+        await self._put_right([each.difference for each in found])
+        await asyncio.sleep(LOOK_AGAIN_AFTER)
+        left, _ = await self._look()
+        explained = []
+        for each in found:
+            kind, gone = each.difference.kind, each.difference not in left
+            repaired = gone if kind.repairable else None
+            done = kind.remedy if repaired in (None, True) else f"{kind.remedy}, and it is still there"
+            explained.append(each._replace(done=done, repaired=repaired))
+        return explained
+
+    async def close(self) -> None:
+        """Stop listening for answers."""
+        if self._mailbox is not None and self._listening is not None:
+            self._listening.cancel()
+            await asyncio.wait([self._listening])
+            await self._mailbox.close()
+
+    # -- looking -----------------------------------------------------------------------------------
+
+    async def _look(self) -> tuple[set[Difference], Stored]:
+        stored = await database_sync_to_async(snapshot.everything)()
+        held = await self._ask(stored)
+        layers = []
+        for alias in groups.aliases():
+            members, listening = await groups.members(alias)
+            name = "" if alias == DEFAULT_CHANNEL_LAYER else alias
+            layers.append(Layer(name, None if members is None else frozenset(members), listening))
+        self.compared = _in_words(stored, held)
+        return differences.compare(stored, layers, held), stored
+
+    async def _ask(self, stored: Stored) -> dict[str, Held]:
+        """What each process that answers in time holds."""
+        self._request = uuid.uuid4().hex
+        self._pages.clear()
+        self._wanted = {}
+        running = {id: process for id, process in stored.processes.items() if process.running}
+
+        assert self._mailbox is not None, "answers are listened for before anybody is asked"  # noqa: S101
+        reply_to = self._mailbox.address
+
+        async def ask(address: str) -> None:
+            try:
+                await groups.explain(address, self._request, reply_to)
+            except LayerUnavailable as error:
+                logger.warning("%s was not asked what it holds: %s", address, error)
+
+        await asyncio.gather(*(ask(process.address) for process in running.values()))
+        try:
+            async with asyncio.timeout(self._timeout):
+                while not running.keys() <= self._complete().keys():
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError:
+            pass
+        return self._complete()
+
+    def _complete(self) -> dict[str, Held]:
+        return {
+            process: differences.joined(part for page in pages.values() for part in page)
+            for process, pages in self._pages.items()
+            if len(pages) == self._wanted[process]
+        }
+
+    # -- putting right -----------------------------------------------------------------------------
+
+    async def _put_right(self, found: Collection[Difference]) -> None:
+        by_kind: dict[Kind, list[Difference]] = defaultdict(list)
+        for difference in found:
+            by_kind[difference.kind].append(difference)
+        if gone := by_kind[Kind.RECORD_WITHOUT_SOCKET]:
+            closings = [Closing(uuid.UUID(each.connection), CloseReason.SERVER_LOST, None) for each in gone]
+            await database_sync_to_async(connection_rows.close_connections)(closings, uuid.uuid4())
+        if unrecorded := by_kind[Kind.MEMBER_WITHOUT_ROW]:
+            joins = [
+                Join(uuid.UUID(each.connection), uuid.UUID(each.process), each.group) for each in unrecorded
+            ]
+            await database_sync_to_async(connection_rows.open_memberships)(joins)
+        await self._kick(by_kind[Kind.SOCKET_WITHOUT_RECORD], by_kind[Kind.ROW_WITHOUT_MEMBER])
+        await self._heal(by_kind[Kind.NOT_IN_LAYER], by_kind[Kind.ONLY_IN_LAYER])
+
+    async def _kick(self, sockets: Collection[Difference], rows: Collection[Difference]) -> None:
+        for address in {each.address for each in (*sockets, *rows)}:
+            connections = [each.connection for each in sockets if each.address == address]
+            memberships = [(each.connection, each.group) for each in rows if each.address == address]
+            await groups.kick(address, connections, memberships, CloseReason.SERVER_LOST.value)
+
+    async def _heal(self, missing: Collection[Difference], stray: Collection[Difference]) -> None:
+        asked = await database_sync_to_async(process_rows.processes_to_ask)()
+        running = {process.channel_name for process in asked}
+        for address in {each.address for each in (*missing, *stray)}:
+            names = [each.group for each in stray if each.address == address]
+            if address in running:
+                await groups.heal(address, names)
+                continue
+            # Nobody is there who could do it, or who could join meanwhile.
+            for group in names:
+                await groups.discard(group, address)
+
+    # -- answers -----------------------------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        if self._mailbox is not None:
+            return
+        self._mailbox = await Mailbox.open()
+        self._listening = tasks.create(self._read(self._mailbox))
+        if not await self._mailbox.hears_itself(LISTENING_TIMEOUT):
+            raise LayerUnavailable("What is sent to this program does not arrive.")
+
+    async def _read(self, mailbox: Mailbox) -> None:
+        while True:
+            event = await mailbox.next()
+            try:
+                self._take(event)
+            except Exception:
+                # An answer that makes no sense does not end the listening.
+                logger.exception("An answer could not be taken")
+
+    def _take(self, event: dict[str, Any]) -> None:
+        match event.get("type"):
+            case groups.HOLDINGS if event["request"] == self._request:
+                self._wanted[event["process"]] = event["pages"]
+                self._pages[event["process"]][event["page"]] = event["connections"]
+                self._news.set()
+
+
+async def explain(
+    explainer: Explainer, tell: Callable[[Explained], None], rounds: Callable[[], Any] | None
+) -> bool:
+    """Look, let `rounds` and then the explainer put right what differs, and tell of each difference; without
+    `rounds` nothing is put right. Returns whether anything was.
+    """
+    found = await explainer.look()
+    repaired = False
+    if rounds is not None:
+        repaired = await rounds()
+        found = await explainer.repair(found)
+    for each in found:
+        tell(each)
+    if stuck := sum(each.repaired is False for each in found):
+        raise LayerUnavailable(f"{stuck} differences are still there.")
+    return repaired or any(each.repaired for each in found)
+
+
+def _in_words(stored: Stored, held: Mapping[str, Held]) -> str:
+    running = sum(process.running for process in stored.processes.values())
+    sockets = sum(len(each.connections) for each in held.values())
+    return (
+        f"{len(held)} of {running} processes answered; {sockets} sockets, {len(stored.records)} open records,"
+        f" {len(stored.memberships)} memberships"
+    )
+
+
+def _explained(difference: Difference, stored: Stored, done: str, repaired: bool | None) -> Explained:
+    process = stored.processes.get(difference.process)
+    return Explained(difference, process.name if process is not None else "", done, repaired)
+
+
+def _in_order(found: Collection[Difference]) -> list[Difference]:
+    order = list(Kind)
+    return sorted(found, key=lambda each: (order.index(each.kind), each[1:]))

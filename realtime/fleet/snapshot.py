@@ -1,0 +1,29 @@
+"""Read everything that is open in the database, for a comparison with the layers and the processes."""
+
+from realtime.fleet.differences import Process as StoredProcess
+from realtime.fleet.differences import Stored
+from realtime.models import Connection, Membership, Process
+from realtime.records import rows
+
+
+def everything() -> Stored:
+    """All that is open or to be left, and all processes: to be compared, at a cost that grows with it."""
+    using = rows.database()
+    memberships = {
+        (str(connection_id), group): str(process_id)
+        for connection_id, group, process_id in Membership.objects.using(using)
+        .to_leave()
+        .values_list("connection_id", "group", "process_id")
+    }
+    records = {
+        str(id): str(process_id)
+        for id, process_id in Connection.objects.using(using).open().values_list("id", "process_id")
+    }
+    # Last, so that every process of the above is among them.
+    processes = {
+        str(id): StoredProcess(address, f"{host}:{pid}", running=stopped_at is None)
+        for id, address, host, pid, stopped_at in Process.objects.using(using).values_list(
+            "id", "channel_name", "host", "pid", "stopped_at"
+        )
+    }
+    return Stored(processes, records, memberships)

@@ -1,0 +1,1 @@
+"""Serve one connection from its first event to its last."""

@@ -1,0 +1,104 @@
+"""A transport that ends what uvicorn would wait for: until a peer that does not read has read the rest.
+
+Writes go through ASGI. Of uvicorn's protocol its asyncio transport is used, whose methods are public, and
+what the library behind `--ws` knows of the close frames that were sent and received.
+"""
+
+import asyncio
+import socket
+import struct
+from contextlib import suppress
+from typing import Any
+
+from realtime.closing import CloseReason
+from realtime.transports.aborting import AbortingTransport
+from realtime.transports.asgi import Event, Options, Send, Watcher
+
+#: Why uvicorn closes a connection by itself, by the code of its close frame.
+_REASONS = {
+    1002: CloseReason.PROTOCOL_ERROR,
+    1007: CloseReason.PROTOCOL_ERROR,
+    1009: CloseReason.TOO_LARGE,
+    1011: CloseReason.PING_TIMEOUT,
+    1012: CloseReason.SERVER_RESTART,
+}
+
+
+class UvicornTransport(AbortingTransport):
+    """An `AsgiTransport` that knows the protocol and the asyncio transport of its connection."""
+
+    __slots__ = ("_asyncio", "_protocol")
+
+    def __init__(
+        self,
+        send: Send,
+        protocol: Any,
+        options: Options,
+        watcher: Watcher,
+    ) -> None:
+        super().__init__(send, options, watcher)
+        self._protocol = protocol
+        self._asyncio: asyncio.Transport = protocol.transport
+
+    def write(self, event: Event, size: int) -> None:
+        super().write(event, size)
+        if self._asyncio.get_write_buffer_size():
+            self._watcher.is_behind()
+
+    def abort(self) -> None:
+        # Without it the kernel would go on offering the peer what it has taken. Where a loop gives no socket
+        # to set it on, only that is lost.
+        with suppress(Exception):
+            raw = self._asyncio.get_extra_info("socket")
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._asyncio.abort()
+
+    def _buffered(self) -> int:
+        return self._asyncio.get_write_buffer_size()
+
+    def _socket(self) -> Any:
+        return self._asyncio.get_extra_info("socket")
+
+    def _is_over(self) -> bool:
+        # One that closes has written everything before it ends.
+        return self._asyncio.is_closing() and not self._buffered()
+
+    def _end_seen(self, reported: int | None = None) -> CloseReason | None:
+        # The report says 1005 for a connection that broke, as for a close frame without a code.
+        connection: Any = getattr(self._protocol, "conn", None)
+        try:
+            sent, received = connection.close_sent, connection.close_rcvd
+        except AttributeError:
+            state = getattr(getattr(connection, "state", None), "name", "")
+            return _of_wsproto(state, reported, keepalive=getattr(self._protocol, "close_sent", False))
+        if received is not None and (sent is None or sent is received):
+            # An answer to a close frame is that same frame.
+            return CloseReason.CLIENT_CLOSED
+        return CloseReason.CLIENT_LOST if sent is None else _REASONS.get(sent.code)
+
+
+def _of_wsproto(state: str, reported: int | None, *, keepalive: bool) -> CloseReason | None:
+    """Why it is over by wsproto's state of the connection, which is all that it keeps of close frames."""
+    match state:
+        case "OPEN":
+            # What breaks the protocol is reported as if the peer had closed for it.
+            return _REASONS.get(reported or 0, CloseReason.CLIENT_LOST)
+        case "CLOSED" | "REMOTE_CLOSING":
+            return CloseReason.CLIENT_CLOSED
+        case "LOCAL_CLOSING" if reported is not None:
+            # uvicorn tells the code of two of its own close frames; of the others it notes one as sent.
+            unnamed = CloseReason.PING_TIMEOUT if keepalive else CloseReason.PROTOCOL_ERROR
+            return _REASONS.get(reported, unnamed)
+    return None
+
+
+def protocol_behind(send: Any) -> Any:
+    """uvicorn's protocol of the connection, on asyncio's own loop or on uvloop, when this is its `send`; else
+    None.
+    """
+    protocol = getattr(send, "__self__", None)
+    if not type(protocol).__module__.startswith("uvicorn.protocols.websockets."):
+        return None
+    transport = getattr(protocol, "transport", None)
+    usable = hasattr(transport, "abort") and hasattr(transport, "get_write_buffer_size")
+    return protocol if usable else None

@@ -1,0 +1,1 @@
+"""The JSON protocol and WebSocket frames, without I/O."""

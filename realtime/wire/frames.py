@@ -1,0 +1,283 @@
+"""The wire protocol `realtime.v1`: text frames, each one JSON object, told apart by its field `type`.
+
+Both sides ignore fields that they do not know. A client ignores types that it does not know; the server
+answers them with an error frame. `presence` and `refresh` are reserved in both directions.
+
+`data`, which applications send to each other, stays the JSON text that it arrived as: it is checked, but not
+encoded again on the way, so numbers, the order of keys and escapes reach the receiver unchanged.
+"""
+
+import enum
+import re
+from typing import Annotated, TypeAlias, TypeVar, get_args
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from realtime.errors import BadFrame
+from realtime.wire.payload import MAX_DEPTH, nested_deeper_than
+
+SUBPROTOCOL = "realtime.v1"
+
+# The integers that JavaScript tells apart (ECMA-262, Number.MAX_SAFE_INTEGER).
+_MAX_SAFE_INTEGER = 2**53 - 1
+
+Count: TypeAlias = Annotated[int, Meta(ge=0, le=_MAX_SAFE_INTEGER)]
+ShortText: TypeAlias = Annotated[str, Meta(max_length=64)]
+Ref: TypeAlias = Annotated[int, Meta(ge=-_MAX_SAFE_INTEGER, le=_MAX_SAFE_INTEGER)] | ShortText
+
+
+class ErrorCode(enum.StrEnum):
+    """The field `code` of an error frame."""
+
+    BAD_FRAME = "bad_frame"
+    UNKNOWN_TYPE = "unknown_type"
+    FORBIDDEN = "forbidden"
+    BAD_GROUP = "bad_group"
+    RATE_LIMITED = "rate_limited"
+    NOT_JOINED = "not_joined"
+    INTERNAL = "internal"
+
+
+class _Frame(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type"):
+    """Fields that are absent stand as None, or as UNSET where null has a meaning of its own."""
+
+
+# From the server.
+
+
+class Welcome(_Frame, frozen=True, tag="welcome"):
+    """The first frame. `max_silence` in seconds: nothing at all for this long means a dead socket."""
+
+    connection: str
+    max_silence: float
+    groups: list[str]
+
+
+class Ping(_Frame, frozen=True, tag="ping"):
+    """To be answered by a pong with the same `n`."""
+
+    n: Count
+
+
+class Message(_Frame, frozen=True, tag="message"):
+    """Published data. `from` is absent when server code published it, null when an anonymous client did."""
+
+    group: str
+    data: msgspec.Raw
+    from_: str | UnsetType | None = msgspec.field(default=UNSET, name="from")
+    offset: Count | None = None
+    epoch: ShortText | None = None
+
+
+class Joined(_Frame, frozen=True, tag="joined"):
+    """Answers a join; the last three where the group keeps history."""
+
+    ref: Ref
+    group: str
+    epoch: ShortText | None = None
+    offset: Count | None = None
+    recovered: bool | None = None
+
+
+class Left(_Frame, frozen=True, tag="left"):
+    """Answers a leave."""
+
+    ref: Ref
+    group: str
+
+
+class Published(_Frame, frozen=True, tag="published"):
+    """Answers a publish; the last two where the group keeps history."""
+
+    ref: Ref
+    group: str
+    offset: Count | None = None
+    epoch: ShortText | None = None
+
+
+class Error(_Frame, frozen=True, tag="error"):
+    """Answers a frame that was refused, with its `ref` where one could be read."""
+
+    code: str
+    detail: str
+    ref: Ref | None = None
+
+
+class Pong(_Frame, frozen=True, tag="pong"):
+    """Answers a client's ping."""
+
+    n: Count
+
+
+class Goodbye(_Frame, frozen=True, tag="goodbye"):
+    """Precedes a close that the server chose. `reason` is a `CloseReason.value`, `retry_after` in seconds."""
+
+    reason: str
+    reconnect: bool
+    retry_after: float | None = None
+
+
+class Presence(_Frame, frozen=True, tag="presence"):
+    """Reserved: who is in a group. Sent to nobody yet, so it has no fields."""
+
+
+class Refresh(_Frame, frozen=True, tag="refresh"):
+    """Reserved: what renews an expiring authorisation. Sent to nobody yet, so it has no fields."""
+
+
+ServerFrame: TypeAlias = (
+    Welcome | Ping | Message | Joined | Left | Published | Error | Pong | Goodbye | Presence | Refresh
+)
+
+
+# From the client.
+
+
+class ClientPong(_Frame, frozen=True, tag="pong"):
+    """Answers a ping."""
+
+    n: Count
+
+
+class ClientPing(_Frame, frozen=True, tag="ping"):
+    """Asks for a pong: how a phone that wakes up checks its socket."""
+
+    n: Count
+
+
+class Since(msgspec.Struct, frozen=True):
+    """The last message of a group that the client has seen."""
+
+    epoch: ShortText
+    offset: Count
+
+
+class Join(_Frame, frozen=True, tag="join"):
+    """Asks to become a member of a group, and for what was missed since a message."""
+
+    group: str
+    ref: Ref
+    since: Since | None = None
+
+
+class Leave(_Frame, frozen=True, tag="leave"):
+    """Asks to be a member no longer."""
+
+    group: str
+    ref: Ref
+
+
+class Publish(_Frame, frozen=True, tag="publish"):
+    """Asks to send data to a group, member or not. A resend with the same `id` is the same message."""
+
+    group: str
+    data: msgspec.Raw
+    ref: Ref
+    id: ShortText | None = None
+
+
+class ClientPresence(_Frame, frozen=True, tag="presence"):
+    """Reserved: asks who is in a group. Answered by an error frame until it means something."""
+
+    ref: Ref | None = None
+
+
+class ClientRefresh(_Frame, frozen=True, tag="refresh"):
+    """Reserved: renews an authorisation. Answered by an error frame until it means something."""
+
+    ref: Ref | None = None
+
+
+ClientFrame: TypeAlias = ClientPong | ClientPing | Join | Leave | Publish | ClientPresence | ClientRefresh
+
+
+def build(frame: ServerFrame | ClientFrame) -> str:
+    """The text of a frame, for a WebSocket text message."""
+    return msgspec.json.encode(frame).decode()
+
+
+def parse(text: str) -> ClientFrame:
+    """The frame that a client sent; raises only `BadFrame`, whatever the text."""
+    frame = _decode(_client_decoder, text)
+    if isinstance(frame, Join | Leave | Publish) and not valid_group(frame.group):
+        raise BadFrame(ErrorCode.BAD_GROUP, _GROUP_RULE, frame.ref)
+    if isinstance(frame, Publish):
+        try:
+            # The grammar alone lets numbers through that no receiver can hold, such as 1e400.
+            msgspec.json.decode(frame.data)
+        except msgspec.DecodeError as error:
+            raise BadFrame(ErrorCode.BAD_FRAME, f"In `data`: {error}", frame.ref) from None
+    return frame
+
+
+def pong_number(payload: bytes) -> int | None:
+    """The number in the text of a `pong` frame as clients usually write it; None for any other text.
+
+    `parse` reads every way to write it, and costs several times as much.
+    """
+    pong = _PONG.fullmatch(payload)
+    return int(pong[1]) if pong is not None else None
+
+
+def parse_server(text: str) -> ServerFrame | None:
+    """The frame that a server sent, or None for a type that this client does not know; raises `BadFrame`."""
+    try:
+        return _decode(_server_decoder, text)
+    except BadFrame as error:
+        if error.code is ErrorCode.UNKNOWN_TYPE:
+            return None
+        raise
+
+
+def valid_group(name: str) -> bool:
+    """Whether this is a group name of Channels, and not one of those that `realtime` keeps for itself."""
+    return _GROUP.fullmatch(name) is not None and not name.startswith("realtime.")
+
+
+_PONG = re.compile(rb'\{"type": ?"pong", ?"n": ?(0|[1-9][0-9]{0,14})\}')
+_GROUP = re.compile(r"[A-Za-z0-9._-]{1,99}")
+_GROUP_RULE = "A group is 1 to 99 ASCII letters, digits, '-', '_' or '.'; names under `realtime.` are ours."
+_DEPTH_RULE = f"Arrays and objects may be nested {MAX_DEPTH} levels deep."
+
+_Decoded = TypeVar("_Decoded")
+_client_decoder: msgspec.json.Decoder[ClientFrame] = msgspec.json.Decoder(ClientFrame)
+_server_decoder: msgspec.json.Decoder[ServerFrame] = msgspec.json.Decoder(ServerFrame)
+
+
+class _OnlyType(msgspec.Struct):
+    type: str
+
+
+class _OnlyRef(msgspec.Struct):
+    ref: Ref
+
+
+def _decode(decoder: msgspec.json.Decoder[_Decoded], text: str) -> _Decoded:
+    try:
+        encoded = text.encode()
+        frame = decoder.decode(encoded)
+    except UnicodeEncodeError:
+        raise BadFrame(ErrorCode.BAD_FRAME, "The text holds a lone surrogate.") from None
+    except RecursionError:
+        raise BadFrame(ErrorCode.BAD_FRAME, _DEPTH_RULE) from None
+    except msgspec.DecodeError as error:
+        envelope, question = _read(_OnlyType, encoded), _read(_OnlyRef, encoded)
+        ref = question.ref if question else None
+        known_types = sorted(frame_type.__struct_config__.tag for frame_type in get_args(decoder.type))
+        if envelope and envelope.type not in known_types:
+            detail = f"The known types are {', '.join(known_types)}."
+            raise BadFrame(ErrorCode.UNKNOWN_TYPE, detail, ref) from None
+        # Cut, because the message may quote what was sent.
+        raise BadFrame(ErrorCode.BAD_FRAME, str(error)[:200], ref) from None
+    if nested_deeper_than(MAX_DEPTH, encoded):
+        raise BadFrame(ErrorCode.BAD_FRAME, _DEPTH_RULE)
+    return frame
+
+
+def _read(struct: type[_Decoded], encoded: bytes) -> _Decoded | None:
+    """As much of an object that is no frame as this struct asks for."""
+    try:
+        return msgspec.json.decode(encoded, type=struct)
+    except (msgspec.DecodeError, RecursionError):
+        return None

@@ -1,0 +1,464 @@
+"""A real Redis forgets, restarts, hangs or falls silent, and a process receives again by itself."""
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from channels.layers import channel_layers, get_channel_layer
+from django.db import OperationalError
+
+from realtime import metrics, publishing
+from realtime.closing import CloseReason
+from realtime.errors import LayerUnavailable, RecordsUnavailable
+from realtime.hub import healing
+from realtime.hub.connection import Connection
+from realtime.hub.hub import Hub
+from realtime.layers import groups
+from realtime.models import Membership
+from realtime.records import connection_rows, process_rows
+from realtime.serving import lifecycle
+from realtime.transports.asgi import AsgiTransport, Event, Options, Watcher
+from tests.support.assertions.eventually import eventually, eventually_async
+from tests.support.programs.servers import RedisServer
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.usefixtures("transactional_db")]
+
+INTERVAL = 0.6
+
+#: For what the layers do alike.
+one_layer = pytest.mark.parametrize(
+    "home", ["CoreLayer", pytest.param("PubSubLayer", marks=pytest.mark.matrix)], indirect=True
+)
+
+Member = Callable[..., Awaitable["Peer"]]
+
+
+class Peer:
+    """A connection whose socket is a list."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        scope = {"path": "/ws/", "client": ["127.0.0.1", 5], "subprotocols": []}
+        self.connection = Connection(scope, lambda event: None)
+
+        async def send(event: Event) -> None:
+            if event["type"] == "websocket.send":
+                self.texts.append(event["text"])
+
+        send.__module__ = "daphne.server"
+        self.connection.transport = AsgiTransport(
+            send, Options(max_unsent=100_000, send_timeout=5), Watcher()
+        )
+
+    async def open(self, *names: str) -> "Peer":
+        for name in names:
+            await lifecycle.group_add(self.connection, name)
+        await self.connection.transport.accept({"type": "websocket.accept"})
+        lifecycle.accepted(self.connection)
+        return self
+
+    async def receives(self, group: str, *, within: float) -> float:
+        """Publish until it arrives; returns the seconds that this took."""
+        began, number = time.monotonic(), 0
+        async with asyncio.timeout(within):
+            while True:
+                number += 1
+                with suppress(LayerUnavailable):
+                    await publishing.apublish(group, {"try": number, "group": group, "at": began})
+                await asyncio.sleep(0.03)
+                if any(str(began) in text for text in self.texts):
+                    return time.monotonic() - began
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Any:
+    with RedisServer(tmp_path, tcp=True) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(params=["CoreLayer", "PubSubLayer"])
+async def home(
+    request: pytest.FixtureRequest, settings: Any, realtime_settings: Any, server: RedisServer
+) -> AsyncIterator[Hub]:
+    """The hub of this process on a layer of its own."""
+    settings.CHANNEL_LAYERS = {
+        "default": {"BACKEND": f"realtime.layers.{request.param}", "CONFIG": {"hosts": [server.url]}}
+    }
+    channel_layers.backends.clear()
+    realtime_settings(ROUND_INTERVAL=INTERVAL, ROUND_TIMEOUT=INTERVAL / 2)
+    yield await lifecycle.hub()
+    await lifecycle.stop()
+    layer = get_channel_layer()
+    await (layer.close_pools() if hasattr(layer, "close_pools") else layer.flush())
+    channel_layers.backends.clear()
+
+
+def is_core() -> bool:
+    return type(get_channel_layer()).__name__ == "CoreLayer"
+
+
+def echoes(home: Hub) -> int:
+    """How many echoes this hub has sent to itself."""
+    return home.mailbox._echo.number if home.mailbox._echo is not None else 0
+
+
+def reasserted(cause: str) -> float:
+    return metrics.groups_reasserted.labels(cause=cause)._value.get()
+
+
+async def test_after_flushall_members_receive_again_within_an_interval(
+    home: Hub, server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = [f"g{number}" for number in range(250)]
+    peers = [await Peer().open(*names[part::5]) for part in range(5)]
+    before = reasserted("lost")
+    with server.client() as client:
+        client.flushall()
+    assert await peers[0].receives("g0", within=5) < INTERVAL + 0.5
+    assert await peers[4].receives("g249", within=5) < 0.5
+    lost = [record for record in caplog.records if "has lost the membership" in record.message]
+    assert (len(lost), reasserted("lost") - before) == ((1, 250) if is_core() else (0, 0))
+
+
+async def test_after_a_restart_of_redis_members_receive_again_within_two_seconds(
+    home: Hub, server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    peer = await Peer().open("g", "h")
+    await peer.receives("g", within=5)
+    await asyncio.to_thread(server.restart)
+    assert await peer.receives("g", within=10) < 2
+    assert await peer.receives("h", within=10) < 2
+    assert not peer.connection.gone
+    assert "Redis is back" in caplog.text
+
+
+async def test_the_first_publish_after_a_restart_is_carried_out(home: Hub, server: RedisServer) -> None:
+    await publishing.apublish("g", 1)
+    await asyncio.to_thread(server.restart)
+    for number in range(3):
+        await publishing.apublish("g", number)
+
+
+@one_layer
+async def test_while_redis_is_down_a_publisher_is_told_so_at_once(home: Hub, server: RedisServer) -> None:
+    await asyncio.to_thread(server.stop)
+    began = time.monotonic()
+    with pytest.raises(LayerUnavailable, match="failed to publish"):
+        await publishing.apublish("g", 1)
+    assert time.monotonic() - began < 1
+    await asyncio.to_thread(server.start)
+    await publishing.apublish("g", 1)
+
+
+async def test_a_connection_that_carries_nothing_is_replaced_within_two_intervals(
+    home: Hub, server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    peer = await Peer().open("g")
+    await peer.receives("g", within=5)
+    rebuilds, missed = metrics.layer_rebuilds._value.get(), metrics.echoes_missed._value.get()
+    began = time.monotonic()
+    deafen(get_channel_layer())
+    await eventually_async(lambda: metrics.layer_rebuilds._value.get() > rebuilds, within=10, every=0.01)
+    assert time.monotonic() - began < 2 * INTERVAL + 0.5
+    assert metrics.echoes_missed._value.get() - missed >= healing.ECHOES
+    assert await peer.receives("g", within=10) < 2
+    assert "receives nothing from the channel layer" in caplog.text
+
+
+async def lost(*_: Any) -> int:
+    """In the place of an echo: it is sent, and its one part does not come back."""
+    return 1
+
+
+async def in_vain(*_: Any) -> None:
+    """In the place of new connections to Redis."""
+
+
+@one_layer
+async def test_a_process_that_stays_deaf_says_so_and_gives_its_clients_up(
+    home: Hub, realtime_settings: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    realtime_settings(
+        ROUND_INTERVAL=INTERVAL, ROUND_TIMEOUT=INTERVAL / 2, MAX_ECHOES_MISSED=4, RECONNECT_WINDOW=0.1
+    )
+    peers = [await Peer().open("g") for _ in range(3)]
+    await healing.require_hearing()
+
+    monkeypatch.setattr(groups, "echo", lost)
+    monkeypatch.setattr(groups, "rebuild", in_vain)
+    await eventually_async(lambda: metrics.deaf.labels(layer="default")._value.get() == 1, within=10)
+    with pytest.raises(LayerUnavailable, match="does not hear"):
+        await healing.require_hearing()
+    assert not any(peer.connection.gone for peer in peers), "it has missed two echoes of four"
+    await eventually_async(lambda: all(peer.connection.gone for peer in peers), within=10)
+    assert {peer.connection.reason for peer in peers} == {CloseReason.SERVER_UNAVAILABLE}
+    assert "This process stays deaf; it closes 3 connections" in caplog.text
+
+
+@one_layer
+@pytest.mark.parametrize(("others_hear", "gone"), [(True, True), (False, False)])
+async def test_a_process_without_redis_gives_its_clients_up_only_if_another_hears(
+    home: Hub,
+    realtime_settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    others_hear: bool,
+    gone: bool,
+) -> None:
+    realtime_settings(
+        ROUND_INTERVAL=INTERVAL, ROUND_TIMEOUT=INTERVAL / 2, MAX_ECHOES_MISSED=2, RECONNECT_WINDOW=0.1
+    )
+    peer = await Peer().open("g")
+    asked: list[float] = []
+
+    def others(process: object, within: float) -> bool:
+        asked.append(within)
+        return others_hear
+
+    monkeypatch.setattr(process_rows, "others_hear", others)
+    monkeypatch.setattr(groups, "echo", unavailable)
+    await eventually_async(lambda: len(asked) >= 2 or peer.connection.gone, within=10)
+    await asyncio.sleep(0.3)
+    assert peer.connection.gone is gone
+
+
+@one_layer
+async def test_a_process_that_reaches_redis_now_and_then_keeps_its_clients(
+    home: Hub, realtime_settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    realtime_settings(ROUND_INTERVAL=INTERVAL, ROUND_TIMEOUT=INTERVAL / 2, MAX_ECHOES_MISSED=2)
+    peer = await Peer().open("g")
+    tried = 0
+
+    async def every_other_time(*arguments: Any) -> int:
+        nonlocal tried
+        tried += 1
+        return await (unavailable if tried % 2 else lost)(*arguments)
+
+    monkeypatch.setattr(process_rows, "others_hear", lambda *_: True)
+    monkeypatch.setattr(groups, "echo", every_other_time)
+    await eventually_async(lambda: tried >= 6, within=20)
+    assert not peer.connection.gone
+
+
+@one_layer
+async def test_a_process_that_hears_again_starts_to_count_anew(
+    home: Hub, realtime_settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    realtime_settings(ROUND_INTERVAL=INTERVAL, ROUND_TIMEOUT=INTERVAL / 2, MAX_ECHOES_MISSED=4)
+    peer = await Peer().open("g")
+    monkeypatch.setattr(groups, "rebuild", in_vain)
+    for _ in range(3):
+        with monkeypatch.context() as deaf:
+            deaf.setattr(groups, "echo", lost)
+            await eventually_async(lambda: not home.healer.hears, within=10, every=0.01)
+        await eventually_async(lambda: home.healer.hears, within=10, every=0.01)
+    assert not peer.connection.gone
+
+
+@one_layer
+async def test_echoes_that_were_lost_with_their_redis_are_not_missed(
+    home: Hub, realtime_settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    realtime_settings(ROUND_INTERVAL=INTERVAL, ROUND_TIMEOUT=INTERVAL / 2, MAX_ECHOES_MISSED=2)
+    peer = await Peer().open("g")
+    sent = 0
+
+    async def lost_in_a_restart(*_: Any) -> int:
+        nonlocal sent
+        sent += 1
+        home.healer._layer_is_back()
+        return 1
+
+    monkeypatch.setattr(groups, "rebuild", in_vain)
+    monkeypatch.setattr(groups, "echo", lost_in_a_restart)
+    await eventually_async(lambda: sent >= 6, within=20)
+    assert home.healer.hears
+    assert not peer.connection.gone
+
+
+def deafen(layer: Any) -> None:
+    """Nothing that Redis sends on the connections on which this process receives arrives any more."""
+    if is_core():
+        (loops,) = layer._layers.values()
+        pools = [redis.connection_pool for redis in loops._connections.values()]
+        connections = [each for pool in pools for each in pool._in_use_connections]
+    else:
+        connections = [shard._pubsub.connection for shard in layer._shards]
+    assert connections
+    for connection in connections:
+        connection._writer.transport.pause_reading()
+        # The stream would go on reading when its buffer has been emptied.
+        connection._writer.transport.resume_reading = lambda: None
+
+
+@one_layer
+async def test_echoes_that_come_back_replace_nothing(home: Hub) -> None:
+    await Peer().open("g")
+    rebuilds, missed = metrics.layer_rebuilds._value.get(), metrics.echoes_missed._value.get()
+    sent = echoes(home)
+    await eventually_async(lambda: echoes(home) >= sent + 2, within=10)
+    assert (metrics.layer_rebuilds._value.get(), metrics.echoes_missed._value.get()) == (rebuilds, missed)
+
+
+@one_layer
+async def test_an_echo_behind_messages_that_are_being_taken_is_not_missing(
+    home: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rebuilds = metrics.layer_rebuilds._value.get()
+    put = home.fanout.put
+
+    async def slowly(group: str, text: str) -> None:
+        await asyncio.sleep(0.05)
+        await put(group, text)
+
+    monkeypatch.setattr(home.fanout, "put", slowly)
+    peer = await Peer().open("g")
+    # Longer than two echoes are waited for.
+    for number in range(36):
+        await publishing.apublish("g", number)
+    await eventually_async(lambda: len(peer.texts) == 36, within=20)
+    assert metrics.layer_rebuilds._value.get() == rebuilds
+
+
+@one_layer
+async def test_a_group_older_than_the_layers_expiry_goes_on_receiving(
+    home: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(get_channel_layer(), "group_expiry", 1, raising=False)
+    peer = await Peer().open("g")
+    await asyncio.sleep(1.5)  # the age itself
+    assert await peer.receives("g", within=5) < 0.5
+
+
+async def test_a_group_that_is_left_is_not_asserted_again(home: Hub, server: RedisServer) -> None:
+    peer = await Peer().open("g", "h")
+    for _ in range(30):
+        await asyncio.gather(
+            lifecycle.group_discard(peer.connection, "g"), home.healer._assert(("g", "h"), "in_turn")
+        )
+        with server.client() as client:
+            if is_core():
+                assert client.zcard("asgi:group:g") == 0
+                assert client.zcard("asgi:group:h") == 1
+            else:
+                eventually(lambda: dict(client.pubsub_numsub("asgi__group__g")).popitem()[1] == 0, within=2)
+        await lifecycle.group_add(peer.connection, "g")
+
+
+@one_layer
+async def test_what_redis_did_not_let_a_living_connection_leave_is_left_later(
+    home: Hub, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer = await Peer().open("g", "h")
+    with monkeypatch.context() as outage:
+        outage.setattr(groups, "discard", unavailable)
+        await lifecycle.group_discard(peer.connection, "g")
+        assert await Membership.objects.to_leave().filter(group="g").aexists()
+    await left("g")
+    assert home.unfinished() == []
+    await lifecycle.group_add(peer.connection, "g")
+    await peer.receives("g", within=5)
+    assert await Membership.objects.to_leave().acount() == 2
+
+
+@one_layer
+async def test_what_redis_did_not_let_an_ended_connection_leave_is_left_without_a_round(
+    home: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, living = await Peer().open("g", "h"), await Peer().open("h")
+    with monkeypatch.context() as outage:
+        outage.setattr(groups, "discard", unavailable)
+        await lifecycle.evict(ended.connection, CloseReason.CLIENT_LOST)
+        assert await Membership.objects.to_leave().filter(group="g").aexists()
+    await left("g")
+    assert not living.connection.gone
+    assert await Membership.objects.to_leave().acount() == 1
+
+
+async def unavailable(*_: Any) -> None:
+    raise LayerUnavailable("hung")
+
+
+async def left(group: str) -> None:
+    async with asyncio.timeout(10):
+        while await Membership.objects.to_leave().filter(group=group).aexists():
+            await asyncio.sleep(0.02)
+
+
+async def test_a_redis_that_hangs_delays_no_eviction_and_all_is_left_after_the_thaw(
+    home: Hub, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(groups, "CALL_TIMEOUT", 0.5)
+    peers = [await Peer().open("g", f"of-{number}") for number in range(5)]
+    assert server.process is not None
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        for peer in peers:
+            lifecycle.evict(peer.connection, CloseReason.CLIENT_LOST)
+        assert not home.connections
+        assert not home.groups
+        with pytest.raises(LayerUnavailable):
+            await publishing.apublish("g", 1)
+        await asyncio.gather(*(lifecycle.evict(peer.connection, CloseReason.IDLE) for peer in peers))
+        assert time.monotonic() - began < 5
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+    async with asyncio.timeout(10):
+        while await Membership.objects.to_leave().aexists():
+            await asyncio.sleep(0.02)
+    with server.client() as client:
+        eventually(
+            lambda: not client.keys("asgi:group:*") and not client.pubsub_channels("*group*"), within=5
+        )
+
+
+@one_layer
+async def test_a_database_that_fails_keeps_nobody_from_healing(
+    home: Hub, monkeypatch: pytest.MonkeyPatch, server: RedisServer
+) -> None:
+    peer = await Peer().open("g")
+
+    def failing(*_: object) -> None:
+        raise OperationalError("gone")
+
+    monkeypatch.setattr(connection_rows, "leftovers", failing)
+    home.left_undone = True
+    with server.client() as client:
+        client.flushall()
+    assert await peer.receives("g", within=5) < INTERVAL + 0.5
+
+
+@one_layer
+async def test_a_bug_in_one_look_does_not_end_the_looking(
+    home: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(home.healer, "_look_for_one", None)
+        await eventually_async(lambda: "could not be looked after" in caplog.text, within=5)
+    sent = echoes(home)
+    await eventually_async(lambda: echoes(home) >= sent + 2, within=5)
+    (looked,) = [each for each in caplog.records if "looked after" in each.message]
+    assert looked.levelno == logging.ERROR
+
+
+async def test_a_process_that_could_not_start_leaves_no_channel_open(
+    home: Hub, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise OperationalError("gone")
+
+    with server.client() as client:
+        before = client.pubsub_channels("*")
+        monkeypatch.setattr(process_rows, "start_process", failing)
+        for _ in range(3):
+            with pytest.raises(RecordsUnavailable):
+                await Hub.start("default", home._owner)
+        eventually(lambda: client.pubsub_channels("*") == before, within=5)

@@ -1,0 +1,280 @@
+"""Both Redis layers and the in-memory one, against a real Redis."""
+
+import asyncio
+import itertools
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import redis
+
+from realtime.layers import MARK, MESSAGE, STAMP, CoreLayer, MemoryLayer, PubSubLayer, redis_pool
+from tests.support.assertions.eventually import eventually_async
+from tests.support.programs.servers import RedisServer
+
+pytestmark = pytest.mark.acceptance  # for the real Redis, and the seconds that its restarts take
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("redis")) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(params=["core", "pubsub", "memory"])
+async def layer(request: pytest.FixtureRequest, server: RedisServer) -> AsyncIterator[Any]:
+    if request.param == "memory":
+        yield MemoryLayer()
+        return
+    made = {"core": CoreLayer, "pubsub": PubSubLayer}[request.param](hosts=[server.url])
+    yield made
+    await made.flush()
+
+
+async def within(seconds: float, what: Any) -> Any:
+    async with asyncio.timeout(seconds):
+        return await what
+
+
+async def joined(layer: Any, group: str) -> str:
+    channel: str = await layer.new_channel()
+    await layer.group_add(group, channel)
+    await asyncio.sleep(0.1)  # a SUBSCRIBE that was written is not yet one that is active; a hub sends a mark
+    return channel
+
+
+async def test_a_hub_learns_which_group_a_message_was_sent_to(layer: Any) -> None:
+    channel = await joined(layer, "g")
+    await layer.group_send("g", {"type": "x", "n": 1})
+    assert await within(5, layer.receive_stamped(channel)) == {"type": "x", "n": 1, STAMP: "g"}
+
+
+async def test_everybody_else_sees_plain_channels(layer: Any) -> None:
+    channel = await joined(layer, "g")
+    await layer.group_send("g", {"type": "x", "n": 1})
+    assert await within(5, layer.receive(channel)) == {"type": "x", "n": 1}
+
+
+async def test_two_receivers_of_one_process_have_a_message_each(layer: Any) -> None:
+    """The core layer hands all receivers of a process one and the same object."""
+    hub, consumer = await joined(layer, "g"), await joined(layer, "g")
+    for _ in range(2):
+        await layer.group_send("g", {"type": "x"})
+    for _ in range(2):
+        assert await within(5, layer.receive(consumer)) == {"type": "x"}
+        assert await within(5, layer.receive_stamped(hub)) == {"type": "x", STAMP: "g"}
+
+
+@pytest.mark.parametrize("kind", [MARK, MESSAGE])
+async def test_what_only_hubs_understand_no_other_member_of_a_group_receives(layer: Any, kind: str) -> None:
+    hub, consumer = await joined(layer, "g"), await joined(layer, "g")
+    await layer.group_send("g", {"type": kind})
+    await layer.group_send("g", {"type": "x"})
+    assert await within(5, layer.receive(consumer)) == {"type": "x"}
+    assert (await within(5, layer.receive_stamped(hub)))["type"] == kind
+
+
+async def test_a_message_to_a_channel_bears_no_stamp(layer: Any) -> None:
+    channel = await layer.new_channel()
+    receiving = asyncio.ensure_future(layer.receive_stamped(channel))
+    await asyncio.sleep(0.1)
+    await layer.send(channel, {"type": "x"})
+    assert await within(5, receiving) == {"type": "x"}
+
+
+async def test_the_senders_message_is_left_as_it_was(layer: Any) -> None:
+    message = {"type": "x"}
+    await layer.group_send("g", message)
+    assert message == {"type": "x"}
+
+
+@pytest.mark.parametrize("backend", [CoreLayer, PubSubLayer])
+async def test_a_receiver_outlives_a_restart_of_redis(backend: Any, tmp_path: Path) -> None:
+    with RedisServer(tmp_path) as server:
+        layer = backend(hosts=[server.url])
+        channel = await joined(layer, "g")
+        receiving = asyncio.ensure_future(layer.receive_stamped(channel))
+        await asyncio.sleep(0.2)
+        server.restart()
+
+        async def send_until_received() -> None:
+            while not receiving.done():
+                try:
+                    await layer.group_add("g", channel)
+                    await layer.group_send("g", {"type": "x"})
+                except (redis.RedisError, OSError):
+                    pass  # the connections of the pool learn of the restart one by one
+                await asyncio.sleep(0.05)
+
+        await within(10, send_until_received())
+        assert (await receiving)["type"] == "x"
+        await layer.flush()
+
+
+@pytest.mark.parametrize("backend", [CoreLayer, PubSubLayer])
+async def test_an_idle_receiver_is_not_given_up(backend: Any, server: RedisServer) -> None:
+    """redis-py 8 ends reads after 5 s by itself, in the moment in which the core layer's own 5 s end."""
+    layer = backend(hosts=[server.url])
+    channel = await joined(layer, "idle")
+    receiving = asyncio.ensure_future(layer.receive_stamped(channel))
+    await asyncio.sleep(6)
+    assert not receiving.done()
+    await layer.group_send("idle", {"type": "x"})
+    assert (await within(5, receiving))["type"] == "x"
+    await layer.flush()
+
+
+@pytest.mark.parametrize("backend", [CoreLayer, PubSubLayer])
+async def test_a_connection_that_went_deaf_while_unused_is_replaced_and_nothing_sent_twice(
+    backend: Any, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receiver, layer = backend(hosts=[server.url]), backend(hosts=[server.url])
+    channel = await joined(receiver, "g")
+    await layer.group_send("g", {"type": "x", "n": 0})
+    monkeypatch.setattr(redis_pool, "UNUSED_FOR", 0.0)
+    monkeypatch.setattr(redis_pool, "PING_TIMEOUT", 0.2)
+    for connection in pool_of(layer)._available_connections:
+        connection._writer.transport.pause_reading()
+    await within(3, layer.group_send("g", {"type": "x", "n": 1}))
+    await layer.group_send("g", {"type": "x", "n": 2})
+    assert [(await within(5, receiver.receive(channel)))["n"] for _ in range(3)] == [0, 1, 2]
+    for each in (receiver, layer):
+        await each.flush()
+
+
+def pool_of(layer: Any) -> Any:
+    if isinstance(layer, CoreLayer):
+        return layer.connection(0).connection_pool
+    return layer._shards[0]._redis.connection_pool
+
+
+async def test_a_redis_that_takes_connections_and_says_nothing_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(redis_pool, "CONNECT_TIMEOUT", 0.3)
+    with socket.socket(socket.AF_UNIX) as mute:
+        mute.bind(str(tmp_path / "mute.sock"))
+        mute.listen()  # the kernel takes connections, and nobody else does
+        layer = CoreLayer(hosts=[f"unix://{tmp_path}/mute.sock"])
+        with pytest.raises(redis.RedisError):
+            await within(3, layer.group_send("g", {"type": "x"}))
+        await layer.close_pools()
+
+
+async def test_the_core_layer_forgets_the_queue_of_a_dead_process(server: RedisServer) -> None:
+    dead, living = CoreLayer(hosts=[server.url]), CoreLayer(hosts=[server.url])
+    channel = await dead.new_channel()
+    await living.send(channel, {"type": "x"})
+    with redis.Redis.from_url(server.url) as client:
+        assert client.keys(f"*{dead.client_prefix}*")
+        await living.forget_channel(channel)
+        assert not client.keys(f"*{dead.client_prefix}*")
+    await living.close_pools()
+    await dead.close_pools()
+
+
+@pytest.mark.parametrize("backend", [CoreLayer, PubSubLayer])
+async def test_more_callers_than_connections_wait_for_one(backend: Any, server: RedisServer) -> None:
+    layer = backend(hosts=[server.url])
+    await within(20, asyncio.gather(*(layer.group_send("g", {"type": "x"}) for _ in range(300))))
+    await layer.flush()
+
+
+async def test_own_host_options_are_kept(server: RedisServer) -> None:
+    layer = CoreLayer(hosts=[{"address": server.url, "max_connections": 3}])
+    assert layer.create_pool(0).max_connections == 3
+    assert layer.capacity == 10_000
+
+
+async def test_a_group_that_redis_did_not_leave_is_left_by_the_next_discard(server: RedisServer) -> None:
+    layer = PubSubLayer(hosts=[server.url])
+    channel = await layer.new_channel()
+    await layer.group_add("g", channel)
+    shard, name = layer._shards[0], layer._get_group_channel_name("g")
+    pubsub, unsubscribe = shard._pubsub, shard._pubsub.unsubscribe
+
+    async def failing(*names: str) -> None:
+        raise OSError("connection lost")
+
+    pubsub.unsubscribe = failing
+    with pytest.raises(OSError, match="connection lost"):
+        await layer.group_discard("g", channel)
+    pubsub.unsubscribe = unsubscribe
+    assert name in shard._subscribed_to
+    await layer.group_discard("g", channel)
+    assert name not in shard._subscribed_to
+    await layer.flush()
+
+
+async def test_of_several_redis_only_the_one_that_is_deaf_is_connected_to_anew(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    with RedisServer(tmp_path) as second:
+        layer = PubSubLayer(hosts=[server.url, second.url])
+        channel = await layer.new_channel()
+        echoes: list[dict[str, Any]] = []
+
+        async def read() -> None:
+            while True:
+                echoes.append(await layer.receive_stamped(channel))
+
+        reading = asyncio.ensure_future(read())
+
+        numbers = itertools.count()
+
+        async def both_echo() -> None:
+            echoes.clear()
+
+            async def send() -> None:
+                while {each["part"] for each in echoes} != {0, 1}:
+                    await layer.echo((channel,), next(numbers), "echo")
+                    await asyncio.sleep(0.1)
+
+            await within(10, send())
+
+        await both_echo()
+        deaf, other = (shard._pubsub.connection for shard in layer._shards)
+        deaf._writer.transport.pause_reading()
+        deaf._writer.transport.resume_reading = lambda: None
+        before, untouched = deaf._writer, other._writer
+        await layer.rebuild([0])
+        await both_echo()
+        assert deaf._writer is not before
+        assert other._writer is untouched
+        reading.cancel()
+        await asyncio.wait([reading])
+        await layer.flush()
+
+
+async def test_what_was_left_while_the_connection_broke_is_not_subscribed_again(server: RedisServer) -> None:
+    layer = PubSubLayer(hosts=[server.url])
+    channel = await joined(layer, "g")
+    shard, name = layer._shards[0], layer._get_group_channel_name("g")
+    # As when the answer to UNSUBSCRIBE is lost: redis-py still has the name, and would subscribe it anew.
+    layer.groups.pop(name)
+    shard._subscribed_to.remove(name)
+    await layer.rebuild([0])
+    with server.client() as client:
+        await eventually_async(lambda: client.pubsub_numsub(name) == [(name, 0)], within=5)
+        await eventually_async(lambda: client.pubsub_numsub(channel) == [(channel, 1)], within=5)
+    await layer.flush()
+
+
+async def test_of_many_receivers_one_asks_whether_redis_is_back(tmp_path: Path) -> None:
+    with RedisServer(tmp_path) as server:
+        layer = CoreLayer(hosts=[server.url])
+        channels = [await layer.new_channel() for _ in range(50)]
+        receiving = [asyncio.ensure_future(layer.receive(channel)) for channel in channels]
+        back: list[None] = []
+        layer.on_back.add(lambda: back.append(None))
+        await asyncio.sleep(0.2)
+        await asyncio.to_thread(server.restart)
+        await eventually_async(lambda: back, within=5)
+        for channel in channels:
+            await layer.send(channel, {"type": "x"})
+        assert await within(10, asyncio.gather(*receiving)) == [{"type": "x"}] * 50
+        assert len(back) == 1
+        await layer.close_pools()

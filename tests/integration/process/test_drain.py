@@ -1,0 +1,440 @@
+"""A planned stop: what has been done when it has begun, what it waits for, and how it hears of a signal."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from types import FrameType
+from typing import Any
+
+import pytest
+from channels.testing import WebsocketCommunicator
+from django.db.models.functions import Now
+from django.test import AsyncClient
+
+from realtime import publishing
+from realtime.closing import CloseReason
+from realtime.consumers import RealtimeConsumer
+from realtime.errors import ConnectionGone
+from realtime.hub.connection import Connection
+from realtime.layers import groups
+from realtime.models import Connection as Record
+from realtime.models import Membership, Process
+from realtime.process import drain
+from realtime.process.drain import Drain
+from realtime.serving import lifecycle, runner
+from tests.integration.serving.test_lifecycle import Peer
+from tests.support.assertions.eventually import eventually_async
+from tests.support.doubles.eager import eager_tasks
+
+DATABASE = pytest.mark.usefixtures("site")
+
+
+@pytest.fixture(autouse=True)
+def no_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are none here that would have to take their close frames."""
+    monkeypatch.setattr(drain, "LINGER", 0.0)
+
+
+def this_drain() -> Drain:
+    """That of the running event loop, prepared by the first connection."""
+    return drain._drains[asyncio.get_running_loop()]
+
+
+# -- what it does ------------------------------------------------------------------------------------
+
+
+@DATABASE
+async def test_everybody_is_closed_when_the_start_returns_and_recorded_when_it_has_ended() -> None:
+    peers = await asyncio.gather(*(Peer().open("g") for _ in range(5)))
+    home = await lifecycle.hub()
+    ending = this_drain().start()
+    for peer in peers:
+        assert peer.connection.reason is CloseReason.SERVER_RESTART
+        assert '"reason":"server_restart"' in peer.texts[-1]
+        assert peer.sent[-1] == {"type": "websocket.close", "code": 4000}
+    assert not home.connections
+    await ending
+    assert await Record.objects.filter(close_reason="server_restart", close_code=4000).acount() == 5
+    assert not await Membership.objects.to_leave().aexists()
+    process = await Process.objects.aget(pk=home.process)
+    assert process.stopped_at is not None
+    assert not process.lost
+
+
+@DATABASE
+async def test_it_happens_once_however_often_it_is_asked_for() -> None:
+    await Peer().open("g")
+    first = this_drain().start()
+    assert this_drain().start() is first
+    await first
+    assert this_drain().start() is first
+
+
+async def test_under_an_eager_task_factory_it_has_begun_before_anything_is_recorded() -> None:
+    begun = []
+
+    async def recording() -> None:
+        begun.append(stop.begun)
+
+    stop = Drain(recording)
+    async with eager_tasks():
+        await stop.start()
+    assert begun == [True]
+
+
+@DATABASE
+async def test_who_comes_later_is_let_in_to_be_told_and_leaves_no_record() -> None:
+    await Peer().open("g")
+    await this_drain().start()
+    handled: list[str] = []
+
+    class Consumer(RealtimeConsumer):
+        async def connect(self) -> None:
+            handled.append("connect")
+            await self.accept()
+
+    client = WebsocketCommunicator(Consumer.as_asgi(), "/", subprotocols=["realtime.v1"])
+    assert await client.connect() == (True, "realtime.v1")
+    assert '"reason":"server_restart","reconnect":true,"retry_after"' in await client.receive_from()
+    assert await client.receive_output() == {"type": "websocket.close", "code": 4000}
+    await client.wait()
+    assert handled == []
+    assert await Record.objects.acount() == 1
+
+
+@DATABASE
+async def test_whoever_was_on_the_way_in_ends_too() -> None:
+    peer = Peer()
+    # Its hub is only being started.
+    opening = asyncio.ensure_future(lifecycle.admit(peer.connection))
+    while asyncio.get_running_loop() not in drain._drains:
+        await asyncio.sleep(0)
+    ending = this_drain().start()
+    with pytest.raises(ConnectionGone):
+        await opening
+    await ending
+    assert not await Record.objects.filter(closed_at=None).aexists()
+    assert not await Process.objects.filter(stopped_at=None).aexists()
+
+
+@DATABASE
+async def test_the_handlers_that_say_farewell_are_waited_for() -> None:
+    said = asyncio.Event()
+
+    class Consumer(RealtimeConsumer):
+        async def disconnect(self, code: int) -> None:
+            await asyncio.sleep(0.05)
+            said.set()
+
+    client = WebsocketCommunicator(Consumer.as_asgi(), "/")
+    await client.connect()
+    ending = this_drain().start()
+    assert await client.receive_output() == {"type": "websocket.close", "code": 4000}
+    await client.send_input({"type": "websocket.disconnect", "code": 4000})
+    await ending
+    assert said.is_set()
+
+
+@DATABASE
+async def test_a_handler_that_hangs_costs_no_more_than_the_limit_and_no_record(
+    realtime_settings: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    realtime_settings(DRAIN_TIMEOUT=0.3)
+    monkeypatch.setattr(runner, "CLEANUP_WAIT", 0.05)
+
+    class Consumer(RealtimeConsumer):
+        async def disconnect(self, code: int) -> None:
+            await asyncio.Event().wait()
+
+    client = WebsocketCommunicator(Consumer.as_asgi(), "/")
+    await client.connect()
+    async with asyncio.timeout(2):
+        await this_drain().start()
+    assert await Record.objects.filter(close_reason="server_restart").acount() == 1
+    assert not await Process.objects.filter(stopped_at=None).aexists()
+    await client.send_input({"type": "websocket.disconnect", "code": 4000})
+    client.future.cancel()
+    await asyncio.wait([client.future])
+
+
+@DATABASE
+async def test_a_layer_that_hangs_keeps_no_row_from_being_written(
+    realtime_settings: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    realtime_settings(DRAIN_TIMEOUT=0.6)
+    peer = await Peer().open("g")
+
+    async def hanging(*_: Any) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(groups, "discard", hanging)
+    async with asyncio.timeout(2):
+        await this_drain().start()
+    assert (await peer.record()).close_reason == "server_restart"
+    assert not await Process.objects.filter(stopped_at=None).aexists()
+    # That is for the next round.
+    assert await Membership.objects.to_leave().acount() == 1
+
+
+@DATABASE
+async def test_a_process_that_stops_is_not_ready() -> None:
+    await Peer().open()
+    assert not drain.under_way()
+    ending = this_drain().start()
+    answer = await AsyncClient().get("/health/ready")
+    assert (answer.status_code, answer.json()) == (503, {"ready": False, "process": "stopping"})
+    assert (await AsyncClient().get("/health/live")).status_code == 200
+    await ending
+
+
+async def fails_later() -> None:
+    raise ValueError("broken")
+
+
+def fails_at_once() -> Coroutine[Any, Any, None]:
+    raise ValueError("broken")
+
+
+@pytest.mark.parametrize("fails", [fails_later, fails_at_once])
+async def test_a_stop_that_fails_ends_all_the_same(
+    fails: drain.Begin, caplog: pytest.LogCaptureFixture
+) -> None:
+    await Drain(fails).start()
+    assert "Stopping failed" in caplog.text
+
+
+@DATABASE
+async def test_a_connection_that_cannot_be_evicted_keeps_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    peers = [await Peer().open("g") for _ in range(4)]
+
+    def broken(*_: Any) -> None:
+        raise ValueError("broken")
+
+    for peer in peers[:3]:
+        peer.connection.on_event = broken
+    await this_drain().start()
+    assert caplog.text.count("A connection was not evicted") == 3
+    assert await Record.objects.filter(close_reason="server_restart").acount() == 4
+
+
+# -- a process that was declared lost -----------------------------------------------------------------
+
+
+@DATABASE
+async def test_a_lost_process_writes_to_nobody_and_closes_its_sockets_over_a_window(
+    realtime_settings: Callable[..., None],
+) -> None:
+    realtime_settings(RECONNECT_WINDOW=0.4)
+    loop = asyncio.get_running_loop()
+    peers = await asyncio.gather(*(Peer().open("g") for _ in range(8)))
+    old = await lifecycle.hub()
+    began = loop.time()
+    old._owner.hub_is_lost(old)
+    await publishing.apublish("g", "too late")
+    closed: dict[Connection, float] = {}
+
+    def all_closed() -> bool:
+        for peer in peers:
+            if peer.connection.gone:
+                closed.setdefault(peer.connection, loop.time() - began)
+        return len(closed) == len(peers)
+
+    await eventually_async(all_closed, within=5, every=0.005)
+    assert max(closed.values()) - min(closed.values()) > 0.2, "closed in one instant"
+    assert {peer.connection.reason for peer in peers} == {CloseReason.SERVER_LOST}
+    assert not any("too late" in text for peer in peers for text in peer.texts)
+    assert await lifecycle.hub() is not old
+
+
+@DATABASE
+async def test_nobody_joins_a_group_in_a_lost_process(realtime_settings: Callable[..., None]) -> None:
+    realtime_settings(RECONNECT_WINDOW=60)
+    peers = [await Peer().open("g") for _ in range(4)]
+    old = await lifecycle.hub()
+    old._owner.hub_is_lost(old)
+    await eventually_async(lambda: any(peer.connection.gone for peer in peers), within=5)
+    waiting = [peer for peer in peers if not peer.connection.gone]
+    assert len(waiting) == 3
+    with pytest.raises(ConnectionGone):
+        await lifecycle.group_add(waiting[0].connection, "h")
+    assert waiting[0].connection.reason is CloseReason.SERVER_LOST
+    assert [peer.connection.gone for peer in waiting] == [True, False, False]
+    # A stop does not wait for the window.
+    async with asyncio.timeout(3):
+        await this_drain().start()
+    assert all(peer.connection.gone for peer in peers)
+    assert not await Record.objects.filter(closed_at=None).aexists()
+
+
+@DATABASE
+async def test_a_process_finds_out_itself_that_it_was_declared_lost(
+    realtime_settings: Callable[..., None],
+) -> None:
+    realtime_settings(ROUND_INTERVAL=0.1, ROUND_TIMEOUT=0.05)
+    peer = await Peer().open("g")
+    home = await lifecycle.hub()
+    # Rounds do not ask it any more.
+    await Process.objects.filter(pk=home.process).aupdate(lost=True, stopped_at=Now())
+    await eventually_async(lambda: peer.connection.reason is CloseReason.SERVER_LOST, within=5)
+    assert await lifecycle.hub() is not home
+
+
+# -- uvicorn -----------------------------------------------------------------------------------------
+
+
+class Server:
+    """uvicorn's: it handles signals, and shuts down for whatever reason."""
+
+    def __init__(self) -> None:
+        self.force_exit = False
+        self.closed: list[object] = []
+
+    def handle_exit(self, number: int, frame: FrameType | None) -> None: ...
+
+    async def shutdown(self, sockets: list[object] | None = None) -> None:
+        self.closed.append(sockets)
+
+
+Server.__module__ = "uvicorn.server"
+
+
+@pytest.fixture
+def handlers() -> Iterator[Callable[[Any], None]]:
+    """Sets the handler of SIGTERM; at the end it is as before."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield lambda handler: signal.signal(signal.SIGTERM, handler)
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def server(handlers: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch) -> Server:
+    """The one that serves this process."""
+    monkeypatch.setattr(drain, "_end_without_threads", lambda: None)
+    server = Server()
+    handlers(server.handle_exit)
+    return server
+
+
+async def test_uvicorn_closes_nothing_before_the_stop_is_recorded(server: Server) -> None:
+    recorded = asyncio.Event()
+
+    async def record() -> None:
+        await recorded.wait()
+
+    drain.prepare(record)
+    stopping = asyncio.create_task(server.shutdown(sockets=["a socket"]))
+    await eventually_async(drain.under_way, within=5)
+    await asyncio.sleep(2 * drain.FORCE_EXIT_POLL)
+    assert server.closed == []
+    recorded.set()
+    await stopping
+    assert server.closed == [["a socket"]]
+
+
+async def test_a_second_ctrl_c_has_uvicorn_wait_for_nothing(server: Server) -> None:
+    recorded = asyncio.Event()
+
+    async def record() -> None:
+        await recorded.wait()
+
+    drain.prepare(record)
+    stopping = asyncio.create_task(server.shutdown())
+    await eventually_async(drain.under_way, within=5)
+    server.force_exit = True
+    await stopping
+    assert server.closed == [None]
+    recorded.set()
+    await this_drain().start()
+
+
+async def test_other_programs_that_handle_signals_are_left_alone(handlers: Callable[[Any], None]) -> None:
+    class Other(Server):
+        """Of another program, with the same methods."""
+
+    def somebodys(number: int, frame: FrameType | None) -> None: ...
+
+    other = Other()
+    for handler in (somebodys, other.handle_exit, signal.SIG_DFL, signal.SIG_IGN):
+        handlers(handler)
+        drain._hear_from_uvicorn(Drain(never_ends))
+        assert signal.getsignal(signal.SIGTERM) == handler
+    assert "shutdown" not in vars(other)
+
+
+async def test_a_loop_in_another_thread_is_not_uvicorns(server: Server) -> None:
+    async def first_connection() -> None:
+        drain.prepare(never_ends)
+
+    await asyncio.to_thread(lambda: asyncio.run(first_connection()))
+    assert "shutdown" not in vars(server)
+
+
+async def never_ends() -> None:
+    await asyncio.Event().wait()
+
+
+# -- the exit ----------------------------------------------------------------------------------------
+
+
+def test_what_runs_on_in_another_thread_is_stopped_at_the_exit() -> None:
+    done: list[str] = []
+    running, over = threading.Event(), threading.Event()
+
+    async def record() -> None:
+        done.append("recorded")
+
+    async def serve() -> None:
+        drain.prepare(record)
+        running.set()
+        await asyncio.to_thread(over.wait)
+
+    server = threading.Thread(target=lambda: asyncio.run(serve()))
+    server.start()
+    try:
+        assert running.wait(5)
+        drain._at_exit()
+        assert done == ["recorded"]
+    finally:
+        over.set()
+        server.join()
+    drain._at_exit()
+    assert done == ["recorded"]
+
+
+EXIT = """
+import atexit, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from realtime.process import drain
+
+drain.THREADS_TIMEOUT = 0.3
+drain._end_without_threads()
+{what}
+"""
+HANGS = "ThreadPoolExecutor(1).submit(threading.Event().wait)"
+IS_SLOW = "atexit.register(lambda: [time.sleep(1), print('done')])"
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize(
+    ("what", "code", "said"), [(HANGS, drain.THREADS_HUNG, "These threads hang"), (IS_SLOW, 0, "done")]
+)
+def test_a_thread_that_hangs_is_left_behind_and_an_exit_that_takes_time_is_not_cut_short(
+    what: str, code: int, said: str
+) -> None:
+    began = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, "-c", EXIT.format(what=what)],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+        env={**os.environ, "DJANGO_SETTINGS_MODULE": "tests.support.settings"},
+    )
+    assert ended.returncode == code, ended.stderr
+    assert said in ended.stdout + ended.stderr
+    assert time.monotonic() - began < 15

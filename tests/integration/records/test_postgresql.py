@@ -1,0 +1,38 @@
+"""The tests of what is written to the database, once more on PostgreSQL."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from django.db import connection
+
+from tests.support.programs.postgres import PostgresServer
+from tests.support.programs.servers import CHECKOUT
+
+REPEATED = [
+    "test_records.py",
+    "test_process_records.py",
+    "test_batch.py",
+    "test_query_plans.py",
+    "test_admin.py",
+    "test_admin_disconnect.py",
+]
+
+
+@pytest.mark.acceptance  # for its server and its time
+def test_records_and_admin_pass_their_tests_on_postgresql_too():
+    if connection.vendor == "postgresql":
+        pytest.skip("DATABASE_URL is a PostgreSQL already: these tests run on it")
+    with PostgresServer() as postgres:
+        run = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+            + [f"tests/integration/{name}" for name in REPEATED],
+            cwd=CHECKOUT,
+            env=os.environ | {"DATABASE_URL": postgres.url},
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+
+    assert run.returncode == 0, run.stdout + run.stderr

@@ -1,0 +1,616 @@
+"""Whatever ends a connection, and whenever: one eviction, and nothing of the connection stays anywhere.
+
+Each case holds a connection at one moment of its life, lets one thing end it there, looks at what must be
+true at once, lets go of what was held, and looks for what is left.
+"""
+
+import asyncio
+import functools
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from channels.db import database_sync_to_async
+from channels.layers import get_channel_layer
+from django.db import OperationalError
+
+from realtime import conf, metrics, signals
+from realtime.closing import CloseReason
+from realtime.errors import RealtimeError
+from realtime.fleet.rounds import Reaper
+from realtime.hub import heartbeat
+from realtime.hub.connection import Connection
+from realtime.hub.hub import Hub
+from realtime.layers import groups
+from realtime.liveness.connection import Limits, Liveness
+from realtime.models import Connection as Record
+from realtime.models import Membership
+from realtime.records import batch, connection_rows, ledger, process_rows, retry
+from realtime.records.write_queue import Kind
+from realtime.serving import lifecycle
+from realtime.serving.inbox import Inbox
+from realtime.transports.asgi import AsgiTransport, Event, Options
+from realtime.wire import frames
+from tests.support.assertions.eventually import eventually_async
+from tests.support.doubles.watching import Watching
+
+# Among the acceptance tests for the seconds that its cases take.
+pytestmark = [pytest.mark.usefixtures("site", "impatient"), pytest.mark.acceptance]
+
+GROUPS = ("g", "h")
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bounds, in less time."""
+    monkeypatch.setattr(groups, "CALL_TIMEOUT", 0.1)
+    monkeypatch.setattr(ledger, "OPEN_TIMEOUT", 0.4)
+    monkeypatch.setattr(retry, "LONGEST_PAUSE", 0.03)
+    monkeypatch.setattr(lifecycle, "CLEANUP_TIMEOUT", 0.25)
+    monkeypatch.setattr(heartbeat, "TICK", 0.02)
+
+
+class Hold:
+    """A call that can be kept from going on, before or after it did what it does."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.released = threading.Event()
+        self.error: Exception | None = None
+        """Raised when it is let go, though it was done."""
+
+    def in_thread(self, call: Callable[..., Any], *, after: bool = False) -> Callable[..., Any]:
+        def held(*arguments: Any, **options: Any) -> Any:
+            result = call(*arguments, **options) if after else None
+            self.reached.set()
+            assert self.released.wait(10)
+            if self.error is not None:
+                raise self.error
+            return result if after else call(*arguments, **options)
+
+        return held
+
+    def on_loop(self, call: Callable[..., Any], *, after: bool = False) -> Callable[..., Any]:
+        async def held(*arguments: Any, **options: Any) -> Any:
+            result = await call(*arguments, **options) if after else None
+            self.reached.set()
+            await eventually_async(self.released.is_set, within=10, every=0.005)
+            if self.error is not None:
+                raise self.error
+            return result if after else await call(*arguments, **options)
+
+        return held
+
+    async def until_reached(self) -> None:
+        await eventually_async(self.reached.is_set, within=5, every=0.005)
+
+
+class Life:
+    """One connection with a consumer as a server runs it: whatever ends the consumer, it evicts."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.patch = patch
+        self.home: Hub
+        self.sent: list[Event] = []
+        self.broken = self.suspended = False
+        self.evicted = asyncio.Event()
+        scope = {"path": "/ws/", "client": ["127.0.0.1", 5], "subprotocols": [frames.SUBPROTOCOL]}
+        self.connection = Connection(scope, lambda _: self.evicted.set())
+        self._send.__func__.__module__ = "daphne.server"
+        self.connection.transport = AsgiTransport(
+            self._send,
+            Options(max_unsent=1000, send_timeout=0.2, close_limit=0.2),
+            Watching(lambda reason: lifecycle.evict(self.connection, reason)),
+        )
+        self.closed_was_told = False
+        self.consumer: asyncio.Task[None]
+        self.others: list[asyncio.Task[Any]] = []
+        """What goes on beside it until the end of the case."""
+
+    async def _send(self, event: Event) -> None:
+        if self.broken:
+            raise OSError("gone")
+        if self.suspended and event["type"] == "websocket.send":
+            await asyncio.Event().wait()
+        self.sent.append(event)
+
+    def begin(self, *work: Callable[[], Awaitable[None]]) -> None:
+        self.consumer = asyncio.create_task(self._consume(work))
+
+    async def _consume(self, work: tuple[Callable[[], Awaitable[None]], ...]) -> None:
+        try:
+            for step in work:
+                await step()
+            await self.evicted.wait()
+        except RealtimeError:
+            pass
+        finally:
+            await asyncio.wait([lifecycle.evict(self.connection, CloseReason.CANCELLED)])
+
+    async def admit(self) -> None:
+        await lifecycle.admit(self.connection)
+
+    async def open(self) -> None:
+        await self.admit()
+        await self.connection.transport.accept({"type": "websocket.accept"})
+        lifecycle.accepted(self.connection)
+
+    def join(self, *names: str) -> Callable[[], Awaitable[None]]:
+        async def joining() -> None:
+            await asyncio.gather(*(lifecycle.group_add(self.connection, name) for name in names))
+
+        return joining
+
+    async def at_rest(self, *work: Callable[[], Awaitable[None]]) -> None:
+        """Until the consumer has done this and waits for events."""
+        done = asyncio.Event()
+
+        async def tell() -> None:
+            done.set()
+
+        self.begin(*work, tell)  # type: ignore[arg-type]
+        await asyncio.wait_for(done.wait(), 5)
+
+    # -- what is left of it
+
+    @property
+    def in_layer(self) -> set[str]:
+        layer = get_channel_layer()
+        return {name for name in GROUPS if self.home.channel in layer.groups.get(name, {})}
+
+    async def record(self) -> Record | None:
+        return await Record.objects.filter(pk=self.connection.id).afirst()
+
+    async def to_leave(self) -> set[str]:
+        names = Membership.objects.to_leave().filter(connection_id=self.connection.id)
+        return {name async for name in names.values_list("group", flat=True)}
+
+    def is_out_of_the_hub(self) -> bool:
+        """What `evict` promises at once."""
+        home, connection = self.home, self.connection
+        assert connection.id not in home.connections
+        assert not any(connection in members for members in home.groups.values())
+        assert not connection.groups
+        assert len(home.pulse._schedule) == 0
+        assert connection.transport.closed
+        return True
+
+    def has_left_no_trace_in_the_process(self) -> bool:
+        home = self.home
+        assert self.is_out_of_the_hub()
+        assert not home.connections
+        assert not home.groups
+        assert not home.admitting
+        assert not home.evictions
+        assert not home.cleanups
+        assert not home._locks
+        # What a hub that has ended could not leave, a round leaves.
+        assert not home._in_layer or home.ending
+        return True
+
+
+# -- moments: each holds the connection there for the length of its block
+
+Moment = Callable[[Life], AbstractAsyncContextManager[None]]
+MOMENTS: dict[str, tuple[Moment, str]] = {}
+
+#: What can end a connection that only its consumer knows, is being recorded, is in the hub, is accepted.
+UNKNOWN = "disconnected bug cancelled_again_and_again slow"
+BEING_RECORDED = f"{UNKNOWN} hub_ends"
+KNOWN = f"{BEING_RECORDED} kicked"
+ACCEPTED = f"{KNOWN} send_fails pong_missing"
+
+
+def moment(ways: str) -> Callable[[Any], Any]:
+    def register(function: Callable[[Life], AsyncIterator[None]]) -> Any:
+        MOMENTS[function.__name__] = (asynccontextmanager(function), ways)
+        return function
+
+    return register
+
+
+@moment(UNKNOWN)
+async def before_admit(life: Life) -> AsyncIterator[None]:
+    life.home = await lifecycle.hub()
+    await life.at_rest()
+    yield
+
+
+@moment(UNKNOWN)
+async def the_hub_being_started(life: Life) -> AsyncIterator[None]:
+    hold = Hold()
+    life.patch.setattr(process_rows, "start_process", hold.in_thread(process_rows.start_process))
+    life.begin(life.admit)
+    await hold.until_reached()
+    yield
+    hold.released.set()
+
+
+@moment(BEING_RECORDED)
+async def its_record_being_written(life: Life) -> AsyncIterator[None]:
+    async with _held(life, connection_rows, "open_connections", life.admit):
+        yield
+
+
+@moment(BEING_RECORDED)
+async def its_record_committed_and_the_answer_lost(life: Life) -> AsyncIterator[None]:
+    lost = OperationalError("the server closed the connection unexpectedly")
+    life.home = await lifecycle.hub()
+    hold, transact = Hold(), batch._transact
+    hold.error = lost
+    held = hold.in_thread(transact, after=True)
+    life.patch.setattr(
+        batch, "_transact", lambda writes: (held if writes[0].kind is Kind.OPEN else transact)(writes)
+    )
+    life.begin(life.admit)
+    await hold.until_reached()
+    yield
+    hold.released.set()
+
+
+@moment(BEING_RECORDED)
+async def its_record_waiting_behind_a_write_that_hangs(life: Life) -> AsyncIterator[None]:
+    life.home = await lifecycle.hub()
+    hold = Hold()
+    life.patch.setattr(
+        connection_rows, "touch_connections", hold.in_thread(connection_rows.touch_connections)
+    )
+    life.others.append(asyncio.create_task(life.home.ledger.call(connection_rows.touch_connections, ())))
+    await hold.until_reached()
+    life.begin(life.admit)
+    await eventually_async(lambda: life.home.admitting, within=5, every=0.005)
+    yield
+    hold.released.set()
+
+
+@moment(KNOWN)
+async def being_announced(life: Life) -> AsyncIterator[None]:
+    hold = Hold()
+
+    async def nothing(**_: Any) -> None: ...
+
+    receiver = hold.on_loop(nothing)
+    signals.connection_opened.connect(receiver)
+    life.home = await lifecycle.hub()
+    life.begin(life.admit)
+    await hold.until_reached()
+    yield
+    hold.released.set()
+    assert life.connection.admission is not None
+    await asyncio.wait([life.connection.admission])
+    assert not life.closed_was_told, "before everybody had heard of the opening"
+    signals.connection_opened.disconnect(receiver)
+
+
+@moment(KNOWN)
+async def after_commit(life: Life) -> AsyncIterator[None]:
+    life.home = await lifecycle.hub()
+    await life.at_rest(life.admit)
+    yield
+
+
+@moment(ACCEPTED)
+async def its_membership_being_written(life: Life) -> AsyncIterator[None]:
+    async with _held(life, connection_rows, "open_memberships", life.open, life.join("g")):
+        yield
+
+
+@moment(ACCEPTED)
+async def between_commit_and_group_add(life: Life) -> AsyncIterator[None]:
+    async with _held(life, get_channel_layer(), "group_add", life.open, life.join("g")):
+        assert await life.to_leave() == {"g"}
+        yield
+
+
+@moment(ACCEPTED)
+async def a_group_add_that_was_done_and_fails(life: Life) -> AsyncIterator[None]:
+    layer, error = get_channel_layer(), OSError("connection lost")
+    work = (life.open, life.join("g"))
+    async with _held(life, layer, "group_add", *work, after=True, error=error):
+        yield
+
+
+@moment(ACCEPTED)
+async def a_group_add_that_was_done_and_never_returns(life: Life) -> AsyncIterator[None]:
+    async with _held(life, get_channel_layer(), "group_add", life.open, life.join("g"), after=True):
+        yield
+        await eventually_async(lambda: not life.home._locks, within=5)
+
+
+@moment(ACCEPTED)
+async def a_second_group_waiting_for_the_first(life: Life) -> AsyncIterator[None]:
+    async with _held(life, get_channel_layer(), "group_add", life.open, life.join("g", "h")):
+        yield
+
+
+@moment(ACCEPTED)
+async def a_second_group_waiting_for_the_row_of_the_first(life: Life) -> AsyncIterator[None]:
+    async with _held(life, connection_rows, "open_memberships", life.open, life.join("g", "h")):
+        yield
+
+
+@moment(ACCEPTED)
+async def a_member_of_two_groups(life: Life) -> AsyncIterator[None]:
+    life.home = await lifecycle.hub()
+    await life.at_rest(life.open, life.join(*GROUPS))
+    assert life.in_layer == set(GROUPS)
+    yield
+
+
+@moment(ACCEPTED)
+async def evicted_already(life: Life) -> AsyncIterator[None]:
+    life.home = await lifecycle.hub()
+    await life.at_rest(life.open, life.join(*GROUPS))
+    hold = Hold()
+    life.patch.setattr(get_channel_layer(), "group_discard", hold.on_loop(get_channel_layer().group_discard))
+    lifecycle.evict(life.connection, CloseReason.SUPERSEDED)
+    await hold.until_reached()
+    yield
+    hold.released.set()
+
+
+@moment(ACCEPTED)
+async def its_record_deleted(life: Life) -> AsyncIterator[None]:
+    life.home = await lifecycle.hub()
+    await life.at_rest(life.open, life.join(*GROUPS))
+    await Record.objects.filter(pk=life.connection.id).adelete()
+    yield
+
+
+@moment(ACCEPTED)
+async def the_layer_hung(life: Life) -> AsyncIterator[None]:
+    life.home = await lifecycle.hub()
+    await life.at_rest(life.open, life.join(*GROUPS))
+    hold, layer = Hold(), get_channel_layer()
+    discard = layer.group_discard
+    life.patch.setattr(layer, "group_discard", hold.on_loop(discard))
+    yield
+    # The record is closed, and exactly what the layer did not do is on the to-do list.
+    await _eviction(life)
+    record = await life.record()
+    assert record is not None
+    assert record.closed_at is not None
+    assert await life.to_leave() == set(GROUPS)
+    for other in life.others:
+        await asyncio.wait_for(other, 5)
+    leftovers = await database_sync_to_async(connection_rows.leftovers)()
+    ended = await database_sync_to_async(process_rows.lost_processes_to_sweep)()
+    assert (len(leftovers), len(ended)) in ((len(GROUPS), 0), (0, 1))
+    assert life.in_layer == set(GROUPS)
+    life.patch.setattr(layer, "group_discard", discard)
+    await _one_round()
+
+
+@moment(ACCEPTED)
+async def the_database_hung(life: Life) -> AsyncIterator[None]:
+    life.home = await lifecycle.hub()
+    await life.at_rest(life.open, life.join(*GROUPS))
+    hold = Hold()
+    writes = (
+        (connection_rows, "close_connections"),
+        (connection_rows, "leave_memberships"),
+        (process_rows, "stop_process"),
+    )
+    for owner, name in writes:
+        life.patch.setattr(owner, name, hold.in_thread(getattr(owner, name)))
+    yield
+    # Out of the layer all the same; the rows say what is still to be written.
+    await _eviction(life)
+    assert life.in_layer == set()
+    record = await life.record()
+    assert record is not None
+    assert record.closed_at is None
+    assert await life.to_leave() == set(GROUPS)
+    hold.released.set()
+
+
+@moment(ACCEPTED)
+async def the_database_refusing(life: Life) -> AsyncIterator[None]:
+    life.home = await lifecycle.hub()
+    await life.at_rest(life.open, life.join(*GROUPS))
+    refusals = {"close_connections": 2, "leave_memberships": 1}
+
+    def refusing(name: str, write: Callable[..., Any], *arguments: Any) -> Any:
+        if refusals[name]:
+            refusals[name] -= 1
+            raise OperationalError("database is locked")
+        return write(*arguments)
+
+    for name in refusals:
+        life.patch.setattr(
+            connection_rows, name, functools.partial(refusing, name, getattr(connection_rows, name))
+        )
+    yield
+
+
+@asynccontextmanager
+async def _held(
+    life: Life,
+    owner: Any,
+    name: str,
+    *work: Callable[[], Awaitable[None]],
+    after: bool = False,
+    error: Exception | None = None,
+) -> AsyncIterator[None]:
+    life.home = await lifecycle.hub()
+    hold, call = Hold(), getattr(owner, name)
+    hold.error = error
+    wrap = hold.in_thread if owner is connection_rows else hold.on_loop
+    life.patch.setattr(owner, name, wrap(call, after=after))
+    life.begin(*work)
+    await hold.until_reached()
+    yield
+    hold.released.set()
+
+
+async def _eviction(life: Life) -> None:
+    assert life.connection.eviction is not None
+    await asyncio.wait_for(asyncio.shield(life.connection.eviction), 5)
+
+
+async def _one_round() -> None:
+    reaper = Reaper(interval=0.1, timeout=0.05, misses_allowed=1)
+    assert await reaper.round() is not None
+    await reaper.close()
+
+
+# -- ways out
+
+Way = Callable[[Life], Awaitable[None]]
+
+
+async def send_fails(life: Life) -> None:
+    life.broken = True
+    lifecycle.write(life.connection, frames.Pong(n=1))
+
+
+async def slow(life: Life) -> None:
+    life.suspended = True
+    # The first is under way, and does not count as waiting.
+    for _ in range(2):
+        lifecycle.send(life.connection, {"type": "websocket.send", "text": "x" * 1001})
+
+
+async def pong_missing(life: Life) -> None:
+    now = life.home.pulse.now()
+    liveness = Liveness(Limits(), now - 60, spread=0)
+    liveness.pinged(now - 50)
+    life.connection.liveness = liveness
+    life.home.pulse._schedule.set(life.connection, now)
+    await eventually_async(lambda: life.connection.gone, within=5, every=0.01)
+    await eventually_async(lambda: len(life.home.pulse._schedule) == 0, within=5, every=0.01)
+
+
+async def disconnected(life: Life) -> None:
+    async def receive() -> Event:
+        return {"type": "websocket.disconnect", "code": 1006}
+
+    await Inbox(life.connection, conf.get()).read(receive)
+
+
+async def bug(life: Life) -> None:
+    lifecycle.evict(life.connection, CloseReason.HANDLER_ERROR)
+
+
+async def cancelled_again_and_again(life: Life) -> None:
+    """As Daphne does every second, until the application has ended."""
+
+    async def cancel() -> None:
+        while not life.consumer.done():
+            life.consumer.cancel()
+            await asyncio.sleep(0.01)
+
+    life.others.append(asyncio.create_task(cancel()))
+    await eventually_async(lambda: life.connection.gone, within=5, every=0.005)
+
+
+async def kicked(life: Life) -> None:
+    await groups.kick(life.home.channel, [str(life.connection.id)], [], CloseReason.KICKED.value)
+    await eventually_async(lambda: life.connection.gone, within=5, every=0.005)
+
+
+async def hub_ends(life: Life) -> None:
+    life.others.append(asyncio.create_task(lifecycle.stop()))
+    await eventually_async(lambda: life.connection.gone, within=5, every=0.005)
+
+
+WAYS: dict[str, tuple[Way, CloseReason]] = {
+    "send_fails": (send_fails, CloseReason.SEND_FAILED),
+    "slow": (slow, CloseReason.SLOW_CONSUMER),
+    "pong_missing": (pong_missing, CloseReason.PING_TIMEOUT),
+    "disconnected": (disconnected, CloseReason.CLIENT_LOST),
+    "bug": (bug, CloseReason.HANDLER_ERROR),
+    "cancelled_again_and_again": (cancelled_again_and_again, CloseReason.CANCELLED),
+    "kicked": (kicked, CloseReason.KICKED),
+    "hub_ends": (hub_ends, CloseReason.SERVER_RESTART),
+}
+
+CASES = [pytest.param(at, way, id=f"{at}-{way}") for at, (_, ways) in MOMENTS.items() for way in ways.split()]
+
+#: Before these the record was not written, so there is none.
+NO_RECORD = {"before_admit", "the_hub_being_started", "its_record_deleted"}
+#: Up to these the connection was never announced, so its end is not either.
+NOT_ANNOUNCED = {
+    "before_admit",
+    "the_hub_being_started",
+    "its_record_being_written",
+    "its_record_committed_and_the_answer_lost",
+    "its_record_waiting_behind_a_write_that_hangs",
+}
+
+
+class Announced:
+    """The signals that applications get."""
+
+    def __init__(self) -> None:
+        self.life: Life
+        self.opened = 0
+        self.closed: list[CloseReason] = []
+
+    async def on_opened(self, **_: Any) -> None:
+        self.opened += 1
+
+    async def on_closed(self, reason: CloseReason, **_: Any) -> None:
+        self.closed.append(reason)
+        self.life.closed_was_told = True
+
+
+@pytest_asyncio.fixture
+async def announced() -> AsyncIterator[Announced]:
+    seen = Announced()
+    signals.connection_opened.connect(seen.on_opened)
+    signals.connection_closed.connect(seen.on_closed)
+    yield seen
+    signals.connection_opened.disconnect(seen.on_opened)
+    signals.connection_closed.disconnect(seen.on_closed)
+
+
+def _counted() -> dict[str, float]:
+    return {reason.value: metrics.closed.labels(reason=reason.value)._value.get() for reason in CloseReason}
+
+
+@pytest.mark.parametrize(("at", "way"), CASES)
+async def test_nothing_is_left(
+    at: str, way: str, monkeypatch: pytest.MonkeyPatch, announced: Announced, caplog: pytest.LogCaptureFixture
+) -> None:
+    hold, _ = MOMENTS[at]
+    end, reason = WAYS[way]
+    if at == "evicted_already":
+        reason = CloseReason.SUPERSEDED
+    counted, gauge = _counted(), metrics.connections._value.get()
+    life = announced.life = Life(monkeypatch)
+
+    async with hold(life):
+        await end(life)
+        assert life.connection.reason is reason
+        if at != "the_hub_being_started":
+            assert life.is_out_of_the_hub()
+    await asyncio.wait([life.consumer, *life.others], timeout=10)
+    await _eviction(life)
+    if at == "the_hub_being_started":
+        life.home = await lifecycle.hub()
+
+    await eventually_async(life.has_left_no_trace_in_the_process, within=5, every=0.01)
+    async with asyncio.timeout(5):
+        while await Record.objects.open().aexists() or await life.to_leave():
+            await asyncio.sleep(0.01)
+    assert life.in_layer == set()
+
+    record = await life.record()
+    if at in NO_RECORD:
+        assert record is None
+    elif record is not None or at != "its_record_waiting_behind_a_write_that_hangs":
+        assert record is not None
+        assert (record.close_reason, record.closed_at is None) == (reason.value, False)
+    assert announced.closed == ([] if at in NOT_ANNOUNCED else [reason])
+    assert announced.opened == len(announced.closed)
+    deaths = {label: count - counted[label] for label, count in _counted().items() if count != counted[label]}
+    assert deaths == ({} if record is None else {reason.value: 1})
+    assert metrics.connections._value.get() == gauge
+    closes = [event for event in life.sent if event["type"] == "websocket.close"]
+    assert len(closes) == (0 if reason in (CloseReason.CLIENT_LOST, CloseReason.SEND_FAILED) else 1)
+    assert "Traceback" not in caplog.text
+    assert asyncio.all_tasks() <= {asyncio.current_task(), *life.home._tasks, life.home.mailbox.reading}

@@ -1,0 +1,1 @@
+"""ASGI applications that the servers of tests run."""

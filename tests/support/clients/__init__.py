@@ -1,0 +1,1 @@
+"""Clients of a server, and publishers that talk to them."""

@@ -1,0 +1,247 @@
+"""Clients in a process that can be stopped and killed, and that come back by themselves like real ones.
+
+`python -m tests.support.clients.phone URL GROUP --count N` opens N clients whose first group is GROUP, and
+then does what it reads from its input, a JSON object a line:
+
+    {"do": "join", "group": G}                       every client
+    {"do": "leave", "group": G}                      every client
+    {"do": "publish", "group": G, "data": ANY}       the first client that is open
+    {"do": "report", "number": N}                    prints one line of JSON: see `Report`
+
+At the end of its input every client closes in an orderly way. A client that is closed by others comes back
+after a moment, and joins the groups in which it was.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import random
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from websockets.exceptions import WebSocketException
+
+from tests.support.assertions.eventually import NeverHappened
+from tests.support.clients.websocket import Client, Frame
+from tests.support.programs.servers import Program
+
+#: Seconds between two attempts to connect, or to join: jittered, and short, so that a test sees many.
+PAUSE = (0.2, 1.0)
+#: Seconds for an answer to a command, after which the client begins anew.
+ANSWER = 12.0
+CLOSED = (WebSocketException, OSError, TimeoutError, NeverHappened)
+
+
+#: How a line of the log begins that tells of messages that came in another order than they were sent.
+OUT_OF_ORDER = "out of order"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one phone has: `groups` counts its members of each group, `seen` how often each data came that
+    was published as the last.
+    """
+
+    number: int
+    clients: int
+    open: int
+    settled: bool
+    """Whether every client is open and in exactly the groups in which it wants to be."""
+    groups: dict[str, int]
+    seen: dict[str, int]
+    connects: int
+
+
+class PhoneClient(Client):
+    """Remembers no message of a burst, only whether they came in order."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self._last: dict[tuple[str, str], int] = {}
+
+    def _note(self, frame: Frame) -> None:
+        data = frame.get("data")
+        if frame["type"] != "message" or not isinstance(data, list):
+            super()._note(frame)
+            return
+        tag, number, _ = data
+        burst = frame["group"], tag
+        if number <= self._last.get(burst, -1):
+            print(f"{OUT_OF_ORDER}: {burst} {number} after {self._last[burst]}", flush=True)  # noqa: T201 - its product
+        self._last[burst] = number
+
+
+class Member:
+    """One client of the phone: wants to be open, and in some groups."""
+
+    def __init__(self, url: str, home: str) -> None:
+        self.url = f"{url}/ws/{home}/"
+        self.home = home
+        self.wanted = {home}
+        self.joined: set[str] = set()
+        self.client: Client | None = None
+        self.connects = 0
+        self.off = False
+        self.seen: Counter[str] = Counter()
+        self._changed = asyncio.Event()
+
+    @property
+    def settled(self) -> bool:
+        return self.client is not None and self.client.is_open and self.joined == self.wanted
+
+    def want(self, group: str, *, member: bool) -> None:
+        if group != self.home:
+            (self.wanted.add if member else self.wanted.discard)(group)
+            self._changed.set()
+
+    def close(self) -> None:
+        self.off = True
+        self._changed.set()
+
+    async def live(self) -> None:
+        """Until it is to close, and has."""
+        while not self.off:
+            client = PhoneClient(self.url)
+            with contextlib.suppress(*CLOSED):
+                await client.open()
+                self.client = client
+                self.connects += 1
+                await client.welcomed()
+                self.joined = {self.home}
+                while client.is_open and not self.off:
+                    await self._settle(client)
+                    await self._pause(*PAUSE)
+            with contextlib.suppress(*CLOSED):
+                await client.close()
+            self._count(client)
+            self.client, self.joined = None, set()
+            if not self.off:
+                await asyncio.sleep(random.uniform(*PAUSE))
+
+    async def _settle(self, client: Client) -> None:
+        """Change one group after the other until they are those that are wanted, or one answer fails."""
+        for group in sorted(self.wanted ^ self.joined):
+            join = group in self.wanted
+            async with asyncio.timeout(ANSWER):
+                answer = await (client.join if join else client.leave)(group)
+            if answer["type"] == "error":
+                return
+            (self.joined.add if join else self.joined.discard)(group)
+
+    async def _pause(self, shortest: float, longest: float) -> None:
+        self._changed.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(random.uniform(shortest, longest)):
+                await self._changed.wait()
+
+    def _count(self, client: Client) -> None:
+        self.seen.update(json.dumps(data) for data in client.data)
+
+    def all_seen(self) -> Counter[str]:
+        now = Counter(json.dumps(data) for data in self.client.data) if self.client is not None else Counter()
+        return self.seen + now
+
+
+async def run(url: str, group: str, count: int) -> None:
+    members = [Member(url, group) for _ in range(count)]
+    living = [asyncio.create_task(member.live()) for member in members]
+    loop = asyncio.get_running_loop()
+    orders = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
+    async for line in orders:
+        await _obey(json.loads(line), members)
+    for member in members:
+        member.close()
+    await asyncio.gather(*living)
+
+
+async def _obey(order: dict[str, Any], members: list[Member]) -> None:
+    match order["do"]:
+        case "join" | "leave" as verb:
+            for member in members:
+                member.want(order["group"], member=verb == "join")
+        case "publish":
+            open_ones = [member.client for member in members if member.client and member.client.is_open]
+            for client in open_ones[:1]:
+                with contextlib.suppress(*CLOSED):
+                    await client.send(
+                        {"type": "publish", "ref": 0, "group": order["group"], "data": order["data"]}
+                    )
+        case "report":
+            print(json.dumps(asdict(_report(order["number"], members))), flush=True)  # noqa: T201 - its product
+
+
+def _report(number: int, members: list[Member]) -> Report:
+    seen = sum((member.all_seen() for member in members), Counter[str]())
+    return Report(
+        number=number,
+        clients=len(members),
+        open=sum(member.client is not None and member.client.is_open for member in members),
+        settled=all(member.settled for member in members),
+        groups=dict(Counter(group for member in members for group in member.joined)),
+        seen={data: count for data, count in seen.items() if "final" in data},
+        connects=sum(member.connects for member in members),
+    )
+
+
+class Phone(Program):
+    """The process, seen from the test."""
+
+    stdin = subprocess.PIPE
+
+    def __init__(self, url: str, group: str, count: int, *, log: Path) -> None:
+        command = [sys.executable, "-m", "tests.support.clients.phone", url, group, "--count", str(count)]
+        super().__init__(command, log=log)
+        self._reports = 0
+
+    def tell(self, **order: object) -> None:
+        """One order; lost when the process has been killed."""
+        with contextlib.suppress(BrokenPipeError):
+            self._orders.write(json.dumps(order).encode() + b"\n")
+            self._orders.flush()
+
+    def off(self) -> None:
+        """Close every client in an orderly way, and end; does not wait."""
+        with contextlib.suppress(BrokenPipeError):
+            self._orders.close()
+
+    def kill(self) -> None:
+        super().kill()
+        self.off()
+
+    @property
+    def _orders(self) -> IO[bytes]:
+        assert self.process is not None, "not started"
+        assert self.process.stdin is not None
+        return self.process.stdin
+
+    def ask(self) -> int:
+        """Ask for a report; returns its number."""
+        self._reports += 1
+        self.tell(do="report", number=self._reports)
+        return self._reports
+
+    def report(self, number: int) -> Report | None:
+        """The report of this number, once it has come."""
+        for line in reversed(self.log_text().splitlines()):
+            if (
+                line.startswith("{")
+                and line.endswith("}")
+                and (found := json.loads(line))["number"] == number
+            ):
+                return Report(**found)
+        return None
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("url")
+    parser.add_argument("group")
+    parser.add_argument("--count", type=int, default=1)
+    options = parser.parse_args()
+    asyncio.run(run(options.url, options.group, options.count))

@@ -1,0 +1,1 @@
+"""Stand-ins that unit and integration tests use instead of real parts."""

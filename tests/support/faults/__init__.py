@@ -1,0 +1,1 @@
+"""Faults that tests cause: lost packets, stalls, wrong clocks."""

@@ -1,0 +1,150 @@
+"""A network of its own for clients, whose packets can be dropped: the only honest half-open connection.
+
+Nothing of the host's network is changed but one veth interface, which goes with the namespace.
+"""
+
+import itertools
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from tests.support.programs.servers import Program
+
+# Both directions: neither a FIN nor a RST of either side arrives, as when a phone has lost its network.
+_DROP_ALL = """
+table inet silence {
+    chain input { type filter hook input priority 0; policy drop; }
+    chain output { type filter hook output priority 0; policy drop; }
+}
+"""
+
+# One way: what a program inside sends over these connections never leaves, while all comes in.
+_MUTE = """
+table inet mute {{
+    chain output {{
+        type filter hook output priority 0; policy accept;
+        tcp dport {{ {ports} }} drop
+    }}
+}}
+"""
+
+_numbers = itertools.count(1)
+
+
+def require_namespaces() -> None:
+    """Skip the test, with the reason, where network namespaces cannot be made."""
+    for program in ("ip", "nft", "tc"):
+        if shutil.which(program) is None:
+            pytest.skip(f"needs the program {program} (apt-get install iproute2 nftables)")
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to make a network namespace")
+
+
+class NetworkNamespace:
+    """A namespace joined to the host by a veth pair. Servers listen on `host_address`; clients run inside."""
+
+    def __init__(self) -> None:
+        number = next(_numbers)
+        self.name = f"clients-{os.getpid()}-{number}"
+        self.outside, self.inside = (f"rt{side}{os.getpid() % 10**7}-{number}" for side in "ab")
+        self.host_address, self.client_address = _free_addresses()
+
+    def __enter__(self) -> Self:
+        try:
+            _run("ip", "netns", "add", self.name)
+            _run(
+                *("ip", "link", "add", self.outside, "type", "veth"),
+                *("peer", "name", self.inside, "netns", self.name),
+            )
+            _run("ip", "address", "add", f"{self.host_address}/30", "dev", self.outside)
+            _run("ip", "link", "set", self.outside, "up")
+            _run("ip", "-n", self.name, "address", "add", f"{self.client_address}/30", "dev", self.inside)
+            _run("ip", "-n", self.name, "link", "set", self.inside, "up")
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._remove()
+
+    def drop(self) -> None:
+        """From now on no packet passes, either way. No side is told."""
+        _run(*self.prefix, "nft", "-f", "-", stdin=_DROP_ALL)
+
+    def restore(self) -> None:
+        """Packets pass again."""
+        _run(*self.prefix, "nft", "delete", "table", "inet", "silence")
+
+    def cut(self) -> None:
+        """Take the link down, which both sides' kernels see and no socket is told of."""
+        _run("ip", "-n", self.name, "link", "set", self.inside, "down")
+
+    def slow_down(self, bits_per_second: int) -> None:
+        """From now on no more than this reaches the clients; what comes faster waits, then is dropped."""
+        rate = f"{bits_per_second}bit"
+        _run(
+            *("tc", "qdisc", "replace", "dev", self.outside, "root"),
+            *("tbf", "rate", rate, "burst", "16kb", "limit", "64kb"),
+        )
+
+    def mute(self, ports: Iterable[int]) -> None:
+        """From now on nothing that is sent inside to these ports of the host leaves. No side is told, and all
+        other connections go on.
+        """
+        _run(*self.prefix, "nft", "-f", "-", stdin=_MUTE.format(ports=", ".join(map(str, ports))))
+
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        """What to put before a command line to run it inside."""
+        return ("ip", "netns", "exec", self.name)
+
+    def _remove(self) -> None:
+        # The interface goes first: a namespace lives on while sockets of killed clients still close in it.
+        for command in (["ip", "link", "delete", self.outside], ["ip", "netns", "delete", self.name]):
+            subprocess.run(command, capture_output=True, check=False)
+
+
+def _run(*command: str, stdin: str = "") -> str:
+    result = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, f"{' '.join(command)}: {result.stderr}"
+    return result.stdout
+
+
+def _free_addresses() -> tuple[str, str]:
+    """The two host addresses of a network of four, out of 10.64.0.0/10, that this machine does not use."""
+    in_use = _run("ip", "-4", "-oneline", "address")
+    while True:
+        network = f"10.{random.randrange(64, 128)}.{random.randrange(256)}"
+        if f" {network}." not in in_use:
+            return f"{network}.1", f"{network}.2"
+
+
+class ClientProcess(Program):
+    """`count` clients in a process of their own, which speak `realtime.v1` unless they are `plain`; None for
+    no namespace.
+    """
+
+    def __init__(
+        self, namespace: NetworkNamespace | None, url: str, count: int, *, log: Path, plain: bool = False
+    ) -> None:
+        self.count = count
+        command = [sys.executable, "-m", "tests.support.clients.process", url, "--count", str(count)]
+        command += ["--plain"] if plain else []
+        super().__init__([*(namespace.prefix if namespace else ()), *command], log=log)
+
+    def is_ready(self) -> bool:
+        """Whether every client is connected."""
+        return bool(self.reports()) and self.reports()[0]["open"] == self.count
+
+    def reports(self) -> list[dict[str, Any]]:
+        """What the process has printed, each line as a dict."""
+        return [json.loads(line) for line in self.log_text().splitlines() if line.startswith("{")]

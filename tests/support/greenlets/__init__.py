@@ -1,0 +1,1 @@
+"""Programs that run under gevent or eventlet."""

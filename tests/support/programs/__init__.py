@@ -1,0 +1,1 @@
+"""Programs that tests start: servers, databases, and whole sites of them."""

@@ -1,0 +1,348 @@
+"""Real programs for tests: a private Redis, ASGI servers, the reaper. Each ends with its block."""
+
+import contextlib
+import os
+import random
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+import redis
+
+from project import private_redis
+from tests.support.assertions.eventually import eventually
+
+CHECKOUT = Path(__file__).resolve().parents[3]
+STARTUP = 30.0  # seconds that a program may take until it is ready, on a busy machine
+FAREWELL = 10.0  # seconds that a program may take to end after SIGTERM, before it is killed
+
+
+def free_port() -> int:
+    """A TCP port that nothing uses, below the range that the kernel takes outgoing ports from.
+
+    A client could be given a port of that range in the moment between this look and the server's own bind.
+    """
+    for _ in range(200):
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("no free TCP port between 20000 and 32000")
+
+
+class Program:
+    """One process of the operating system: started by a test, polled until ready, stopped at the end."""
+
+    cwd = CHECKOUT
+    stdin = subprocess.DEVNULL
+
+    def __init__(
+        self, command: Sequence[str | Path], *, log: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.command = [str(part) for part in command]
+        self.log = log
+        self.environment = dict(os.environ if environment is None else environment)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Self:
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                self.command,
+                stdin=self.stdin,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=self.cwd,
+                env=self.environment,
+            )
+        try:
+            eventually(self._ready_or_dead, within=STARTUP)
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def is_ready(self) -> bool:
+        """Whether it does its work already; looked at again and again after the start."""
+        return True
+
+    def _ready_or_dead(self) -> bool:
+        if not self.is_alive:
+            raise RuntimeError(
+                f"{self.command} ended at once with {self.process.returncode}:\n{self.log_text()[-4000:]}"  # type: ignore[union-attr]
+            )
+        return self.is_ready()
+
+    @property
+    def is_alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None, "not started"
+        return self.process.pid
+
+    def kill(self) -> None:
+        """SIGKILL: nothing in the program runs any more, no exit hook, no close frame."""
+        self._signal(signal.SIGKILL)
+        if self.process is not None:
+            self.process.wait()
+
+    def freeze(self) -> None:
+        """SIGSTOP: it runs no more and keeps all that it holds; the kernel still takes packets for it."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT: it goes on, and does not know that it was stopped."""
+        self._signal(signal.SIGCONT)
+
+    def terminate(self) -> None:
+        """SIGTERM; does not wait (see `exit_code`)."""
+        self._signal(signal.SIGTERM)
+
+    def exit_code(self, *, within: float) -> int:
+        """Wait for the end. Raises subprocess.TimeoutExpired after `within` seconds."""
+        assert self.process is not None, "not started"
+        return self.process.wait(within)
+
+    def stop(self) -> None:
+        self.terminate()
+        # A stopped process takes no SIGTERM.
+        self.thaw()
+        if self.process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(FAREWELL)
+        self.kill()
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.is_alive:
+            self.process.send_signal(number)  # type: ignore[union-attr]
+
+    def log_text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+class RedisServer(Program):
+    """A private Redis (or Valkey) without persistence, on a unix socket, or with `tcp=True` on a TCP port.
+
+    `prefix` goes before its command line, to start it in a network namespace with the address `interface`.
+    """
+
+    def __init__(
+        self, folder: Path, *, tcp: bool = False, interface: str = "127.0.0.1", prefix: Sequence[str] = ()
+    ) -> None:
+        self.interface = interface
+        self.port = free_port() if tcp else 0
+        # Not under pytest's folder: the kernel refuses a socket path of 108 bytes and more.
+        self.folder = Path(tempfile.mkdtemp(prefix="redis-"))
+        self.socket = self.folder / "redis.sock"
+        address = (
+            ["--bind", interface, "--protected-mode", "no"]
+            if tcp
+            else ["--unixsocket", str(self.socket), "--unixsocketperm", "700"]
+        )
+        super().__init__(
+            [
+                *prefix,
+                private_redis.server_program(),
+                *("--port", str(self.port), *address),
+                *("--save", "", "--appendonly", "no", "--dir", str(self.folder)),
+            ],
+            log=folder / "redis.log",
+        )
+
+    @property
+    def url(self) -> str:
+        return f"redis://{self.interface}:{self.port}/0" if self.port else f"unix://{self.socket}"
+
+    def client(self) -> redis.Redis:
+        return redis.Redis.from_url(self.url, decode_responses=True)
+
+    def is_ready(self) -> bool:
+        with self.client() as client:
+            try:
+                return bool(client.ping())
+            except (redis.ConnectionError, redis.TimeoutError):
+                return False
+
+    def restart(self) -> None:
+        """Stop and start at the same address, with nothing in it."""
+        self.stop()
+        self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class WebServer(Program):
+    """An ASGI server; `application` is what it serves, `interface` the address that it listens on."""
+
+    def __init__(
+        self,
+        *,
+        log: Path,
+        environment: Mapping[str, str],
+        interface: str = "127.0.0.1",
+        application: str = "project.asgi:application",
+    ) -> None:
+        self.interface = interface
+        self.port = free_port()
+        super().__init__(self.command_for(application), log=log, environment=environment)
+
+    def command_for(self, application: str) -> list[str]:
+        """The command that serves this ASGI application at `interface` and `port`."""
+        raise NotImplementedError
+
+    @property
+    def address(self) -> str:
+        return f"{self.interface}:{self.port}"
+
+    def http(self, path: str = "/") -> str:
+        return f"http://{self.address}{path}"
+
+    def websocket(self, path: str = "/ws/") -> str:
+        return f"ws://{self.address}{path}"
+
+    def sockets(self) -> int:
+        """How many TCP connections it holds; a PostgreSQL or Redis on a unix socket is not among them."""
+        held = psutil.Process(self.pid).net_connections("tcp")
+        return sum(each.status not in (psutil.CONN_LISTEN, psutil.CONN_NONE) for each in held)
+
+    def is_ready(self) -> bool:
+        try:
+            socket.create_connection((self.interface, self.port), timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+
+class DaphneServer(WebServer):
+    """Daphne with the flags of the Procfile."""
+
+    def command_for(self, application: str) -> list[str]:
+        return [
+            str(Path(sys.executable).with_name("daphne")),
+            *("-e", f"tcp:port={self.port}:interface={self.interface}:backlog=4096"),
+            *_flags_of_the_procfile(),
+            application,
+        ]
+
+
+def _flags_of_the_procfile() -> list[str]:
+    """What stands between the endpoint and the application in the Procfile's line for Daphne."""
+    lines = (CHECKOUT / "Procfile").read_text().splitlines()
+    (web,) = [line for line in lines if line.startswith("web:")]
+    words = shlex.split(web)
+    return words[words.index("-e") + 2 : -1]
+
+
+class UvicornServer(WebServer):
+    """uvicorn with one worker and the options of docs/howto/run-uvicorn.md; others go before those."""
+
+    def __init__(self, *options: str, **more: Any) -> None:
+        self.options = options
+        super().__init__(**more)
+
+    def command_for(self, application: str) -> list[str]:
+        return [
+            str(Path(sys.executable).with_name("uvicorn")),
+            application,
+            *_options_of_the_howto(),
+            # uvloop, which the benchmarks bring, would be taken by itself.
+            *("--loop", "asyncio"),
+            *("--host", self.interface, "--port", str(self.port)),
+            *self.options,
+        ]
+
+
+def _options_of_the_howto() -> list[str]:
+    """All that follows the application."""
+    lines = (CHECKOUT / "docs/howto/run-uvicorn.md").read_text().splitlines()
+    (command,) = [line for line in lines if line.startswith("uvicorn project.")]
+    return shlex.split(command)[2:]
+
+
+class Runserver(WebServer):
+    """`manage.py runserver` with the given options, which is Daphne under Django's autoreload."""
+
+    def __init__(self, *options: str, log: Path, environment: Mapping[str, str]) -> None:
+        self.options = options
+        super().__init__(log=log, environment=environment)
+
+    def command_for(self, application: str) -> list[str]:
+        return [sys.executable, "manage.py", "runserver", self.address, *self.options]
+
+
+class ReaperProcess(Program):
+    """`manage.py reap_connections` with the given options."""
+
+    def __init__(self, *options: str, log: Path, environment: Mapping[str, str]) -> None:
+        super().__init__(
+            [sys.executable, "manage.py", "reap_connections", *options], log=log, environment=environment
+        )
+
+    def wait_for_a_round(self) -> None:
+        """Until the first round has been reported."""
+        eventually(lambda: self._ready_or_dead() and self.log_text().strip(), within=STARTUP)
+
+
+class Publisher:
+    """`manage.py publish GROUP` reading one JSON value per line of its standard input."""
+
+    def __init__(self, group: str, *, log: Path, environment: Mapping[str, str]) -> None:
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "manage.py", "publish", group],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=CHECKOUT,
+                env=dict(environment),
+                text=True,
+            )
+
+    def send(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def finish(self, *, within: float = 10.0) -> int:
+        """End its input and return its exit code."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        return self.process.wait(within)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()

@@ -1,0 +1,124 @@
+"""What the documentation lists is what the code has."""
+
+import dataclasses
+import importlib.util
+import re
+from pathlib import Path
+from typing import get_args
+
+import msgspec
+import pytest
+from channels.generic.websocket import AsyncWebsocketConsumer
+from django.utils.module_loading import import_string
+from prometheus_client.metrics import MetricWrapperBase
+
+from realtime import metrics
+from realtime.closing import CloseReason
+from realtime.conf import Settings
+from realtime.consumers import RealtimeConsumer, RealtimeJsonConsumer
+from realtime.fleet.differences import Kind
+from realtime.wire import frames
+
+ROOT = Path(__file__).resolve().parents[3]
+REFERENCE = (ROOT / "docs" / "reference.md").read_text()
+README = (ROOT / "README.md").read_text()
+
+
+def rows(text: str, heading: str) -> list[list[str]]:
+    """The cells of the table rows below a heading, without backquotes."""
+    section = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| `")]
+    return [[cell.strip().replace("`", "") for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_every_close_reason_is_listed_with_its_code() -> None:
+    expected = [
+        [reason.value, str(reason.code), "yes" if reason.goodbye else "no", reason.text]
+        for reason in CloseReason
+    ]
+    assert rows(REFERENCE, "Close reasons") == expected
+
+
+def test_every_setting_is_listed_with_its_default() -> None:
+    listed = {row[0]: row[1] for row in rows(README, "Settings") if row[0] in Settings.__dataclass_fields__}
+    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
+    assert listed == {
+        name: f'"{default}"' if isinstance(default, str) else str(default)
+        for name, default in defaults.items()
+    }
+
+
+def fields_of(frame: type[msgspec.Struct]) -> set[str]:
+    return {field.encode_name for field in msgspec.structs.fields(frame)}
+
+
+def test_every_frame_is_listed_with_its_fields() -> None:
+    listed = [(row[0], set(filter(None, row[1].split(", ")))) for row in rows(REFERENCE, "Frames")]
+    every = (*get_args(frames.ServerFrame), *get_args(frames.ClientFrame))
+    expected = [(frame.__struct_config__.tag, fields_of(frame)) for frame in every]
+    assert sorted(listed, key=str) == sorted(expected, key=str)
+
+
+@pytest.mark.parametrize("code", list(frames.ErrorCode))
+def test_every_code_of_an_error_frame_is_listed(code: frames.ErrorCode) -> None:
+    assert f"`{code}`" in REFERENCE
+
+
+def test_every_metric_is_listed() -> None:
+    declared = [metric for metric in vars(metrics).values() if isinstance(metric, MetricWrapperBase)]
+    listed = {re.sub(r"\{.*\}", "", row[0]) for row in rows(REFERENCE, "Metrics")}
+    expected = {metric._name + ("_total" if metric._type == "counter" else "") for metric in declared}
+    assert listed == expected
+
+
+def test_every_option_of_the_commands_is_listed() -> None:
+    source = (ROOT / "realtime/management/commands/reap_connections.py").read_text()
+    for option in re.findall(r'"(--[a-z-]+)"', source):
+        assert option in REFERENCE
+
+
+def test_every_difference_that_can_be_explained_is_listed() -> None:
+    assert rows(REFERENCE, "Commands") == [[kind.label, kind.text, kind.remedy] for kind in Kind]
+
+
+def test_every_system_check_is_listed_with_its_level() -> None:
+    source = (ROOT / "realtime/checks.py").read_text()
+    levels = {"E": "error", "W": "warning"}
+    declared = {(found, levels[found[9]]) for found in re.findall(r'id="(realtime\.[EW]\d{3})"', source)}
+    listed = [(row[0], row[1]) for row in rows(REFERENCE, "System checks")]
+    assert len(listed) == len(set(listed))
+    assert set(listed) == declared
+    assert listed == sorted(listed)
+
+
+def test_every_name_that_the_base_class_of_consumers_adds_is_listed() -> None:
+    ours = {*vars(RealtimeConsumer), *RealtimeConsumer.__annotations__, *vars(RealtimeJsonConsumer)}
+    added = {name for name in ours - {*dir(AsyncWebsocketConsumer)} if not name.startswith("_")}
+    assert {row[0] for row in rows(REFERENCE, "Consumers")} == added
+    page = (ROOT / "docs/howto/move-an-existing-project.md").read_text()
+    (sentence,) = re.findall(r"^The names (.*?) are new on the base class", page, re.DOTALL | re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", sentence)) == added
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda page: page.name)
+def test_what_pages_name_of_this_package_exists(page: Path) -> None:
+    for dotted in set(re.findall(r"`(?:[^`]* )?(realtime\.[\w.]*[A-Za-z]\w*)[`(]", page.read_text())):
+        if dotted == "realtime.v1" or re.fullmatch(r"realtime\.[EW]\d{3}", dotted):
+            continue
+        assert _exists(dotted), dotted
+
+
+def _exists(dotted: str) -> bool:
+    try:
+        import_string(dotted)
+    except ImportError:
+        return importlib.util.find_spec(dotted) is not None
+    return True
+
+
+def test_uvicorn_takes_larger_messages_than_clients_may_send() -> None:
+    command = re.search(
+        r"^uvicorn project.*--ws-max-size (\d+)", (ROOT / "docs/howto/run-uvicorn.md").read_text(), re.M
+    )
+    assert command is not None
+    assert int(command[1]) > Settings().MAX_MESSAGE_BYTES

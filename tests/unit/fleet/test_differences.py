@@ -1,0 +1,200 @@
+"""Three snapshots of the same connections are compared: what agrees is no difference, all else has a name."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from realtime.fleet.differences import Difference, Held, Kind, Layer, Process, Stored, compare, joined, pages
+
+PROCESSES = {"p": Process("specific.p!1", "host:1", True), "q": Process("specific.q!1", "host:2", True)}
+GROUPS = ("g", "h", "i")
+
+Holdings = Mapping[str, Held]
+
+
+def agreeing(held: Holdings, *, stored_in_layer: bool = True) -> tuple[Stored, list[Layer]]:
+    """What database and layer say when all is well."""
+    records = {connection: id for id, each in held.items() for connection in each.connections}
+    memberships = {
+        (connection, group): id
+        for id, each in held.items()
+        for connection, groups in each.connections.items()
+        for group in groups
+    }
+    members = frozenset((group, PROCESSES[id].address) for id, each in held.items() for group in each.groups)
+    listening = {group: sum(group in each.groups for each in held.values()) for group, _ in members}
+    layer = Layer("", members, None) if stored_in_layer else Layer("", None, listening)
+    return Stored(PROCESSES, records, memberships), [layer]
+
+
+def holdings() -> st.SearchStrategy[Holdings]:
+    some_groups = st.frozensets(st.sampled_from(GROUPS))
+
+    def of(id: str) -> st.SearchStrategy[Held]:
+        connections = st.sampled_from([f"{id}{number}" for number in range(4)])
+        return st.dictionaries(connections, some_groups, max_size=4).map(Held)
+
+    return st.fixed_dictionaries({id: of(id) for id in PROCESSES})
+
+
+@settings(deadline=None)
+@given(holdings(), st.booleans())
+def test_what_agrees_is_no_difference(held: Holdings, stored_in_layer: bool) -> None:
+    stored, layers = agreeing(held, stored_in_layer=stored_in_layer)
+    assert compare(stored, layers, held) == set()
+
+
+@settings(deadline=None)
+@given(holdings(), st.booleans(), st.data())
+def test_whatever_one_of_the_three_forgets_is_found_and_nothing_else(
+    held: Holdings, stored_in_layer: bool, data: st.DataObject
+) -> None:
+    stored, layers = agreeing(held, stored_in_layer=stored_in_layer)
+    (layer,) = layers
+    choices: list[tuple[str, object]] = [("record", each) for each in sorted(stored.records)]
+    choices += [("row", each) for each in sorted(stored.memberships)]
+    choices += [("socket", each) for each in sorted(stored.records)]
+    choices += [("member", each) for each in sorted(stored.memberships)]
+    choices += [("layer", each) for each in sorted(layer.members or ())]
+    choices += [("listener", each) for each in sorted(layer.listening or ())]
+    if not choices:
+        return
+    what, which = data.draw(st.sampled_from(choices))
+    if what == "record":
+        id = stored.records[which]  # type: ignore[index]
+        stored = replace(stored, records=without(stored.records, which))
+        expected = {Difference(Kind.SOCKET_WITHOUT_RECORD, id, PROCESSES[id].address, str(which))}
+    elif what == "row":
+        id = stored.memberships[which]  # type: ignore[index]
+        stored = replace(stored, memberships=without(stored.memberships, which))
+        connection, group = which  # type: ignore[misc]
+        address = PROCESSES[id].address
+        expected = {Difference(Kind.MEMBER_WITHOUT_ROW, id, address, connection, group)}
+    elif what == "socket":
+        id = stored.records[which]  # type: ignore[index]
+        groups = held[id].connections[str(which)]
+        held = {**held, id: Held(without(held[id].connections, which))}
+        address = PROCESSES[id].address
+        expected = {Difference(Kind.RECORD_WITHOUT_SOCKET, id, address, str(which))} | {
+            Difference(Kind.ROW_WITHOUT_MEMBER, id, address, str(which), group) for group in groups
+        }
+        expected |= too_many_listeners(layer, held)
+    elif what == "member":
+        id = stored.memberships[which]  # type: ignore[index]
+        connection, group = which  # type: ignore[misc]
+        mine = held[id].connections
+        held = {**held, id: Held({**mine, connection: mine[connection] - {group}})}
+        expected = {Difference(Kind.ROW_WITHOUT_MEMBER, id, PROCESSES[id].address, connection, group)}
+        expected |= too_many_listeners(layer, held)
+    elif what == "layer":
+        group, address = which  # type: ignore[misc]
+        layer = replace(layer, members=(layer.members or frozenset()) - {which})
+        id = next(id for id, process in PROCESSES.items() if process.address == address)
+        expected = {Difference(Kind.NOT_IN_LAYER, id, address, group=group)}
+    else:
+        assert layer.listening is not None
+        layer = replace(layer, listening={**layer.listening, which: layer.listening[str(which)] - 1})
+        expected = {
+            Difference(Kind.NOT_IN_LAYER, id, PROCESSES[id].address, group=str(which))
+            for id, each in held.items()
+            if which in each.groups
+        }
+    assert compare(stored, [layer], held) == expected
+
+
+def without(mapping: Mapping, key: object) -> dict:  # type: ignore[type-arg]
+    return {each: value for each, value in mapping.items() if each != key}
+
+
+def too_many_listeners(layer: Layer, held: Holdings) -> set[Difference]:
+    """Where the layer only counts, a process that lost its last member there is one listener too many."""
+    return {
+        Difference(Kind.UNKNOWN_LISTENER, group=group)
+        for group, number in (layer.listening or {}).items()
+        if number > sum(group in each.groups for each in held.values())
+    }
+
+
+@settings(deadline=None)
+@given(holdings())
+def test_of_a_silent_process_nothing_is_said_but_that_it_is_silent(held: Holdings) -> None:
+    stored, layers = agreeing(held)
+    spoke = {"p": held["p"]}
+    assert compare(stored, layers, spoke) == {Difference(Kind.PROCESS_SILENT, "q", "specific.q!1")}
+
+
+@settings(deadline=None)
+@given(holdings())
+def test_all_that_an_ended_process_left_is_a_difference(held: Holdings) -> None:
+    stored, layers = agreeing(held)
+    ended = replace(stored, processes={**PROCESSES, "q": replace(PROCESSES["q"], running=False)})
+    found = compare(ended, layers, {"p": held["p"]})
+    assert {each.connection for each in found if each.kind is Kind.RECORD_OF_ENDED_PROCESS} == set(
+        held["q"].connections
+    )
+    left = {(c, group) for c, groups in held["q"].connections.items() for group in groups}
+    assert {(each.connection, each.group) for each in found} - {
+        (connection, "") for connection in held["q"].connections
+    } == left
+    assert all(each.process == "q" for each in found)
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_group_that_only_the_layer_has_a_process_in_is_a_difference(running: bool) -> None:
+    processes = {"p": Process("specific.p!1", "host:1", running)}
+    layer = Layer("", frozenset({("g", "specific.p!1")}), None)
+    found = compare(Stored(processes, {}, {}), [layer], {"p": Held()} if running else {})
+    assert found == {Difference(Kind.ONLY_IN_LAYER, "p", "specific.p!1", group="g")}
+
+
+def test_a_channel_of_no_known_process_is_named() -> None:
+    layer = Layer("", frozenset({("g", "specific.x!1")}), None)
+    found = compare(Stored(PROCESSES, {}, {}), [layer], {"p": Held(), "q": Held()})
+    assert found == {Difference(Kind.UNKNOWN_CHANNEL, address="specific.x!1", group="g")}
+    assert not Kind.UNKNOWN_CHANNEL.repairable
+
+
+def test_a_consumers_own_channel_in_a_living_process_is_its_own_business() -> None:
+    layer = Layer("", frozenset({("g", "specific.p!2")}), None)
+    assert not compare(Stored(PROCESSES, {}, {}), [layer], {"p": Held(), "q": Held()})
+
+
+def test_a_process_is_looked_for_in_its_own_layer_only() -> None:
+    processes = {"p": Process("other:specific.p!1", "host:1", True)}
+    held = {"p": Held({"c": frozenset({"g"})})}
+    stored = Stored(processes, {"c": "p"}, {("c", "g"): "p"})
+    empty, full = Layer("", frozenset(), None), Layer("other", frozenset({("g", "other:specific.p!1")}), None)
+    assert compare(stored, [empty, full], held) == set()
+    assert {each.kind for each in compare(stored, [empty, replace(full, members=frozenset())], held)} == {
+        Kind.NOT_IN_LAYER
+    }
+
+
+def test_who_did_not_answer_may_be_the_listener_that_nobody_knows() -> None:
+    layer = Layer("", None, {"g": 1})
+    assert compare(Stored(PROCESSES, {}, {}), [layer], {"p": Held(), "q": Held()}) == {
+        Difference(Kind.UNKNOWN_LISTENER, group="g")
+    }
+    found = compare(Stored(PROCESSES, {}, {}), [layer], {"p": Held()})
+    assert {each.kind for each in found} == {Kind.PROCESS_SILENT}
+
+
+@settings(deadline=None)
+@given(
+    st.dictionaries(st.text(min_size=1), st.frozensets(st.text(), max_size=20), max_size=20),
+    st.integers(min_value=2, max_value=30),
+)
+def test_what_is_taken_apart_into_pages_comes_together_again(
+    connections: dict[str, frozenset[str]], size: int
+) -> None:
+    parts = list(pages(((id, sorted(groups)) for id, groups in connections.items()), size))
+    assert parts
+    assert all(sum(1 + len(groups) for _, groups in page) <= size for page in parts)
+    assert joined(entry for page in reversed(parts) for entry in page) == Held(connections)
+
+
+def test_every_kind_has_a_label_of_its_own() -> None:
+    assert len({kind.label for kind in Kind}) == len(Kind)

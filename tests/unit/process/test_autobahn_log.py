@@ -1,0 +1,75 @@
+"""What is formatted for autobahn's debug log, and when."""
+
+import inspect
+import sys
+from pprint import pformat
+from types import ModuleType
+from typing import Any
+
+import pytest
+from autobahn import util
+from autobahn.twisted import websocket
+from autobahn.websocket import protocol
+
+from realtime.process import autobahn_log
+
+OPTIONS = [("openHandshakeTimeout", 5, "WebSocketFactory"), ("tcpNoDelay", True, "WebSocketProtocol")] * 10
+
+
+@pytest.fixture
+def autobahn(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module as it is loaded, before and after."""
+    for module in (protocol, websocket):
+        for name, original in (("pformat", pformat), ("hltype", util.hltype), ("hlval", util.hlval)):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, original)
+    autobahn_log.format_later()
+    return protocol
+
+
+class Option:
+    shown = 0
+
+    def __repr__(self) -> str:
+        self.shown += 1
+        return "option"
+
+
+def test_what_is_logged_is_formatted_when_the_line_is(autobahn: Any) -> None:
+    option = Option()
+    options, value = autobahn.pformat([option]), autobahn.hlval(option)
+    assert option.shown == 0
+    assert f"{options}" == "[option]"
+    assert "option" in f"{value}"
+    assert option.shown == 2
+
+
+def test_whoever_reads_the_line_reads_the_same(autobahn: Any) -> None:
+    assert f"\n{autobahn.pformat(OPTIONS)}" == f"\n{pformat(OPTIONS)}"
+    assert f"{websocket.hlval(17)}" == util.hlval(17)
+    assert f"{autobahn.hltype(autobahn.WebSocketProtocol)}" == util.hltype(autobahn.WebSocketProtocol)
+
+
+def test_text_that_is_not_for_the_log_is_text_at_once(autobahn: Any) -> None:
+    assert autobahn.pformat({"a": 1}) == "{'a': 1}"
+    assert str(autobahn.Timings()) == "{}"
+
+
+def test_an_autobahn_that_is_not_the_one_that_is_known_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = ModuleType("autobahn.websocket.protocol")
+    other.hltype = repr  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "autobahn.websocket.protocol", other)
+    autobahn_log.format_later()
+    assert other.hltype is repr
+    monkeypatch.delitem(sys.modules, "autobahn.websocket.protocol")
+    autobahn_log.format_later()
+
+
+@pytest.mark.parametrize("module", [protocol, websocket])
+def test_nothing_but_the_log_is_given_what_is_formatted_later(module: ModuleType) -> None:
+    lines = [line.strip() for line in inspect.getsource(module).splitlines()]
+    used = [line for line in lines if "hltype(" in line or "hlval(" in line]
+    assert used
+    # Keyword arguments of a call of the log, each on a line of its own or with the format before it.
+    keywords = ("func=", "meth=", "peer=", "data_len=", "reason=", "end_of_header=", '"{')
+    assert all(line.startswith(keywords) for line in used)

@@ -1,0 +1,449 @@
+"""Which `send` gets the transport for Daphne: only one that leads to exactly what is known."""
+
+import functools
+from collections import deque
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from channels.sessions import InstanceSessionWrapper
+
+from realtime.closing import CloseReason
+from realtime.transports import transport_for
+from realtime.transports.asgi import AsgiTransport, Options, Ping, Shared, Watcher
+from realtime.transports.daphne import DaphneTransport
+from tests.support.clients.raw import BINARY, PING, PONG, TEXT, frame
+from tests.support.doubles.watching import Watching
+
+
+class Socket:
+    """Takes so many bytes more, and then blocks or raises."""
+
+    def __init__(self) -> None:
+        self.taken = b""
+        self.room = 1_000_000
+        self.raises: OSError | None = None
+
+    def send(self, data: bytes) -> int:
+        if self.raises is not None:
+            raise self.raises
+        if not self.room:
+            raise BlockingIOError
+        taken = data[: self.room]
+        self.taken += taken
+        self.room -= len(taken)
+        return len(taken)
+
+
+class Server:
+    """Twisted's transport."""
+
+    TLS = False
+    disconnected = 0
+
+    def __init__(self) -> None:
+        self.dataBuffer, self.offset, self._tempDataLen = b"", 0, 0
+        self.socket = Socket()
+
+    def write(self, data: bytes) -> None:
+        self.dataBuffer += data
+
+    def abortConnection(self) -> None: ...
+
+
+Server.__module__ = "twisted.internet.tcp"
+
+
+class Protocol:
+    """Autobahn's, as Daphne extends it."""
+
+    STATE_OPEN = 3
+    maskServerFrames = logOctets = logFrames = wasClean = failedByMe = False
+    wasMaxMessagePayloadSizeExceeded = wasMaxFramePayloadSizeExceeded = False
+    autoFragmentSize = maxMessagePayloadSize = 0
+    _perMessageCompress = None
+
+    def __init__(self) -> None:
+        self.state = 1
+        self.send_queue: deque[Any] = deque()
+        self.transport = Server()
+        self.data, self.current_frame, self.inside_message = b"", None, False
+        self.last_ping = 1.0
+        self.received = b""
+
+    def dataReceived(self, data: bytes) -> None:
+        self.received += data
+
+    def sendData(self, data: bytes) -> None:
+        if self.send_queue:
+            self.send_queue.append((data, True))
+        else:
+            self.transport.write(data)
+
+    def onPong(self, payload: bytes) -> None: ...
+
+    def onCloseFrame(self, code: int, reason: bytes) -> None: ...
+
+
+Protocol.__module__ = "daphne.ws_protocol"
+
+
+async def handle_reply(protocol: Any, event: Any) -> None:
+    if event["type"] == "websocket.accept":
+        protocol.state = protocol.STATE_OPEN
+    else:
+        protocol.transport.write(b"[by Daphne]")
+
+
+handle_reply.__module__ = "daphne.server"
+
+
+def chosen(send: Any, *, direct: bool = True) -> type[AsgiTransport]:
+    options = Options(max_unsent=1, send_timeout=1.0)
+    return type(transport_for(send, options, Watcher(), direct=direct))
+
+
+def daphnes(protocol: Any = None) -> Any:
+    return functools.partial(handle_reply, protocol or Protocol())
+
+
+def in_session(send: Any) -> Any:
+    wrapper = InstanceSessionWrapper.__new__(InstanceSessionWrapper)
+    wrapper.real_send = send
+    return wrapper.send
+
+
+def test_daphnes_own_callable_gets_it_also_behind_channels_session() -> None:
+    assert chosen(daphnes()) is DaphneTransport
+    assert chosen(in_session(daphnes())) is DaphneTransport
+    assert chosen(in_session(in_session(daphnes()))) is DaphneTransport
+
+
+def test_the_setting_switches_it_off() -> None:
+    assert chosen(daphnes(), direct=False) is AsgiTransport
+
+
+async def unknown(event: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "send",
+    [
+        unknown,
+        in_session(unknown),
+        functools.partial(unknown, Protocol()),
+        functools.partial(handle_reply, Protocol(), None),
+        functools.partial(handle_reply, protocol=Protocol()),
+        functools.partial(handle_reply, object()),
+        SimpleNamespace(real_send=daphnes()).real_send.func,
+    ],
+)
+def test_anything_else_does_not(send: Any) -> None:
+    assert chosen(send) is AsgiTransport
+
+
+class _Subclass(InstanceSessionWrapper):
+    async def send(self, message: Any) -> None: ...
+
+
+def test_a_wrapper_that_looks_like_channels_session_and_sends_otherwise_does_not() -> None:
+    wrapper = _Subclass.__new__(_Subclass)
+    wrapper.real_send = daphnes()
+    assert chosen(wrapper.send) is AsgiTransport
+
+
+def _set(name: str, value: Any) -> Callable[[Protocol], None]:
+    return lambda protocol: setattr(protocol, name, value)
+
+
+def _lacks(name: str) -> Callable[[Protocol], None]:
+    return lambda protocol: delattr(protocol.transport, name)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _set("_perMessageCompress", object()),
+        _set("maskServerFrames", True),
+        _set("autoFragmentSize", 100),
+        _set("logFrames", True),
+        _set("state", "open"),
+        _set("failedByMe", None),
+        _set("send_queue", None),
+        _set("sendData", None),
+        _set("maxMessagePayloadSize", None),
+        _set("transport", object()),
+        _set("transport", SimpleNamespace(**vars(Server()))),
+        lambda protocol: setattr(protocol.transport, "TLS", True),
+        _lacks("dataBuffer"),
+        _lacks("_tempDataLen"),
+        _lacks("socket"),
+    ],
+)
+def test_a_daphne_that_differs_from_what_is_known_does_not(change: Callable[[Protocol], None]) -> None:
+    protocol = Protocol()
+    change(protocol)
+    assert chosen(daphnes(protocol)) is AsgiTransport
+
+
+# -- what it does with a write ---------------------------------------------------------------------------
+
+
+class Opened:
+    """A transport whose handshake is complete, and what it told."""
+
+    def __init__(self, **attributes: Any) -> None:
+        self.protocol = Protocol()
+        self.watcher = Watching()
+        self.failures = self.watcher.failures
+        transport = transport_for(
+            daphnes(self.protocol), Options(max_unsent=100, send_timeout=1.0), self.watcher, direct=True
+        )
+        assert isinstance(transport, DaphneTransport)
+        self.transport = transport
+        vars(self.protocol).update(attributes)
+        with pytest.raises(StopIteration):
+            transport.accept({"type": "websocket.accept"}).send(None)
+
+    def write(self, text: str) -> None:
+        self.transport.write({"type": "websocket.send", "text": text}, len(text))
+
+    @property
+    def in_socket(self) -> bytes:
+        return self.protocol.transport.socket.taken
+
+    @property
+    def in_twisted(self) -> bytes:
+        return self.protocol.transport.dataBuffer
+
+
+def test_a_frame_goes_to_the_socket_while_nothing_is_queued() -> None:
+    opened = Opened()
+    opened.write("hello")
+    opened.transport.write_shared(Shared(["one", "two"]))
+    assert opened.in_socket == b"\x81\x05hello\x81\x03one\x81\x03two"
+    assert opened.transport.unsent == 0
+
+
+@pytest.mark.parametrize("room", range(10))
+def test_the_rest_of_a_short_write_and_all_that_follows_go_through_twisted(room: int) -> None:
+    opened = Opened()
+    opened.protocol.transport.socket.room = room
+    opened.write("hello")
+    opened.protocol.transport.socket.room = 0 if room < 7 else 1_000
+    opened.write("again")
+    assert opened.in_socket + opened.in_twisted == b"\x81\x05hello\x81\x05again"
+    assert (opened.in_twisted == b"") is (room >= 7)
+    assert opened.transport.unsent == len(opened.in_twisted)
+    assert opened.failures == []
+
+
+def test_what_autobahn_has_queued_goes_first() -> None:
+    opened = Opened()
+    opened.protocol.send_queue.append((b"queued", True))
+    opened.write("hello")
+    assert opened.in_socket == b""
+    assert list(opened.protocol.send_queue) == [(b"queued", True), (b"\x81\x05hello", True)]
+    assert opened.transport.unsent == 13
+
+
+def test_a_socket_that_fails_is_a_send_failure() -> None:
+    opened = Opened()
+    opened.protocol.transport.socket.raises = ConnectionResetError("gone")
+    opened.write("hello")
+    assert opened.failures == [CloseReason.SEND_FAILED]
+
+
+@pytest.mark.parametrize(("clean", "failures"), [(False, [CloseReason.SEND_FAILED]), (True, [])])
+def test_a_closed_protocol_is_a_send_failure_unless_the_peer_closed_it(
+    clean: bool, failures: list[CloseReason]
+) -> None:
+    opened = Opened()
+    opened.protocol.state, opened.protocol.wasClean = 0, clean
+    opened.write("hello")
+    assert (opened.failures, opened.in_socket) == (failures, b"")
+
+
+def test_more_than_the_cap_behind_the_message_under_way_is_a_slow_consumer() -> None:
+    opened = Opened()
+    opened.protocol.transport.socket.room = 0
+    opened.write("x" * 200)
+    assert opened.failures == []
+    opened.write("x" * 90)
+    assert opened.failures == []
+    opened.write("x" * 10)
+    assert opened.failures == [CloseReason.SLOW_CONSUMER]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"text": "a", "bytes": b"b"},
+        {"text": "", "bytes": None},
+        {"text": "\ud800"},
+        {"bytes": bytearray(b"x")},
+        {"text": "longer than Daphne allows"},
+    ],
+)
+def test_what_is_daphnes_to_refuse_or_to_pass_over_is_given_to_it(event: dict[str, Any]) -> None:
+    opened = Opened()
+    opened.transport._largest = 10
+    opened.transport.write({"type": "websocket.send", **event}, 1)
+    assert (opened.in_socket, opened.in_twisted) == (b"", b"[by Daphne]")
+
+
+def test_where_compression_was_negotiated_all_goes_through_daphne() -> None:
+    opened = Opened(_perMessageCompress=object())
+    opened.write("hello")
+    opened.transport.write_shared(Shared(["one", "two"]))
+    assert (opened.in_socket, opened.in_twisted) == (b"", b"[by Daphne]" * 3)
+
+
+def test_pongs_are_told_until_the_end() -> None:
+    opened = Opened()
+    opened.protocol.onPong(b"1")
+    opened.transport.abandon()
+    opened.protocol.onPong(b"2")
+    assert opened.watcher.pongs == [1]
+    # Nothing of the protocol leads back to the transport any more.
+    assert {"onPong", "onCloseFrame", "dataReceived"}.isdisjoint(vars(opened.protocol))
+
+
+@pytest.mark.parametrize("payload", [b"", b"x1", b"-1", b"1.5", b"9" * 16, b"\xb2"])
+def test_a_pong_that_carries_no_number_of_ours_is_ignored(payload: bytes) -> None:
+    opened = Opened()
+    opened.protocol.onPong(payload)
+    assert opened.watcher.pongs == []
+
+
+# -- pongs that come alone -------------------------------------------------------------------------------
+
+MASK = b"\x12\x34\x56\x78"
+
+
+def masked(payload: bytes, opcode: int) -> bytes:
+    """A short frame as a browser sends it."""
+    head = bytes((0x80 | opcode, 0x80 | len(payload)))
+    return head + MASK + bytes(byte ^ MASK[position % 4] for position, byte in enumerate(payload))
+
+
+V1_PONG = b'{"type":"pong","n":17}'
+
+
+def test_a_pong_that_comes_alone_is_taken_without_autobahn() -> None:
+    opened = Opened()
+    opened.protocol.dataReceived(masked(b"16", PONG))
+    opened.protocol.dataReceived(masked(V1_PONG, TEXT))
+    opened.protocol.dataReceived(frame(b'{"type": "pong", "n": 18}', TEXT))
+    assert (opened.watcher.pongs, opened.watcher.v1_pongs) == ([16], [17, 18])
+    assert opened.protocol.received == b""
+    assert opened.protocol.last_ping > 1.0, "Daphne pings whom it has not heard"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(masked(V1_PONG, TEXT) * 2, id="two at once"),
+        pytest.param(masked(V1_PONG, TEXT)[:-1], id="a part"),
+        pytest.param(frame(V1_PONG, TEXT, masked=False), id="unmasked"),
+        pytest.param(frame(V1_PONG, TEXT, last=False), id="a fragment"),
+        pytest.param(frame(V1_PONG, TEXT, reserved=4), id="compressed"),
+        pytest.param(frame(V1_PONG, BINARY), id="binary"),
+        pytest.param(frame(b"17", PING), id="a ping"),
+        pytest.param(frame(b"a pong", PONG), id="without a number"),
+        pytest.param(frame(b'{"type":"pong","n":17} ', TEXT), id="written otherwise"),
+        pytest.param(frame(b'{"type":"join","group":"g","ref":1}', TEXT), id="another frame"),
+        pytest.param(frame(V1_PONG.ljust(126), TEXT), id="long"),
+    ],
+)
+def test_anything_but_a_pong_that_comes_alone_is_autobahns(data: bytes) -> None:
+    opened = Opened()
+    opened.protocol.dataReceived(data)
+    assert (opened.watcher.pongs, opened.watcher.v1_pongs) == ([], [])
+    assert opened.protocol.received == data
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        {"data": b"\x81"},
+        {"current_frame": object()},
+        {"inside_message": True},
+        {"state": 2},
+    ],
+)
+def test_a_pong_in_the_middle_of_something_is_autobahns(before: dict[str, Any]) -> None:
+    opened = Opened()
+    vars(opened.protocol).update(before)
+    opened.protocol.dataReceived(masked(V1_PONG, TEXT))
+    assert (opened.watcher.v1_pongs, opened.protocol.received) == ([], masked(V1_PONG, TEXT))
+
+
+def test_a_pong_between_the_fragments_of_a_message_is_taken() -> None:
+    opened = Opened()
+    opened.protocol.inside_message = True
+    opened.protocol.dataReceived(masked(b"16", PONG))
+    assert opened.watcher.pongs == [16]
+
+
+def test_the_text_of_a_pong_of_a_client_that_is_pinged_otherwise_is_its_own() -> None:
+    opened = Opened()
+    opened.watcher.speaks_v1 = False
+    opened.protocol.dataReceived(masked(V1_PONG, TEXT))
+    assert opened.protocol.received == masked(V1_PONG, TEXT)
+
+
+@pytest.mark.parametrize("name", ["data", "current_frame", "inside_message", "last_ping"])
+def test_an_autobahn_that_reads_in_another_way_takes_all(name: str) -> None:
+    opened = Opened(**{name: "something else"})
+    opened.protocol.dataReceived(masked(V1_PONG, TEXT))
+    assert (opened.watcher.v1_pongs, opened.protocol.received) == ([], masked(V1_PONG, TEXT))
+
+
+# -- pings -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ping", "wire"), [(Ping(7, False), b"\x89\x017"), (Ping(7, True), b'\x81\x15{"type":"ping","n":7}')]
+)
+def test_a_ping_leaves_behind_the_messages_before_it(ping: Ping, wire: bytes) -> None:
+    opened = Opened()
+    opened.transport.write_shared(Shared(["one"]))
+    opened.transport.ping(ping)
+    assert opened.in_socket == b"\x81\x03one" + wire
+
+
+def test_a_ping_stays_behind_what_waits() -> None:
+    opened = Opened()
+    opened.protocol.transport.socket.room = 0
+    opened.write("hello")
+    opened.transport.ping(Ping(7, False))
+    assert opened.in_twisted == b"\x81\x05hello\x89\x017"
+
+
+def test_what_waits_in_this_process_is_told() -> None:
+    opened = Opened()
+    opened.write("hello")
+    assert opened.watcher.times_behind == 0
+    opened.protocol.transport.socket.room = 3
+    opened.write("hello")
+    opened.write("again")
+    assert opened.watcher.times_behind == 2
+
+
+@pytest.mark.parametrize(
+    ("failed", "seen"),
+    [
+        ({}, CloseReason.CLIENT_LOST),
+        ({"failedByMe": True}, CloseReason.PROTOCOL_ERROR),
+        ({"failedByMe": True, "wasMaxMessagePayloadSizeExceeded": True}, CloseReason.TOO_LARGE),
+        ({"failedByMe": True, "wasMaxFramePayloadSizeExceeded": True}, CloseReason.TOO_LARGE),
+    ],
+)
+def test_whom_autobahn_dropped_did_not_just_vanish(failed: dict[str, bool], seen: CloseReason) -> None:
+    opened = Opened()
+    vars(opened.protocol).update(failed, state=0)
+    assert opened.transport.ended_by({"type": "websocket.disconnect", "code": 1006}) is seen
+    opened.write("hello")
+    assert opened.failures == [CloseReason.SEND_FAILED if seen is CloseReason.CLIENT_LOST else seen]

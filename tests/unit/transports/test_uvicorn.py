@@ -1,0 +1,145 @@
+"""How a connection ended, by the close frames that uvicorn's protocol has sent and received."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from websockets.frames import Close
+from wsproto.connection import ConnectionState
+
+from realtime.closing import CloseReason
+from realtime.transports import transport_for
+from realtime.transports.asgi import Options
+from realtime.transports.uvicorn import UvicornTransport
+from tests.support.doubles.watching import Watching
+
+REPORT = {"type": "websocket.disconnect", "code": 1005}
+THEIRS = Close(1001, "")
+
+
+class Transport:
+    """asyncio's."""
+
+    def abort(self) -> None: ...
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+
+class Protocol:
+    """uvicorn's; `conn` is the one of the library behind it."""
+
+    def __init__(self, *, marked: bool = False, **conn: Any) -> None:
+        self.transport = Transport()
+        self.close_sent = marked
+        self.conn = SimpleNamespace(**conn)
+        self.raises: Exception | None = None
+
+    async def send(self, event: Any) -> None:
+        if self.raises is not None:
+            raise self.raises
+
+
+Protocol.__module__ = Protocol.send.__module__ = "uvicorn.protocols.websockets.websockets_sansio_impl"
+
+
+def transport_on(protocol: Protocol, failures: list[CloseReason] | None = None) -> UvicornTransport:
+    transport = transport_for(
+        protocol.send,
+        Options(max_unsent=1000, send_timeout=1.0),
+        Watching(lambda reason: (failures if failures is not None else []).append(reason)),
+        direct=True,
+    )
+    assert isinstance(transport, UvicornTransport)
+    return transport
+
+
+def failures_of_a_write(protocol: Protocol) -> list[CloseReason]:
+    """What is told of a write that uvicorn refuses because the connection has ended."""
+    protocol.raises = OSError("ClientDisconnected")
+    failures: list[CloseReason] = []
+    transport = transport_on(protocol, failures)
+    transport.accepted = True
+    transport.write({"type": "websocket.send", "text": "hello"}, 5)
+    return failures
+
+
+@pytest.mark.parametrize(
+    ("sent", "received", "seen"),
+    [
+        (None, None, CloseReason.CLIENT_LOST),
+        (None, THEIRS, CloseReason.CLIENT_CLOSED),
+        (THEIRS, THEIRS, CloseReason.CLIENT_CLOSED),
+        (Close(1002, ""), None, CloseReason.PROTOCOL_ERROR),
+        (Close(1007, ""), None, CloseReason.PROTOCOL_ERROR),
+        (Close(1009, ""), None, CloseReason.TOO_LARGE),
+        (Close(1011, "keepalive ping timeout"), None, CloseReason.PING_TIMEOUT),
+        (
+            Close(1011, "keepalive ping timeout"),
+            Close(1011, "keepalive ping timeout"),
+            CloseReason.PING_TIMEOUT,
+        ),
+        (Close(1012, ""), None, CloseReason.SERVER_RESTART),
+        (Close(1012, ""), THEIRS, CloseReason.SERVER_RESTART),
+        # Of which nothing is known but the code of the report.
+        (Close(3000, ""), None, CloseReason.CLIENT_CLOSED),
+    ],
+)
+def test_whose_close_frame_was_first_says_who_ended_it(
+    sent: Close | None, received: Close | None, seen: CloseReason
+) -> None:
+    protocol = Protocol(close_sent=sent, close_rcvd=received)
+    assert transport_on(protocol).ended_by(REPORT) is seen
+
+
+@pytest.mark.parametrize(
+    ("state", "marked", "code", "seen"),
+    [
+        ("OPEN", False, 1005, CloseReason.CLIENT_LOST),
+        ("OPEN", False, 1002, CloseReason.PROTOCOL_ERROR),
+        ("CLOSED", False, 1001, CloseReason.CLIENT_CLOSED),
+        ("REMOTE_CLOSING", False, 1005, CloseReason.CLIENT_CLOSED),
+        ("CLOSED", False, 1002, CloseReason.CLIENT_CLOSED),
+        ("LOCAL_CLOSING", False, 1005, CloseReason.PROTOCOL_ERROR),
+        ("LOCAL_CLOSING", True, 1005, CloseReason.PING_TIMEOUT),
+        ("LOCAL_CLOSING", True, 1009, CloseReason.TOO_LARGE),
+        ("LOCAL_CLOSING", False, 1012, CloseReason.SERVER_RESTART),
+    ],
+)
+def test_wsproto_knows_who_was_first_and_uvicorn_what_it_closed_for(
+    state: str, marked: bool, code: int, seen: CloseReason
+) -> None:
+    protocol = Protocol(marked=marked, state=ConnectionState[state])
+    assert transport_on(protocol).ended_by({**REPORT, "code": code}) is seen
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        ("OPEN", CloseReason.SEND_FAILED),
+        ("CLOSED", CloseReason.CLIENT_CLOSED),
+        # Why uvicorn closed is told by the report only.
+        ("LOCAL_CLOSING", CloseReason.SEND_FAILED),
+    ],
+)
+def test_a_write_that_fails_on_wsproto_after_a_close_frame_is_no_send_failure(
+    state: str, reason: CloseReason
+) -> None:
+    protocol = Protocol(state=ConnectionState[state])
+    assert failures_of_a_write(protocol) == [reason]
+
+
+def test_of_another_implementation_only_the_code_is_known() -> None:
+    transport = transport_on(Protocol())
+    assert transport.ended_by(REPORT) is CloseReason.CLIENT_CLOSED
+    assert transport.ended_by({**REPORT, "code": 1006}) is CloseReason.CLIENT_LOST
+
+
+@pytest.mark.parametrize(
+    ("received", "reason"), [(None, CloseReason.SEND_FAILED), (THEIRS, CloseReason.CLIENT_CLOSED)]
+)
+def test_a_write_that_fails_after_a_close_frame_is_no_send_failure(
+    received: Close | None, reason: CloseReason
+) -> None:
+    protocol = Protocol(close_sent=None, close_rcvd=received)
+    assert failures_of_a_write(protocol) == [reason]
