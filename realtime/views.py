@@ -8,8 +8,8 @@ from django.db import Error as DatabaseFailure
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from realtime import readiness
 from realtime.errors import LayerUnavailable
-from realtime.hub import readiness
 from realtime.layers import groups
 from realtime.process import drain
 

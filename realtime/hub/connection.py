@@ -1,7 +1,9 @@
-"""One accepted WebSocket as this process holds it."""
+"""One WebSocket connection as this process holds it."""
 
 import asyncio
+import enum
 import ipaddress
+import logging
 import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -16,18 +18,64 @@ from realtime.transports.asgi import AsgiTransport, Event
 from realtime.wire.frames import SUBPROTOCOL
 
 if TYPE_CHECKING:
-    # A name for the type checker only: a connection holds on to its hub and never calls it.
+    # Only for the type checker: a connection refers to its hub and never calls it.
     from realtime.hub.hub import Hub
+
+logger = logging.getLogger("realtime.connection")
+
+
+class State(enum.Enum):
+    """The stages in the life of a connection. The names are those of RFC 6455 (sections 4 and 7)."""
+
+    CONNECTING = "connecting"
+    """From the first event until its record is committed and its hub holds it."""
+    OPEN = "open"
+    """Its hub holds it. `connection_opened` is sent, so `connection_closed` must follow."""
+    CLOSING = "closing"
+    """It has a reason to end and is out of its hub. Its eviction leaves its groups and closes its record."""
+    CLOSED = "closed"
+    """Its eviction is done."""
+
+
+#: The transitions that exist. A connection may end before it was ever open.
+_NEXT = {
+    State.CONNECTING: {State.OPEN, State.CLOSING},
+    State.OPEN: {State.CLOSING},
+    State.CLOSING: {State.CLOSED},
+    State.CLOSED: set(),
+}
 
 
 class Connection:
-    """The state of one connection that hub, pulse and lifecycle share. It decides nothing itself."""
+    """The state that hub, heartbeat and lifecycle share. It decides nothing itself.
+
+    Attributes:
+        id: The primary key of its record.
+        scope: The ASGI scope of the handshake.
+        channel_name: The name that its consumer knows as its channel.
+        alias: The alias of the channel layer that its groups are in.
+        on_event: Takes what the handlers of the application will see: group events that are no messages, and
+            the news of the eviction.
+        transport: Writes to the client.
+        subprotocol: The subprotocol. Until the handshake is complete, the one that will be chosen unless the
+            application chooses another.
+        liveness: Set when the handshake is complete: a client in its handshake cannot answer pings.
+        opening: The values of its record, from the moment at which the record may exist.
+        hub: The hub that it was admitted to. It stays this one, also if the process starts a new hub.
+        changing: Held while groups change: a row and its membership change together.
+        groups: The groups that it receives messages of.
+        joined: The groups for which a membership row may be open. The eviction leaves all of them.
+        last_run: The number of the last run of messages that fan-out wrote to it in its turn.
+        reason: Why it ends. The first reason counts.
+        close_code: The close code that was sent or received.
+        admission: The task that admits it, while that runs and after it failed.
+        eviction: The task that evicts it.
+    """
 
     __slots__ = (
+        "_state",
         "admission",
-        "admitted",
         "alias",
-        "announced",
         "changing",
         "channel_name",
         "close_code",
@@ -56,56 +104,62 @@ class Connection:
         self.scope = scope
         self.channel_name = f"realtime.connection.{self.id.hex}"
         self.alias = alias
-        """Of the channel layer that its groups are in."""
         self.on_event = on_event
-        """Takes what the application's handlers are to see: group events that are no messages, and the
-        eviction.
-        """
         self.transport: AsgiTransport
         self.subprotocol = SUBPROTOCOL if SUBPROTOCOL in scope.get("subprotocols", ()) else ""
-        """Until the handshake is complete, the one that will be chosen unless the application chooses
-        another.
-        """
         self.liveness: Liveness | None = None
-        """From accept on; a client in its handshake cannot answer pings."""
         self.opening: Opening | None = None
-        """What its record says; None until it is admitted."""
         self.hub: Hub | None = None
-        """The hub that it was admitted to; it stays this one to the end, also when the process starts a new
-        one.
-        """
-        self.announced = False
-        """Whether `connection_opened` was sent, so that `connection_closed` is owed."""
         self.changing = asyncio.Lock()
-        """Held by whoever adds or leaves groups: a row and its membership change together."""
         self.groups: set[str] = set()
-        """Groups in which it receives now."""
         self.joined: set[str] = set()
-        """Groups for which a membership row may be open: a superset of `groups`, and what eviction has to
-        leave.
-        """
         self.last_run = 0
-        """The number of the last run of messages that fan-out wrote to it in its turn."""
         self.reason: CloseReason | None = None
-        """Why it ended; the first reason counts."""
         self.close_code: int | None = None
         self.admission: asyncio.Task[None] | None = None
-        """While it is under way, and when it failed."""
-        self.admitted = False
         self.eviction: asyncio.Task[None] | None = None
+        self._state = State.CONNECTING
 
     @property
-    def speaks_v1(self) -> bool:
-        """Whether pings, welcome and goodbye are spoken with this client."""
-        return self.subprotocol == SUBPROTOCOL
+    def state(self) -> State:
+        """The current stage of its life."""
+        return self._state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        """Move on to the next state.
+
+        Raises:
+            RuntimeError: The connection cannot come to this state from its current one; that is a bug.
+        """
+        if state not in _NEXT[self._state]:
+            raise RuntimeError(f"A connection that is {self._state.value} cannot become {state.value}.")
+        self._state = state
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("The connection is %s", state.value, extra=self.log_fields())
 
     @property
     def gone(self) -> bool:
+        """True from the moment at which the connection has a reason to end."""
         return self.reason is not None
+
+    def end(self, reason: CloseReason) -> None:
+        """Give the connection its reason to end.
+
+        Raises:
+            RuntimeError: It has one already; that is a bug.
+        """
+        self.reason = reason
+        self.state = State.CLOSING
+
+    @property
+    def speaks_v1(self) -> bool:
+        """True if the client understands pings, welcome and goodbye of `realtime.v1`."""
+        return self.subprotocol == SUBPROTOCOL
 
     @property
     def remote_address(self) -> str:
-        """The client's address, of the handshake, as far as CLIENT_DETAILS has it kept."""
+        """The client's address at the handshake, as far as CLIENT_DETAILS allows to keep it."""
         client, details = self.scope.get("client"), conf.get().CLIENT_DETAILS
         if not client or details == "none":
             return ""
@@ -114,7 +168,7 @@ class Connection:
 
     @property
     def user_agent(self) -> str:
-        """What the client says that it is; empty unless CLIENT_DETAILS has it kept."""
+        """The header User-Agent; empty unless CLIENT_DETAILS allows to keep it."""
         if conf.get().CLIENT_DETAILS != "full":
             return ""
         headers = dict(self.scope.get("headers", ()))
@@ -122,12 +176,12 @@ class Connection:
 
     @property
     def user_id(self) -> str:
-        """The user's primary key as text; empty for nobody."""
+        """The user's primary key as text; empty for an anonymous client."""
         user = self.scope.get("user")
         return str(user.pk) if user is not None and user.is_authenticated else ""
 
     def log_fields(self) -> dict[str, str]:
-        """What every log line about a connection carries as fields."""
+        """Return the fields that every log line about a connection carries."""
         return {
             "connection": str(self.id),
             "address": self.remote_address,

@@ -37,9 +37,9 @@ class Fanout:
     `window` is the setting COALESCE_WINDOW.
     """
 
-    def __init__(self, members: Mapping[str, Members], pulse: Heartbeat, window: float) -> None:
+    def __init__(self, members: Mapping[str, Members], heartbeat: Heartbeat, window: float) -> None:
         self._members = members
-        self._pulse = pulse
+        self._heartbeat = heartbeat
         self._window = window
         self._waiting: RunQueue[Connection] = RunQueue()
         self._something = asyncio.Event()
@@ -118,7 +118,7 @@ class Fanout:
                 self._pause_at = self._loop.time() + SLICE
             run = self._waiting.take()
             self._room.set()
-            began, asked_at = self._loop.time(), self._pulse.now()
+            began, asked_at = self._loop.time(), self._heartbeat.now()
             to_ask: list[Connection] = []
             try:
                 await self._write_to_all(run, to_ask)
@@ -130,7 +130,7 @@ class Fanout:
             self._last = (run.group, ended, ended - began)
             for start in range(0, len(to_ask), STRIDE):
                 for connection in to_ask[start : start + STRIDE]:
-                    self._pulse.ask(connection, since=asked_at)
+                    self._heartbeat.ask(connection, since=asked_at)
                 await self._pause()
 
     def _window_of(self, group: str) -> float:
@@ -160,7 +160,7 @@ class Fanout:
         # for every member, and a write to a socket costs as much as some fifty lines of Python.
         everybody, size, count = tuple(members), shared.size, 0
         for start in range(0, len(everybody), STRIDE):
-            now = self._pulse.now()
+            now = self._heartbeat.now()
             for connection in everybody[start : start + STRIDE]:
                 # Membership is asked for at the time of the write: anything may have ended while the loop
                 # had its turn.
@@ -170,7 +170,7 @@ class Fanout:
                 if (
                     liveness is not None
                     and (then := liveness.wrote(size, now, messages))
-                    and self._pulse.follow_up(connection, liveness, then)
+                    and self._heartbeat.follow_up(connection, liveness, then)
                 ):
                     to_ask.append(connection)
                 # Before the write, and before the loop has its turn: a frame that goes to this member
@@ -182,10 +182,10 @@ class Fanout:
         metrics.deliveries.inc(count * messages)
 
     def _write(self, connection: Connection, shared: Shared, messages: int) -> None:
-        to_ask = self._pulse.wrote(connection, shared.size, messages)
+        to_ask = self._heartbeat.wrote(connection, shared.size, messages)
         connection.transport.write_shared(shared)
         if to_ask:
-            self._pulse.ask(connection)
+            self._heartbeat.ask(connection)
 
 
 def _prepared(run: Run[Connection]) -> Shared:

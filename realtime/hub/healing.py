@@ -1,23 +1,23 @@
-"""What one process does, on its own clock, so that it does not stay deaf: no client notices, none reconnects.
+"""Find out that this process has become deaf, and repair its memberships, before a client notices.
 
-Once in an interval it sends itself an echo. Two in a row that do not come back mean that a connection is up
-and carries nothing, as after a firewall forgot it; it is replaced. Then it looks for one of its memberships,
-another one each time. One that is gone means that Redis lost its memory (FLUSHALL, eviction, a failover), and
-all are asserted again; else some are in their turn, so that none gets as old as the layer's `group_expiry`.
-When the layer is back after an outage, all are asserted at once.
+Once in an interval the process sends itself an echo. If two echoes in a row do not come back, a connection is
+up and carries nothing, as after a firewall forgot it; the healer replaces it. Then it probes one of its
+memberships, a different one each time. If the layer does not have it, Redis lost its memory (FLUSHALL,
+eviction, a failover), and the healer re-adds all. Otherwise it re-adds the next slice, so that every
+membership is refreshed before `group_expiry`. When the layer is back after an outage, it re-adds all
+immediately.
 
-A process that stays deaf says so. After `MAX_ECHOES_MISSED` echoes in a row it gives its clients up, so that
-they come back to a process that hears. If it cannot reach Redis at all, it does so only when another process
-hears: an outage of Redis would otherwise close every connection, for nothing.
+A process that stays deaf says so. After `MAX_ECHOES_MISSED` missed echoes in a row it gives its clients up,
+so that they come back to another process. If it cannot reach Redis at all, it does so only if another
+process hears: otherwise an outage of Redis would close every connection without need.
 """
 
 import asyncio
 import logging
 import weakref
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
 from math import ceil
-from typing import Protocol
 from uuid import UUID
 
 from channels import DEFAULT_CHANNEL_LAYER
@@ -27,6 +27,7 @@ from realtime import conf, metrics
 from realtime.errors import LayerUnavailable
 from realtime.fleet.mailbox import Mailbox
 from realtime.hub.connection import Connection
+from realtime.hub.memberships import Memberships
 from realtime.layers import groups
 from realtime.records import connection_rows, process_rows
 from realtime.records.entries import Join
@@ -34,50 +35,61 @@ from realtime.records.ledger import Ledger
 
 logger = logging.getLogger("realtime.healing")
 
-#: Echoes in a row that may stay out before connections are replaced.
+#: Missed echoes in a row after which connections are replaced.
 ECHOES = 2
-#: For how much of an interval an echo is waited for. With at most half, two are judged within two intervals
-#: of the fault, whenever that came; where intervals are short, a busy machine is given more of them.
+#: The part of an interval for which the healer waits for an echo. With at most half of it, two echoes are
+#: judged within two intervals after any fault. If intervals are short, a busy machine gets the longer part.
 ECHO_WAIT, LONGEST_ECHO_WAIT = 0.3, 0.5
-#: Seconds within which a process without connections has to hear itself, when it is asked whether it does.
+#: Seconds within which a process without connections must hear itself when a probe asks.
 HEARING_TIMEOUT = 2.0
-#: How often in an interval a process tries to send an echo before it gives its clients up.
+#: Attempts per interval to send an echo before a process gives its clients up.
 TRIES = 20
-#: Intervals in which another process has to have heard itself, so that Redis counts as up for others.
+#: Redis counts as up for others if another process heard itself within this many intervals.
 OTHERS_WITHIN = 3.0
-#: Seconds for which an echo is waited for, unless `LONGEST_ECHO_WAIT` is less.
+#: Seconds for which the healer waits for an echo at least, unless `LONGEST_ECHO_WAIT` is less.
 SHORTEST_WAIT = 0.5
-#: Memberships asserted in one go; their groups are locked meanwhile. The loop gets a turn in between.
+#: Memberships that are re-added together, with their groups locked. Between two batches the loop gets a turn.
 BATCH = 100
-#: A process with at most so many groups asserts all of them in each interval.
+#: A process with at most this number of groups re-adds all of them in each interval.
 SMALLEST_SLICE = 200
-#: All memberships are asserted once in this many seconds, and four times in the layer's `group_expiry`.
+#: All memberships are re-added once in this many seconds, and four times in the layer's `group_expiry`.
 LONGEST_CYCLE = 600.0
 
 
-class Hub(Protocol):
-    """What is asked of a hub here."""
-
-    channel: str
-    mailbox: Mailbox
-    process: UUID
-    ledger: Ledger
-    connections: dict[UUID, Connection]
-    groups: dict[str, dict[Connection, None]]
-    taking: bool
-    left_undone: bool
-
-    def give_up(self) -> None: ...
-    def locked(self, group: str) -> AbstractAsyncContextManager[None]: ...
-    def unfinished(self) -> list[str]: ...
-    async def leave(self, group: str) -> None: ...
-
-
 class Healer:
-    """Keeps what one hub holds true in its channel layer; `interval` in seconds."""
+    """Keeps the memberships of one process true in its channel layer.
 
-    def __init__(self, hub: Hub, interval: float) -> None:
-        self._hub = hub
+    Args:
+        memberships: The groups of the process.
+        mailbox: Sends the echoes and hears them.
+        ledger: Writes that memberships are left.
+        process: The id of the process's row.
+        connections: The connections that it holds, by id.
+        busy: Returns True while an event is being taken; an echo then waits behind it.
+        give_up: Called when the process stays deaf.
+        interval: Seconds between two looks.
+    """
+
+    def __init__(
+        self,
+        memberships: Memberships,
+        mailbox: Mailbox,
+        ledger: Ledger,
+        process: UUID,
+        connections: Mapping[UUID, Connection],
+        *,
+        busy: Callable[[], bool],
+        give_up: Callable[[], None],
+        interval: float,
+    ) -> None:
+        self._memberships = memberships
+        self._address = memberships.address
+        self._mailbox = mailbox
+        self._ledger = ledger
+        self._process = process
+        self._connections = connections
+        self._busy = busy
+        self._give_up = give_up
         self._interval = interval
         self._parts_out: set[int] = set()
         self._missed = 0
@@ -86,18 +98,18 @@ class Healer:
         """False while what this process sends to itself does not arrive."""
         self._wake = asyncio.Event()
         self._times_back = 0
-        """How often the layer told that it is back after an outage."""
-        self._lost_all: str | None = None
-        """Why all memberships have to be asserted, if they have to be."""
-        self._looks = 0
-        self._asserted_to = 0
+        """The number of times that the layer reported the end of an outage."""
+        self._re_add_cause: str | None = None
+        """Set when all memberships must be re-added: the label of the metric."""
+        self._probe_index = 0
+        self._slice_start = 0
 
     async def run(self) -> None:
-        """Look once in each interval, and at once when the layer is back, until cancelled."""
-        layer, _ = groups.at(self._hub.channel)
+        """Look once in each interval, and immediately when the layer is back, until cancelled."""
+        layer, _ = groups.at(self._address)
         loop = asyncio.get_running_loop()
         here = _healers.setdefault(loop, {})
-        alias = groups.alias_of(self._hub.channel)
+        alias = groups.alias_of(self._address)
         here[alias] = self
         layer.on_back.add(self._layer_is_back)
         self._hears()
@@ -110,60 +122,64 @@ class Healer:
                 try:
                     await self._look()
                 except LayerUnavailable as error:
-                    # Nothing can be healed in a layer that is down; it tells when it is back.
-                    logger.warning("What this process holds could not be looked after: %s", error)
+                    # Nothing can be healed in a layer that is down. It calls `on_back` when it is up again.
+                    logger.warning("The memberships of this process could not be checked: %s", error)
                 except Exception:
-                    # Whatever it was, a process that looks no more may be deaf for ever.
-                    logger.exception("What this process holds could not be looked after")
+                    # Go on after any error: a process that stops looking may stay deaf for ever.
+                    logger.exception("The memberships of this process could not be checked")
         finally:
             layer.on_back.discard(self._layer_is_back)
             if here.get(alias) is self:
-                # Otherwise the hub has been replaced.
+                # The entry of a hub that was replaced belongs to its successor.
                 del here[alias]
 
-    def assert_all(self, cause: str) -> None:
-        """Assert all memberships now; `cause` is a label of the metric."""
-        self._lost_all = cause
+    def re_add_all(self, cause: str) -> None:
+        """Re-add all memberships now.
+
+        Args:
+            cause: The label of the metric `realtime_groups_reasserted_total`.
+        """
+        self._re_add_cause = cause
         self._wake.set()
 
     def _layer_is_back(self) -> None:
         self._times_back += 1
-        self.assert_all("layer_back")
+        self.re_add_all("layer_back")
 
     async def _look(self) -> None:
         self._wake.clear()
-        if self._lost_all is None and not await self._is_heard():
+        if self._re_add_cause is None and not await self._is_heard():
             metrics.layer_rebuilds.inc()
             logger.error(
                 "%d echoes in a row did not come back: this process receives nothing from the channel layer; "
                 "it opens new connections",
                 self._missed,
             )
-            # What was lost meanwhile is asserted when the layer tells that it receives again.
-            await groups.rebuild(self._hub.channel, self._parts_out)
+            # The layer calls `on_back` when it receives again; then all memberships are re-added.
+            await groups.rebuild(self._address, self._parts_out)
             return
-        await self._look_for_one()
-        if (cause := self._lost_all) is None:
-            await self._assert(self._next_slice(), "in_turn")
+        await self._probe_one()
+        if (cause := self._re_add_cause) is None:
+            await self._re_add(self._next_slice(), "in_turn")
         else:
-            await self._assert(tuple(self._hub.groups), cause)
-            # Only now, so that what failed half-way is done again.
-            self._lost_all = None
+            await self._re_add(tuple(self._memberships.groups), cause)
+            # Reset only now, so that a failure half-way is repeated.
+            self._re_add_cause = None
         await self._finish()
         if cause is not None and self._missed:
-            # Where Redis goes and comes, the next look may fall into an outage again.
+            # If Redis goes and comes, the next look may fall into an outage again.
             await self._is_heard()
 
     # -- echo --------------------------------------------------------------------------------------
 
     async def _is_heard(self) -> bool:
-        """Find out whether what is sent to this process arrives.
+        """Send echoes to this process itself.
 
         Returns:
-            False when no echo came back, although the layer was there all the time.
+            False if no echo came back, although the layer was up all the time.
 
         Raises:
-            LayerUnavailable: Nothing could be sent, which says nothing about what is received.
+            LayerUnavailable: No echo could be sent, so it is unknown whether one would arrive.
         """
         missed = 0
         for _ in range(ECHOES):
@@ -177,7 +193,7 @@ class Healer:
                 await self._misses(ECHOES, sent=False)
                 raise
             if self._times_back > times_back:
-                # The echo went to a Redis that has gone since, and the connection of then with it.
+                # The echo went to a Redis that has restarted since, so it does not count.
                 continue
             missed += 1
             metrics.echoes_missed.inc()
@@ -185,10 +201,10 @@ class Healer:
         return missed < ECHOES
 
     async def _echo(self) -> bool:
-        echo = await self._hub.mailbox.echo(self._hub.channel)
+        echo = await self._mailbox.echo(self._address)
         shortest = min(SHORTEST_WAIT, LONGEST_ECHO_WAIT * self._interval)
         patience = max(shortest, ECHO_WAIT * self._interval)
-        is_back = await echo.is_back(patience, busy=lambda: self._hub.taking)
+        is_back = await echo.is_back(patience, busy=self._busy)
         self._parts_out = echo.missing
         return is_back
 
@@ -196,127 +212,133 @@ class Healer:
         if self._missed:
             logger.warning("This process hears itself again, after %d missed echoes", self._missed)
         self._missed, self.hears = 0, True
-        metrics.deaf.labels(layer=groups.alias_of(self._hub.channel)).set(0)
+        metrics.deaf.labels(layer=groups.alias_of(self._address)).set(0)
 
     async def _misses(self, echoes: int, *, sent: bool) -> None:
-        """Count echoes that did not come back; give up the clients of a process that stays deaf."""
+        """Count missed echoes. If the process stays deaf, give its clients up.
+
+        Args:
+            echoes: The number of echoes that were missed now.
+            sent: False if the layer did not even take them.
+        """
         self._missed += echoes
         if self._missed < ECHOES:
             return
         self.hears = False
-        metrics.deaf.labels(layer=groups.alias_of(self._hub.channel)).set(1)
+        metrics.deaf.labels(layer=groups.alias_of(self._address)).set(1)
         most = conf.get().MAX_ECHOES_MISSED
         if most is None or self._missed < most:
             return
         if sent or (await self._others_hear() and not await self._is_reached()):
-            self._hub.give_up()
+            self._give_up()
 
     async def _is_reached(self) -> bool:
-        """Try for a whole interval to send an echo; returns whether the layer took one.
+        """Try for a whole interval to send an echo; return True if the layer took one.
 
-        A Redis that goes and comes may be away at each look of this process, and be there for others.
+        A Redis that goes and comes may be down at each look of this process and up for others.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + self._interval
         while loop.time() < until:
             await asyncio.sleep(self._interval / TRIES)
             with suppress(LayerUnavailable):
-                await self._hub.mailbox.echo(self._hub.channel)
+                await self._mailbox.echo(self._address)
                 return True
         return False
 
     async def _others_hear(self) -> bool:
-        """Find out whether Redis works for another process, where this one cannot reach it."""
+        """Return True if another process can reach the Redis that this process cannot reach."""
         try:
             async with asyncio.timeout(groups.CALL_TIMEOUT):
                 # A process that hears says so once in an interval.
-                return await self._hub.ledger.call(
-                    process_rows.others_hear, self._hub.process, OTHERS_WITHIN * self._interval
+                return await self._ledger.call(
+                    process_rows.others_hear, self._process, OTHERS_WITHIN * self._interval
                 )
         except (DatabaseFailure, TimeoutError):
             return False
 
     # -- memberships -------------------------------------------------------------------------------
 
-    async def _look_for_one(self) -> None:
-        """See whether the layer still has a membership; one that it lost is hardly the only one."""
-        names = tuple(self._hub.groups)
-        if self._lost_all is not None or not names:
+    async def _probe_one(self) -> None:
+        """Check that the layer still has one membership. If that one is lost, re-add all."""
+        names = tuple(self._memberships.groups)
+        if self._re_add_cause is not None or not names:
             return
-        self._looks += 1
-        group = names[self._looks % len(names)]
-        # Locked, or a group that is left at this moment would look lost.
-        async with self._hub.locked(group):
-            if group not in self._hub.groups or await groups.holds(group, self._hub.channel):
+        self._probe_index += 1
+        group = names[self._probe_index % len(names)]
+        # Under the lock: otherwise a group that is left at this moment would look lost.
+        async with self._memberships.locked(group):
+            if group not in self._memberships.groups or await groups.holds(group, self._address):
                 return
         logger.error(
-            "The channel layer has lost the membership in group %s; all %d are asserted again",
+            "The channel layer has lost the membership in group %s; all %d are added again",
             group,
             len(names),
         )
-        self._lost_all = "lost"
+        self._re_add_cause = "lost"
 
     def _next_slice(self) -> Sequence[str]:
-        names = tuple(self._hub.groups)
-        layer, _ = groups.at(self._hub.channel)
+        names = tuple(self._memberships.groups)
+        layer, _ = groups.at(self._address)
         cycle = min(LONGEST_CYCLE, layer.group_expiry / 4)
         size = max(SMALLEST_SLICE, ceil(len(names) * self._interval / cycle))
-        start = self._asserted_to if self._asserted_to < len(names) else 0
-        self._asserted_to = start + size
+        start = self._slice_start if self._slice_start < len(names) else 0
+        self._slice_start = start + size
         return names[start : start + size]
 
-    async def _assert(self, names: Sequence[str], cause: str) -> None:
+    async def _re_add(self, names: Sequence[str], cause: str) -> None:
         for first in range(0, len(names), BATCH):
             async with AsyncExitStack() as locks:
-                held = [group for group in names[first : first + BATCH] if group in self._hub.groups]
+                held = [group for group in names[first : first + BATCH] if group in self._memberships.groups]
                 for group in held:
-                    # What is left at this moment must not be added again behind whoever leaves it.
-                    await locks.enter_async_context(self._hub.locked(group))
-                held = [group for group in held if group in self._hub.groups]
+                    # Under the lock: a group that is left at this moment must not be re-added after that.
+                    await locks.enter_async_context(self._memberships.locked(group))
+                held = [group for group in held if group in self._memberships.groups]
                 if held:
-                    await groups.reassert(held, self._hub.channel)
+                    await groups.reassert(held, self._address)
                     metrics.groups_reasserted.labels(cause=cause).inc(len(held))
             await asyncio.sleep(0)
 
     # -- what was left half done -------------------------------------------------------------------
 
     async def _finish(self) -> None:
-        """Leave what the layer did not let this process leave before."""
-        await self._leave(self._hub.unfinished())
-        if self._hub.left_undone:
-            await self._leave_for_the_gone()
-        for connection in tuple(self._hub.connections.values()):
+        """Leave the groups that the layer did not let this process leave before."""
+        await self._leave(self._memberships.unfinished())
+        if self._memberships.leave_failed:
+            await self._leave_for_gone_connections()
+        for connection in tuple(self._connections.values()):
             if len(connection.joined) > len(connection.groups) and not connection.changing.locked():
-                await self._settle(connection)
+                await self._finish_leaving(connection)
 
     async def _leave(self, names: Sequence[str]) -> None:
-        """Leave these groups; a layer that answers without waiting must not stop the event loop meanwhile."""
+        """Leave these groups."""
         for number, group in enumerate(names, start=1):
-            await self._hub.leave(group)
+            await self._memberships.leave(group)
             if number % BATCH == 0:
+                # A layer that answers without waiting would otherwise stall the event loop.
                 await asyncio.sleep(0)
 
-    async def _leave_for_the_gone(self) -> None:
-        """Connections ended while the layer failed; no round need tell this process of them."""
+    async def _leave_for_gone_connections(self) -> None:
+        """Leave the groups of connections that ended while the layer failed, before a round asks for it."""
         goes_on = True
         while goes_on:
-            self._hub.left_undone = False
+            self._memberships.leave_failed = False
             try:
                 async with asyncio.timeout(groups.CALL_TIMEOUT):
-                    owed = await self._hub.ledger.call(connection_rows.leftovers, self._hub.process)
+                    owed = await self._ledger.call(connection_rows.leftovers, self._process)
             except (DatabaseFailure, TimeoutError):
-                self._hub.left_undone = True
+                self._memberships.leave_failed = True
                 return
             await self._leave(tuple({each.group for each in owed}))
             is_written = await self._write_left(
                 [Join(each.connection_id, each.process_id, each.group) for each in owed]
             )
-            # Without the rows of this batch the next one would be the same.
+            # If the rows of this batch are not written, the next batch would be the same.
             goes_on = is_written and len(owed) >= connection_rows.BATCH
-            self._hub.left_undone = self._hub.left_undone or not is_written
+            self._memberships.leave_failed = self._memberships.leave_failed or not is_written
 
-    async def _settle(self, connection: Connection) -> None:
-        """A living connection left these groups, and the layer failed: their rows are still to do."""
+    async def _finish_leaving(self, connection: Connection) -> None:
+        """Leave the groups that a living connection left while the layer failed, and close their rows."""
         async with connection.changing:
             names = tuple(connection.joined - connection.groups)
             for first in range(0, len(names), BATCH):
@@ -325,14 +347,17 @@ class Healer:
                 some = names[first : first + BATCH]
                 await self._leave(some)
                 connection.joined.difference_update(some)
-                await self._write_left([Join(connection.id, self._hub.process, group) for group in some])
+                await self._write_left([Join(connection.id, self._process, group) for group in some])
 
     async def _write_left(self, joins: Sequence[Join]) -> bool:
-        """Write these memberships off; False when that takes too long, although it is done in the end."""
-        # Not waited for longer than the layer is: the write goes on, and this process has to look on.
+        """Write that these memberships are left.
+
+        Returns:
+            False if the write takes too long. It goes on, but the healer must go on, too.
+        """
         try:
             async with asyncio.timeout(groups.CALL_TIMEOUT):
-                await self._hub.ledger.leave(joins)
+                await self._ledger.leave(joins)
         except TimeoutError:
             return False
         return True
@@ -345,14 +370,17 @@ _healers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Healer]
 
 
 async def require_hearing(alias: str = DEFAULT_CHANNEL_LAYER) -> None:
-    """Find out whether this layer takes messages, and carries to this process what it is sent.
+    """Check that a layer takes messages and carries to this process what is sent to it.
+
+    Args:
+        alias: The alias of the layer in CHANNEL_LAYERS.
 
     Raises:
         LayerUnavailable: It does not.
     """
     await groups.check(alias)
     healer = _healers.get(asyncio.get_running_loop(), {}).get(alias)
-    # Without a hub nothing looks after the connection, so it is tried out.
+    # Without a hub no healer checks the connection, so this sends an echo itself.
     if not (await _hears(alias) if healer is None else healer.hears):
         raise LayerUnavailable("This process does not hear what it sends to itself.")
 

@@ -16,7 +16,7 @@ from realtime.liveness.connection import PING, Limits, Liveness, RunningTime, Ve
 from realtime.liveness.schedule import Schedule
 from realtime.transports.asgi import ping_for
 
-logger = logging.getLogger("realtime.pulse")
+logger = logging.getLogger("realtime.heartbeat")
 
 #: Seconds between two looks, at most: so often is measured whether the loop is late. Far less than
 #: LONGEST_STEP, and not less than that needs, because a tick costs an idle process most of what it does.
@@ -169,7 +169,7 @@ class Heartbeat:
                 # What arrived while we were late is read first, so that an answer in time is never silence.
                 for _ in range(READ_TURNS):
                     await asyncio.sleep(0)
-                await self._look_at(due, now)
+                await self._judge_due(due, now)
 
     def _count(self) -> None:
         if self._pings:
@@ -179,7 +179,7 @@ class Heartbeat:
             metrics.round_trip.observe(seconds)
         self._round_trips.clear()
 
-    async def _look_at(self, due: list[Connection], now: float) -> None:
+    async def _judge_due(self, due: list[Connection], now: float) -> None:
         for position, connection in enumerate(due, start=1):
             try:
                 self._judge(connection, now)

@@ -1,4 +1,4 @@
-"""The hubs of one event loop, one for each channel layer: from the first connection to the stop."""
+"""Start, replace and stop the hubs of one event loop. Each channel layer has one hub."""
 
 import asyncio
 import logging
@@ -21,28 +21,32 @@ Kick = Callable[[Hub, Event], Coroutine[Any, Any, None]]
 
 
 class Supervisor:
-    """Starts, replaces and stops hubs, of which it is the owner.
+    """The owner of the hubs of one event loop.
 
-    `evict` ends a connection; `kick` is what a hub does that another process kicks.
+    Args:
+        evict: Ends a connection.
+        kick: Carries out a KICK that another process sent to a hub.
     """
 
     def __init__(self, *, evict: Evict, kick: Kick) -> None:
         self._evict = evict
         self._kick = kick
         self._by_alias: dict[str, asyncio.Task[Hub]] = {}
-        # Hubs that were replaced, and the task that ends each.
+        # The hubs that were replaced, each with the task that ends it.
         self._retiring: dict[Hub, asyncio.Task[None]] = {}
         self.ending: CloseReason | None = None
-        """Set when nobody is taken in any more: why."""
+        """The reason of the planned stop, once it has begun: no hub takes connections any more."""
         self.consumers: set[asyncio.Task[Any]] = set()
-        """Whoever serves a connection: a planned stop waits for what its handlers do at the end."""
-        # Before anything is waited for: a process may be told to stop while its first hub starts.
+        """The tasks that serve connections. A planned stop waits until their handlers are done."""
+        # Prepared before the first await: a process may be told to stop while its first hub starts.
         drain.prepare(self._drain)
 
     async def get(self, alias: str) -> Hub:
-        """The hub for the layer of this alias, started when first asked for.
+        """Return the hub for the layer of this alias. The first call starts it.
 
-        Raises LayerUnavailable, RecordsUnavailable.
+        Raises:
+            LayerUnavailable: The layer is down, or has no layer of this alias.
+            RecordsUnavailable: The database is down.
         """
         starting = self._by_alias.get(alias)
         if starting is None or (
@@ -50,8 +54,9 @@ class Supervisor:
         ):
             starting = self._by_alias[alias] = tasks.start(Hub.start(alias, self))
         home = await asyncio.shield(starting)
-        # One that was being started when the stop began takes nobody in.
-        home.ending = home.ending or self.ending
+        if self.ending is not None:
+            # The hub was starting when the stop began.
+            home.end(self.ending)
         return home
 
     def evict(self, connection: Connection, reason: CloseReason) -> None:
@@ -70,15 +75,15 @@ class Supervisor:
         self._replace(hub, CloseReason.SERVER_LOST, "A part of this process has failed")
 
     def _replace(self, old: Hub, reason: CloseReason, why: str) -> None:
-        """Have a new hub in the place of this one, with a new channel and a new row.
+        """Let the next connection start a new hub, with a new channel and a new row.
 
-        The connections of the old hub end, spread over RECONNECT_WINDOW, and come back to the new one or to
+        The connections of the old hub end, spread over RECONNECT_WINDOW, and come back to the new hub or to
         another process. The old hub stays until its evictions have left the groups under the old channel.
         """
         if old.ending is not None:
-            # It hears so again and again until it has stopped.
+            # The hub reports its loss repeatedly until it has stopped.
             return
-        logger.error("%s; it closes %d connections and starts anew", why, len(old.connections))
+        logger.error("%s; it closes %d connections and starts again", why, len(old.connections))
         for alias, starting in tuple(self._by_alias.items()):
             if starting.done() and not starting.exception() and starting.result() is old:
                 del self._by_alias[alias]
@@ -86,7 +91,7 @@ class Supervisor:
         self._retiring[old] = tasks.start(self._evict_and_retire(old, reason))
 
     async def _evict_and_retire(self, old: Hub, reason: CloseReason) -> None:
-        # Not in one instant: clients that do not speak `realtime.v1` are told no time at which to come back.
+        # Spread in time, because clients without `realtime.v1` are not told when to come back.
         await self._evict_spread(old, reason, conf.get().RECONNECT_WINDOW)
         await self._retire(old)
 
@@ -102,72 +107,79 @@ class Supervisor:
     async def stop(self) -> None:
         """End all hubs as planned: evict every connection, then record that the process has stopped.
 
-        Whoever asks for a hub later starts a new one.
+        A later `get` starts a new hub.
         """
         self._evict_all(CloseReason.SERVER_RESTART)
         await self._record_stop(patience=None)
         self.ending = None
 
     def _drain(self) -> Coroutine[Any, Any, None]:
-        """`stop` for good: every connection is evicted when this returns; what it returns records it, and
-        waits for the consumers.
+        """Stop for good: evict every connection.
+
+        Returns:
+            A coroutine that records the stop and waits for the consumers.
         """
         self._evict_all(CloseReason.SERVER_RESTART)
         return self._drained()
 
     async def _drained(self) -> None:
-        # The rows are written even where what the layer is to do hangs.
+        # A layer that hangs must not keep the rows from being written, hence the bound.
         await self._record_stop(patience=conf.get().DRAIN_TIMEOUT / 2)
-        # Last, because their handlers are not ours.
+        # Last, because their handlers belong to the application.
         if self.consumers:
             await asyncio.wait(tuple(self.consumers))
 
     def _evict_all(self, reason: CloseReason) -> None:
         self.ending = reason
         for old in self._running():
-            # Those whose record is being written now have to end with the others, or they would outlive the
+            # `held` includes connections during the write of their record. Otherwise they would outlive the
             # hub.
             for connection in old.held():
                 try:
                     self._evict(connection, reason)
                 except Exception:
-                    # The process ends for all others, too.
+                    # Go on: the other connections must end, too.
                     logger.exception("A connection was not evicted", extra=connection.log_fields())
             old.end(reason)
 
     async def _record_stop(self, patience: float | None) -> None:
         ends = [self._retire_started(starting, patience) for starting in self._by_alias.values()]
         for old, replacing in self._retiring.items():
-            # Everything that it would evict one by one has been evicted.
+            # All of its connections are evicted by now.
             replacing.cancel()
             ends.append(self._retire(old, patience))
         await asyncio.gather(*ends)
         self._by_alias.clear()
 
     async def _retire_started(self, starting: asyncio.Task[Hub], patience: float | None) -> None:
-        # One that is being started would outlive the stop.
+        # Wait for a hub that is starting: it would outlive the stop.
         await asyncio.wait([starting])
         if not starting.cancelled() and starting.exception() is None:
             await self._retire(starting.result(), patience)
 
     def _running(self) -> set[Hub]:
-        """Hubs that have started, also those that were replaced and are not done yet."""
+        """Return the hubs that have started, including replaced ones that are not done yet."""
         started = [each for each in self._by_alias.values() if each.done() and not each.cancelled()]
         return {each.result() for each in started if each.exception() is None} | self._retiring.keys()
 
     async def _retire(self, old: Hub, patience: float | None = None) -> None:
-        """Wait for the evictions, `patience` seconds at most, then record the end and stop the hub."""
+        """Wait for the evictions, then record the end and stop the hub.
+
+        Args:
+            old: The hub.
+            patience: Seconds to wait for the evictions at most; None waits for all.
+        """
         old.end(CloseReason.SERVER_RESTART)
         with suppress(TimeoutError):
             async with asyncio.timeout(patience):
-                # Also those that began to end before: their writes need the ledger.
+                # Including evictions that began earlier: their writes need the ledger.
                 while old.evictions:
                     await asyncio.wait(tuple(old.evictions))
         try:
             await old.ledger.stop_process(old.process)
         except RecordsUnavailable as error:
             logger.warning("The end of this process was not recorded; rounds will find it lost: %s", error)
-        # What hangs even now is on the to-do list, and the next round does it.
+        # A step that still hangs is on the to-do list, and the next round does it.
         for step in tuple(old.cleanups):
             step.cancel()
         await old.stop()

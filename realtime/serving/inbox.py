@@ -134,7 +134,7 @@ class Inbox:
         if text is not None and connection.speaks_v1 and size <= LONGEST_CONTROL and self._is_control(text):
             return False
         if connection.hub is not None:
-            connection.hub.pulse.heard(connection)
+            connection.hub.heartbeat.heard(connection)
         return True
 
     def _is_control(self, text: str) -> bool:
@@ -148,7 +148,7 @@ class Inbox:
         match frame:
             case frames.ClientPong(n=n):
                 if self._connection.hub is not None:
-                    self._connection.hub.pulse.ponged(self._connection, n)
+                    self._connection.hub.heartbeat.ponged(self._connection, n)
             case frames.ClientPing(n=n):
                 lifecycle.write(self._connection, frames.Pong(n=n))
             case _:

@@ -3,11 +3,11 @@
     admit          record (committed) → hub
     group_add      membership row (committed) → layer's group → receives
     group_discard  receives no more → layer's group → membership row says left
-    evict          out of the hub, at once → close frame → layer's groups → rows say left and closed
+    evict          out of the hub, immediately → close frame → layer's groups → rows say left and closed
 
 A membership row outlives the membership: it is committed before the layer's `group_add`, and `left_at` is
-set only after a `group_discard` that returned. Whoever dies between two steps leaves rows behind that say
-what is still to be done.
+set only after a `group_discard` that returned. A process that dies between two steps leaves rows that say
+what must still be done.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from django.dispatch import Signal
 from realtime import conf, metrics, signals
 from realtime.closing import CloseReason, by_label
 from realtime.errors import ConnectionGone, LayerUnavailable, RecordsUnavailable
-from realtime.hub.connection import Connection
+from realtime.hub.connection import Connection, State
 from realtime.hub.hub import Hub
 from realtime.hub.supervisor import Supervisor
 from realtime.layers import groups
@@ -37,14 +37,14 @@ from realtime.wire import frames
 
 logger = logging.getLogger("realtime.lifecycle")
 
-#: Seconds after which an eviction goes on without a clean-up step that hangs; the step itself goes on too.
+#: Seconds after which an eviction stops waiting for a clean-up step that hangs. The step itself goes on.
 CLEANUP_TIMEOUT = 10.0
-#: How often an eviction tries to leave a group before it is left to a round.
+#: How often an eviction tries to leave a group before it leaves the rest to a round.
 LEAVE_TRIES = 2
-#: Groups that a clean-up step leaves in one go, and connections that a kick evicts in one go; the event loop
-#: gets a turn in between.
+#: Groups that a clean-up step leaves together, and connections that a kick evicts together. Between two
+#: slices the event loop gets a turn.
 SLICE = 100
-#: Seconds for the receivers of a signal, for whom admission and eviction wait.
+#: Seconds for the receivers of a signal. Admission and eviction wait for them.
 RECEIVERS_TIMEOUT = 5.0
 
 
@@ -54,9 +54,11 @@ _hubs: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Supervisor] = weakre
 
 
 async def hub(alias: str = DEFAULT_CHANNEL_LAYER) -> Hub:
-    """The hub of this event loop for the channel layer of this alias, started when first asked for.
+    """Return the hub of this event loop for the channel layer of this alias. The first call starts it.
 
-    Raises LayerUnavailable, RecordsUnavailable.
+    Raises:
+        LayerUnavailable: The layer is down, or has no layer of this alias.
+        RecordsUnavailable: The database is down.
     """
     return await _hubs_here().get(alias)
 
@@ -67,12 +69,12 @@ async def stop() -> None:
 
 
 def ending() -> CloseReason | None:
-    """Why this process takes nobody in any more, or None."""
+    """Return the reason for which this process admits no more connections, or None."""
     return _hubs_here().ending
 
 
-def serving(consumer: "asyncio.Task[Any]") -> None:
-    """This task serves a connection: a planned stop waits until its handlers are done."""
+def track_consumer(consumer: "asyncio.Task[Any]") -> None:
+    """Note a task that serves a connection: a planned stop waits until its handlers are done."""
     tasks.keep(consumer, _hubs_here().consumers)
 
 
@@ -87,48 +89,41 @@ def _hubs_here() -> Supervisor:
 
 
 async def admit(connection: Connection) -> None:
-    """Record the connection and put it in the hub; repeated calls wait for the same admission.
+    """Record the connection and put it in the hub. Repeated calls wait for the same admission.
 
-    Raises LayerUnavailable or RecordsUnavailable when it cannot be let in, ConnectionGone when it ended
-    meanwhile.
+    Raises:
+        LayerUnavailable: The channel layer is down.
+        RecordsUnavailable: The database took no record.
+        ConnectionGone: The connection ended meanwhile.
     """
-    # Shielded: a consumer that is cancelled here leaves a write in flight, whose outcome eviction has to
-    # know.
-    if not connection.admitted:
+    # Shielded: a consumer that is cancelled here leaves a write in flight, and the eviction must know its
+    # outcome.
+    if connection.state is State.CONNECTING or connection.admission is not None:
         await tasks.uninterrupted(_admission(connection))
     if connection.gone:
         raise ConnectionGone
 
 
 def _admission(connection: Connection) -> asyncio.Task[None]:
-    """Only for a connection that is not admitted."""
+    """Return the task that admits this connection. The first call starts it."""
     if connection.admission is None:
         connection.admission = tasks.start(_admit(connection))
     return connection.admission
 
 
 async def _admit(connection: Connection) -> None:
-    if (reason := ending()) is None:
-        home = await hub(connection.alias)
-        reason = home.ending
-    if reason is not None:
+    if (reason := ending()) is not None:
         evict(connection, reason)
+        return
+    home = await hub(connection.alias)
+    if home.ending is not None:
+        evict(connection, home.ending)
     if connection.gone:
         return
-    scope = connection.scope
-    opening = Opening(
-        id=connection.id,
-        process_id=home.process,
-        user_id=connection.user_id,
-        path=scope.get("path", ""),
-        remote_address=connection.remote_address,
-        user_agent=connection.user_agent,
-        subprotocol=connection.subprotocol,
-    )
     connection.hub = home
-    # Set before the write: once it is under way the record may exist, whatever the answer, and eviction has
-    # to close it.
-    connection.opening = opening
+    # Set before the write: once that is under way the record may exist, and the
+    # eviction must close it.
+    opening = connection.opening = _opening(connection, home)
     home.admitting.add(connection)
     try:
         await home.ledger.open(opening)
@@ -140,38 +135,53 @@ async def _admit(connection: Connection) -> None:
         home.admitting.discard(connection)
     if not connection.gone:
         home.add(connection)
+        connection.state = State.OPEN
         metrics.opened.inc()
-        connection.announced = True
-        await _tell(signals.connection_opened, connection=opening)
-    # A task that is done would be kept, with all its names, for as long as the connection.
-    connection.admitted = True
+        await _send_signal(signals.connection_opened, connection=opening)
+    # Removed, because a finished task would keep all its local names alive as long as the connection.
     connection.admission = None
 
 
+def _opening(connection: Connection, home: Hub) -> Opening:
+    return Opening(
+        id=connection.id,
+        process_id=home.process,
+        user_id=connection.user_id,
+        path=connection.scope.get("path", ""),
+        remote_address=connection.remote_address,
+        user_agent=connection.user_agent,
+        subprotocol=connection.subprotocol,
+    )
+
+
 def accepted(connection: Connection) -> None:
-    """The handshake is complete: from now on the connection has to prove that it lives."""
+    """Note that the handshake is complete: from now on the client must prove that it lives."""
     if connection.hub is not None and not connection.gone:
-        connection.hub.pulse.watch(connection)
+        connection.hub.heartbeat.watch(connection)
 
 
 async def group_add(connection: Connection, group: str) -> None:
-    """Returns when the connection receives what is sent to the group.
+    """Add the connection to a group; return when it receives what is sent there.
 
-    Raises BadGroup, LayerUnavailable, RecordsUnavailable, ConnectionGone.
+    Raises:
+        BadGroup: No group can have this name.
+        LayerUnavailable: The channel layer is down.
+        RecordsUnavailable: The database took no membership.
+        ConnectionGone: The connection ended meanwhile.
     """
     groups.require_valid(group)
-    if connection.admitted or connection.admission is not None:
+    if connection.state is State.CONNECTING and connection.admission is None:
+        # Not awaited here, so that record and membership are written in one batch.
+        _admission(connection)
+    else:
         await admit(connection)
         _require_home(connection)
         if group in connection.groups:
             return
-    else:
-        # Not waited for here, so that record and membership are written in one batch.
-        _admission(connection)
-    # Now, so that a `group_discard` that follows finds it, and an eviction leaves it.
+    # Added now, so that a `group_discard` that follows finds it and an eviction leaves it.
     connection.joined.add(group)
-    # A task of its own, like every sequence here: cancelled half-way, nobody would know whether the layer
-    # has the membership.
+    # In a task of its own, like every sequence here: if it were cancelled half-way, it would be unknown
+    # whether the layer has the membership.
     await tasks.uninterrupted(tasks.start(_group_add(connection, group)))
     if connection.gone:
         raise ConnectionGone
@@ -185,21 +195,19 @@ async def _group_add(connection: Connection, group: str) -> None:
             # The process's first hub is starting.
             await asyncio.shield(admission)
         if connection.gone:
-            # It ended while an earlier change had its turn, and its eviction may be done with this group.
+            # It ended during an earlier change, and its eviction may be done with this group.
             return
         home = _home(connection)
-        # The row goes first. After a crash between the two there is a row for a membership that never was,
-        # and to discard that does no harm; the other way round there would be a membership that nobody
-        # knows of.
+        # The row goes first. After a crash between the two, a row names a membership that does not exist,
+        # and to discard that is harmless. In the other order, a membership would exist that no row names.
         try:
             await home.ledger.join(_join(connection, group))
             if admission is not None:
                 await asyncio.shield(admission)
-            await home.add_member(connection, group)
+            await home.memberships.add(connection, group)
         except Exception:
-            # The database or the layer may have done it all the same, so this is left like any other
-            # membership.
-            _clean(home, _leave(connection, group))
+            # The database or the layer may have done it nevertheless, so the group is left like any other.
+            _clean(home, _leave_one(connection, group))
             raise
 
 
@@ -207,7 +215,7 @@ async def _group_add(connection: Connection, group: str) -> None:
 
 
 def send(connection: Connection, event: Event) -> None:
-    """Hand one `websocket.send` event to the connection, without waiting; what cannot be sent evicts it."""
+    """Hand one `websocket.send` event to the connection, without waiting. A failure evicts the connection."""
     text = event.get("text")
     size = len(event.get("bytes") or b"") if text is None else len(text.encode())
     if connection.hub is None:
@@ -221,11 +229,11 @@ async def drained(connection: Connection) -> None:
     if connection.hub is None:
         await connection.transport.drained()
     else:
-        await connection.hub.pulse.drained(connection)
+        await connection.hub.heartbeat.drained(connection)
 
 
 def write(connection: Connection, frame: frames.ServerFrame) -> None:
-    """`send` for a frame of the protocol."""
+    """Send a frame of the protocol."""
     send(connection, {"type": "websocket.send", "text": frames.build(frame)})
 
 
@@ -233,98 +241,112 @@ def write(connection: Connection, frame: frames.ServerFrame) -> None:
 
 
 async def group_discard(connection: Connection, group: str) -> None:
-    """Nothing more from this group is written to the connection, from the moment of the call.
+    """Remove the connection from a group. From the call on, nothing more is written to it from there.
 
-    The membership that the layer fails to discard stays on the to-do list: the connection's eviction tries
-    again, and rounds after that. A database that hangs is waited for a few seconds at most.
+    If the layer fails to discard the membership, it stays on the to-do list: the connection's eviction tries
+    again, and rounds after that. The call waits at most `CLEANUP_TIMEOUT` for a database that hangs.
     """
     if connection.hub is None or connection.gone or group not in connection.joined:
-        # Once it is gone, its eviction leaves all.
+        # The eviction of a connection that is gone leaves all of its groups.
         return
-    connection.hub.remove_member(connection, group)
-    leaving = _clean(connection.hub, _leave(connection, group))
+    connection.hub.memberships.remove(connection, group)
+    leaving = _clean(connection.hub, _leave_one(connection, group))
     done, _ = await asyncio.wait([leaving], timeout=CLEANUP_TIMEOUT)
     for each in done:
         each.result()
 
 
 def evict(connection: Connection, reason: CloseReason, event: Event | None = None) -> asyncio.Task[None]:
-    """The only way out. The first reason counts; a second call gets the same task.
+    """End the connection. This is the only way out.
 
-    `event` is the ASGI event that began it, where there is one: the application's close, or the server's
-    disconnect.
-
-    The connection is out of the hub when this returns, so nothing is sent to it between an error and the
+    When this returns, the connection is out of the hub, so nothing is sent to it between an error and the
     close event. The rest runs in a task of its own, which no cancellation of the consumer can stop.
+
+    Args:
+        connection: The connection to end.
+        reason: Why. The first reason counts.
+        event: The ASGI event that began it, if there is one: the application's close, or the server's
+            disconnect.
+
+    Returns:
+        The task that cleans up. A second call gets the same task.
     """
     if connection.eviction is None:
-        connection.reason = reason
-        # Begins to run when this has returned, and whatever happens below.
-        connection.eviction = tasks.start(_evict(connection))
+        was_open = connection.state is State.OPEN
+        connection.end(reason)
+        # The task begins to run when this function has returned, even if a line below raises.
+        connection.eviction = tasks.start(_evict(connection, reason, was_open=was_open))
         connection.close_code = reason.code if event is None else event.get("code", reason.code)
         if connection.hub is not None:
             connection.hub.remove(connection)
             tasks.keep(connection.eviction, connection.hub.evictions)
-        # The socket goes before the slow, shared clean-up: a client that waits behind a slow Redis to be
-        # closed opens a second connection meanwhile, and a third (centrifuge-js#371).
+        # The socket is closed before the slow clean-up: a client that waits for its close behind a slow Redis
+        # opens a second connection meanwhile, and a third (centrifuge-js#371).
         if event is not None and event["type"] == "websocket.disconnect":
             connection.transport.abandon()
         else:
             close = event or {"type": "websocket.close", "code": reason.code}
-            connection.transport.close(close, _last_words(connection))
+            connection.transport.close(close, goodbye(reason) if _says_goodbye(connection, reason) else None)
         connection.on_event({"type": "realtime.evicted"})
     elif event is not None and event["type"] == "websocket.disconnect":
-        # Closed here before, and now the client is gone: nothing waits to be sent any more.
+        # This process closed it before, and now the client is gone: drop what still waits to be sent.
         connection.transport.abandon()
     return connection.eviction
 
 
-async def _evict(connection: Connection) -> None:
-    if connection.admission is not None:
-        await asyncio.wait([connection.admission])
-    opening, reason = connection.opening, connection.reason
-    if opening is None or reason is None:
-        return
+async def _evict(connection: Connection, reason: CloseReason, *, was_open: bool) -> None:
+    try:
+        if connection.admission is not None:
+            await asyncio.wait([connection.admission])
+        if connection.opening is not None:
+            await _clean_up(connection, connection.opening, reason)
+            if was_open:
+                await _send_signal(signals.connection_closed, connection=connection.opening, reason=reason)
+    finally:
+        connection.state = State.CLOSED
+
+
+async def _clean_up(connection: Connection, opening: Opening, reason: CloseReason) -> None:
+    """Close the record and leave all groups."""
     home, fields = _home(connection), connection.log_fields()
     closing = Closing(id=opening.id, reason=reason, code=connection.close_code)
-    # Side by side, because neither may wait for the other: a hung Redis must not keep the record open, nor
-    # a hung database the membership alive.
+    # Side by side, because neither may wait for the other: a hung Redis must not keep the record open, and
+    # a hung database must not keep the membership alive.
     steps = [
         _clean(home, _close_record(home, closing)),
-        _clean(home, _leave_all(home, dict.fromkeys(connection.joined, (connection.id,)))),
+        _clean(home, _leave_many(home, dict.fromkeys(connection.joined, (connection.id,)))),
     ]
     done, _ = await asyncio.wait(steps, timeout=CLEANUP_TIMEOUT)
     for step in done:
         if error := step.exception():
             logger.error("An eviction left something undone", exc_info=error, extra=fields)
     logger.info("Connection closed: %s", reason.value, extra=fields)
-    if connection.announced:
-        await _tell(signals.connection_closed, connection=opening, reason=reason)
 
 
 async def _close_record(home: Hub, closing: Closing) -> None:
-    # Who closed the record counts the death, so that none is counted twice.
+    # Only the process that closed the record counts the ending, so that none is counted twice.
     if await home.ledger.close(closing):
         metrics.closed.labels(reason=closing.reason.value).inc()
 
 
-async def _leave_all(home: Hub, leaving: Mapping[str, Collection[UUID]]) -> None:
-    """Leave groups of connections that are gone: the layer first, the rows after it, because a row that says
-    left must be true.
+async def _leave_many(home: Hub, leaving: Mapping[str, Collection[UUID]]) -> None:
+    """Leave groups of connections that are gone: first in the layer, then in the rows.
 
-    A slice at a time, because a connection may have twenty thousand groups. After a slice in which the layer
-    failed, the rest stays on the to-do list: the healer and the rounds find it there.
+    In this order, because a row that says left must be true. A connection may have twenty thousand groups,
+    so this works on a slice at a time. If the layer fails in a slice, the rest stays on the to-do list, where
+    the healer and the rounds find it.
 
-    It takes no turn of the connection's: nothing is joined any more, a `group_add` under way holds the lock
-    of its group, and an earlier change may be waiting for a database that hangs.
+    This does not wait for `connection.changing`: nothing is joined any more, a `group_add` under way holds
+    the lock of its group, and an earlier change may wait for a database that hangs.
 
     Args:
-        leaving: by group, the ids of the connections that leave it.
+        home: The hub that the connections were admitted to.
+        leaving: For each group, the ids of the connections that leave it.
     """
     names, writes = tuple(leaving), []
     for first in range(0, len(names), SLICE):
         some = names[first : first + SLICE]
-        outcomes = await asyncio.gather(*(_left(home, group) for group in some))
+        outcomes = await asyncio.gather(*(_try_leave_layer(home, group) for group in some))
         joins = [
             Join(connection_id, home.process, group)
             for group, was_left in zip(some, outcomes, strict=True)
@@ -333,24 +355,24 @@ async def _leave_all(home: Hub, leaving: Mapping[str, Collection[UUID]]) -> None
         ]
         rest = len(names) - first - len(some)
         if rest and not all(outcomes):
-            # A layer that hangs is waited for once, and not once for each slice.
+            # Wait once for a layer that hangs, and not once for each slice.
             logger.warning("%d more groups were not left; a later round will", rest)
-            home.left_undone = True
+            home.memberships.leave_failed = True
             rest = 0
         if not rest:
             await home.ledger.leave(joins)
             break
-        # Not waited for here: a database that hangs must not keep the other memberships alive.
+        # Not awaited here: a database that hangs must not keep the other memberships alive.
         writes.append(_clean(home, home.ledger.leave(joins)))
         writes[-1].add_done_callback(tasks.heard)
     await asyncio.gather(*writes)
 
 
-async def _left(home: Hub, group: str, tries: int = LEAVE_TRIES) -> bool:
-    """Whether the process could leave the group, or need not, because it has other members there."""
+async def _try_leave_layer(home: Hub, group: str, tries: int = LEAVE_TRIES) -> bool:
+    """Return True if the process left the group, or must not because it has other members there."""
     for attempt in range(1, tries + 1):
         try:
-            await home.leave(group)
+            await home.memberships.leave(group)
         except LayerUnavailable as error:
             if attempt == tries:
                 logger.warning("Group %s was not left; a later round will: %s", group, error)
@@ -359,23 +381,21 @@ async def _left(home: Hub, group: str, tries: int = LEAVE_TRIES) -> bool:
     return False
 
 
-async def _leave(connection: Connection, group: str) -> None:
+async def _leave_one(connection: Connection, group: str) -> None:
     """Leave one group of a connection that may go on."""
     home = _home(connection)
     async with connection.changing:
-        # Again, because a `group_add` that had its turn until now may have brought it back.
-        home.remove_member(connection, group)
-        if await _left(home, group):
+        # Removed again, because a `group_add` that held the lock until now may have added it.
+        home.memberships.remove(connection, group)
+        if await _try_leave_layer(home, group):
             connection.joined.discard(group)
-            # Within the turn: a `group_add` that follows must find the row left, or it would take it for its
-            # own.
+            # Before the lock is released: a `group_add` that follows must find the row left, or it would take
+            # the row for its own.
             await home.ledger.leave([_join(connection, group)])
 
 
 async def _kick(home: Hub, event: Event) -> None:
-    """Somebody else's word about connections of this process: evict those that are here, settle the groups of
-    all.
-    """
+    """Handle a KICK: evict the named connections held here, and leave the named memberships."""
     reason = by_label(event["reason"])
     for number, connection_id in enumerate(event["connections"], start=1):
         connection = home.connections.get(UUID(connection_id))
@@ -383,34 +403,31 @@ async def _kick(home: Hub, event: Event) -> None:
             evict(connection, reason)
         if number % SLICE == 0:
             await asyncio.sleep(0)
-    # Once for each connection, because to parse a UUID costs ten times what the rest of the loop does.
+    # Parse each id once: parsing a UUID costs ten times as much as the rest of the loop.
     ids = {text: UUID(text) for text in {text for text, _ in event["memberships"]}}
     leaving: dict[str, list[UUID]] = defaultdict(list)
     for connection_id, group in event["memberships"]:
         leaving[group].append(ids[connection_id])
-    await _leave_all(home, leaving)
+    await _leave_many(home, leaving)
 
 
 # -- small parts -----------------------------------------------------------------------------------
 
 
-def _last_words(connection: Connection) -> Event | None:
-    reason = connection.reason
-    if reason is None or not reason.goodbye or not connection.speaks_v1:
-        return None
-    return goodbye(reason)
+def _says_goodbye(connection: Connection, reason: CloseReason) -> bool:
+    return reason.goodbye and connection.speaks_v1
 
 
 def goodbye(reason: CloseReason) -> Event:
-    """The frame that tells a client why it is closed, whether to come back, and when."""
-    # Spread, because all clients of a process that stops would otherwise come back in the same instant.
+    """Build the frame that tells a client why it is closed, whether it may come back, and when."""
+    # The times are spread. Otherwise all clients of a process that stops would come back in the same instant.
     after = round(random.uniform(0.0, conf.get().RECONNECT_WINDOW), 3) if reason.reconnect else None  # noqa: S311 - not a secret
     text = frames.build(frames.Goodbye(reason=reason.value, reconnect=reason.reconnect, retry_after=after))
     return {"type": "websocket.send", "text": text}
 
 
 def _require_home(connection: Connection) -> None:
-    """Raises ConnectionGone when its hub ends, and all memberships with it: nobody joins a group there."""
+    """Raise ConnectionGone if its hub ends: no connection joins a group there any more."""
     if (reason := _home(connection).ending) is not None:
         evict(connection, reason)
         raise ConnectionGone
@@ -427,7 +444,11 @@ def _join(connection: Connection, group: str) -> Join:
 
 @asynccontextmanager
 async def _turn(connection: Connection) -> AsyncIterator[None]:
-    """Changes of one connection's groups take turns. Raises RecordsUnavailable when the one before hangs."""
+    """Wait until earlier changes of this connection's groups are done.
+
+    Raises:
+        RecordsUnavailable: The change before hangs.
+    """
     try:
         async with asyncio.timeout(CLEANUP_TIMEOUT):
             await connection.changing.acquire()
@@ -441,7 +462,7 @@ async def _turn(connection: Connection) -> AsyncIterator[None]:
         connection.changing.release()
 
 
-async def _tell(signal: Signal, **what: Any) -> None:
+async def _send_signal(signal: Signal, **what: Any) -> None:
     if not signal.receivers:
         return
     try:
@@ -449,7 +470,7 @@ async def _tell(signal: Signal, **what: Any) -> None:
             answers = await signal.asend_robust(Connection, **what)
     except TimeoutError:
         logger.error(
-            "The receivers of a signal took more than %s s; nobody waits for them", RECEIVERS_TIMEOUT
+            "The receivers of a signal took more than %s s and are no longer waited for", RECEIVERS_TIMEOUT
         )
         return
     for receiver, error in answers:
@@ -458,7 +479,7 @@ async def _tell(signal: Signal, **what: Any) -> None:
 
 
 def _clean(home: Hub, step: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-    """Begin a clean-up step; it goes on when whoever began it waits no more, for as long as the hub lives."""
+    """Begin a clean-up step. It goes on when its caller stops waiting, as long as the hub lives."""
     task = tasks.start(step)
     tasks.keep(task, home.cleanups)
     return task

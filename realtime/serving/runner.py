@@ -93,7 +93,7 @@ class Runner(Watcher):
         Raises what a handler raised when the other end is Channels' test client, whose users expect it.
         """
         if (task := asyncio.current_task()) is not None:
-            lifecycle.serving(task)
+            lifecycle.track_consumer(task)
         readers = [self._start_reader(self._inbox.read(receive))]
         try:
             if await self._open_channel():
@@ -328,12 +328,12 @@ class Runner(Watcher):
         connection = self.connection
         if connection.hub is None or connection.speaks_v1 is not v1:
             return False
-        connection.hub.pulse.ponged(connection, n)
+        connection.hub.heartbeat.ponged(connection, n)
         return True
 
     def is_behind(self) -> None:
         if self.connection.hub is not None and not self.connection.gone:
-            self.connection.hub.pulse.is_behind(self.connection)
+            self.connection.hub.heartbeat.is_behind(self.connection)
 
 
 def _nobody_listens(event: Event) -> None:

@@ -352,7 +352,9 @@ class TestWhatIsWritten:
 
     def test_the_architecture_page_lists_exactly_the_modules_there_are(self) -> None:
         page = (CHECKOUT / "docs/architecture.md").read_text()
-        sections = re.findall(r"^### (?:`(\w+)/`|The top[^\n]*)\n(.*?)(?=^##)", page, re.MULTILINE | re.DOTALL)
+        sections = re.findall(
+            r"^### (?:`(\w+)/`|The top[^\n]*)\n(.*?)(?=^##)", page, re.MULTILINE | re.DOTALL
+        )
         written = {
             package: {
                 name

@@ -99,7 +99,7 @@ async def test_a_probe_gets_its_answer_although_all_hangs(
     async def hanging(*_: object) -> None:
         await asyncio.sleep(60)
 
-    monkeypatch.setattr("realtime.hub.readiness.ANSWER_TIMEOUT", 0.1)
+    monkeypatch.setattr("realtime.readiness.ANSWER_TIMEOUT", 0.1)
     monkeypatch.setattr(groups, "CALL_TIMEOUT", 0.1)
     monkeypatch.setattr(groups.layer(), "group_send", hanging)
     async with asyncio.timeout(5):
@@ -126,7 +126,7 @@ async def test_a_process_without_its_database_is_not_ready(
 async def test_any_number_of_probes_ask_a_database_that_hangs_once(
     client: AsyncClient, monkeypatch: pytest.MonkeyPatch, hanging_database: HangingDatabase
 ) -> None:
-    monkeypatch.setattr("realtime.hub.readiness.ANSWER_TIMEOUT", 0.2)
+    monkeypatch.setattr("realtime.readiness.ANSWER_TIMEOUT", 0.2)
     async with asyncio.timeout(30):
         for _ in range(2):
             responses = await asyncio.gather(*(client.get("/health/ready") for _ in range(PROBES)))
@@ -157,7 +157,7 @@ async def test_a_probe_under_way_is_answered_when_the_database_goes_on(
 async def test_a_process_that_exits_does_not_wait_for_the_check_of_a_probe(
     client: AsyncClient, monkeypatch: pytest.MonkeyPatch, hanging_database: HangingDatabase
 ) -> None:
-    monkeypatch.setattr("realtime.hub.readiness.ANSWER_TIMEOUT", 0.1)
+    monkeypatch.setattr("realtime.readiness.ANSWER_TIMEOUT", 0.1)
     await client.get("/health/ready")
     assert [thread.daemon for thread in hanging_database.asked] == [True]
 
@@ -171,7 +171,7 @@ async def test_any_number_of_probes_ask_a_layer_that_hangs_once(
         asked.append(True)
         await asyncio.sleep(60)
 
-    monkeypatch.setattr("realtime.hub.readiness.ANSWER_TIMEOUT", 0.1)
+    monkeypatch.setattr("realtime.readiness.ANSWER_TIMEOUT", 0.1)
     monkeypatch.setattr(groups.layer(), "group_send", hanging)
     async with asyncio.timeout(30):
         for _ in range(2):

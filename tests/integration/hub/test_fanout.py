@@ -221,11 +221,11 @@ def test_order_survives_direct_writes_at_every_suspension(
 
 async def test_what_an_author_sends_goes_behind_what_waits(site: None) -> None:
     home, ann = await lifecycle.hub(), Member("a")
-    home.groups["a"] = {ann: None}  # type: ignore[dict-item]
+    home.memberships.groups["a"] = {ann: None}  # type: ignore[dict-item]
     await home.fanout.put("a", "1")
     home.write(ann, {"type": "websocket.send", "text": "2"}, 1)  # type: ignore[arg-type]
     assert ann.texts == ["1", "2"]
-    del home.groups["a"]
+    del home.memberships.groups["a"]
 
 
 async def test_deliveries_are_counted_each(house: House) -> None:

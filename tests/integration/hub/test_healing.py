@@ -341,7 +341,7 @@ async def test_a_group_that_is_left_is_not_asserted_again(home: Hub, server: Red
     peer = await Peer().open("g", "h")
     for _ in range(30):
         await asyncio.gather(
-            lifecycle.group_discard(peer.connection, "g"), home.healer._assert(("g", "h"), "in_turn")
+            lifecycle.group_discard(peer.connection, "g"), home.healer._re_add(("g", "h"), "in_turn")
         )
         with server.client() as client:
             if is_core():
@@ -362,7 +362,7 @@ async def test_what_redis_did_not_let_a_living_connection_leave_is_left_later(
         await lifecycle.group_discard(peer.connection, "g")
         assert await Membership.objects.to_leave().filter(group="g").aexists()
     await left("g")
-    assert home.unfinished() == []
+    assert home.memberships.unfinished() == []
     await lifecycle.group_add(peer.connection, "g")
     await peer.receives("g", within=5)
     assert await Membership.objects.to_leave().acount() == 2
@@ -404,7 +404,7 @@ async def test_a_redis_that_hangs_delays_no_eviction_and_all_is_left_after_the_t
         for peer in peers:
             lifecycle.evict(peer.connection, CloseReason.CLIENT_LOST)
         assert not home.connections
-        assert not home.groups
+        assert not home.memberships.groups
         with pytest.raises(LayerUnavailable):
             await publishing.apublish("g", 1)
         await asyncio.gather(*(lifecycle.evict(peer.connection, CloseReason.IDLE) for peer in peers))
@@ -430,7 +430,7 @@ async def test_a_database_that_fails_keeps_nobody_from_healing(
         raise OperationalError("gone")
 
     monkeypatch.setattr(connection_rows, "leftovers", failing)
-    home.left_undone = True
+    home.memberships.leave_failed = True
     with server.client() as client:
         client.flushall()
     assert await peer.receives("g", within=5) < INTERVAL + 0.5
@@ -441,7 +441,7 @@ async def test_a_bug_in_one_look_does_not_end_the_looking(
     home: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with monkeypatch.context() as broken:
-        broken.setattr(home.healer, "_look_for_one", None)
+        broken.setattr(home.healer, "_probe_one", None)
         await eventually_async(lambda: "could not be looked after" in caplog.text, within=5)
     sent = echoes(home)
     await eventually_async(lambda: echoes(home) >= sent + 2, within=5)

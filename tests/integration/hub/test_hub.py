@@ -14,7 +14,7 @@ from realtime import metrics, publishing
 from realtime.closing import CloseReason
 from realtime.errors import LayerUnavailable
 from realtime.fleet.mailbox import Mailbox
-from realtime.hub import fanout, hub
+from realtime.hub import fanout, hub, memberships
 from realtime.layers import groups
 from realtime.models import Process
 from realtime.records import process_rows
@@ -82,14 +82,14 @@ async def test_an_event_that_makes_no_sense_does_not_make_the_hub_deaf(event: di
 async def test_a_mark_that_does_not_come_back_is_waited_for_a_second_at_most(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(hub, "MARK_TIMEOUT", 0.1)
+    monkeypatch.setattr(memberships, "MARK_TIMEOUT", 0.1)
     home = await lifecycle.hub()
 
     async def lost(*_: Any) -> None: ...
 
     monkeypatch.setattr(groups, "mark", lost)
     async with asyncio.timeout(5):
-        await home._confirm("g")
+        await home.memberships._confirm("g")
 
 
 async def test_a_task_of_the_hub_that_ends_by_itself_is_logged_and_replaces_the_hub(
@@ -102,12 +102,12 @@ async def test_a_task_of_the_hub_that_ends_by_itself_is_logged_and_replaces_the_
 
     monkeypatch.setattr(old.fanout, "_write_to_all", breaks)
     monkeypatch.setattr(fanout, "_log_unwritten", lambda _: 1 / 0)
-    old.groups["g"] = {object(): None for _ in range(20)}  # type: ignore[misc]
+    old.memberships.groups["g"] = {object(): None for _ in range(20)}  # type: ignore[misc]
     await publishing.apublish("h", 1)
     old.fanout._waiting.put("g", "1")
     old.fanout._something.set()
     await eventually_async(lambda: old.ending is CloseReason.SERVER_LOST, within=5)
-    old.groups.clear()
+    old.memberships.groups.clear()
     assert (await lifecycle.hub()) is not old
     assert "The task realtime fan-out ended by itself" in caplog.text
     assert "A part of this process has failed" in caplog.text
@@ -121,8 +121,8 @@ async def test_a_stray_cancellation_of_a_task_of_the_hub_replaces_the_hub(
     async def stray(*_: Any) -> None:
         raise asyncio.CancelledError
 
-    monkeypatch.setattr(old.pulse, "_look_at", stray)
-    monkeypatch.setattr(old.pulse._schedule, "due", lambda _: ["somebody"])
+    monkeypatch.setattr(old.heartbeat, "_judge_due", stray)
+    monkeypatch.setattr(old.heartbeat._schedule, "due", lambda _: ["somebody"])
     await eventually_async(lambda: old.ending is CloseReason.SERVER_LOST, within=5)
     assert (await lifecycle.hub()) is not old
     assert "The task realtime pings ended by itself" in caplog.text
@@ -172,11 +172,11 @@ async def test_a_process_looks_as_often_as_the_rounds_of_the_last_reaper_ask_for
 @pytest.mark.acceptance  # for its seconds
 async def test_a_stall_of_the_loop_is_nobodys_silence(caplog: pytest.LogCaptureFixture) -> None:
     home = await lifecycle.hub()
-    before = home.pulse.now()
+    before = home.heartbeat.now()
     await asyncio.sleep(0.2)
     time.sleep(1.5)  # noqa: ASYNC251 - the fault under test
     await eventually_async(lambda: "stood still" in caplog.text, within=5)
-    assert home.pulse.now() - before < 1.3
+    assert home.heartbeat.now() - before < 1.3
 
 
 async def test_a_connection_that_cannot_be_judged_keeps_nobody_else_from_being_judged(
@@ -201,7 +201,7 @@ async def test_a_connection_that_cannot_be_judged_keeps_nobody_else_from_being_j
             return {}
 
     for name in ("broken", "well"):
-        home.pulse._schedule.set(Judged(name), home.pulse.now())  # type: ignore[arg-type]
+        home.heartbeat._schedule.set(Judged(name), home.heartbeat.now())  # type: ignore[arg-type]
     await eventually_async(lambda: judged == ["broken", "well"], within=5)
     assert "could not be judged" in caplog.text
 

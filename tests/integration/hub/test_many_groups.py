@@ -43,9 +43,9 @@ async def is_in(peer: Peer, *names: str) -> None:
     joins = [Join(connection.id, home.process, name) for name in names]
     await database_sync_to_async(connection_rows.open_memberships)(joins)
     for name in names:
-        home._in_layer.add(name)
+        home.memberships._in_layer.add(name)
         await groups.add(name, home.channel)
-        home.groups[name] = {connection: None}
+        home.memberships.groups[name] = {connection: None}
     connection.groups.update(names)
     connection.joined.update(names)
 
@@ -251,7 +251,7 @@ async def test_what_a_failing_layer_left_of_many_groups_is_done_in_one_look(
     assert await Membership.objects.to_leave().acount() == count
     await home.healer._finish()
     assert not await Membership.objects.to_leave().aexists()
-    assert not home.left_undone
+    assert not home.memberships.leave_failed
 
 
 @in_memory
@@ -262,7 +262,7 @@ async def test_a_living_connection_is_settled_by_one_write_for_many_groups(
     peer, home = await Peer().open("stays"), await lifecycle.hub()
     await is_in(peer, *named(count))
     for name in named(count):
-        home.remove_member(peer.connection, name)
+        home.memberships.remove(peer.connection, name)
     leave, written = home.ledger.leave, list[int]()
 
     async def counting(joins: Any) -> None:

@@ -172,9 +172,9 @@ class Life:
         """What `evict` promises at once."""
         home, connection = self.home, self.connection
         assert connection.id not in home.connections
-        assert not any(connection in members for members in home.groups.values())
+        assert not any(connection in members for members in home.memberships.groups.values())
         assert not connection.groups
-        assert len(home.pulse._schedule) == 0
+        assert len(home.heartbeat._schedule) == 0
         assert connection.transport.closed
         return True
 
@@ -182,13 +182,13 @@ class Life:
         home = self.home
         assert self.is_out_of_the_hub()
         assert not home.connections
-        assert not home.groups
+        assert not home.memberships.groups
         assert not home.admitting
         assert not home.evictions
         assert not home.cleanups
-        assert not home._locks
+        assert not home.memberships._locks
         # What a hub that has ended could not leave, a round leaves.
-        assert not home._in_layer or home.ending
+        assert not home.memberships._in_layer or home.ending
         return True
 
 
@@ -317,7 +317,7 @@ async def a_group_add_that_was_done_and_fails(life: Life) -> AsyncIterator[None]
 async def a_group_add_that_was_done_and_never_returns(life: Life) -> AsyncIterator[None]:
     async with _held(life, get_channel_layer(), "group_add", life.open, life.join("g"), after=True):
         yield
-        await eventually_async(lambda: not life.home._locks, within=5)
+        await eventually_async(lambda: not life.home.memberships._locks, within=5)
 
 
 @moment(ACCEPTED)
@@ -475,13 +475,13 @@ async def slow(life: Life) -> None:
 
 
 async def pong_missing(life: Life) -> None:
-    now = life.home.pulse.now()
+    now = life.home.heartbeat.now()
     liveness = Liveness(Limits(), now - 60, spread=0)
     liveness.pinged(now - 50)
     life.connection.liveness = liveness
-    life.home.pulse._schedule.set(life.connection, now)
+    life.home.heartbeat._schedule.set(life.connection, now)
     await eventually_async(lambda: life.connection.gone, within=5, every=0.01)
-    await eventually_async(lambda: len(life.home.pulse._schedule) == 0, within=5, every=0.01)
+    await eventually_async(lambda: len(life.home.heartbeat._schedule) == 0, within=5, every=0.01)
 
 
 async def disconnected(life: Life) -> None:

@@ -192,7 +192,7 @@ async def test_eviction_takes_the_connection_out_of_the_hub_before_it_returns() 
     home = await lifecycle.hub()
     lifecycle.evict(peer.connection, CloseReason.KICKED)
     assert peer.connection.id not in home.connections
-    assert "g" not in home.groups
+    assert "g" not in home.memberships.groups
     assert [event["type"] for event in peer.sent[-2:]] == ["websocket.send", "websocket.close"]
     assert '"reason":"kicked"' in peer.texts[-1]
     assert peer.sent[-1]["code"] == 4504
@@ -500,7 +500,7 @@ async def test_a_receiver_that_hangs_keeps_nobody_from_being_let_in_or_cleaned_u
         peer = await Peer().open("g")
         await lifecycle.evict(peer.connection, CloseReason.CLIENT_LOST)
     assert (await peer.record()).close_reason == "client_lost"
-    assert caplog.text.count("nobody waits for them") == 2
+    assert caplog.text.count("are no longer waited for") == 2
 
 
 async def test_nothing_of_a_connection_that_ended_is_kept() -> None:
@@ -514,8 +514,8 @@ async def test_nothing_of_a_connection_that_ended_is_kept() -> None:
     await asyncio.gather(*(lifecycle.evict(peer.connection, CloseReason.CLIENT_LOST) for peer in peers))
     peers.clear()
     await eventually_async(lambda: how_many() == before, within=5)
-    assert not home.groups
-    assert not home._locks
+    assert not home.memberships.groups
+    assert not home.memberships._locks
 
 
 async def test_a_process_that_hears_twice_that_it_is_lost_starts_anew_once(

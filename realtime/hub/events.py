@@ -1,0 +1,84 @@
+"""Take what the channel layer brings to the channel of this process: messages, marks, echoes and events."""
+
+import asyncio
+import copy
+import logging
+
+from realtime import metrics
+from realtime.fleet.mailbox import Mailbox
+from realtime.hub.fanout import Fanout
+from realtime.hub.memberships import Memberships
+from realtime.layers import STAMP, groups
+from realtime.transports.asgi import Event
+
+logger = logging.getLogger("realtime.hub")
+
+#: Seconds until the hub goes on after an event that it could not take.
+PAUSE_AFTER_ERROR = 0.05
+
+
+class Events:
+    """The reader of one channel.
+
+    Args:
+        memberships: The members to which group events go.
+        fanout: Takes the messages of groups.
+        mailbox: Takes the echoes that come back.
+    """
+
+    def __init__(self, memberships: Memberships, fanout: Fanout, mailbox: Mailbox) -> None:
+        self._memberships = memberships
+        self._fanout = fanout
+        self._mailbox = mailbox
+        self.taking = False
+        """True while an event is taken. If fan-out is behind, it lets the event wait."""
+        self._logged: set[str] = set()
+
+    async def run(self) -> None:
+        """Take events until cancelled.
+
+        One long-lived task runs this, and never under a timeout: a `receive` that times out deletes a
+        pub/sub channel.
+        """
+        layer, channel = groups.at(self._memberships.address)
+        while True:
+            try:
+                event = await layer.receive_stamped(channel)
+                self.taking = True
+                metrics.events.labels(type=event.get("type", "")).inc()
+                await self._take(event)
+            except Exception:
+                # Neither a bad event nor a failing layer may stop the reader. The pause keeps a layer that
+                # fails immediately from filling the log.
+                logger.exception("The hub could not take an event")
+                await asyncio.sleep(PAUSE_AFTER_ERROR)
+            finally:
+                self.taking = False
+
+    async def _take(self, event: Event) -> None:
+        group = event.pop(STAMP, None)
+        match event.get("type"):
+            case groups.MESSAGE if group is not None:
+                await self._fanout.put(group, event["text"])
+            case groups.MARK:
+                if event["channel"] == self._memberships.address:
+                    self._memberships.mark_returned(event["number"])
+            case groups.ECHO:
+                self._mailbox.returned(event)
+            case _ if group is not None:
+                for connection in tuple(self._memberships.groups.get(group, ())):
+                    # A deep copy: a handler may change what it is given.
+                    connection.on_event(copy.deepcopy(event))
+            case kind:
+                # A layer of another package sent it, or a program wrote to this channel. The event does not
+                # say which members it is for.
+                metrics.unstamped.inc()
+                self._log_once(
+                    f"An event of type {kind!r} did not say which group it was sent to; is every process "
+                    "that sends configured with a layer of realtime.layers?"
+                )
+
+    def _log_once(self, sentence: str) -> None:
+        if sentence not in self._logged:
+            self._logged.add(sentence)
+            logger.error(sentence)

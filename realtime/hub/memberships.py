@@ -1,0 +1,181 @@
+"""The groups of one process: their members here, and the process's own membership in the channel layer.
+
+The process is a member of a group in the layer while it has a local member of that group. Changes of one
+group take turns, so a membership that is left never removes one that is joined at the same moment.
+"""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, nullcontext
+
+from realtime import metrics
+from realtime.errors import LayerUnavailable
+from realtime.hub.connection import Connection
+from realtime.layers import groups
+
+logger = logging.getLogger("realtime.hub")
+
+#: Seconds to wait for the first mark of a group. A SUBSCRIBE that was written is not yet active.
+MARK_TIMEOUT = 1.0
+
+
+class Memberships:
+    """The local members of each group, and the groups that this process is in.
+
+    Args:
+        address: The address of this process in its channel layer.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.groups: dict[str, dict[Connection, None]] = {}
+        """The local members of each group. A dict keeps their order and may be read while members leave."""
+        self.leave_failed = False
+        """True if the layer failed to let this process leave a group: some membership rows are still open."""
+        # Groups that the layer may have this process in: from before it is asked to add the process until a
+        # discard has returned.
+        self._in_layer: set[str] = set()
+        self._closed = False
+        self._locks: dict[str, _Lock] = {}
+        self._marks: dict[int, asyncio.Future[None]] = {}
+        self._numbers = itertools.count(1)
+
+    # -- join --------------------------------------------------------------------------------------
+
+    async def add(self, connection: Connection, group: str) -> None:
+        """Add the connection to the group; return when it receives what is sent there.
+
+        Raises:
+            LayerUnavailable: The layer did not take the membership.
+        """
+        async with self.locked(group):
+            if connection.gone:
+                # Its eviction may have left the group already.
+                return
+            if not self.groups.get(group):
+                self._in_layer.add(group)
+                await groups.add(group, self.address)
+                await self._confirm(group)
+            if connection.gone or self._closed:
+                # It ended while the layer worked. Its eviction waits for this lock to leave the group.
+                return
+            if group not in self.groups:
+                self.groups[group] = {}
+                metrics.groups.inc()
+            self.groups[group][connection] = None
+            connection.groups.add(group)
+            # Added again: a `group_discard` that held the lock until now has removed it.
+            connection.joined.add(group)
+
+    async def _confirm(self, group: str) -> None:
+        """Wait until a mark that is sent to the group comes back: the membership is active."""
+        number = next(self._numbers)
+        mark = self._marks[number] = asyncio.get_running_loop().create_future()
+        try:
+            await groups.mark(group, number, self.address)
+            async with asyncio.timeout(MARK_TIMEOUT):
+                await mark
+        except TimeoutError:
+            metrics.subscribe_unconfirmed.inc()
+            logger.warning("A mark sent to group %s did not come back within %s s", group, MARK_TIMEOUT)
+        finally:
+            del self._marks[number]
+
+    def mark_returned(self, number: int) -> None:
+        """Note that the mark with this number came back."""
+        mark = self._marks.get(number)
+        if mark is not None and not mark.done():
+            mark.set_result(None)
+
+    # -- leave -------------------------------------------------------------------------------------
+
+    def remove(self, connection: Connection, group: str) -> None:
+        """Stop writing to this member; `leave` tells the layer."""
+        connection.groups.discard(group)
+        members = self.groups.get(group)
+        if members is not None:
+            members.pop(connection, None)
+            if not members:
+                del self.groups[group]
+                metrics.groups.dec()
+
+    def remove_from_all(self, connection: Connection) -> None:
+        """Remove the connection from all of its groups without waiting. There may be thousands."""
+        emptied = 0
+        for group in connection.groups:
+            members = self.groups.get(group)
+            if members is not None:
+                members.pop(connection, None)
+                if not members:
+                    del self.groups[group]
+                    emptied += 1
+        connection.groups.clear()
+        metrics.groups.dec(emptied)
+
+    def close(self, connections: Iterable[Connection]) -> None:
+        """Add no member from now on, and remove these connections from their groups."""
+        self._closed = True
+        for connection in connections:
+            self.remove_from_all(connection)
+
+    async def leave(self, group: str) -> None:
+        """Leave the layer's group unless it has a local member.
+
+        Raises:
+            LayerUnavailable: The layer did not let this process leave.
+        """
+        try:
+            async with self.locked(group):
+                # Check again under the lock: a connection may have joined while this call waited. If many
+                # members end together, the first of them leaves for all.
+                if not self.groups.get(group) and group in self._in_layer:
+                    await groups.discard(group, self.address)
+                    self._in_layer.discard(group)
+        except LayerUnavailable:
+            self.leave_failed = True
+            raise
+
+    def unfinished(self) -> list[str]:
+        """List the groups that the layer failed to let this process leave, and that no task changes now."""
+        return [group for group in self._in_layer - self.groups.keys() if group not in self._locks]
+
+    def note_strays(self, names: Iterable[str]) -> None:
+        """Note groups that the layer has this process in. The healer leaves those without a local member."""
+        self._in_layer.update(group for group in names if group not in self.groups)
+
+    # -- turns -------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def locked(self, group: str) -> AsyncIterator[None]:
+        """Hold the lock of the group. It exists while a task holds it or waits for it.
+
+        Raises:
+            LayerUnavailable: The tasks that hold the lock wait for the layer for too long.
+        """
+        lock = self._locks.setdefault(group, _Lock())
+        lock.users += 1
+        try:
+            try:
+                # A timer costs more than the lock, so a task that is alone sets none.
+                async with nullcontext() if lock.users == 1 else asyncio.timeout(groups.CALL_TIMEOUT):
+                    await lock.acquire()
+            except TimeoutError as error:
+                raise LayerUnavailable(
+                    f"Earlier changes of group {group} still wait for the channel layer."
+                ) from error
+            try:
+                yield
+            finally:
+                lock.release()
+        finally:
+            lock.users -= 1
+            if not lock.users:
+                del self._locks[group]
+
+
+class _Lock(asyncio.Lock):
+    """A lock that counts the tasks that hold it or wait for it."""
+
+    users = 0
