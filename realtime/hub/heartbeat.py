@@ -16,7 +16,7 @@ from realtime.liveness.connection import PING, Limits, Liveness, RunningTime, Ve
 from realtime.liveness.schedule import Schedule
 from realtime.transports.asgi import ping_for
 
-logger = logging.getLogger("realtime.heartbeat")
+logger = logging.getLogger("realtime.pulse")
 
 #: Seconds between two looks, at most: so often is measured whether the loop is late. Far less than
 #: LONGEST_STEP, and not less than that needs, because a tick costs an idle process most of what it does.
