@@ -104,7 +104,7 @@ def growth() -> None:
         ),
         (lines(rows("connect-growth"), "seconds", database("sqlite")), "All connected", "connections", "s"),
         (lines([*rows("idle-growth"), *ours("idle")], "mib"), "Memory of the server", "connections", "MiB"),
-        (lines(records, "round_ms"), "A round that loses no process", "open records", "ms"),
+        (lines(records, "round_ms"), "A round that finds no lost process", "open records", "ms"),
         (lines(records, "sweep_s"), "Sweep of a process with a tenth of them", "open records", "s"),
     ]
     panels = [panel for panel in panels if panel[0]]

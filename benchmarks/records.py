@@ -1,4 +1,4 @@
-"""The database at 1,000,000 open records: a round that loses no process, and the sweep of a lost process.
+"""The database at 1,000,000 open records: a round that finds no lost process, and the sweep of a lost process.
 
 `python -m benchmarks.records` fills a database with open connections of 10 processes, each connection in its
 own group. Rounds are the reaper's own, from the claim to the end of a sweep that finds nothing, with
@@ -79,7 +79,7 @@ def goals(results: Results, rows: int) -> list[Goal]:
         case = (f"pubsub {kind}", rows)
         found += [
             Goal(
-                f"{title}: ms of a round that loses no process",
+                f"{title}: ms of a round that finds no lost process",
                 results.median(*case, "round_ms"),
                 50,
                 most=True,
