@@ -1,4 +1,4 @@
-"""The database at 1,000,000 open records: a round that finds no lost process, and the sweep of a lost process.
+"""The database at 1,000,000 open records: a round that finds no lost process, and the sweep of a lost one.
 
 `python -m benchmarks.records` fills a database with open connections of 10 processes, each connection in its
 own group. Rounds are the reaper's own, from the claim to the end of a sweep that finds nothing, with
