@@ -1,12 +1,12 @@
-"""How long the admin's pages take where the table of connections has a million rows.
+"""Times of the admin's pages with a million rows in the table of connections.
 
-`python -m benchmarks.admin` loads SQLite and PostgreSQL with processes, connections, memberships and users,
-and asks for every kind of page through Django's test client, as a superuser, in one process. It prints a
+`python -m benchmarks.admin` loads SQLite and PostgreSQL with processes, connections, memberships and users.
+It requests every kind of page through Django's test client, as a superuser, in one process. It prints a
 table of medians and slowest runs, with the number of queries, and writes `results/admin.json`.
 
-What is loaded has one of three shapes. `mixed` is a site in use: four of ten connections are open. In
-`closed` all are closed but the 50 oldest, in `open` all are open but the 50 oldest: there a page that reads
-rows until it has found enough of the rare kind reads a million.
+The data has one of three shapes. `mixed` is a site in use: four of ten connections are open. In `closed`, all
+except the 50 oldest are closed. In `open`, all except the 50 oldest are open. In the last two, a page that
+reads rows until it has found enough of the rare kind reads a million.
 """
 
 import argparse
@@ -48,7 +48,7 @@ AGENTS = (
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """One kind of page, in milliseconds; `cpu` is of this process, where SQLite is, and not PostgreSQL."""
+    """One kind of page, in milliseconds. `cpu` is of this process, which includes SQLite, not PostgreSQL."""
 
     database: str
     shape: str
@@ -63,12 +63,12 @@ class Timing:
 
 
 def key(kind: str, number: int) -> str:
-    """The primary key of the row of this number, as 32 hexadecimal digits; the same in every database."""
+    """Return the primary key of row `number` as 32 hexadecimal digits, the same in every database."""
     return hashlib.md5(f"{kind}{number}".encode(), usedforsecurity=False).hexdigest()
 
 
 def load(rows: int, shape: str) -> None:
-    """Fill the empty tables. Row 1 is the newest; a week lies between it and the last one."""
+    """Fill the empty tables. Row 1 is the newest; the last row is a week older."""
     from django.contrib.auth import get_user_model
     from django.db import connection, transaction
 
@@ -77,7 +77,7 @@ def load(rows: int, shape: str) -> None:
     if not postgres:
         connection.connection.create_function("row_key", 2, key, deterministic=True)
         with connection.cursor() as cursor:
-            # For the load alone: with its own 2 MB, indexes of random keys are written again and again.
+            # Only for the load: with SQLite's own 2 MB, indexes of random keys are written again and again.
             cursor.execute("PRAGMA cache_size = -1500000")
 
     def row_key(kind: str, number: str) -> str:
@@ -99,8 +99,8 @@ def load(rows: int, shape: str) -> None:
             [user_model(username=f"user{number}") for number in range(USERS)], batch_size=5000
         )
     is_open = {"mixed": "n % 5 < 2", "closed": f"n > {rows - 50}", "open": f"n <= {rows - 50}"}[shape]
-    # Of 200 processes, 20 stopped by plan and 20 were lost; what is open is held by the 160 that run, and by
-    # one that was lost and is not swept yet.
+    # Of 200 processes, 20 stopped by plan and 20 were lost. The 160 that run hold the open connections,
+    # together with one that was lost and is not swept yet.
     holder = f"CASE WHEN {is_open} THEN CASE WHEN n % 997 = 0 THEN 199 ELSE n % 160 END ELSE n % 200 END"
     age = f"n * {7 * 86400.0 / rows}"
     true, false = ("true", "false") if postgres else ("1", "0")
@@ -173,7 +173,7 @@ def numbers(first: int, last: int) -> str:
 
 
 def pages(rows: int, shape: str) -> Iterator[tuple[str, Callable[[Any], Any]]]:
-    """Every kind of page by name, and how to ask for it with a logged-in client."""
+    """Yield every kind of page: its name, and a function that requests it with a logged-in client."""
     from django.urls import reverse
     from django.utils import timezone
 
@@ -209,8 +209,8 @@ def pages(rows: int, shape: str) -> Iterator[tuple[str, Callable[[Any], Any]]]:
     yield "… searched by an address of few", of(connections, q="10.3.3.3")
     yield "… searched by an address of 200,000", of(connections, q="203.0.113.7")
     yield "… searched by a frequent path", of(connections, q="/ws/")
-    yield "… searched by a path that nobody has", of(connections, q="/nowhere/")
-    yield "… searched in vain", of(connections, q="nobody")
+    yield "… searched by an unknown path", of(connections, q="/nowhere/")
+    yield "… searched without a result", of(connections, q="nobody")
     yield "a connection", of(reverse("admin:realtime_connection_change", args=[middle]))
     yield (
         "a connection of 10,000 memberships",
@@ -233,7 +233,7 @@ def pages(rows: int, shape: str) -> Iterator[tuple[str, Callable[[Any], Any]]]:
 
 
 def measure(database: str, rows: int, shape: str, runs: int) -> list[Timing]:
-    """Time every page: the first, which fills caches, is not counted."""
+    """Time every page. The first request fills caches and is not counted."""
     from django.contrib.auth import get_user_model
     from django.db import connection
     from django.test import Client
@@ -242,7 +242,7 @@ def measure(database: str, rows: int, shape: str, runs: int) -> list[Timing]:
     client = Client(HTTP_HOST="localhost")
     client.force_login(get_user_model().objects.get(username="admin"))
     timings = []
-    # What processes are asked goes to Redis, which is not what is measured.
+    # Requests to processes go to Redis, which this benchmark does not measure.
     with mock.patch("realtime.publishing.disconnect", return_value={}):
         for name, ask in pages(rows, shape):
             with CaptureQueriesContext(connection) as captured:
@@ -262,7 +262,7 @@ def measure(database: str, rows: int, shape: str, runs: int) -> list[Timing]:
 
 
 def untamed() -> dict[str, float]:
-    """Milliseconds of what the admin's lists do not do: Django's own count and date hierarchy."""
+    """Return milliseconds of queries that the lists avoid: Django's own count and date hierarchy."""
     from django.db.models import Max, Min
 
     from realtime.models import Connection
@@ -284,7 +284,7 @@ def untamed() -> dict[str, float]:
 
 
 def child(database: str, rows: int, shape: str, runs: int) -> None:
-    """In a process of its own, whose settings name the database: load, measure, print JSON."""
+    """Load, measure and print JSON, in a separate process with the database in its settings."""
     import django
 
     django.setup()

@@ -1,10 +1,11 @@
-"""Connecting: how many connections a second are let in with their record committed, and a storm.
+"""Connecting: accepted connections a second, each with its record committed, and a storm.
 
 `python -m benchmarks.connect` opens 2,000 connections, 50 at a time, to each contender on each database. A
-connection counts when its handshake is answered: at this project that is after the COMMIT of its record and
-membership, which the rows are then counted for; then all are closed in order, and the rows looked at again.
+connection counts when its handshake is answered. In this project that is after the COMMIT of its record and
+membership, and the benchmark counts the rows to check it. Then it closes all connections with a close
+handshake, and checks the rows again.
 
-The storm opens 3,000 connections at once and gives each of them 30 s.
+The storm opens 3,000 connections at the same time and gives each of them 30 s.
 """
 
 import argparse
@@ -55,14 +56,14 @@ def open_rows(running: Running) -> int:
 
 
 def measure(running: Running, number: int, at_once: int, timeout: float) -> dict[str, object]:
-    """`number` connections in, and out again."""
-    # Imports, the first database connection and the hub are the first connection's, not everybody's.
+    """Open `number` connections and close them again."""
+    # The first connection pays for imports, the first database connection and the hub.
     running.crowd.connect(1)
     into = running.crowd.connect(number, at_once=at_once, timeout=timeout, sample=0.0)
     opened = max(1, into["opened"])
     each = {name: used / opened * 1e3 for name, used in into["cpu"].items()}
     if records(running) and open_rows(running) < into["opened"]:
-        raise SystemExit(f"{running.contender.name}: not every connection that was let in has its record")
+        raise SystemExit(f"{running.contender.name}: not every accepted connection has its record")
     began = time.monotonic()
     out = running.crowd.close()
     if records(running):
@@ -87,7 +88,7 @@ def measure(running: Running, number: int, at_once: int, timeout: float) -> dict
 def run(
     stage: Stage, results: Results, case: tuple[str, str], number: int, options: argparse.Namespace
 ) -> None:
-    """`number` connections of a contender on a database; 0 is the storm."""
+    """Measure `number` connections of a contender on a database; 0 is the storm."""
     name, database = case
     with stage.set(CONTENDERS[name], database=database) as running:
         if number:
@@ -136,7 +137,7 @@ def main() -> None:
     asked.add_argument("--connections", type=int, nargs="+", default=[2000], metavar="N")
     asked.add_argument("--at-once", type=int, default=50, metavar="N", help="handshakes under way")
     asked.add_argument(
-        "--storm", type=int, default=3000, metavar="N", help="connections at once; 0: no storm"
+        "--storm", type=int, default=3000, metavar="N", help="connections of the storm; 0: no storm"
     )
     asked.add_argument("--database", choices=("sqlite", "postgres"), help="only this one")
     options = asked.parse_args()

@@ -1,4 +1,4 @@
-"""What is compared: this project in its variants, plain Channels in its own, and servers without Channels."""
+"""The contenders: variants of this project, variants of plain Channels, and servers without Channels."""
 
 import importlib.metadata
 import shutil
@@ -23,14 +23,14 @@ class DefaultDaphneServer(WebServer):
 
 
 class NodeServer(WebServer):
-    """A script of benchmarks/peers; `application` is its name."""
+    """Server that runs a script of benchmarks/peers; `application` is its name."""
 
     def command_for(self, application: str) -> list[str]:
         return ["node", str(PEERS / application), str(self.port)]
 
 
 class PythonServer(WebServer):
-    """A module that is given a port."""
+    """Server that runs a module with a port as its argument."""
 
     def command_for(self, application: str) -> list[str]:
         return [sys.executable, "-m", application, str(self.port)]
@@ -40,9 +40,9 @@ class PythonServer(WebServer):
 class Contender:
     """One of the servers that are compared.
 
-    `path` is where a client of a room connects, `group` what the room's group is called; {} is the room.
-    `publish` is a name that `benchmarks.publisher` knows; `publish_path`, in its place, is where
-    the publisher connects to.
+    `path` is the path for clients of a room, and `group` is the name of the room's group; {} is the room.
+    `publish` is a name that `benchmarks.publisher` knows. `publish_path`, in its place, is the path for a
+    connection that publishes.
     """
 
     name: str
@@ -160,7 +160,7 @@ CONTENDERS = {
 
 @cache
 def node_is_ready() -> str:
-    """Empty when what the Node contenders need is installed, after installing it; else why it is not."""
+    """Install the packages of the Node contenders. Return "", or the reason why they are not installed."""
     if shutil.which("node") is None or shutil.which("npm") is None:
         return "node and npm are not on PATH"
     if not (PEERS / "node_modules" / "ws").exists():
@@ -177,7 +177,7 @@ def node_is_ready() -> str:
 
 
 def versions() -> dict[str, str]:
-    """What was measured, as far as it is installed."""
+    """Return the versions of Python and of the measured packages that are installed."""
     names = (
         *("django", "channels", "channels-redis", "daphne", "twisted", "autobahn", "redis", "msgspec"),
         *("uvicorn", "uvloop", "websockets", "psycopg"),

@@ -1,9 +1,9 @@
-"""What each thing asks of Redis and of the database, counted: connections, groups, messages, pings, rounds.
+"""Counts of Redis commands and database statements for connections, groups, messages, pings and rounds.
 
-`python -m benchmarks.costs` counts Redis' commands (INFO commandstats, which has what scripts call, too) and
-PostgreSQL's statements (its log) while one process takes connections in, publishes, idles for a ping interval
-with a reaper beside it, and lets the connections go. Counts do not depend on how busy the machine is;
-docs/scaling.md builds on them.
+`python -m benchmarks.costs` counts the commands of Redis (INFO commandstats, which includes calls by scripts)
+and the statements of PostgreSQL (from its log). Meanwhile one process accepts connections, publishes, idles
+for a ping interval with a reaper beside it, and closes the connections. The counts do not depend on the load
+of the machine. docs/scaling.md uses them.
 """
 
 import argparse
@@ -26,12 +26,12 @@ COLUMNS = (
 STATEMENT = re.compile(r"(?:statement|execute [^:]*): (BEGIN|COMMIT|INSERT|UPDATE|SELECT|DELETE)\b")
 IDLE = 20.0
 MESSAGES = 200
-#: Seconds without a statement after which an action is over.
+#: If no statement comes for this many seconds, an action is over.
 QUIET = 2.0
 
 
 class Counter:
-    """Counts what one running site asks of Redis and PostgreSQL."""
+    """Counter of the Redis commands and PostgreSQL statements of one running site."""
 
     def __init__(self, stage: Stage, running: Running) -> None:
         assert stage.postgres is not None
@@ -41,7 +41,7 @@ class Counter:
 
     @contextmanager
     def count(self) -> Iterator[dict[str, Any]]:
-        """Fills the dict at the end of the block: Redis' commands, the database's statements."""
+        """Yield a dict and fill it at the end of the block: commands of Redis, statements of the database."""
         found: dict[str, Any] = {}
         commands, at = self._commands(), self.log.stat().st_size
         yield found
@@ -57,13 +57,13 @@ class Counter:
     def _commands(self) -> dict[str, int]:
         with self.redis.client() as client:
             stats = client.info("commandstats")
-        ours = ("info", "client", "hello")  # what this connection itself asks
+        ours = ("info", "client", "hello")  # the commands of this connection itself
         calls = {name.removeprefix("cmdstat_"): each["calls"] for name, each in stats.items()}
         return {name: number for name, number in calls.items() if not name.startswith(ours)}
 
 
 def until_quiet(count: Callable[[], object]) -> None:
-    """What was asked for may be under way: wait until nothing new comes, thirty seconds at most."""
+    """Wait until `count` does not change any more, for at most thirty seconds."""
     deadline, last, since = time.monotonic() + 30, count(), time.monotonic()
     while time.monotonic() < deadline and time.monotonic() - since < QUIET:
         time.sleep(0.1)

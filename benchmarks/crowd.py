@@ -1,4 +1,4 @@
-"""The other end of the load generator: starts it, gives it commands, takes its answers."""
+"""The controlling end of the load generator: starts it, sends commands and reads answers."""
 
 import json
 import subprocess

@@ -1,14 +1,18 @@
-"""Fan-out: one group of N connections; how long a message takes on a calm day, and how many get through.
+"""Fan-out: one group of N connections, its latency at a calm rate, and its rate when saturated.
 
 `python -m benchmarks.fanout` runs every contender in turn. Each server gets 100 connections, then 1,000, then
-3,000, all in one group. At each size, messages of 200 bytes are published at a calm rate (latency from the
-publisher's decision to the client's read, over all clients; microseconds of the server's CPU for each
-delivery, pings included), then with two publishes unfinished at any time (deliveries a second; microseconds
-of the server's CPU for each, Redis apart). Order and losses are checked.
+3,000, all in one group. At each size, messages of 200 bytes are published in two ways:
 
-Only ratios within one run mean something: the same program moves by 20 to 50 % between a quiet machine and a
-busy one. The generator's own CPU for each delivery is in the table; where it is about the server's, the
-generator was saturated as well, and CPU per delivery is the figure to compare.
+- At a calm rate: latency from the publisher's decision to the client's read, over all clients, and
+  microseconds of the server's CPU for each delivery, pings included.
+- With two publishes unfinished at any time: deliveries a second, and microseconds of the server's CPU for
+  each delivery, without Redis.
+
+Order and losses are checked.
+
+Compare only figures of one run: the figures of the same program differ by 20 to 50 % between a quiet machine
+and a busy one. The table has the generator's own CPU for each delivery. If it is about as high as the
+server's, the generator was saturated as well, and CPU per delivery is the figure to compare.
 """
 
 import argparse
@@ -30,14 +34,14 @@ COLUMNS = (
     Column("p50_ms", "p50 ms", 1),
     Column("p99_ms", "p99 ms", 1),
 )
-#: Deliveries a second that count as calm: the slowest contender manages three times as many.
+#: Deliveries a second at a calm rate; the slowest contender manages three times as many.
 CALM = 1000.0
-#: The part of the connections whose frames are read: for latency, order and losses.
+#: The share of the connections that read their frames, to check latency, order and losses.
 SAMPLE = 0.2
 
 
 def calm_rate(size: int) -> float:
-    """Messages a second."""
+    """Return messages a second."""
     return min(10.0, CALM / size)
 
 
@@ -63,7 +67,7 @@ def measure(running: Running, size: int, options: argparse.Namespace) -> dict[st
 
 
 def run(stage: Stage, results: Results, name: str, options: argparse.Namespace) -> None:
-    """One server of the contender, through all sizes."""
+    """Measure one server of the contender at all sizes."""
     with stage.set(CONTENDERS[name]) as running:
         opened = 0
         for size in sorted(options.connections):
@@ -118,7 +122,7 @@ def main() -> None:
     asked = parser(__doc__)
     asked.add_argument("--connections", type=int, nargs="+", default=[100, 1000, 3000], metavar="N")
     asked.add_argument("--seconds", type=float, default=5.0, help="of saturation, at each size")
-    # Two rounds of pings after writes.
+    # Long enough for two rounds of pings that follow writes.
     asked.add_argument("--calm-seconds", type=float, default=12.0, help="of calm, at each size")
     asked.add_argument("--warm-up", type=float, default=1.0, help="seconds before saturation is measured")
     asked.add_argument(
@@ -131,7 +135,7 @@ def main() -> None:
     require_files(max(options.connections))
     results = Results("fanout", options)
     with Stage() as stage:
-        # In turn, so that a busy minute of the machine does not fall on one contender only.
+        # Run the contenders in turn, so that a busy minute of the machine does not affect only one.
         for _ in range(options.repeats):
             for name in options.only or (("ours",) if options.quick else ALL):
                 try:

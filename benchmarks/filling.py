@@ -1,4 +1,4 @@
-"""A database full of open records, made by a few statements: what a large installation looks like."""
+"""A database full of open records, as in a large installation, made by a few statements."""
 
 import uuid
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def _fill(processes: list[uuid.UUID], each: int) -> None:
                 "last_seen_at": "CURRENT_TIMESTAMP",
             },
         )
-    # One statement for all: the order of the keys is as random as that of real ones.
+    # One statement for all, so that the order of the keys is as random as that of real ones.
     quoted = connection.ops.quote_name
     with connection.cursor() as cursor:
         cursor.execute(
@@ -49,7 +49,7 @@ def _fill(processes: list[uuid.UUID], each: int) -> None:
 
 @contextmanager
 def _much_cache() -> Iterator[None]:
-    """Without it SQLite writes each page of each index many times over."""
+    """Enlarge the cache of SQLite, which otherwise writes each page of each index many times."""
     if connection.vendor != "sqlite":
         yield
         return
@@ -67,7 +67,7 @@ def start_processes(channels: list[str], host: str) -> list[uuid.UUID]:
 
 
 def _insert(model: type[models.Model], rows: int, values: dict[str, str]) -> None:
-    """`values` are SQL expressions of `n`, the number of the row; other columns get their default."""
+    """Insert rows. `values` are SQL expressions of `n`, the number of the row; other columns get defaults."""
     for field in model._meta.concrete_fields:
         if field.column not in values and not field.null:
             values[field.column] = _literal(field.get_default())
@@ -80,7 +80,7 @@ def _insert(model: type[models.Model], rows: int, values: dict[str, str]) -> Non
 
 
 def _numbers(count: int) -> str:
-    """A table `numbers` with the column n, from 0."""
+    """Return SQL for a table `numbers` with the column n, from 0."""
     if connection.vendor == "postgresql":
         return f"WITH numbers(n) AS (SELECT generate_series(0, {count - 1}))"
     return (

@@ -1,15 +1,14 @@
-"""The load generator: a crowd of WebSocket clients in one process, told what to do by lines of JSON.
+"""The load generator: a crowd of WebSocket clients in one process, controlled by lines of JSON.
 
 `python -m benchmarks.generator OPTIONS` reads one command per line of standard input and answers each with
-one line of standard output; `benchmarks.crowd` is the other end. It is one raw asyncio protocol on uvloop
-that parses of a frame only what it needs (RFC 6455 section 5.2), because on one machine every microsecond
-here is one that the server does not have; and it reports its own CPU, so that one sees whether the server
-was saturated or the generator.
+one line of standard output; `benchmarks.crowd` is the other end. It is one raw asyncio protocol on uvloop. It
+parses only the needed parts of a frame (RFC 6455 section 5.2), because on one machine the server loses every
+microsecond that the generator uses. It reports its own CPU, so that you can see which of the two was
+saturated.
 
 A published text is `seq=` and a number, ` at=` and the time of its publishing (CLOCK_MONOTONIC, nanoseconds),
-and filler.
-Every delivery is counted; on a sample of connections the number is read too, so that a frame out of order or
-in the place of a lost one is found.
+and filler. Every delivery is counted. A sample of connections also reads the number, to find frames that are
+lost or out of order.
 """
 
 import argparse
@@ -32,14 +31,14 @@ import uvloop
 TEXT, CLOSE, PING, PONG = 0x1, 0x8, 0x9, 0xA
 FINAL, MASKED = 0x80, 0x80
 STAMP = re.compile(rb"seq=(\d{10}) at=(\d{20}) ")
-#: Local ports that one source address is used for; above it, the next address of 127.0.0.0/8 comes in.
+#: Local ports of one source address; beyond them, the next address of 127.0.0.0/8 is used.
 PORTS_PER_ADDRESS = 20_000
-#: Seconds without a delivery after which what is missing counts as lost.
+#: If no delivery comes for this many seconds, the missing ones count as lost.
 PATIENCE = 15.0
 
 
 class Group:
-    """What was published to one group, and how many clients are in it."""
+    """One group: the number of published messages and the number of clients."""
 
     __slots__ = ("members", "name", "published", "room")
 
@@ -51,7 +50,7 @@ class Group:
 
 
 class Client(asyncio.BufferedProtocol):
-    """One connection. `group` is None for the one that publishes."""
+    """One connection. If it publishes, its `group` is None."""
 
     __slots__ = ("crowd", "group", "last", "opened", "path", "rest", "sampled", "transport")
 
@@ -76,14 +75,14 @@ class Client(asyncio.BufferedProtocol):
         )
 
     def get_buffer(self, sizehint: int) -> bytearray:
-        # One for all connections: it is empty again when `buffer_updated` returns.
+        # All connections share one buffer, which is empty again when `buffer_updated` returns.
         return self.crowd.buffer
 
     def buffer_updated(self, size: int) -> None:
         crowd = self.crowd
         data: bytes | bytearray = crowd.buffer
         if size == crowd.frame_size and not self.rest and not self.sampled and data.startswith(crowd.header):
-            # One delivery like all others, which is what nearly every read brings.
+            # Nearly every read brings exactly one delivery of the usual size.
             crowd.deliveries += 1
             if crowd.unfinished:
                 crowd.publish_more()
@@ -130,7 +129,7 @@ class Client(asyncio.BufferedProtocol):
             self.opened.set_result(None)
 
     def _look_at(self, data: bytes | bytearray, start: int, end: int) -> None:
-        """Read number and time of a delivery, to find what is out of order and how late it is."""
+        """Read the number and the time of a delivery, to check its order and its latency."""
         stamp = STAMP.search(data, start, end)
         if stamp is None:
             self.crowd.foreign += 1
@@ -142,7 +141,7 @@ class Client(asyncio.BufferedProtocol):
         self.crowd.latencies.append(time.monotonic_ns() - int(stamp[2]))
 
     def _answer(self, opcode: int, payload: bytes) -> None:
-        """Take part in what is not a delivery: pings of every kind, the handshake of Engine.IO."""
+        """Answer frames that are not deliveries: pings of every kind, the handshake of Engine.IO."""
         if opcode == PING:
             self.write(PONG, payload)
             self.crowd.pings += 1
@@ -162,7 +161,7 @@ class Client(asyncio.BufferedProtocol):
             self.crowd.pings += 1
 
     def write(self, opcode: int, payload: bytes) -> None:
-        # Masked with zeros, which leaves the payload as it is.
+        # Mask with zeros, which leaves the payload unchanged.
         size = len(payload)
         length = bytes((MASKED | size,)) if size < 126 else bytes((MASKED | 126, size >> 8, size & 0xFF))
         self.transport.write(bytes((FINAL | opcode,)) + length + b"\0\0\0\0" + payload)
@@ -174,7 +173,7 @@ class Client(asyncio.BufferedProtocol):
 
 
 class Publisher:
-    """Where texts go to be published: a process with a channel layer, or one more connection."""
+    """The publisher of texts: a process with a channel layer, or one more connection."""
 
     def __init__(self, crowd: "Crowd") -> None:
         self.crowd = crowd
@@ -190,7 +189,7 @@ class Publisher:
             await client.opened
             self.client = client
             return
-        # Not through asyncio: its pipe would write only when the loop has nothing else to do.
+        # Not through asyncio, because its pipe would write only when the loop is idle.
         command = [sys.executable, "-m", "benchmarks.publisher", options.publish, str(options.publish_tasks)]
         self.process = subprocess.Popen(  # noqa: ASYNC220
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
@@ -215,13 +214,13 @@ class Publisher:
 
 
 class Crowd:
-    """Everything that one run opens and counts."""
+    """All connections and counters of one run."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.buffer = bytearray(256 * 1024)
         self.frame_size, self.header = 0, b""
-        """Of the last delivery."""
+        """Frame size and header of the last delivery."""
         self.clients: dict[Client, None] = {}
         self.groups: dict[str, Group] = {}
         self.publisher = Publisher(self)
@@ -251,7 +250,7 @@ class Crowd:
     # -- publishing --------------------------------------------------------------------------------
 
     def publish(self) -> None:
-        """One text to the group whose turn it is."""
+        """Publish one text to the next group in turn."""
         group = next(self._next)
         group.published += 1
         self.published += 1
@@ -260,7 +259,7 @@ class Crowd:
         self.publisher.send(group.name, stamp.ljust(self.options.payload, "x"))
 
     def publish_more(self) -> None:
-        """Keep as many publishes unfinished as asked for: one is finished when everybody has it."""
+        """Publish until the requested number is unfinished. A publish ends when every member has it."""
         members = max(1, self.expected // max(1, self.published))
         while self.published - self.deliveries // members < self.unfinished:
             self.publish()
@@ -268,7 +267,7 @@ class Crowd:
     # -- commands ----------------------------------------------------------------------------------
 
     async def publish_by(self, how: str) -> dict[str, Any]:
-        """From now on, publish in this way; for publishers that are processes."""
+        """Publish in this way from now on; only for publishers that are processes."""
         self.publisher.stop()
         self.options.publish = how
         self.publisher = Publisher(self)
@@ -278,9 +277,16 @@ class Crowd:
     async def connect(
         self, number: int, at_once: int = 50, timeout: float = 60.0, sample: float = 1.0
     ) -> dict[str, Any]:
-        """Open `number` more connections, `at_once` at a time; `sample` is the part whose frames are read.
+        """Open `number` more connections, `at_once` at a time.
 
-        Answers how many were opened and failed, and the seconds until the last was open.
+        Args:
+            number: Connections to open.
+            at_once: Handshakes under way at any time.
+            timeout: Seconds for each connection.
+            sample: The share of the connections that read the numbers in their frames.
+
+        Returns:
+            The number of opened and failed connections, and the seconds until the last was open.
         """
         loop, slots = asyncio.get_running_loop(), asyncio.Semaphore(at_once)
         options, failures, waits = self.options, list[str](), list[float]()
@@ -326,7 +332,7 @@ class Crowd:
         }
 
     def _group_for(self, position: int) -> Group:
-        """Who is in which group: all in one, each in one of its own, or the first few in one of theirs."""
+        """Return the group of a connection: one for all, one for each, or one for the first few."""
         if self.options.groups == "each":
             room = str(position)
         else:
@@ -343,7 +349,7 @@ class Crowd:
         return (f"127.0.0.{2 + number}", 0) if number else None
 
     async def calm(self, rate: float, seconds: float) -> dict[str, Any]:
-        """Publish `rate` texts a second, whatever comes back; then wait for what is under way."""
+        """Publish `rate` texts a second, without waiting for deliveries. Then wait for the missing ones."""
         self._count_from_zero()
         before, began = self._cpu(), time.monotonic()
         for number in range(max(1, round(rate * seconds))):
@@ -353,7 +359,7 @@ class Crowd:
         return self._counted(time.monotonic() - began, before)
 
     async def saturate(self, unfinished: int, warm_up: float, seconds: float) -> dict[str, Any]:
-        """Keep so many publishes unfinished; the figures are of `seconds` after `warm_up`."""
+        """Keep `unfinished` publishes under way. The figures cover `seconds` after `warm_up`."""
         self._count_from_zero()
         self.unfinished = unfinished
         self.publish_more()
@@ -393,7 +399,7 @@ class Crowd:
         }
 
     async def idle(self, seconds: float) -> dict[str, Any]:
-        """Only answer pings."""
+        """Answer pings, and do nothing more, for `seconds`."""
         before, pings = self._cpu(), self.pings
         await asyncio.sleep(seconds)
         return {
@@ -404,7 +410,7 @@ class Crowd:
         }
 
     async def close(self, timeout: float = 60.0) -> dict[str, Any]:
-        """Close every connection in order (RFC 6455 section 7.1.2); seconds until the last was closed."""
+        """Close every connection with a handshake (RFC 6455 section 7.1.2); measure the time of the last."""
         self.closing = True
         before, began = self._cpu(), time.monotonic()
         for client in self.clients:
@@ -417,7 +423,7 @@ class Crowd:
         return {"seconds": time.monotonic() - began, "left": left, "cpu": self._used(before)}
 
     async def memory(self) -> dict[str, Any]:
-        """Resident bytes of each watched process with its children."""
+        """Return the resident bytes of each watched process with its children."""
         return {
             name: sum(process.memory_info().rss for process in family)
             for name, family in self._watched().items()
@@ -436,7 +442,7 @@ class Crowd:
         return families
 
     def _cpu(self) -> dict[str, float]:
-        """Seconds of CPU, user and system: each watched process with its threads and children, and this."""
+        """Return the seconds of CPU, user and system, of each watched process with threads and children."""
         return {name: sum(map(seconds_of, family)) for name, family in self._watched().items()}
 
     def _used(self, before: dict[str, float]) -> dict[str, float]:
@@ -444,11 +450,11 @@ class Crowd:
 
 
 def seconds_of(process: psutil.Process) -> float:
-    """Seconds of CPU of a process and of its children that have ended."""
+    """Return seconds of CPU of a process and of its children that have ended."""
     try:
         times = process.cpu_times()
     except psutil.NoSuchProcess:
-        # A child that ended a moment ago is in the times of its parent.
+        # The times of a parent include a child that ended a moment ago.
         return 0.0
     own = times.user + times.system
     return own if process.pid == os.getpid() else own + times.children_user + times.children_system
@@ -473,16 +479,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("host")
     parser.add_argument("port", type=int)
-    parser.add_argument("path", help="of a connection, with {} for its room")
+    parser.add_argument("path", help="path of a connection, with {} for its room")
     parser.add_argument("--subprotocol", default="")
     parser.add_argument("--engine-io", action="store_true", help="speak Socket.IO 4")
     parser.add_argument("--groups", choices=("one", "each"), default="one")
-    parser.add_argument("--few", type=int, default=0, help="only so many are in the group published to")
-    parser.add_argument("--group", default="{}", help="what a room's group is called, with {} for the room")
+    parser.add_argument("--few", type=int, default=0, help="connections in the group that is published to")
+    parser.add_argument("--group", default="{}", help="name of a room's group, with {} for the room")
     parser.add_argument("--payload", type=int, default=200, help="bytes of a published text")
-    parser.add_argument(
-        "--publish", default="", help="how: a name that benchmarks.publisher knows, or socket"
-    )
+    parser.add_argument("--publish", default="", help="a name that benchmarks.publisher knows, or socket")
     parser.add_argument("--publish-path", default="", help="publish through a connection to this path")
     parser.add_argument("--publish-tasks", type=int, default=1)
     parser.add_argument("--watch", action="append", default=[], metavar="NAME=PID")

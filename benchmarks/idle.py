@@ -1,10 +1,10 @@
-"""10,000 connections that do nothing: memory and CPU for each, pings and rounds included.
+"""10,000 idle connections: memory and CPU for each, pings and rounds included.
 
-`python -m benchmarks.idle` opens the connections, takes the server's memory (RSS) before and after, and its
-CPU for one ping interval of 20 s. Then a message is published ten times a second for as long to a group of
-100 of them, the others going on as before: its p99 while 10,000 connections are pinged, against the same
-without pings. This project runs with a reaper, so rounds are part of it; `ours-silent` is the same with pings
-of every kind switched off. Each contender keeps the pings that it has by default.
+`python -m benchmarks.idle` opens the connections. It measures the server's memory (RSS) before and after, and
+its CPU for one ping interval of 20 s. Then it publishes ten messages a second for the same time to a group of
+100 of the connections. The p99 of the messages while 10,000 connections are pinged is compared with the
+p99 without pings. This project runs with a reaper, so the figures include rounds. `ours-silent` is the same
+without pings of any kind. Each contender keeps its default pings.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from tests.support.programs.servers import DaphneServer
 
 
 class UnpingedDaphneServer(DaphneServer):
-    """Daphne that sends no pings of its own; of two equal options the last counts."""
+    """Daphne without pings of its own; of two equal options the last one counts."""
 
     def command_for(self, application: str) -> list[str]:
         *options, named = super().command_for(application)
@@ -50,13 +50,13 @@ FEW, CALM = 100, 10.0
 def run(stage: Stage, results: Results, name: str, number: int, options: argparse.Namespace) -> None:
     with stage.set(EVERY[name], reaper=name.startswith("ours"), few=FEW) as running:
         crowd = running.crowd
-        # What the first connections bring in (modules, pools, the hub) is not what one more costs.
+        # The first connections also load modules, pools and the hub, so do not count them.
         begun = crowd.connect(min(FEW, number // 2))
         before = crowd.memory()["server"]
         opened = crowd.connect(number - begun["opened"], sample=0.0, timeout=120.0)
         if opened["failed"] or begun["failed"]:
             raise SystemExit(f"{name}: {opened['failed']} connections failed: {opened['failures']}")
-        # Connections are first pinged after half an interval to a whole one.
+        # The first ping of a connection comes after half an interval to a whole one.
         crowd.idle(options.seconds)
         after = crowd.memory()["server"]
         idle = crowd.idle(options.seconds)

@@ -1,9 +1,10 @@
-"""A user's notifications: 10,000 groups of one connection each, published to from async and from sync code.
+"""A user's notifications: 10,000 groups of one connection each, published from async and from sync code.
 
-`python -m benchmarks.notify` opens the connections, publishes to one group after another in a random order at
-a calm rate (latency), and then with 32 publishes unfinished at any time: what gets through from the call to
-the client. The publisher is a process of its own with 8 calls under way: tasks in async code, threads in sync
-code. Plain Channels publishes as its documentation says: `await group_send`, and `async_to_sync(group_send)`.
+`python -m benchmarks.notify` opens the connections and publishes to one group after another in a random
+order. First it publishes at a calm rate and measures latency. Then it keeps 32 publishes unfinished at any
+time and measures the rate from the call to the client. The publisher is a separate process with 8 calls under
+way: tasks in async code, threads in sync code. Plain Channels publishes as its documentation says:
+`await group_send`, and `async_to_sync(group_send)`.
 """
 
 import argparse
@@ -23,7 +24,7 @@ COLUMNS = (
     Column("redis_us", "redis µs"),
     Column("connected_in", "connected s", 1),
 )
-#: Messages a second on a calm day, to all groups together.
+#: Messages a second at a calm rate, to all groups together.
 CALM = 100.0
 UNFINISHED = 32
 TASKS = 8

@@ -1,8 +1,8 @@
-"""Pictures of what is in benchmarks/results: fanout.png, and growth.png for what was run at several sizes.
+"""Plots of benchmarks/results: fanout.png, and growth.png for the figures at several sizes.
 
-`python -m benchmarks.plots`, after the benchmarks. Growth is read from COMMAND-growth.json, which is what a
-command writes with `--output benchmarks/results/COMMAND-growth.json` when it is given several sizes, and from
-records.json.
+Run `python -m benchmarks.plots` after the benchmarks. Growth is read from records.json and from
+COMMAND-growth.json. To get the latter, give a command several sizes and the option
+`--output benchmarks/results/COMMAND-growth.json`.
 """
 
 import json
@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 
 from benchmarks.results import FOLDER
 
-#: Points of a line: sizes, and figures at them.
+#: Points of a line: the sizes and their figures.
 Points = tuple[list[float], list[float]]
 COLOURS = {
     "ours": "#0b6e4f",
@@ -40,7 +40,7 @@ def ours(name: str) -> list[dict[str, Any]]:
 
 
 def lines(found: list[dict[str, Any]], figure: str, only: Callable[[Any], bool] = bool) -> dict[str, Points]:
-    """Of each contender, `figure` over size; a size like "2000 sqlite" is the number in it."""
+    """Return `figure` over size for each contender; a size like "2000 sqlite" counts as its number."""
     points: dict[str, list[tuple[float, float]]] = {}
     for row in found:
         if not only(row["size"]) or figure not in row["medians"]:
@@ -82,7 +82,7 @@ def fanout() -> None:
 
 
 def growth() -> None:
-    """Linear axes, on which what grows in proportion is a straight line through the origin."""
+    """Plot growth on linear axes, on which proportional growth is a straight line through the origin."""
 
     def database(kind: str) -> Callable[[Any], bool]:
         return lambda size: str(size).endswith(kind)
@@ -104,7 +104,7 @@ def growth() -> None:
         ),
         (lines(rows("connect-growth"), "seconds", database("sqlite")), "All connected", "connections", "s"),
         (lines([*rows("idle-growth"), *ours("idle")], "mib"), "Memory of the server", "connections", "MiB"),
-        (lines(records, "round_ms"), "A round that loses nobody", "open records", "ms"),
+        (lines(records, "round_ms"), "A round that finds no lost process", "open records", "ms"),
         (lines(records, "sweep_s"), "Sweep of a process with a tenth of them", "open records", "s"),
     ]
     panels = [panel for panel in panels if panel[0]]

@@ -1,8 +1,8 @@
-"""Several daphne processes behind HAProxy: does a bigger installation cost what docs/scaling.md says?
+"""Several daphne processes behind HAProxy, to check the costs in docs/scaling.md for larger installations.
 
 `python -m benchmarks.proxy` runs 1, 2 and 4 processes behind HAProxy, and one without it, each with 2,000
-connections in one group. A message is received once by every process, so Redis' cost per message grows with
-the processes and not with the connections, and the servers' cost per delivery stays what it is.
+connections in one group. Every process receives a message once. So the cost of a message in Redis grows with
+the processes and not with the connections, and the servers' cost per delivery stays the same.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""Publishes a text to a group for each line of standard input, which is the group, a tab and the text.
+"""The publisher: for each line of standard input (a group, a tab and a text), it publishes the text.
 
-`python -m benchmarks.publisher HOW TASKS`, with TASKS lines being published at any time. A process of its
-own, because that is where an application publishes from, and so that it costs the measured server nothing.
-Prints a line when it is ready.
+`python -m benchmarks.publisher HOW TASKS` publishes TASKS lines at any time. It is a separate process,
+because applications publish from other processes, and so that it costs the measured server nothing. It prints
+a line when it is ready.
 """
 
 import argparse
@@ -20,17 +20,17 @@ from channels.layers import get_channel_layer
 import realtime
 
 Publish = Callable[[str, str], Coroutine[Any, Any, None]]
-#: Where the time stands in a text of the generator: after `seq=`, ten digits and ` at=`.
+#: The position of the time in a text of the generator: after `seq=`, ten digits and ` at=`.
 TIME_AT = 18
 
 
 async def through_channels(group: str, text: str) -> None:
-    """What the Channels tutorial does."""
+    """Publish as the Channels tutorial does."""
     await get_channel_layer().group_send(group, {"type": "chat.message", "message": text})
 
 
 def through_channels_from_sync(group: str, text: str) -> None:
-    """What the Channels documentation does outside of consumers."""
+    """Publish as the Channels documentation does outside of consumers."""
     async_to_sync(get_channel_layer().group_send)(group, {"type": "chat.message", "message": text})
 
 
@@ -39,7 +39,7 @@ FROM_SYNC = {"channels-sync": through_channels_from_sync, "realtime-sync": realt
 
 
 def call_of(line: str) -> tuple[str, str]:
-    """The group and the text of a line; the text's time is this one, when the call is made."""
+    """Return the group and the text of a line, with the current time in the text."""
     group, _, text = line.rstrip("\n").partition("\t")
     return group, f"{text[:TIME_AT]}{time.monotonic_ns():020d}{text[TIME_AT + 20 :]}"
 
@@ -59,7 +59,7 @@ async def publish_each_line(publish: Publish, tasks: int) -> None:
 
     while line := await lines.readline():
         if tasks == 1:
-            # In order, one after another.
+            # Keep the order: one after another.
             await publish(*call_of(line.decode()))
             continue
         await free.acquire()

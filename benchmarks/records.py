@@ -1,10 +1,11 @@
-"""The database at 1,000,000 open records: a round that loses nobody, and the sweep of a lost process.
+"""The database at 1,000,000 open records: a round that finds no lost process, and the sweep of a lost one.
 
-`python -m benchmarks.records` fills a database with open connections of 10 processes, each connection in a
-group of its own. Rounds are the reaper's own, from the claim to the end of the sweep that finds nothing, with
-processes that answer at once. Then three of the processes are declared lost, one after another, and swept:
-100,000 records to close and 100,000 groups to leave, in batches of which the longest counts. `touch` is the
-time to note that 10,000 connections of a process are alive, which a process does once a minute for its own.
+`python -m benchmarks.records` fills a database with open connections of 10 processes, each connection in its
+own group. Rounds are the reaper's own, from the claim to the end of a sweep that finds nothing, with
+processes that answer immediately. Then three of the processes are declared lost, one after another, and
+swept: 100,000 records to close and 100,000 groups to leave, in batches. The longest batch is a figure of its
+own. `touch` is the time to write that 10,000 connections of a process are alive. A process does this once a
+minute for its own connections.
 """
 
 import argparse
@@ -78,7 +79,10 @@ def goals(results: Results, rows: int) -> list[Goal]:
         case = (f"pubsub {kind}", rows)
         found += [
             Goal(
-                f"{title}: ms of a round that loses nobody", results.median(*case, "round_ms"), 50, most=True
+                f"{title}: ms of a round that finds no lost process",
+                results.median(*case, "round_ms"),
+                50,
+                most=True,
             ),
             Goal(
                 f"{title}: s to sweep {rows // PROCESSES:,}", results.median(*case, "sweep_s"), 10, most=True

@@ -1,4 +1,4 @@
-"""Figures of runs: medians, ratios, a table for the terminal, and a small JSON file that is worth keeping."""
+"""Figures of runs: medians, ratios, a table for the terminal, and a small JSON file to keep."""
 
 import argparse
 import json
@@ -20,7 +20,7 @@ FOLDER = CHECKOUT / "benchmarks" / "results"
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A figure as the table shows it."""
+    """One column of the table: a figure, its heading and its digits."""
 
     figure: str
     heading: str
@@ -29,7 +29,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What is to be reached: at least `bar`, or with `most` at most. `measured` is None where not run."""
+    """A goal: at least `bar`, or at most `bar` if `most` is set. If it was not run, `measured` is None."""
 
     text: str
     measured: float | None
@@ -44,7 +44,7 @@ class Goal:
 
 
 class Results:
-    """Of one command: runs of contenders at sizes, each a dict of figures."""
+    """The results of one command: runs of contenders at sizes, each a dict of figures."""
 
     def __init__(self, command: str, options: argparse.Namespace) -> None:
         self.command = command
@@ -54,7 +54,7 @@ class Results:
         self.left_out: dict[str, str] = {}
 
     def add(self, contender: str, size: Any, figures: dict[str, Any], said: str) -> None:
-        """One finished run, and the line about it that shows progress."""
+        """Add a finished run, and print a line about it that shows progress."""
         self.runs.setdefault((contender, size), []).append(figures)
         at = time.monotonic() - self.began
         print(f"{at:6.0f} s  {contender:16} {size!s:>16}  {said}", file=sys.stderr, flush=True)
@@ -69,12 +69,12 @@ class Results:
         return statistics.median(found) if found else None
 
     def ratio(self, figure: str, one: tuple[str, Any], other: tuple[str, Any]) -> float | None:
-        """The first one's median divided by the other's, both measured in this run of the command."""
+        """Return the median of `one` divided by the median of `other`, both from this run of the command."""
         above, below = self.median(*one, figure), self.median(*other, figure)
         return above / below if above is not None and below else None
 
     def worst(self, figure: str, *, of: Callable[[str], bool] = bool) -> float:
-        """The sum over all runs of what should be zero."""
+        """Return the sum over all runs of a figure that should be zero."""
         return sum(run.get(figure) or 0 for key, runs in self.runs.items() if of(key[0]) for run in runs)
 
     def show(self, columns: Sequence[Column], size: str, goals: Sequence[Goal] = ()) -> None:
@@ -100,7 +100,7 @@ class Results:
             print(f"  {word:10} {measured:>10}  ({'≤' if goal.most else '≥'} {goal.bar:g})  {goal.text}")
 
     def save(self, goals: Sequence[Goal] = (), **more: Any) -> None:
-        """Write benchmarks/results/COMMAND.json, or the file of --output; what --quick found is no figure."""
+        """Write benchmarks/results/COMMAND.json, or the file of --output. With --quick, only the latter."""
         if self.options.quick and self.options.output is None:
             return
         path = self.options.output or FOLDER / f"{self.command}.json"
@@ -143,16 +143,14 @@ class Results:
 def parser(
     about: str | None, known: Iterable[str] = CONTENDERS, *, repeats: int = 3
 ) -> argparse.ArgumentParser:
-    """What every command takes; `known` are the contenders that it can be restricted to."""
+    """Return a parser of the common options; `known` are the contenders that --only accepts."""
     made = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--repeats", type=int, default=repeats, help=f"runs of each; {repeats} unless given")
+    made.add_argument("--repeats", type=int, default=repeats, help=f"runs of each; default: {repeats}")
     made.add_argument(
         "--only", nargs="+", choices=sorted(known), metavar="CONTENDER", help=", ".join(sorted(known))
     )
-    made.add_argument("--quick", action="store_true", help="tiny and once: shows that it runs, and no more")
-    made.add_argument(
-        "--output", type=Path, help="the JSON file; unless given, benchmarks/results/COMMAND.json"
-    )
+    made.add_argument("--quick", action="store_true", help="one tiny run, to show that the command works")
+    made.add_argument("--output", type=Path, help="the JSON file; default: benchmarks/results/COMMAND.json")
     return made
 
 
@@ -167,7 +165,7 @@ def machine() -> dict[str, Any]:
 
 
 def _short(value: Any) -> Any:
-    """Four digits are more than these figures carry."""
+    """Round to four digits, more than these figures are accurate to."""
     if isinstance(value, float):
         return float(f"{value:.4g}")
     if isinstance(value, dict):
@@ -176,7 +174,7 @@ def _short(value: Any) -> Any:
 
 
 def _dumped(content: dict[str, Any]) -> str:
-    """Readable, with one line for each run."""
+    """Return readable JSON, with one line for each run."""
     text = json.dumps({**content, "rows": "ROWS"}, indent=2, ensure_ascii=False)
     rows = ",\n".join("    " + json.dumps(row, ensure_ascii=False) for row in content["rows"])
     return text.replace('"ROWS"', f"[\n{rows}\n  ]") + "\n"

@@ -1,8 +1,8 @@
 """Rounds and sweeps over a database of many open records: the inner part of `python -m benchmarks.records`.
 
 `python -m benchmarks.rounds ROWS PROCESSES SWEEPS ROUNDS` fills the database of the settings, runs rounds
-with the real reaper against as many processes that answer, and sweeps some of them, one after another.
-Prints one line of JSON.
+with the real reaper against PROCESSES processes that answer, and sweeps SWEEPS of them, one after another. It
+prints one line of JSON.
 """
 
 import argparse
@@ -27,14 +27,14 @@ from realtime.layers import groups  # noqa: E402
 from realtime.models import Connection, Process  # noqa: E402
 from realtime.records import connection_rows, process_rows  # noqa: E402
 
-# Another machine's name: nobody here may judge these processes by their pids.
+# The name of another machine, so that no process here judges these processes by their pids.
 HOST = "elsewhere"
-#: Seconds between two rounds; all processes answer long before.
+#: Seconds between two rounds; all processes answer long before that.
 INTERVAL = 1.0
 
 
 class Timed:
-    """Calls of `records` in a thread, as the reaper makes them, each with its seconds."""
+    """Caller of `records` in a thread, as in the reaper, that keeps the seconds of each call."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}
@@ -48,7 +48,7 @@ class Timed:
 
 
 async def answer(process: uuid.UUID, mailbox: Mailbox) -> None:
-    """What a hub does for rounds: answer by its row and by a message."""
+    """Answer rounds as a hub does: by the row and by a message."""
     while True:
         event = await mailbox.next()
         if event.get("type") == groups.ASK:
@@ -75,7 +75,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
             await reaper.until_next()
         rounds.append(report.seconds)
         if report.answered != options.processes or report.repaired:
-            raise SystemExit(f"a round that should have lost nobody: {report}")
+            raise SystemExit(f"a round that should have lost no process: {report}")
     touched = await database_sync_to_async(touch)(processes[-1])
     sweeps = [await swept(process) for process in processes[: options.sweeps]]
     await reaper.close()
@@ -83,12 +83,12 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
         task.cancel()
     for mailbox in mailboxes:
         await mailbox.close()
-    # The first one opens connections to Redis.
+    # Leave out the first round, which opens connections to Redis.
     return {"filled_in": filled_in, "rounds": rounds[1:], "touched": touched, "sweeps": sweeps}
 
 
 def touch(process: uuid.UUID) -> float:
-    """Seconds to note that 10,000 connections of a process are alive, as it does every minute for all."""
+    """Return seconds to write that 10,000 connections are alive, which a process does every minute."""
     ids = list(Connection.objects.open().filter(process=process).values_list("pk", flat=True)[:10_000])
     began = time.perf_counter()
     connection_rows.touch_connections(ids)
@@ -96,7 +96,7 @@ def touch(process: uuid.UUID) -> float:
 
 
 async def swept(process: uuid.UUID) -> dict[str, Any]:
-    """Declare a process lost and put right what it held, as the reaper does at the end of its round."""
+    """Declare a process lost and clean up after it, as the reaper does at the end of its round."""
     await database_sync_to_async(declare_lost)([process])
     timed = Timed()
     began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""One run: a fresh Redis, database and server, watched; everything ends with its block, whatever happens."""
+"""One run: a fresh Redis, database and server, all watched. All of them end with the block, always."""
 
 import contextlib
 import json
@@ -25,20 +25,20 @@ from tests.support.programs.servers import CHECKOUT, Program, ReaperProcess, Red
 
 
 def require() -> None:
-    """End with a sentence where this machine lacks what every benchmark needs; raise the limit of files."""
+    """Exit with a sentence if this machine has no Redis. Raise the limit of open files."""
     try:
         server_program()
     except CannotStart as error:
         sys.exit(str(error))
-    # As Ctrl-C does, so that what was started is stopped.
+    # As with Ctrl-C, so that all started programs are stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
-    # A server and a generator hold a descriptor for each connection; what they start inherits the limit.
+    # A server and a generator hold a descriptor for each connection. Their children inherit the limit.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def require_files(connections: int) -> None:
-    """End with a sentence where so many connections cannot be open in one process."""
+    """Exit with a sentence if one process cannot open this number of connections."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit < connections + 200:
         sys.exit(
@@ -47,7 +47,7 @@ def require_files(connections: int) -> None:
 
 
 class Postgres(PostgresServer):
-    """PostgreSQL as it is run: commits reach the disk, and memory for a million rows."""
+    """PostgreSQL as in production: commits reach the disk, and there is memory for a million rows."""
 
     def __init__(self, *options: str) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class HAProxy(Program):
 
 @dataclass(slots=True)
 class Running:
-    """What runs for one measurement."""
+    """The programs of one measurement."""
 
     contender: Contender
     servers: list[WebServer]
@@ -90,7 +90,7 @@ class Running:
 
 
 class Stage:
-    """Where measurements take place. A context manager; databases are migrated once and then copied."""
+    """A context manager for measurements. It migrates databases once and then copies them."""
 
     def __init__(self, *postgres_options: str) -> None:
         self._postgres_options = postgres_options
@@ -143,7 +143,7 @@ class Stage:
                     environment=environment,
                     application=contender.application,
                 )
-                # SIGKILL: thousands of orderly goodbyes would take longer than the measurement.
+                # SIGKILL, because thousands of goodbyes would take longer than the measurement.
                 ends.callback(server.kill)
                 servers.append(server.start())
                 watched.append(("server", server))
@@ -180,7 +180,7 @@ class Stage:
     # -- databases ---------------------------------------------------------------------------------
 
     def database(self, settings: str, kind: str) -> Database:
-        """A fresh migrated database for these settings; `kind` is "sqlite" or "postgres"."""
+        """Return a fresh migrated database for these settings; `kind` is "sqlite" or "postgres"."""
         self._number += 1
         name = f"run{self._number}"
         if kind == "sqlite":

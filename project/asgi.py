@@ -5,7 +5,7 @@ import os
 from django.core.asgi import get_asgi_application
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
-# Before the imports below: they reach models, which can be imported only after Django's set-up.
+# Before the imports below, because they import models, which needs Django to be set up.
 http = get_asgi_application()
 
 from django.conf import settings  # noqa: E402
@@ -18,7 +18,7 @@ from realtime.routing import websocket_urlpatterns  # noqa: E402
 
 application = Protocols(
     {
-        # Without DEBUG, the proxy in front of Daphne serves what `manage.py collectstatic` gathered.
+        # Without DEBUG, the proxy in front of Daphne serves the files from `manage.py collectstatic`.
         "http": ASGIStaticFilesHandler(http) if settings.DEBUG else http,
         "websocket": OriginCheck(AuthMiddlewareStack(Routes(websocket_urlpatterns))),
     }

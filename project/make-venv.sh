@@ -1,12 +1,12 @@
 #!/bin/sh
-# Makes .venv with the first Python that is new enough, unless it is there, and installs a requirements file into it.
+# Makes .venv with the first Python that is new enough, unless .venv exists, and installs a requirements file.
 # Usage: sh project/make-venv.sh [requirements.txt]
-#        sh project/make-venv.sh --check    only looks for a Python; exits 1, with the remedy, where there is none
+#        sh project/make-venv.sh --check    only looks for a Python; if there is none, exits 1 and names the remedy
 set -eu
 cd "$(dirname "$0")/.."
 
 new_enough() {
-    # Run, not only found: pyenv leaves a shim for every version, and a version that is not chosen fails.
+    # Run it: pyenv leaves a shim for every version, and a version that is not chosen fails.
     "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 }
 

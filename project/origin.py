@@ -1,6 +1,6 @@
-"""Which web pages may open a WebSocket.
+"""A check of the Origin: it decides which web pages may open a WebSocket.
 
-Browsers send cookies along with one from any page, and no CSRF token protects it.
+A browser sends cookies with a WebSocket handshake from any page, and no CSRF token protects the handshake.
 """
 
 import io
@@ -19,24 +19,24 @@ logger = logging.getLogger("project.origin")
 
 
 class OriginCheck:
-    """Refuses a WebSocket that a page of another site opens, by the rule of Django's CsrfViewMiddleware.
+    """Middleware that refuses a WebSocket from another site, by the rule of Django's CsrfViewMiddleware.
 
-    The Origin must be the scheme, host and port of the request itself, its host one of ALLOWED_HOSTS, or one
-    of CSRF_TRUSTED_ORIGINS. A request without an Origin is taken: every browser sends one (RFC 6455 section
-    4.1), so no page is behind it. (Channels' AllowedHostsOriginValidator refuses it, and compares neither
-    scheme nor port.)
+    The Origin must be the scheme, host and port of the request itself, with a host of ALLOWED_HOSTS, or it
+    must be one of CSRF_TRUSTED_ORIGINS. A request without an Origin is accepted: every browser sends one
+    (RFC 6455 section 4.1), so the request does not come from a page. Channels' AllowedHostsOriginValidator
+    refuses such a request, and compares neither scheme nor port.
     """
 
     def __init__(self, application: Any) -> None:
         self.application = application
 
     def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> Any:
-        # Awaited by the caller, so that nothing of this stays for as long as the connection.
+        # The caller awaits the result, so no frame of this middleware stays as long as the connection.
         application = self.application if self.allows(scope) else nowhere
         return application(scope, receive, send)
 
     def allows(self, scope: dict[str, Any]) -> bool:
-        """Whether the handshake in `scope` may go on; a refusal is logged with what was compared."""
+        """Return True if the handshake in `scope` may continue. Log a refusal with both compared values."""
         request = _handshake(scope)
         origin = request.META.get("HTTP_ORIGIN")
         if origin is None:
@@ -48,8 +48,8 @@ class OriginCheck:
         if origin == own or any(_matches(origin, trusted) for trusted in settings.CSRF_TRUSTED_ORIGINS):
             return True
         logger.warning(
-            "refused a WebSocket of a page of %s, because this is %s: "
-            "if that page is yours, add it to CSRF_TRUSTED_ORIGINS",
+            "Refused a WebSocket from a page of %s, because this site is %s. "
+            "If that page is yours, add its origin to CSRF_TRUSTED_ORIGINS",
             ascii(origin[:200]),
             own,
         )
@@ -57,7 +57,7 @@ class OriginCheck:
 
 
 def _handshake(scope: dict[str, Any]) -> ASGIRequest:
-    """The handshake as the HTTP request that it is, so that Django's settings for proxies count too."""
+    """Return the handshake as an HTTP request, so that Django's settings for proxies apply."""
     scheme = "https" if scope.get("scheme") == "wss" else "http"
     request = {"method": "GET", "path": "/", "scheme": scheme}
     request |= {key: scope[key] for key in ("headers", "client", "server") if key in scope}
@@ -65,7 +65,7 @@ def _handshake(scope: dict[str, Any]) -> ASGIRequest:
 
 
 def _matches(origin: str, trusted: str) -> bool:
-    """Whether `origin` is `trusted`, which may name a domain with all its subdomains: `https://*.example.com`."""
+    """Return True if `origin` matches `trusted`, which may include all subdomains: `https://*.example.com`."""
     if "*" not in trusted:
         return origin == trusted
     try:

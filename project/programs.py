@@ -1,4 +1,4 @@
-"""The programs of the Procfile, through honcho: side by side, restarted when killed, stopped in order."""
+"""The programs of the Procfile, run by honcho: in parallel, restarted after a kill, stopped in order."""
 
 import contextlib
 import functools
@@ -13,18 +13,18 @@ from typing import Any
 
 from honcho import manager, printer, process
 
-#: Seconds after SIGTERM for the programs that use Redis, and then for Redis; SIGKILL follows.
+#: Seconds from SIGTERM to SIGKILL: for the programs that use Redis, and then for Redis.
 PATIENCE = 3.5
 PATIENCE_WITH_REDIS = 1.0
 
 
-#: A program that is killed oftener, within so many seconds, stays down and takes the others with it.
+#: If a program is killed more often within RESTARTS_WITHIN seconds, it stays down and the others end.
 MOST_RESTARTS = 5
 RESTARTS_WITHIN = 60.0
 
 
 class Printer(printer.Printer):
-    """honcho's, which outlives the terminal: an error here would end us and leave the programs."""
+    """A printer that outlives the terminal: an error here would end this process and leave the programs."""
 
     def write(self, message: printer.Message) -> None:
         with contextlib.suppress(OSError):
@@ -32,7 +32,7 @@ class Printer(printer.Printer):
 
 
 class Program(process.Process):
-    """honcho's, started again when it was killed: whoever tries `kill -9` wants to see what happens then."""
+    """A program that starts again after a kill, so that you can try `kill -9` and see the result."""
 
     def __init__(self, *arguments: Any, stopping: Event, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -59,7 +59,7 @@ class Program(process.Process):
 
 
 class Manager(manager.Manager):
-    """honcho's, which stops Redis after the programs that still have something to say to it."""
+    """A manager that stops Redis last, because the other programs use it until they end."""
 
     _terminating: bool
 
@@ -68,13 +68,13 @@ class Manager(manager.Manager):
         self._stopping = multiprocessing.Event()
 
     def add_program(self, name: str, command: str, env: dict[str, str]) -> None:
-        """A killed Redis takes the others with it: without it there is nothing to see."""
+        """Add a program. A killed Redis is not restarted and the others end, because they need its data."""
         restarted = functools.partial(Program, stopping=self._stopping)
         self._process_ctor = process.Process if name == "redis" else restarted
         self.add_process(name, command, env=env)
 
     def terminate(self) -> None:
-        # In a thread: honcho calls this from its signal handler, maybe before each program has a process.
+        # Use a thread: honcho calls this in its signal handler, possibly before every program has a process.
         if not self._terminating:
             self._terminating = True
             self._stopping.set()
@@ -91,7 +91,7 @@ class Manager(manager.Manager):
         self._signal(["redis"], signal.SIGKILL)
         self._until(self._all_stopped, PATIENCE_WITH_REDIS)
         for program in self._processes.values():
-            # honcho waits for every program's end; one whose end nobody reported must not keep it for ever.
+            # honcho waits for the end of every program. A missing report of an end must not block it forever.
             program.setdefault("returncode", -signal.SIGKILL)
 
     def _have_stopped(self, names: list[str]) -> bool:

@@ -1,4 +1,4 @@
-"""What is served: the protocols, the WebSocket paths, and those that lead nowhere."""
+"""The dispatch of the demo project: by protocol, by WebSocket path, and a refusal for every other path."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,18 +7,19 @@ from django.urls import URLPattern
 
 
 async def nowhere(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """Close before it was accepted, which is answered with 403. (Channels' WebsocketDenier would ask Redis
-    first.)
+    """Close a connection before it is accepted; the server answers 403.
+
+    Channels' WebsocketDenier would ask Redis first.
     """
     await receive()
     await send({"type": "websocket.close"})
 
 
 class Protocols:
-    """Calls the application for the type of the scope: "http" or "websocket".
+    """ASGI application that calls the application for the type of the scope: "http" or "websocket".
 
-    Channels' ProtocolTypeRouter does the same, but keeps the server's scope, of which the middlewares below
-    make their own, for as long as the connection.
+    Channels' ProtocolTypeRouter does the same, but it keeps the server's scope as long as the connection, in
+    addition to the copies that the middlewares below it make.
     """
 
     def __init__(self, applications: Mapping[str, Any]) -> None:
@@ -27,7 +28,7 @@ class Protocols:
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         application = self._applications.get(scope["type"])
         if application is None:
-            # Servers take this as the answer that there is no lifespan to speak of.
+            # Servers take this exception as the answer that the application has no lifespan.
             raise ValueError(f"nothing here serves the scope type {scope['type']!r}")
         running = application(scope, receive, send)
         del scope
@@ -35,11 +36,12 @@ class Protocols:
 
 
 class Routes:
-    """Calls the application of the first pattern that matches, with `url_route` in its scope.
+    """ASGI application that calls the first matching pattern's application, with `url_route` in the scope.
 
-    Channels' URLRouter does the same, but raises where no path matches, which is a traceback in the log for
-    every scanner; takes a root path off, which Daphne takes from a header that anybody may send, though this
-    project is mounted below none; and stays, with two copies of the scope, for as long as the connection.
+    Channels' URLRouter does the same, with three differences. If no path matches, it raises, so every scanner
+    causes a traceback in the log. It removes a root path, which Daphne reads from a header that any client
+    may send, although this project has no root path. And it stays as long as the connection, with two copies
+    of the scope.
     """
 
     def __init__(self, urlpatterns: Sequence[URLPattern]) -> None:

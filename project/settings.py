@@ -1,6 +1,6 @@
 """Settings of the demo project, and the only reader of the environment (12-factor, through django-environ).
 
-A value that cannot work raises ImproperlyConfigured with one sentence: the variable, and what to set it to.
+A value that cannot work raises ImproperlyConfigured with one sentence: the variable, and a value that works.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ VAR_DIR = BASE_DIR / "var"
 env = environ.Env()
 
 DEBUG = env.bool("DEBUG", default=True)
-# Not env.str(), which takes a key that starts with a dollar sign for the name of another variable.
+# Not env.str(): it treats a key that starts with a dollar sign as the name of another variable.
 SECRET_KEY = env.ENVIRON.get("SECRET_KEY") or ("django-insecure-for-debug-on-one-machine" if DEBUG else None)
 if SECRET_KEY is None:
     raise ImproperlyConfigured(
@@ -97,7 +97,7 @@ if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
         **DATABASES["default"].get("OPTIONS", {}),
     }
 
-# Kept between uses: opening a connection costs more than a write on it, and each ledger has one of its own.
+# Keep connections between uses: to open one costs more than a write on it, and each ledger has its own.
 DATABASES["default"] = {"CONN_MAX_AGE": 60, "CONN_HEALTH_CHECKS": True, **DATABASES["default"]}
 
 _redis_url = env.str("REDIS_URL", default="")
@@ -105,7 +105,7 @@ if _redis_url and urlsplit(_redis_url).scheme not in ("redis", "rediss", "unix")
     raise ImproperlyConfigured(
         "REDIS_URL cannot be read; write redis://host:6379/0, rediss://host:6380/0 or unix:///folder/redis.sock."
     )
-#: Whether `project.start` runs a Redis for this checkout alone.
+#: True if `project.start` runs a Redis for this checkout alone.
 PRIVATE_REDIS = not _redis_url
 REDIS_URL = _redis_url or private_redis.url()
 CHANNEL_LAYER_BACKEND = env.str("CHANNEL_LAYER_BACKEND", default="pubsub")

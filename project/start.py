@@ -1,7 +1,7 @@
-"""`python -m project.start`: everything on one machine, until Ctrl-C, SIGTERM or a closed terminal.
+"""`python -m project.start`: all programs on one machine, until Ctrl-C, SIGTERM or a closed terminal.
 
-Looks first at whatever would stop it, and says in one sentence what to do. Then it runs what the Procfile
-says, and at the end it stops that in order, within five seconds.
+It first checks the port, Redis and the database. If one of them would stop it, it says in one sentence what
+to do. Then it runs the programs of the Procfile. At the end it stops them in order, within five seconds.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from project.programs import Manager, Printer
 
 
 class CannotStart(Exception):
-    """Something that the person at the keyboard must change first; the message is one sentence."""
+    """The user must change something first; the message is one sentence."""
 
 
 def main() -> int:
@@ -48,7 +48,7 @@ def main() -> int:
 
 def check_port(port: int) -> None:
     with socket.socket() as probe:
-        # As Daphne does: connections of the last run that are still being closed are no hindrance.
+        # As Daphne does, so that closing connections of the last run do not block the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
@@ -85,7 +85,7 @@ def check_database() -> None:
 
 
 def how_to_log_in() -> str:
-    """What stands beside the admin's address; on one machine, the first start makes a superuser."""
+    """Return the hint beside the admin's address. With DEBUG, the first start creates a superuser."""
     users = get_user_model()
     if users.objects.filter(is_superuser=True, is_active=True).exists():
         return ""
@@ -97,12 +97,12 @@ def how_to_log_in() -> str:
 
 
 def run_procfile() -> int:
-    """Run the Procfile's programs until one ends or we are told to stop; the exit code."""
+    """Run the Procfile's programs until one ends or a signal arrives, and return the exit code."""
     os.chdir(settings.BASE_DIR)
     connections.close_all()
-    # honcho's helper processes must inherit our signal handlers, or a signal to the whole group ends them.
+    # honcho's helpers must inherit our signal handlers. Otherwise a signal to the whole group ends them.
     multiprocessing.set_start_method("fork", force=True)
-    # The programs' `python` is this one, whether or not somebody activated the virtual environment.
+    # The programs use this `python`, even if the virtual environment is not activated.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     programs = environ.parse_procfile(Path("Procfile").read_text()).processes
     if not settings.PRIVATE_REDIS:
@@ -111,7 +111,7 @@ def run_procfile() -> int:
     programs_manager = Manager(Printer(sys.stdout))
     for name, command in programs.items():
         programs_manager.add_program(name, command, environment)
-    # A closed terminal would end us and leave the programs, which have sessions of their own.
+    # A closed terminal would end this process and leave the programs, which have their own sessions.
     signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
         programs_manager.loop()

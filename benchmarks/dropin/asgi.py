@@ -1,4 +1,4 @@
-"""The same application as `benchmarks.plain.asgi`, around a consumer on `RealtimeConsumer`."""
+"""The application of `benchmarks.plain.asgi`, with a consumer on `RealtimeConsumer`."""
 
 import os
 

@@ -1,4 +1,4 @@
-// Socket.IO: subscribers are in one room; what the publisher emits is emitted to the room.
+// Socket.IO: subscribers are in one room. The server emits the publisher's messages to the room.
 // Usage: node socketio.js PORT
 const { Server } = require("socket.io");
 const server = require("http").createServer();

@@ -1,7 +1,7 @@
-"""The library websockets: what the publisher sends is given to `broadcast()` for all subscribers.
+"""A server on the library websockets that passes the publisher's messages to `broadcast()`.
 
-Usage: `python -m benchmarks.peers.websockets_broadcast PORT`. On asyncio's own loop, as its documentation
-shows; without compression, which no client here offers.
+Usage: `python -m benchmarks.peers.websockets_broadcast PORT`. It runs on asyncio's own loop, as in the
+library's documentation, and without compression, which no client here offers.
 """
 
 import asyncio

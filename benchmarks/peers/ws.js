@@ -1,4 +1,4 @@
-// ws: what the publisher sends is sent to every subscriber, framed anew for each, as its documentation shows.
+// ws: the server sends the publisher's messages to every subscriber and frames them again for each, as ws documents.
 // Usage: node ws.js PORT
 const { WebSocketServer, WebSocket } = require("ws");
 const subscribers = new Set();

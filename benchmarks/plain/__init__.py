@@ -1,1 +1,1 @@
-"""What this project is measured against: the chat of the Channels tutorial, with nothing of ours in it."""
+"""The standard of comparison: the chat of the Channels tutorial, without any part of this project."""

@@ -1,4 +1,4 @@
-"""The ASGI application of the Channels tutorial, and the same around the consumer that records."""
+"""The ASGI application of the Channels tutorial, and the same with the consumer that writes rows."""
 
 import os
 from typing import Any

@@ -1,4 +1,4 @@
-"""What Daphne costs without Channels: accept, then wait for the end."""
+"""An ASGI application without Channels, to measure Daphne alone: accept, then wait for the end."""
 
 from typing import Any
 

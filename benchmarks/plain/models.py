@@ -1,4 +1,4 @@
-"""The row that an application of its own would write."""
+"""The row that an application would write by itself."""
 
 from django.db import models
 

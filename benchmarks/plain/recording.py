@@ -1,5 +1,7 @@
-"""The tutorial's consumer of somebody who wants to see who is connected: one ORM write for each connect and
-each disconnect, in the order that leaves a row for every connection that was accepted."""
+"""The tutorial's consumer with a list of connected clients: one ORM write per connect and per disconnect.
+
+The order of the writes leaves a row for every connection that was accepted.
+"""
 
 from django.utils import timezone
 

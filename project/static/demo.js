@@ -2,15 +2,15 @@ import { RealtimeConnection } from "./realtime/realtime.js";
 
 const MOST_ENTRIES = 200;
 
-/** What a close code means where the server sends no goodbye, and what our own reasons mean. */
+/** The meaning of a close code if the server sends no goodbye, and of our own reasons. */
 const REASONS = {
-  1000: "closed in good order",
+  1000: "closed normally",
   1001: "the server went away",
   1006: "the connection broke",
   4008: "no answer to the server's ping",
   4009: "the server could not send",
-  4010: "too slow in reading",
-  silent: "the server fell silent",
+  4010: "this page read too slowly",
+  silent: "the server was silent",
   never_opened: "no answer from the server",
   closed_here: "closed by this page",
 };
@@ -36,13 +36,13 @@ function stateText() {
   return connection.state === "closed" ? "Closed" : "Reconnecting";
 }
 
-/** Apart from the state, because a screen reader that hears of each change should not count down. */
+/** Separate from the state, so that a screen reader that announces each change does not count down. */
 function waitText() {
   const seconds = connection.retryAt === null ? 0 : Math.ceil((connection.retryAt - Date.now()) / 1000);
   return seconds > 0 ? ` in ${seconds} s` : "";
 }
 
-/** Only what changed is touched, or a screen reader would read it again and a selection would be lost. */
+/** Change only a text that differs. Otherwise a screen reader would read it again and a selection would be lost. */
 function say(id, text) {
   if (element(id).textContent !== text) element(id).textContent = text;
 }
@@ -59,7 +59,7 @@ function showState() {
   element("connect").textContent = state === "waiting" ? "Try now" : "Connect";
   element("disconnect").hidden = state === "closed";
   element("check").hidden = element("publish").disabled = state !== "open";
-  // A button that vanished under the keyboard hands over to one that is there.
+  // If the focused button was hidden, move the focus to a visible one.
   if (focused instanceof HTMLElement && focused.hidden) {
     element(state === "closed" ? "connect" : "disconnect").focus();
   }
@@ -97,7 +97,7 @@ connection.addEventListener("state", ({ detail }) => {
     say("round-trip", "not measured");
     say("last-ping", "none yet");
   }
-  // An attempt that failed is told by the state; ten of them would only push the messages away.
+  // The state shows an attempt that failed. Ten lines about attempts would only push the messages away.
   const wasLost = detail.state === "waiting" && detail.previous === "open";
   if (wasLost) note(`Connection lost: ${describe(connection.lastClose)}`);
   if (detail.state === "closed") note(`Connection closed: ${describe(connection.lastClose)}`);
@@ -129,7 +129,7 @@ function refusal(error) {
 }
 
 async function join(group) {
-  feedback("join-feedback", connection.state === "open" ? "" : `Joins ${group} as soon as there is a connection.`);
+  feedback("join-feedback", connection.state === "open" ? "" : `Joins ${group} when the connection is open.`);
   try {
     await connection.join(group);
     feedback("join-feedback", "");
@@ -145,7 +145,7 @@ async function leave(group) {
   } catch (error) {
     feedback("join-feedback", `${group}: ${refusal(error)}`, "bad");
   }
-  element("join-group").focus(); // The button that was pressed is gone.
+  element("join-group").focus(); // The pressed button is gone.
 }
 
 connection.addEventListener("groups", ({ detail }) => {
@@ -177,7 +177,7 @@ element("join-form").addEventListener("submit", (event) => {
 
 // Publishing
 
-/** What was typed: the JSON value that it says, else the text itself. */
+/** The typed text as a JSON value, or as text if it is not JSON. */
 function typed() {
   const text = element("publish-data").value;
   try {
@@ -238,7 +238,7 @@ function count(number) {
   element("log-card").dataset.empty = String(number === 0);
 }
 
-/** Something that happened to the connection itself. */
+/** Show an event of the connection itself. */
 function note(text, kind = "") {
   const entry = document.createElement("li");
   entry.append(meta(part(text, "span", kind)));
@@ -272,14 +272,14 @@ element("copy").addEventListener("click", async () => {
     await navigator.clipboard.writeText(element("command").textContent);
     say("copy", "Copied");
   } catch {
-    // No clipboard outside a secure context: select the text instead, so that one key copies it.
+    // Outside a secure context there is no clipboard. Select the text instead, so that one key copies it.
     getSelection().selectAllChildren(element("command"));
     say("copy", "Selected");
   }
   setTimeout(() => say("copy", "Copy"), 2000);
 });
 
-// A browser restores what was typed before a reload.
+// After a reload, a browser restores the typed text.
 showKind();
 showState();
 connection.connect();

@@ -9,28 +9,28 @@
  *     await connection.join("public.lobby");
  *     await connection.publish("public.lobby", { hello: 1 });
  *
- * A connection looks after itself: it answers the server's pings, notices a dead socket even when the browser
- * does not, reconnects with back-off, and joins its groups again. All durations are seconds, all times are
- * `Date.now()` milliseconds.
+ * A connection maintains itself: it answers the server's pings, detects a dead socket even when the browser does
+ * not, reconnects with back-off, and joins its groups again. All durations are seconds, all times are `Date.now()`
+ * milliseconds.
  *
  * @module realtime
  */
 
 export const SUBPROTOCOL = "realtime.v1";
 
-/** Assumed until the server's welcome says otherwise. */
+/** Seconds of silence that are allowed until the server's welcome sets another limit. */
 const DEFAULT_MAX_SILENCE = 45;
 
-/** How often a link looks at the clock. */
+/** Seconds between two checks of the clock by a link. */
 const LOOK_EVERY = 1;
 
-/** A connection that stayed open this long has shown that the server is well, and back-off starts anew. */
+/** If a connection stayed open for this many seconds, the server is well, and the back-off starts again from 0. */
 const STABLE_AFTER = 10;
 
-/** No wait is longer, whatever the server asks: setTimeout() fires at once beyond 2^31 ms. */
+/** The longest wait in seconds, even if the server asks for more: beyond 2^31 ms, setTimeout() fires immediately. */
 const LONGEST_WAIT = 3600;
 
-/** Errors that say "not now"; every other refusal of a join is final. */
+/** Errors after which a join is tried again; every other refusal of a join is final. */
 const PASSING_ERRORS = new Set(["rate_limited", "internal"]);
 
 /**
@@ -43,7 +43,7 @@ const PASSING_ERRORS = new Set(["rate_limited", "internal"]);
  * @property {number | string} [ref]
  * @property {string} [group]
  * @property {unknown} [data]
- * @property {string | null} [from]  Set by the server on what another client published.
+ * @property {string | null} [from]  Set by the server on a message that another client published.
  * @property {string} [connection]
  * @property {number} [max_silence]
  * @property {string[]} [groups]
@@ -57,27 +57,29 @@ const PASSING_ERRORS = new Set(["rate_limited", "internal"]);
  * @property {boolean} [recovered]
  *
  * @typedef {object} Close  How the last socket ended.
- * @property {number | null} code  The close code; null where this client ended the socket itself.
- * @property {string} reason  The server's goodbye, else the reason in the close frame, else our own (`silent`,
- *   `never_opened`, `closed_here`), else "".
+ * @property {number | null} code  The close code; null if this client ended the socket itself.
+ * @property {string} reason  The first of these that exists: the reason in the server's goodbye, the reason in the
+ *   close frame, our own reason (`silent`, `never_opened`, `closed_here`), "".
  * @property {number} at
  *
  * @typedef {object} Options  Durations in seconds.
  * @property {number} backoffBase  The first reconnect waits between 0 and this.
- * @property {number} backoffCap  No back-off is longer than this.
- * @property {number} connectTimeout  From connect() until the server's welcome. Longer than a server takes to
- *   accept in a connection storm (Daphne gives up after 20 s), or giving up would feed the storm.
- * @property {number} answerTimeout  A server that was asked answers within this, or the socket is dead.
+ * @property {number} backoffCap  The longest back-off.
+ * @property {number} connectTimeout  From connect() until the server's welcome. It must be longer than a server
+ *   needs to accept a client in a connection storm (Daphne gives up after 20 s). Otherwise clients that give up and
+ *   try again would feed the storm.
+ * @property {number} answerTimeout  If the server does not answer a question within this time, the socket is dead.
  */
 
 /** @type {Readonly<Options>} */
 const DEFAULTS = Object.freeze({ backoffBase: 1, backoffCap: 30, connectTimeout: 30, answerTimeout: 5 });
 
-/** A command that the server refused (`code` is the error frame's) or that could not be delivered. */
+/** A command that the server refused (`code` comes from the error frame) or that could not be delivered. */
 export class RealtimeError extends Error {
   /**
-   * @param {string} code  An error code of the protocol, or `not_connected` (never sent), `disconnected` (sent,
-   *   but the connection was lost before the answer: it may or may not have happened), `closed`, `left`.
+   * @param {string} code  An error code of the protocol, or `not_connected` (the command was never sent),
+   *   `disconnected` (the command was sent, but the connection was lost before the answer, so the command may or may
+   *   not have been carried out), `closed`, `left`.
    * @param {string} message
    */
   constructor(code, message) {
@@ -88,9 +90,10 @@ export class RealtimeError extends Error {
 }
 
 /**
- * Whether a connection that was closed with this code may come back.
+ * Returns true if a client may reconnect after a close with this code.
  *
- * Everything but 4500-4999 is worth another attempt, 1000 too: Daphne closes a connection of 24 h with it.
+ * Every code except 4500-4999 allows another attempt. This includes 1000, because Daphne closes a connection with
+ * 1000 after 24 h.
  *
  * @param {number | null} code
  * @returns {boolean}
@@ -100,7 +103,7 @@ export function mayReconnect(code) {
 }
 
 /**
- * Full-jitter exponential back-off: thousands of clients that lost one server come back spread over the window.
+ * Full-jitter exponential back-off. If thousands of clients lose one server, their reconnects spread over the window.
  *
  * @param {number} attempt  0 for the first.
  * @param {number} base
@@ -131,10 +134,11 @@ function deferred() {
 }
 
 /**
- * One WebSocket from its first packet to its end, and the only judge of whether it still lives.
+ * One WebSocket from its first packet to its end. Only the link decides that its socket is dead.
  *
- * Once it is over it is mute: the browser may deliver the old socket's events minutes later (it waits for a close
- * handshake with a peer that is gone), and nothing of that may reach whoever has a new socket by then.
+ * A link that has ended reports no more events. The browser may deliver the old socket's events minutes later,
+ * because it waits for a close handshake with a peer that is gone. By then the connection may have a new socket,
+ * and must not get events of the old one.
  */
 class Link {
   /** @type {WebSocket} */ #socket;
@@ -145,12 +149,12 @@ class Link {
   #over = false;
   #maxSilence = DEFAULT_MAX_SILENCE;
 
-  // The clock is the wall clock, because timers and performance.now() stand still on some platforms while the
-  // machine sleeps: only this one shows on waking how long nothing was heard.
+  // Use the wall clock: on some platforms timers and performance.now() stop while the machine sleeps. After the
+  // machine wakes, only the wall clock shows how long the silence was.
   #lookedAt = Date.now();
-  /** When the link is dead unless a frame arrives before. */
+  /** If no frame arrives before this time, the link is dead. */
   #deadline = 0;
-  /** When a command that got no answer at all makes us ask; Infinity: nothing waits. */
+  /** The time at which the link pings because a command got no answer; Infinity if no command waits. */
   #askAt = Infinity;
 
   #n = 0;
@@ -165,7 +169,7 @@ class Link {
    * @param {string} url
    * @param {Options} options
    * @param {(frame: Frame) => void} onFrame
-   * @param {(code: number | null, reason: string) => void} onOver  Called once, synchronously by end().
+   * @param {(code: number | null, reason: string) => void} onOver  Called once, synchronously, by end().
    */
   constructor(url, options, onFrame, onOver) {
     this.#options = options;
@@ -174,15 +178,15 @@ class Link {
     this.#deadline = Date.now() + options.connectTimeout * 1000;
     this.#socket = new WebSocket(url, [SUBPROTOCOL]);
     this.#socket.onmessage = (event) => this.#hear(event.data);
-    // No onerror: it says nothing, and a close event follows it.
+    // No onerror: the event carries no information, and a close event follows it.
     this.#socket.onclose = (event) => this.end(event.code, event.reason);
     this.#timer = setInterval(() => this.look(), LOOK_EVERY * 1000);
   }
 
   /**
-   * The welcome arrived: from now on the server may be silent for at most so long.
+   * Starts the limit on silence. The connection calls this when the welcome arrived.
    *
-   * @param {unknown} maxSilence  Seconds.
+   * @param {unknown} maxSilence  Seconds for which the server may be silent. An unusable value means the default.
    */
   opened(maxSilence) {
     const usable = typeof maxSilence === "number" && Number.isFinite(maxSilence) && maxSilence > 0;
@@ -196,8 +200,8 @@ class Link {
   }
 
   /**
-   * Sends a command, to which the server owes an answer. One that is met with complete silence is followed by a
-   * ping, so somebody who publishes into a dead socket learns it in two answerTimeouts and not in max_silence.
+   * Sends a command that the server must answer. If complete silence follows, the link sends a ping. So a client
+   * that publishes into a dead socket detects it after two answerTimeouts, and not only after max_silence.
    *
    * @param {Frame} frame
    */
@@ -207,17 +211,17 @@ class Link {
   }
 
   /**
-   * Pings the server. The socket is dead when nothing arrives for answerTimeout before the pong does; a pong that
-   * stands in line behind other frames is waited for as long as they come.
+   * Pings the server. If nothing arrives for answerTimeout before the pong does, the socket is dead. While other
+   * frames arrive, the pong may be queued behind them, and the link waits.
    *
-   * @returns {Promise<number>}  The round trip in seconds; rejected when the link ends first.
+   * @returns {Promise<number>}  The round trip in seconds; rejected if the link ends first.
    */
   ask() {
     const last = this.#pings.get(this.#n);
-    if (this.#asking && last) return last.promise; // A wake-up fires several events: they share one question.
+    if (this.#asking && last) return last.promise; // A wake-up fires several events, which share one ping.
     /** @type {Deferred<number> & { sentAt: number }} */
     const ping = { ...deferred(), sentAt: performance.now() };
-    // Most askers only want the side effect, and an unobserved rejection would be reported as an error.
+    // Most callers only want the side effect, and the browser reports an unhandled rejection as an error.
     ping.promise.catch(() => {});
     this.#pings.set(++this.#n, ping);
     this.#asking = true;
@@ -226,17 +230,17 @@ class Link {
     return ping.promise;
   }
 
-  /** The server said goodbye: if its close frame is lost on the way, do not wait for it. */
+  /** Bounds the wait for the close frame after the server's goodbye, because the close frame may be lost. */
   expectClose() {
     this.#deadline = Math.min(this.#deadline, Date.now() + this.#options.answerTimeout * 1000);
   }
 
-  /** Looks at the clock. */
+  /** Compares the clock with the deadlines. */
   look() {
     const now = Date.now();
     const late = now - this.#lookedAt > 2 * LOOK_EVERY * 1000;
     this.#lookedAt = now;
-    // After a stall of ours, frames that arrived in time may queue behind this very timer: let them go first.
+    // After a stall of this page, frames that arrived in time may be queued behind this timer: handle them first.
     if (late) setTimeout(() => this.#judge(), 0);
     else this.#judge();
   }
@@ -248,7 +252,7 @@ class Link {
       this.end(null, this.openedAt === null ? "never_opened" : "silent");
       return;
     }
-    // A clock that was set back must not put the deadline hours away.
+    // If the clock was set back, the deadline must not move hours away.
     this.#deadline = Math.min(this.#deadline, now + Math.max(this.#maxSilence, this.#options.connectTimeout) * 1000);
     if (now >= this.#askAt) {
       this.#askAt = Infinity;
@@ -257,7 +261,7 @@ class Link {
   }
 
   /**
-   * Ends the link now. The socket's own close event is not waited for: without a network it takes minutes.
+   * Ends the link now, without waiting for the socket's close event, which takes minutes if there is no network.
    *
    * @param {number | null} code
    * @param {string} reason
@@ -276,12 +280,12 @@ class Link {
   #hear(payload) {
     if (this.#over) return;
     const frame = decode(payload);
-    // Answered here and not from a timer, because timers of a hidden tab run once a minute; and before listeners
-    // see anything, so that a slow listener costs no connection.
+    // Answer here and not in a timer, because timers of a hidden tab run once a minute. Answer before listeners get
+    // the frame, so that a slow listener costs no connection.
     if (frame?.type === "ping") this.#write({ type: "pong", n: frame.n });
     if (frame?.type === "pong") this.#ponged(frame.n);
-    // Anything at all breaks the silence, also what we do not understand. An open question stays open, though: what
-    // was waiting in a buffer while the page slept proves nothing about the server of now.
+    // Every frame ends the silence, even an unknown one. But an open ping stays open: frames that waited in a buffer
+    // while the page slept prove nothing about the server now.
     this.heardAt = Date.now();
     this.#askAt = Infinity;
     const silence = this.#asking ? Math.min(this.#options.answerTimeout, this.#maxSilence) : this.#maxSilence;
@@ -309,7 +313,7 @@ class Link {
 
 /**
  * @param {unknown} payload
- * @returns {Frame | null}  null for what is no frame: binary, not JSON, not an object with a type.
+ * @returns {Frame | null}  null if the payload is not a frame: binary, not JSON, not an object with a type.
  */
 function decode(payload) {
   if (typeof payload !== "string") return null;
@@ -322,15 +326,15 @@ function decode(payload) {
 }
 
 /**
- * A connection that is kept: it outlives any number of sockets.
+ * A connection that reconnects: it outlives any number of sockets.
  *
  * Events, each a CustomEvent:
  * - `state`: `detail` is `{state, previous}`. `connection.lastClose` and `connection.retryAt` say why and when.
  * - `message`: `detail` is the frame: `{group, data, from?, offset?, epoch?}`.
  * - `groups`: `detail` is `{groups}`, the groups that the server has confirmed.
- * - `ping`: `detail` is `{n}`; already answered.
+ * - `ping`: `detail` is `{n}`; the ping is already answered.
  * - `goodbye`: `detail` is the frame: `{reason, reconnect, retry_after}`; the close follows.
- * - `error`: `detail` is `{code, detail, ref?, group?}`: an error that no promise of yours reports.
+ * - `error`: `detail` is `{code, detail, ref?, group?}`: an error that none of your promises reports.
  */
 export class RealtimeConnection extends EventTarget {
   /** @type {string} */ #url;
@@ -344,7 +348,7 @@ export class RealtimeConnection extends EventTarget {
   #attempt = 0;
   /** @type {ReturnType<typeof setTimeout> | undefined} */ #retryTimer;
   /** @type {number | null} */ #retryAt = null;
-  /** The server chose the time of the next attempt. */
+  /** True if the server chose the time of the next attempt. */
   #slotted = false;
   /** @type {AbortController | null} */ #listening = null;
 
@@ -354,11 +358,11 @@ export class RealtimeConnection extends EventTarget {
   #commands = new Map();
   /** Joins that the application waits for; they survive a reconnect. @type {Map<string, Deferred<Frame>>} */
   #joins = new Map();
-  /** What the application asked to be in. @type {Set<string>} */
+  /** The groups that the application asked for. @type {Set<string>} */
   #wanted = new Set();
-  /** What it left on purpose: the URL or the server may put it there again on the next socket. @type {Set<string>} */
+  /** Groups that it left on purpose; the URL or the server may add it again on the next socket. @type {Set<string>} */
   #unwanted = new Set();
-  /** What the server confirmed on the current socket. @type {Set<string>} */
+  /** The groups that the server confirmed on the current socket. @type {Set<string>} */
   #joined = new Set();
 
   /**
@@ -381,7 +385,7 @@ export class RealtimeConnection extends EventTarget {
     return this.#state;
   }
 
-  /** The server's name for this connection while it is open, else null. */
+  /** The server's name for this connection while it is open, otherwise null. */
   get id() {
     return this.#id;
   }
@@ -395,17 +399,17 @@ export class RealtimeConnection extends EventTarget {
     return this.#lastClose;
   }
 
-  /** While `waiting`: when the next attempt starts. */
+  /** The time at which the next attempt starts while the state is `waiting`, otherwise null. */
   get retryAt() {
     return this.#retryAt;
   }
 
-  /** When the last frame arrived on this socket, or null. */
+  /** The time at which the last frame arrived on this socket, or null. */
   get heardAt() {
     return this.#link?.heardAt ?? null;
   }
 
-  /** How long the server may be silent, in seconds. */
+  /** The longest silence of the server that is allowed, in seconds. */
   get maxSilence() {
     return this.#link?.maxSilence ?? DEFAULT_MAX_SILENCE;
   }
@@ -415,7 +419,7 @@ export class RealtimeConnection extends EventTarget {
     return this.#link?.roundTrip ?? null;
   }
 
-  /** Connects; while waiting for a reconnect, tries now. */
+  /** Connects. While the connection waits for a reconnect, tries now. */
   connect() {
     if (this.#state === "connecting" || this.#state === "open") return;
     if (this.#state === "closed") this.#attempt = 0;
@@ -423,7 +427,7 @@ export class RealtimeConnection extends EventTarget {
     this.#open();
   }
 
-  /** Closes for good, until connect() is called again; the groups are remembered. */
+  /** Closes until connect() is called again; the groups are remembered. */
   close() {
     if (this.#state === "closed") return;
     if (this.#link) this.#link.end(null, "closed_here");
@@ -435,7 +439,7 @@ export class RealtimeConnection extends EventTarget {
    *
    * @param {string} group
    * @returns {Promise<Frame>}  The `joined` frame.
-   * @throws {RealtimeError}  The server refused, or the connection closed for good first.
+   * @throws {RealtimeError}  The server refused, or the connection was closed first and does not reconnect.
    */
   join(group) {
     const waiting = this.#joins.get(group);
@@ -460,29 +464,30 @@ export class RealtimeConnection extends EventTarget {
     this.#unwanted.add(group);
     this.#joins.get(group)?.reject(new RealtimeError("left", `The group ${group} was left before it was joined.`));
     this.#joins.delete(group);
-    // Without a socket there is nothing to leave: membership ends with the connection.
+    // Without a socket there is nothing to leave, because membership ends with the connection.
     if (this.#state !== "open") return { type: "left", group };
     return this.#command({ type: "leave", group });
   }
 
   /**
-   * Publishes to a group; no membership is needed, and members get their own messages too.
+   * Publishes to a group. No membership is needed, and members get their own messages too.
    *
-   * Nothing is queued while the connection is not open: only the application knows whether a message is still
-   * worth sending later.
+   * While the connection is not open, nothing is queued: only the application knows whether a message is still worth
+   * sending later.
    *
    * @param {string} group
-   * @param {unknown} data  Anything that JSON can say.
+   * @param {unknown} data  Any value that can be encoded as JSON.
    * @returns {Promise<Frame>}  The `published` frame.
-   * @throws {RealtimeError | TypeError}
+   * @throws {RealtimeError}  Not connected, the server refused, or the connection was lost before the answer.
+   * @throws {TypeError}  JSON has no form for `data`.
    */
   async publish(group, data) {
-    if (JSON.stringify(data) === undefined) throw new TypeError(`JSON cannot say ${typeof data}.`);
+    if (JSON.stringify(data) === undefined) throw new TypeError(`JSON cannot encode data of type ${typeof data}.`);
     return this.#command({ type: "publish", group, data });
   }
 
   /**
-   * Asks the server for a sign of life; when `answerTimeout` passes in silence, the socket is given up.
+   * Pings the server. If `answerTimeout` passes in silence, the socket is abandoned.
    *
    * @returns {Promise<number>}  The round trip in seconds.
    * @throws {RealtimeError}  Not connected, or the connection was lost.
@@ -525,7 +530,7 @@ export class RealtimeConnection extends EventTarget {
         this.#goodbye = frame;
         this.#link?.expectClose();
         return this.#emit("goodbye", frame);
-      default: // Unknown types are for newer clients.
+      default: // Ignore unknown types, which are for newer clients.
     }
   }
 
@@ -556,7 +561,7 @@ export class RealtimeConnection extends EventTarget {
       this.#emitGroups();
     }
     if (group !== undefined && frame.type === "left") {
-      // Without a ref the server took us out, and a rejoin would only contradict it.
+      // Without a ref, the server removed this connection from the group, so do not join it again.
       if (!command) this.#wanted.delete(group);
       this.#joined.delete(group);
       this.#emitGroups();
@@ -596,13 +601,13 @@ export class RealtimeConnection extends EventTarget {
     const link = this.#link;
     const wait = backoff(tries, this.#options.backoffBase, this.#options.backoffCap);
     setTimeout(() => {
-      // On a newer socket the welcome has already seen to it.
+      // On a newer socket, the welcome has already joined the group.
       if (this.#link === link && this.#wanted.has(group) && !this.#joined.has(group)) this.#sendJoin(group, tries + 1);
     }, wait * 1000);
   }
 
   /**
-   * The current socket is over, for whatever reason.
+   * Handles the end of the current socket, for any reason.
    *
    * @param {number | null} code
    * @param {string} reason
@@ -615,24 +620,24 @@ export class RealtimeConnection extends EventTarget {
     this.#id = null;
     this.#lastClose = { code, reason: goodbye?.reason || reason, at: Date.now() };
     for (const { type, group, answer } of this.#commands.values()) {
-      if (type === "leave") answer?.resolve({ type: "left", group }); // Gone with the connection.
+      if (type === "leave") answer?.resolve({ type: "left", group }); // The membership ended with the connection.
       else answer?.reject(new RealtimeError("disconnected", "The connection was lost before the server answered."));
     }
     this.#commands.clear();
     this.#joined.clear();
-    // Reset only by a connection that lasted: a server that accepts and drops at once is no reason to hurry.
+    // Only a connection that lasted resets the back-off. A server that drops clients immediately does not.
     if (link?.openedAt && Date.now() - link.openedAt >= STABLE_AFTER * 1000) this.#attempt = 0;
     if (closedHere || !mayReconnect(code) || goodbye?.reconnect === false) this.#stop();
     else this.#retry(goodbye?.retry_after);
     this.#emitGroups();
   }
 
-  /** @param {unknown} retryAfter  Seconds, where the server chose this client's slot. */
+  /** @param {unknown} retryAfter  Seconds, if the server chose this client's slot. */
   #retry(retryAfter) {
     let wait = backoff(this.#attempt, this.#options.backoffBase, this.#options.backoffCap);
     this.#slotted = typeof retryAfter === "number" && retryAfter >= 0;
     if (typeof retryAfter === "number" && this.#slotted) {
-      // The first slot is kept exactly, because the server has spread its clients already.
+      // Keep the first slot exactly, because the server has already spread its clients.
       wait = this.#attempt === 0 ? retryAfter : Math.max(retryAfter, wait);
     }
     wait = Math.min(wait, LONGEST_WAIT);
@@ -656,8 +661,8 @@ export class RealtimeConnection extends EventTarget {
   }
 
   /**
-   * Listens for the moments at which a socket that looks open may have died unnoticed: a phone that slept until the
-   * server dropped it hears of it never.
+   * Listens for events after which a socket that looks open may be dead: if a phone slept until the server dropped
+   * its connection, the phone gets no event for that.
    */
   #listen() {
     if (this.#listening) return;
@@ -673,7 +678,7 @@ export class RealtimeConnection extends EventTarget {
 
   #wake() {
     if (this.#state === "waiting") {
-      // What the server asked us to wait for stays; a back-off of our own has nothing more to wait for.
+      // A slot that the server chose stays. A back-off of our own ends here, because its reason may be gone.
       if (!this.#slotted || (this.#retryAt !== null && Date.now() >= this.#retryAt)) this.#open();
       return;
     }
@@ -686,7 +691,7 @@ export class RealtimeConnection extends EventTarget {
    * @param {number} [tries]
    */
   #sendJoin(group, tries = 0) {
-    // Its promise lives in #joins, because it may be answered on a later socket.
+    // The promise is in #joins, because the answer may arrive on a later socket.
     this.#send({ type: "join", group }, null, tries);
   }
 
@@ -708,7 +713,7 @@ export class RealtimeConnection extends EventTarget {
    * @param {number} [tries]
    */
   #send(frame, answer, tries = 0) {
-    // Refs are never used twice, so no answer can be taken for another's.
+    // A ref is never used twice, so an answer cannot be taken for the answer to another command.
     const ref = ++this.#ref;
     this.#commands.set(ref, { type: frame.type, group: frame.group, tries, answer });
     this.#link?.command({ ...frame, ref });

@@ -173,7 +173,7 @@ def test_connections_of_ended_processes_and_closed_ones_are_named_as_such(admin_
     said = confirm(admin_client, response)
 
     assert "None of the selected connections can be disconnected." in words(response)
-    assert "2 connections of web-1:1, which ended: there is nobody to ask." in words(response)
+    assert "2 connections of web-1:1, which ended: no process holds them any more." in words(response)
     assert "1 is closed already." in words(response)
     assert 'type="submit" value="Disconnect' not in response.content.decode()
     assert said == [
@@ -225,7 +225,7 @@ def test_of_very_many_connections_some_are_left_for_another_time(admin_client, t
 
     response = post(admin_client, ids)
 
-    assert "the first 2 of the list; more are left for another time" in words(response)
+    assert "the first 2 of the list. Repeat the action for the rest." in words(response)
     assert confirm(admin_client, response) == ["Asked 1 process to disconnect 2 connections."]
 
 
