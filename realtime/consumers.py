@@ -1,6 +1,4 @@
-"""The consumers: `RealtimeConsumer` and `RealtimeJsonConsumer`, base classes for an application's own, and
-`GroupConsumer`, which speaks the JSON protocol.
-"""
+"""The consumers: two base classes for applications, and one consumer that speaks the JSON protocol."""
 
 import asyncio
 import functools
@@ -28,30 +26,30 @@ from realtime.wire import frames
 
 logger = logging.getLogger("realtime.consumers")
 
-#: What an author overrides and Channels awaits.
+#: The methods that an author overrides and that Channels awaits.
 _AWAITED = ("connect", "disconnect", "receive", "receive_json")
 
 
 class RealtimeConsumer(AsyncWebsocketConsumer):
-    """An `AsyncWebsocketConsumer` for which every ending is the same ending.
+    """An `AsyncWebsocketConsumer` that treats every ending of a connection alike.
 
-    Write `connect`, `disconnect`, `receive` and handlers of events as in Channels; `disconnect` runs after
-    every ending, also where Channels leaves it out: an exception, a cancellation, a dead peer. The socket
-    is read all the time, so a pong is seen while a handler runs; events reach the handlers one at a time.
-    No frame goes on the wire that the author did not write, unless the client offered the subprotocol
-    `realtime.v1`: then `welcome`, `ping`, `pong` and `goodbye` are spoken as well.
+    Write `connect`, `disconnect`, `receive` and event handlers as in Channels. `disconnect` runs after every
+    ending, including those for which Channels skips it: an exception, a cancellation, a dead peer. The socket
+    is read all the time, so the server sees a pong while a handler runs. Events reach the handlers one at a
+    time. The client receives only the frames that the author sends, unless it offers the subprotocol
+    `realtime.v1`: then it also receives `welcome`, `ping`, `pong` and `goodbye`.
     """
 
-    #: Whether the connection has a channel of its own in the layer, for
-    #: `channel_layer.send(self.channel_name, …)`. It costs a subscription per connection; switch it off
-    #: where nobody sends to single connections.
+    #: True gives the connection a channel of its own in the layer, for
+    #: `channel_layer.send(self.channel_name, …)`. It costs a subscription per connection: set it to False if
+    #: the application never sends to single connections.
     own_channel = True
 
-    #: Whether stale database connections are closed before each event, as Channels does, for handlers that
-    #: use the async ORM. It costs a hop to the thread that all consumers share.
+    #: True closes stale database connections before each event, as Channels does, for handlers that use the
+    #: async ORM. It costs a hop to the thread that all consumers share.
     closes_old_connections = True
 
-    #: Set when the consumer is called; an author may use the name for something else.
+    #: Set when the consumer is called. An author may use the name for another attribute.
     connection: Connection
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -73,10 +71,11 @@ class RealtimeConsumer(AsyncWebsocketConsumer):
 
     @classmethod
     def as_asgi(cls, **initkwargs: Any) -> Any:
-        # Read at start, so that settings that cannot work stop the server and not every single connection.
+        # Read at start, so that a wrong setting stops the server and not each single connection.
         conf.get()
 
-        # Neither this nor `__call__` is a coroutine of its own, which would stay with each connection.
+        # Neither this nor `__call__` is a coroutine function: its frame would stay in memory as long as the
+        # connection.
         def app(scope: dict[str, Any], receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
             return cls(**initkwargs)(scope, receive, send)
 
@@ -91,31 +90,37 @@ class RealtimeConsumer(AsyncWebsocketConsumer):
         return serving.run(receive)
 
     async def group_add(self, group: str) -> None:
-        """Receive what is sent to the group, from the moment that this returns.
+        """Join a group. The connection receives what is sent to the group from when this returns.
 
-        Raises BadGroup, and LayerUnavailable or RecordsUnavailable, which end the connection when they are
-        not caught.
+        Raises:
+            BadGroup: No group can have this name.
+            LayerUnavailable: The channel layer is down. It ends the connection unless the handler catches it.
+            RecordsUnavailable: The database is down. It ends the connection unless the handler catches it.
         """
         await lifecycle.group_add(self.__serving.connection, group)
 
     async def group_discard(self, group: str) -> None:
-        """Receive nothing more from the group, from the moment of the call."""
+        """Leave a group. The connection receives nothing more from it from the moment of the call."""
         await lifecycle.group_discard(self.__serving.connection, group)
 
     async def refuse(self, reason: CloseReason) -> None:
-        """Accept, say why not, and close; no record is made.
+        """Accept the handshake, say goodbye, and close. No record is made.
 
-        Before accept Daphne can only answer 403, which a browser sees as 1006, so that it comes back for
-        ever.
+        Use it instead of `close()` before `accept()`: for that, a server answers 403, which a browser sees as
+        1006, and its client reconnects for ever.
+
+        Args:
+            reason: Gives the close code, and the text of the goodbye frame.
         """
         await self.__serving.refuse(reason)
 
     async def dispatch(self, message: Event) -> None:
         """Call the handler of an event.
 
-        For events of the channel layer this is a public coroutine method that the application defined; any
-        other type is logged once and ignored, where Channels would end every member of the group (a rolling
-        deploy, a typo), or let whoever can write to Redis call any method.
+        The handler of an event of the channel layer is a public coroutine method that the application
+        defined. An event of any other type is logged once and ignored. Channels would end every member of the
+        group for it (after a rolling deploy or a typo), or let any program that can write to Redis call any
+        method.
         """
         kind = str(message["type"])
         name = kind.replace(".", "_")
@@ -129,12 +134,13 @@ class RealtimeConsumer(AsyncWebsocketConsumer):
 
 
 class RealtimeJsonConsumer(RealtimeConsumer, AsyncJsonWebsocketConsumer):
-    """A `RealtimeConsumer` in place of an `AsyncJsonWebsocketConsumer`: `receive_json` and `send_json`."""
+    """A `RealtimeConsumer` with `receive_json` and `send_json`, as in `AsyncJsonWebsocketConsumer`."""
 
 
 def _is_event_handler(consumer: type, name: str) -> bool:
-    """Whether an application defined this as a handler of events; what Channels or this package defines is
-    none.
+    """Return True if the application defines an event handler of this name.
+
+    A method that Channels or this package defines is no event handler.
     """
     if name.startswith("_"):
         return False
@@ -149,14 +155,14 @@ def _is_frameworks(cls: type) -> bool:
 
 
 def _is_async(method: Any) -> bool:
-    """Also where decorators or `database_sync_to_async` stand around it."""
+    """Return True for a coroutine function, also under decorators or `database_sync_to_async`."""
     return bool(iscoroutinefunction(method) or iscoroutinefunction(inspect.unwrap(method)))
 
 
 class GroupConsumer(RealtimeConsumer):
-    """The JSON protocol: clients join, leave and publish by frames, as far as the policy lets them.
+    """The JSON protocol: clients join, leave and publish by frames, as far as the policy allows.
 
-    Mounted at a path with a `group`, it joins that group at connect.
+    If the URL route has a `group`, the connection joins that group when it connects.
     """
 
     own_channel = False
@@ -166,7 +172,7 @@ class GroupConsumer(RealtimeConsumer):
     MAX_ERRORS_PER_MINUTE = 10
 
     _error_times: deque[float] | None = None
-    """From the first error on: most clients make none, and an empty deque is not small."""
+    """Made with the first error: most clients make none, and an empty deque is not small."""
 
     async def connect(self) -> None:
         group = self.scope.get("url_route", {}).get("kwargs", {}).get("group")
@@ -201,7 +207,7 @@ class GroupConsumer(RealtimeConsumer):
                 detail = "This type is reserved for a later version."
                 self._refuse_frame(frames.ErrorCode.UNKNOWN_TYPE, detail, ref)
             case frames.ClientPing():
-                # Those of `realtime.v1` were answered in the inbox; nobody else is sent a pong.
+                # The inbox has answered the pings of `realtime.v1` already. Other clients get no pong.
                 detail = "Offer the subprotocol realtime.v1 to be answered pings."
                 self._refuse_frame(frames.ErrorCode.UNKNOWN_TYPE, detail, None)
 
@@ -241,7 +247,7 @@ class GroupConsumer(RealtimeConsumer):
         lifecycle.write(self.connection, frames.Published(ref=frame.ref, group=frame.group))
 
     def _refuse_frame(self, code: frames.ErrorCode, detail: str, ref: frames.Ref | None) -> None:
-        """Answer with an error frame; a client that goes on like this is closed."""
+        """Answer with an error frame. If the client makes too many errors, close the connection."""
         lifecycle.write(self.connection, frames.Error(code=code, detail=detail, ref=ref))
         now = asyncio.get_running_loop().time()
         if self._error_times is None:

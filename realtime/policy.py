@@ -1,6 +1,6 @@
-"""Who may join and publish: the default, and how a project's own is found.
+"""The policy: may this client join this group, or publish to it?
 
-A policy is `policy(scope, action, group) -> bool`, sync or async, where `scope` is the ASGI scope with
+A policy is a function `policy(scope, action, group) -> bool`, sync or async. `scope` is the ASGI scope with
 `user` from Channels' auth middleware, `action` is "join" or "publish", and `group` is a valid group name. A
 synchronous policy runs in Django's thread for synchronous code, so it may use the ORM.
 """
@@ -18,8 +18,14 @@ from realtime import conf
 
 
 async def default_policy(scope: dict[str, Any], action: str, group: str) -> bool:
-    """Anyone joins `public.*`, a user `user.<pk>`, staff `staff.*`; clients publish to `public.*` when known
-    or in DEBUG.
+    """Allow any client to join `public.*`, a user to join `user.<pk>`, and staff to join `staff.*`.
+
+    A client may publish to `public.*` if it is logged in, or if DEBUG is on.
+
+    Args:
+        scope: The ASGI scope, with `user`.
+        action: "join" or "publish".
+        group: A valid group name.
     """
     user: Any = scope.get("user")
     known = user is not None and bool(user.is_authenticated)
@@ -33,7 +39,13 @@ async def default_policy(scope: dict[str, Any], action: str, group: str) -> bool
 
 
 async def allows(scope: dict[str, Any], action: str, group: str) -> bool:
-    """What the configured policy says."""
+    """Ask the configured policy.
+
+    Args:
+        scope: The ASGI scope, with `user`.
+        action: "join" or "publish".
+        group: A valid group name.
+    """
     policy, is_async = _configured(conf.get().POLICY)
     if is_async:
         return bool(await policy(scope, action, group))

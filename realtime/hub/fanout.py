@@ -1,14 +1,15 @@
-"""Local fan-out: what came in for a group is written to each of its members in this process.
+"""Local fan-out: write each message of a group to the members of the group in this process.
 
-The hub puts messages in and goes on reading the channel layer; one task takes them out. So messages that
-come faster than they can be written wait here, and those of one group leave together, without a timer: the
-more there is to do, the less each message costs. Where nothing waits and few are to be written to, that is
-done at once.
+The reader of the channel layer puts messages in and goes on reading. One task takes them out. Messages that
+come faster than they can be written wait here, and messages of one group leave together, without a timer:
+the higher the load, the less each message costs. If nothing waits and the group is small, the message is
+written immediately.
 """
 
 import asyncio
 import logging
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from realtime import metrics
 from realtime.hub.connection import Connection
@@ -20,21 +21,32 @@ logger = logging.getLogger("realtime.fanout")
 
 #: Seconds of writing after which the loop gets a turn.
 SLICE = 0.005
-#: Members written to between two looks at the clock.
+#: Members that are written to between two readings of the clock.
 STRIDE = 8
-#: Seconds below which sleeping is not worth it.
+#: Shorter sleeps, in seconds, are not worth their cost.
 SHORTEST_SLEEP = 0.001
-#: Characters above which the hub leaves further messages to the channel layer: on the pub/sub layer they wait
-#: in this process up to MAX_QUEUED_BYTES, on the core layer in Redis up to its `capacity`.
+#: If more characters wait here, further messages stay in the channel layer: the pub/sub layer keeps up to
+#: MAX_QUEUED_BYTES of them in this process, the core layer up to its `capacity` in Redis.
 MAX_WAITING = 4 * 1024 * 1024
 
 Members = Mapping[Connection, None]
 
 
-class Fanout:
-    """Writes to `members`, the hub's own record of who is in which group, asked at the time of each write.
+class LastWrite(NamedTuple):
+    """The last write to a group: the loop time at which it ended, and its duration in seconds."""
 
-    `window` is the setting COALESCE_WINDOW.
+    group: str
+    ended_at: float
+    took: float
+
+
+class Fanout:
+    """The writer of group messages.
+
+    Args:
+        members: The members of each group. It is read at the time of each write.
+        heartbeat: Notes what is written, and pings.
+        window: The setting COALESCE_WINDOW, in seconds.
     """
 
     def __init__(self, members: Mapping[str, Members], heartbeat: Heartbeat, window: float) -> None:
@@ -45,19 +57,18 @@ class Fanout:
         self._something = asyncio.Event()
         self._room = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._last = ("", 0.0, 0.0)
-        """The group that was written to last, when that was done, and how long it took."""
+        self._last = LastWrite("", 0.0, 0.0)
         self._pause_at = 0.0
         self._idle = False
-        """Whether `run` waits for something to write."""
+        """True while `run` waits for a message."""
 
     async def put(self, group: str, text: str) -> None:
-        """Have this message written to the members of the group; waits while too much waits already."""
+        """Write a message to the members of the group, now or in its turn. If too much waits, wait."""
         members = self._members.get(group)
         if not members:
             return
         if len(members) <= STRIDE and self._is_quiet(group):
-            # Waking the task would take longer than the writes.
+            # To wake the task would take longer than the writes.
             self._write_to_few(group, members, text)
             await self._pause()
             return
@@ -68,26 +79,27 @@ class Fanout:
             await self._room.wait()
 
     def flush(self, connection: Connection) -> None:
-        """Write to a connection what it has still to receive from its groups, before something else."""
+        """Write to a connection the group messages that wait for it, before the caller writes a frame."""
         if self._waiting:
             for run in self._waiting.serve(connection, connection.groups, connection.last_run):
                 self._write(connection, _prepared(run), len(run.texts))
                 metrics.deliveries.inc(len(run.texts))
 
     def _is_quiet(self, group: str) -> bool:
-        """Whether nothing is to be written before a message of this group, nor has it just had one: what
-        follows at once waits, to leave together.
+        """Return True if no message waits and this group was not just written to.
+
+        A message right after another one is queued, so that both can leave in one write.
         """
         if self._waiting or not self._idle:
             return False
-        last, ended, _ = self._last
-        return group != last or self._loop.time() - ended > max(self._window, SHORTEST_SLEEP)
+        last = self._last
+        return group != last.group or self._loop.time() - last.ended_at > max(self._window, SHORTEST_SLEEP)
 
     def _write_to_few(self, group: str, members: Members, text: str) -> None:
         shared, count, began = Shared((text,)), 0, self._loop.time()
         try:
             for connection in tuple(members):
-                # A write may end others.
+                # A write may end other connections.
                 if connection in members:
                     self._write(connection, shared, 1)
                     count += 1
@@ -95,10 +107,10 @@ class Fanout:
             _log_unwritten(group)
         metrics.deliveries.inc(count)
         ended = self._loop.time()
-        self._last = (group, ended, ended - began)
+        self._last = LastWrite(group, ended, ended - began)
 
     async def _pause(self) -> None:
-        """Give the loop a turn, where that was long ago."""
+        """Give the loop a turn if it has had none for a while."""
         if self._loop.time() > self._pause_at:
             await asyncio.sleep(0)
             self._pause_at = self._loop.time() + SLICE
@@ -127,43 +139,44 @@ class Fanout:
             finally:
                 self._waiting.finish()
             ended = self._loop.time()
-            self._last = (run.group, ended, ended - began)
+            self._last = LastWrite(run.group, ended, ended - began)
             for start in range(0, len(to_ask), STRIDE):
                 for connection in to_ask[start : start + STRIDE]:
                     self._heartbeat.ask(connection, since=asked_at)
                 await self._pause()
 
     def _window_of(self, group: str) -> float:
-        """Seconds for which more may come for this group before it is written to.
+        """Return the seconds to wait for more messages of this group before the next write.
 
-        None for a group that is quiet or small: what is waited is never more than half of what the last
-        write took, because a second one for what came meanwhile would take as long again.
+        The wait is at most half of the time that the last write took: a second write for messages that came
+        meanwhile would take as long as the first. So a group that is quiet or small does not wait.
         """
-        last, ended, took = self._last
-        window = min(self._window, took / 2)
+        last = self._last
+        window = min(self._window, last.took / 2)
         # Selectors sleep whole milliseconds.
-        if group != last or window < SHORTEST_SLEEP:
+        if group != last.group or window < SHORTEST_SLEEP:
             return 0.0
-        return ended + window - self._loop.time()
+        return last.ended_at + window - self._loop.time()
 
     async def _write_to_all(self, run: Run[Connection], to_ask: list[Connection]) -> None:
-        """Write a run to each member; adds to `to_ask` the members to which a ping has to follow.
+        """Write a run to each member of its group.
 
-        The pings follow when all have their messages: pongs come back while others are still written to, and
-        would keep them waiting.
+        Args:
+            run: The messages.
+            to_ask: Receives the members to which a ping must follow. The caller sends the pings after all
+                writes: pongs come back while other members are written to, and would delay them.
         """
         members = self._members.get(run.group)
         if not members:
             return
         shared, messages, served, number = _prepared(run), len(run.texts), run.served, run.number
-        # Nothing is looked up twice below, and nothing counted that can be counted afterwards: this is done
-        # for every member, and a write to a socket costs as much as some fifty lines of Python.
-        everybody, size, count = tuple(members), shared.size, 0
-        for start in range(0, len(everybody), STRIDE):
+        # The loop below runs for every member, so it looks up nothing twice and counts at the end. A write to
+        # a socket costs as much as about fifty lines of Python.
+        present, size, count = tuple(members), shared.size, 0
+        for start in range(0, len(present), STRIDE):
             now = self._heartbeat.now()
-            for connection in everybody[start : start + STRIDE]:
-                # Membership is asked for at the time of the write: anything may have ended while the loop
-                # had its turn.
+            for connection in present[start : start + STRIDE]:
+                # Check the membership at the time of the write: it may have ended during the loop's turn.
                 if connection not in members or (served and connection in served):
                     continue
                 liveness = connection.liveness
@@ -173,8 +186,8 @@ class Fanout:
                     and self._heartbeat.follow_up(connection, liveness, then)
                 ):
                     to_ask.append(connection)
-                # Before the write, and before the loop has its turn: a frame that goes to this member
-                # directly must neither overtake the run nor repeat it.
+                # Set before the write and before the loop's turn: a frame that goes to this member directly
+                # must neither overtake the run nor repeat it.
                 connection.last_run = number
                 connection.transport.write_shared(shared)
                 count += 1
@@ -189,7 +202,7 @@ class Fanout:
 
 
 def _prepared(run: Run[Connection]) -> Shared:
-    """The messages of a run as bytes and events, made for the first member that receives them."""
+    """Return the messages of a run as bytes and events. The first member that receives them makes them."""
     if run.prepared is None:
         run.prepared = Shared(run.texts)
     shared: Shared = run.prepared
@@ -197,5 +210,5 @@ def _prepared(run: Run[Connection]) -> Shared:
 
 
 def _log_unwritten(group: str) -> None:
-    """One message that cannot be written must not keep all others from being written."""
+    """Log that a message could not be written. The other messages must still be written."""
     logger.exception("A message to group %s could not be written", group)

@@ -1,5 +1,4 @@
-"""The clock of one process: pings its connections, judges their silence, and knows when the process itself
-stood still.
+"""The heartbeat of one process: ping its connections, judge their silence, and notice its own stalls.
 
 Pings follow this clock, one interval apart for each connection, whether or not rounds come.
 """
@@ -18,20 +17,21 @@ from realtime.transports.asgi import ping_for
 
 logger = logging.getLogger("realtime.pulse")
 
-#: Seconds between two looks, at most: so often is measured whether the loop is late. Far less than
-#: LONGEST_STEP, and not less than that needs, because a tick costs an idle process most of what it does.
+#: The longest time between two ticks, in seconds. Each tick measures how late the loop is, so this is far
+#: less than LONGEST_STEP. It is no shorter, because ticks are most of the work of an idle process.
 TICK = 0.25
-#: And at least: the answers to pings that leave together come back together, and what is published meanwhile
-#: waits for all of them.
+#: The shortest time between two ticks, in seconds. Pings that leave together are answered together, and a
+#: message that is published meanwhile waits for all of the pongs.
 SHORTEST_TICK = 0.05
-#: A gap between two ticks counts as running time up to here; the rest is a stall, and nobody's silence.
+#: A gap between two ticks counts as running time up to this many seconds. The rest is a stall of this process
+#: and counts against no client.
 LONGEST_STEP = 0.5
-#: Loop turns from the readiness of a socket to its frame being read: the server's read, its queue's getter,
-#: our reader.
+#: Loop turns from a readable socket to a frame that the inbox has read: the server's read, the getter of the
+#: server's queue, the inbox.
 READ_TURNS = 3
-#: Seconds between two looks of a handler that waits until its client has read what it sent.
+#: Seconds between two checks for a handler that waits until its client has read what it sent.
 DRAINED_EVERY = 0.01
-#: Connections judged before the loop gets a turn.
+#: Connections that are judged before the loop gets a turn.
 BATCH = 200
 
 _REASONS = {
@@ -40,14 +40,17 @@ _REASONS = {
     Verdict.IDLE: CloseReason.IDLE,
 }
 
-#: What was written to these since their last proof of life, nobody has read.
+#: The reasons of zombies: no client has read what was written to them since their last proof of life.
 _ZOMBIES = frozenset({CloseReason.PING_TIMEOUT, CloseReason.SEND_FAILED, CloseReason.SLOW_CONSUMER})
 
 
 class Heartbeat:
-    """Liveness of the connections of one process, and what they leave unsent in its memory.
+    """The liveness of the connections of one process, and the memory of what they have not read.
 
-    `evict` is called for those that failed. `max_unsent` is the setting MAX_UNSENT_TOTAL_BYTES.
+    Args:
+        limits: The settings that say when a connection is dead, slow or idle.
+        max_unsent: The setting MAX_UNSENT_TOTAL_BYTES.
+        evict: Called for each connection that failed.
     """
 
     def __init__(
@@ -56,32 +59,35 @@ class Heartbeat:
         self._limits = limits
         self._max_unsent = max_unsent
         self._evict = evict
-        # Since the last tick, which adds them to the metrics: a pong costs little more than what they do.
+        # Collected until the next tick, because a metric costs almost as much as a pong.
         self._pings = 0
         self._round_trips: list[float] = []
         self._behind: set[Connection] = set()
-        """Connections for which something waited in this process when it was last looked at."""
+        """Connections that had unsent bytes in this process at the last check."""
         self._schedule: Schedule[Connection] = Schedule()
         self._loop = asyncio.get_running_loop()
         self._time = RunningTime(self._loop.time(), longest_step=LONGEST_STEP)
         self.lag = 0.0
-        """Seconds by which the last tick was late."""
+        """The seconds by which the last tick was late."""
 
     def now(self) -> float:
-        """Running time: the time of ours in which a client's silence counts."""
+        """Return the running time in seconds, in which the silence of clients is measured.
+
+        It does not advance while this process is stalled.
+        """
         return self._time.now(self._loop.time())
 
     def watch(self, connection: Connection) -> None:
-        """From now on the connection has to prove that it lives; called when it has been accepted."""
+        """Watch a connection that has been accepted: from now on the client must prove that it lives."""
         spread = connection.id.int % 1024 / 1024
-        # Who speaks no `realtime.v1` is pinged below it where the server lets us; else the server's own
-        # keepalive counts.
+        # Clients without `realtime.v1` get RFC 6455 pings if the transport can send them. Otherwise the
+        # server's own keepalive counts.
         pingable = connection.speaks_v1 or connection.transport.can_ping
         connection.liveness = Liveness(self._limits, self.now(), spread=spread, pingable=pingable)
         self._schedule.set(connection, connection.liveness.look_at)
 
     def forget(self, connection: Connection) -> None:
-        """Stop watching a connection that ended, and count what was written to it in vain."""
+        """Stop watching a connection that ended, and count the messages that its client never read."""
         self._schedule.discard(connection)
         self._behind.discard(connection)
         if connection.liveness is not None and connection.reason is not None:
@@ -89,14 +95,19 @@ class Heartbeat:
             metrics.zombie_lifetime.labels(reason=connection.reason.value).observe(silence)
             if connection.reason in _ZOMBIES:
                 _count_what_was_lost(connection.liveness, connection.reason)
-        # What is written to it in its last moments must not bring it back here.
+        # A last write to it must not bring it back into the schedule.
         connection.liveness = None
 
     def wrote(self, connection: Connection, size: int, messages: int = 1) -> bool:
-        """Note messages that are handed to the connection's transport, and their bytes in all.
+        """Note messages that are handed to the connection's transport.
+
+        Args:
+            connection: The connection.
+            size: The bytes of all messages.
+            messages: The number of messages.
 
         Returns:
-            True if the caller has to `ask` when they are written.
+            True if the caller must `ask` when they are written.
         """
         liveness = connection.liveness
         if liveness is not None and (then := liveness.wrote(size, self.now(), messages)):
@@ -104,45 +115,45 @@ class Heartbeat:
         return False
 
     def follow_up(self, connection: Connection, liveness: Liveness, then: int) -> bool:
-        """Do what `Liveness.wrote` says has to follow a write; returns what `wrote` returns."""
+        """Do what must follow a write, as `Liveness.wrote` says; return what `wrote` returns."""
         if then == PING:
             return True
         self._schedule.set(connection, liveness.look_at)
         return False
 
     def ask(self, connection: Connection, *, since: float = inf) -> None:
-        """Send a ping, unless one has left since then."""
+        """Send a ping, unless one was sent at or after the running time `since`."""
         liveness = connection.liveness
         if liveness is None or connection.gone or liveness.last_ping_at >= since:
             return
-        # The time of the ping itself: loop turns since the caller's look must not shorten its deadline.
+        # Use the time of the ping itself: loop turns since the caller's check must not shorten its deadline.
         ping = ping_for(liveness.pinged(self.now()), connection.speaks_v1)
         self._pings += 1
         self._schedule.set(connection, liveness.look_at)
         connection.transport.ping(ping)
 
     def is_behind(self, connection: Connection) -> None:
-        """Note that something waits in this process for the connection to read it."""
+        """Note that bytes for this connection wait in this process."""
         self._behind.add(connection)
 
     async def drained(self, connection: Connection) -> None:
         """Wait until a handler may send more: little waits here, and the client has read most of the rest.
 
-        The kernel alone would take megabytes from a handler in one turn of the event loop, and the first ping
-        would leave behind them.
+        The kernel would take megabytes from a handler in one turn of the event loop, and the first ping would
+        leave behind them.
         """
         await connection.transport.drained()
-        # Looked at now and then: an event for each connection would cost all of them memory.
+        # Checked periodically: an event object for each connection would cost all of them memory.
         while (liveness := connection.liveness) is not None and liveness.is_full:  # noqa: ASYNC110 - see above
             await asyncio.sleep(DRAINED_EVERY)
 
     def heard(self, connection: Connection) -> None:
-        """An application frame came in; the next regular ping moves."""
+        """Note a frame of the application: it is a proof of life, and the next regular ping moves."""
         if connection.liveness is not None:
             connection.liveness.heard(self.now())
 
     def ponged(self, connection: Connection, n: int) -> None:
-        """The client answered ping `n`."""
+        """Note that the client answered ping `n`."""
         liveness = connection.liveness
         if liveness is not None and liveness.ponged(n, self.now()):
             self._round_trips.append(liveness.round_trip or 0.0)
@@ -158,7 +169,7 @@ class Heartbeat:
             metrics.loop_lag.set(self.lag)
             self._count()
             now = self.now()
-            # Since the last tick, because somebody else who asked for the time may have noticed the stall.
+            # Compare with the last tick, because another caller of `now` may have noticed the stall.
             if (stalled := self._time.stalled - counted) > 0:
                 counted = self._time.stalled
                 metrics.stalled.inc(stalled)
@@ -166,7 +177,7 @@ class Heartbeat:
             if self._behind:
                 self._bound_unsent()
             if due := self._schedule.due(now):
-                # What arrived while we were late is read first, so that an answer in time is never silence.
+                # First read what arrived during the delay, so that an answer in time never counts as silence.
                 for _ in range(READ_TURNS):
                     await asyncio.sleep(0)
                 await self._judge_due(due, now)
@@ -184,7 +195,7 @@ class Heartbeat:
             try:
                 self._judge(connection, now)
             except Exception:
-                # One connection that cannot be judged must not keep all others from being pinged and judged.
+                # Go on: the other connections must be pinged and judged.
                 logger.exception("A connection could not be judged", extra=connection.log_fields())
                 self._schedule.set(connection, now + self._limits.ping_interval)
             if position % BATCH == 0:
@@ -209,7 +220,7 @@ class Heartbeat:
             self._schedule.set(connection, liveness.look_at)
 
     def _bound_unsent(self) -> None:
-        """Evict the connections with the most unsent bytes, until the sum for all is within the bound."""
+        """Evict the connections with the most unsent bytes until the sum of all is within the bound."""
         unsent = {connection: connection.transport.unsent for connection in self._behind}
         self._behind = {connection for connection, size in unsent.items() if size}
         total, closed = sum(unsent.values()), 0
@@ -230,7 +241,12 @@ class Heartbeat:
 
 
 def pause(next_at: float | None, now: float) -> float:
-    """Seconds until the next look, where the next connection is due at `next_at`."""
+    """Return the seconds until the next tick.
+
+    Args:
+        next_at: The running time at which the next connection is due; None if none is.
+        now: The running time.
+    """
     return TICK if next_at is None else min(TICK, max(SHORTEST_TICK, next_at - now))
 
 

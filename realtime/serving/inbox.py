@@ -1,8 +1,8 @@
-"""What came in for the handlers of one connection: frames of the client, and events of the channel layer.
+"""The frames and events that wait for the handlers of one connection.
 
-The socket is read all the time, whatever the handlers do: a server that is not read from buffers without
-limit, and a pong has to be seen while a handler runs. What waits is counted, and too much of it ends the
-connection or is dropped.
+The socket is read all the time, even while a handler runs: otherwise the server would buffer without limit,
+and a pong would not be seen. Waiting frames are counted, and too many of them end the connection. Too many
+events of the channel layer are dropped.
 """
 
 import asyncio
@@ -19,21 +19,26 @@ from realtime.wire import frames
 
 logger = logging.getLogger("realtime.inbox")
 
-#: What a server reports; nobody else may.
+#: The events that only a server may report.
 SERVER_EVENTS = frozenset({"websocket.connect", "websocket.receive", "websocket.disconnect"})
-#: How many times MAX_INBOUND_QUEUE frames may wait in all, where they come faster than they are taken.
+#: Frames that may wait in all, as a multiple of MAX_INBOUND_QUEUE, if handlers take them slowly.
 MOST_QUEUES = 10
-#: Events of the layer that may wait for a busy handler; layers too drop what is above their capacity.
+#: Events of the layer that may wait for a busy handler. Layers, too, drop what exceeds their capacity.
 MAX_EVENTS = 1000
-#: A `realtime.v1` ping or pong is not longer; anything longer is not looked at before its handler does.
+#: The longest `realtime.v1` ping or pong, in bytes. Longer frames go to the handler unparsed.
 LONGEST_CONTROL = 64
-#: What came from a connection is for its handlers while it has no reason to end, and where the client closed
-#: it: a write may notice that before everything that the client had sent was read.
+#: The reasons with which frames still go to the handlers. A write may notice that the client closed before
+#: everything that the client sent was read.
 _STILL_READ = frozenset({None, CloseReason.CLIENT_CLOSED})
 
 
 class Inbox:
-    """One queue, in order of arrival."""
+    """One queue, in order of arrival.
+
+    Args:
+        connection: The connection that is read.
+        settings: Give the bounds of the queue.
+    """
 
     __slots__ = (
         "_arrival",
@@ -50,10 +55,10 @@ class Inbox:
         self._connection = connection
         self._max_message = settings.MAX_MESSAGE_BYTES
         self._max_frames = settings.MAX_INBOUND_QUEUE
-        # Not an asyncio.Queue, of which an empty one takes a tenth of all the memory of a connection.
+        # Not an asyncio.Queue: an empty one takes a tenth of all the memory of a connection.
         self._events: list[Event] = []
         self._arrival: asyncio.Future[None] | None = None
-        # Of the frames that wait: how many, how many of them came since a handler took one, and their bytes.
+        # The number of waiting frames, the number that came since a handler took one, and their bytes.
         self._frames_waiting = 0
         self._frames_since = 0
         self._bytes_waiting = 0
@@ -63,12 +68,16 @@ class Inbox:
         return not self._events
 
     def arrival(self) -> asyncio.Future[None]:
-        """Done when something has come in. For one task at a time, while this is `empty`."""
+        """Return a future that is done at the next arrival. For one task at a time, while this is `empty`."""
         self._arrival = asyncio.get_running_loop().create_future()
         return self._arrival
 
     def take(self) -> Event:
-        """The event that has waited longest. Raises IndexError when there is none."""
+        """Remove and return the event that has waited longest.
+
+        Raises:
+            IndexError: No event waits.
+        """
         event = self._events.pop(0)
         if event["type"] == "websocket.receive":
             self._frames_waiting -= 1
@@ -77,7 +86,11 @@ class Inbox:
         return event
 
     def put(self, event: Event) -> bool:
-        """Queue an event of the layer; False when it cannot be one: without a type, or of the server's."""
+        """Queue an event of the channel layer.
+
+        Returns:
+            False if it has no type, or the type of an event that only a server may report.
+        """
         kind = event.get("type")
         if not isinstance(kind, str) or kind in SERVER_EVENTS:
             return False
@@ -97,16 +110,16 @@ class Inbox:
         while True:
             event = await receive()
             if event["type"] == "websocket.receive":
-                if self._connection.reason in _STILL_READ and self._is_for_handlers(event):
+                if self._connection.reason in _STILL_READ and not self._handled_here(event):
                     if self._frames_since >= self._max_frames:
-                        # All that came in one packet is read before anybody has a turn. A handler that is
-                        # not busy takes one now, however many they are.
+                        # All frames of one packet are read in one turn of the loop. Give a handler that is
+                        # not busy a turn, so that it takes one now.
                         await asyncio.sleep(0)
                     self._queue_frame(event)
                 continue
             if event["type"] == "websocket.disconnect":
-                # Now, not when a busy handler gets to it: until then other code would write to a socket
-                # that is gone.
+                # Evict now, not when a busy handler comes to it: until then other code would write to a
+                # socket that is gone.
                 lifecycle.evict(self._connection, self._connection.transport.ended_by(event), event)
                 self._queue(event)
                 return
@@ -125,20 +138,24 @@ class Inbox:
         elif self._connection.reason in _STILL_READ:
             self._queue(event)
 
-    def _is_for_handlers(self, event: Event) -> bool:
-        """Whether the frame goes on to a handler; if not, it was answered here or ended the connection."""
+    def _handled_here(self, event: Event) -> bool:
+        """Evict for a frame that is too large, and take pings and pongs.
+
+        Returns:
+            False if the frame must go to a handler.
+        """
         text, connection, size = event.get("text"), self._connection, _size(event)
         if size > self._max_message:
             lifecycle.evict(connection, CloseReason.TOO_LARGE)
-            return False
-        if text is not None and connection.speaks_v1 and size <= LONGEST_CONTROL and self._is_control(text):
-            return False
+            return True
+        if text is not None and connection.speaks_v1 and size <= LONGEST_CONTROL and self._took_control(text):
+            return True
         if connection.hub is not None:
             connection.hub.heartbeat.heard(connection)
-        return True
+        return False
 
-    def _is_control(self, text: str) -> bool:
-        """Answer a ping or take a pong of `realtime.v1`; everything else is the handlers'."""
+    def _took_control(self, text: str) -> bool:
+        """Answer a ping or take a pong of `realtime.v1`; return False for any other frame."""
         if '"pong"' not in text and '"ping"' not in text:
             return False
         try:
@@ -157,6 +174,6 @@ class Inbox:
 
 
 def _size(event: Event) -> int:
-    """Bytes of a frame's payload, as the client sent it."""
+    """Return the bytes of a frame's payload."""
     text = event.get("text")
     return len(event["bytes"]) if text is None else len(text.encode(errors="replace"))

@@ -1,7 +1,7 @@
-"""One connection of a consumer from its first event to its last: how events reach the handlers, how what
-they send leaves, and how it ends.
+"""Run one connection of a consumer from its first event to its last.
 
-It is apart from the consumer, because an application's consumer may have methods and attributes of any name.
+The runner brings events to the handlers and sends what they write. It is apart from the consumer, because the
+consumer of an application may have methods and attributes of any name.
 """
 
 import asyncio
@@ -27,21 +27,20 @@ from realtime.wire import frames
 
 logger = logging.getLogger("realtime.consumers")
 
-#: Seconds for the server to report the end of a connection that was closed here, before handlers are told
-#: without it.
+#: Seconds to wait for the server's report that a connection has ended. Then `disconnect` runs without it.
 DISCONNECT_TIMEOUT = 2.0
-#: Seconds for which a handler that runs when its connection ends may go on.
+#: Seconds for which a running handler may go on after its connection has ended.
 HANDLER_GRACE = 10.0
-#: Seconds for which a consumer waits for its own clean-up, which goes on without it.
+#: Seconds for which a consumer waits for its own clean-up. Then the clean-up goes on without it.
 CLEANUP_WAIT = 5.0
-#: Unknown types of events that are remembered as logged; beyond these nothing is logged.
+#: Unknown types of events that are remembered as logged. Further types are not logged.
 MAX_UNKNOWN_TYPES = 1000
 
 _logged: set[tuple[type, str]] = set()
 
 
 class Consumer(Protocol):
-    """What is asked of a consumer here."""
+    """The attributes of a consumer that the runner uses."""
 
     channel_layer_alias: str
     own_channel: bool
@@ -52,8 +51,15 @@ class Consumer(Protocol):
 
 
 class Runner(Watcher):
-    """The socket is read all the time, so a pong is seen while a handler runs; events reach the handlers one
-    at a time.
+    """The runner of one connection.
+
+    It reads the socket all the time, so a pong is seen while a handler runs. Events reach the handlers one at
+    a time.
+
+    Args:
+        consumer: Has the handlers.
+        scope: The ASGI scope.
+        send: The server's `send`.
     """
 
     __slots__ = (
@@ -73,7 +79,7 @@ class Runner(Watcher):
         self._settings = conf.get()
         self._handler_limit: asyncio.Timeout | None = None
         self._handlers_until = 0.0
-        """Set when the connection has ended: the time (of the event loop) to which it handles what waits."""
+        """Set when the connection ends: the loop time until which queued events may still be handled."""
         self._disconnect_owed = False
         self._failure: Exception | None = None
         self._raises = is_test_client(send)
@@ -88,9 +94,11 @@ class Runner(Watcher):
         self.connection.transport = transport_for(send, options, self, direct=self._settings.DIRECT_WRITES)
 
     async def run(self, receive: Receive) -> None:
-        """Returns when the connection has ended and its handlers are done.
+        """Serve the connection until it has ended and its handlers are done.
 
-        Raises what a handler raised when the other end is Channels' test client, whose users expect it.
+        Raises:
+            Exception: The exception of a handler, but only if the client is Channels' test client, because
+                its users expect that.
         """
         if (task := asyncio.current_task()) is not None:
             lifecycle.track_consumer(task)
@@ -100,37 +108,33 @@ class Runner(Watcher):
                 readers.append(self._start_reader(self._read_channel()))
             await self._handle_events()
         finally:
-            # Every ending comes through here, cancellation included: `disconnect()` alone would miss most
-            # of them (channels#1466). Whatever ended the connection first has evicted it already, and its
-            # reason stays.
+            # Every ending comes through here, including a cancellation. `disconnect()` alone would miss most
+            # of them (channels#1466). If the connection was evicted before, that reason stays.
             eviction = lifecycle.evict(self.connection, CloseReason.CANCELLED)
             for reader in readers:
                 reader.cancel()
             if self._disconnect_owed:
-                # A task of its own, because a server that cancels does so again while `disconnect` runs.
+                # In a task of its own: a server that cancels may cancel again while `disconnect` runs.
                 readers.append(tasks.start(self._tell_disconnect(self._report())))
             _, unfinished = await asyncio.wait([eviction, *readers], timeout=CLEANUP_WAIT)
             if not unfinished:
-                self._let_go()
+                self._break_cycles()
         if self._failure is not None and self._raises:
             if (task := asyncio.current_task()) is not None:
-                # It was logged; asyncio would do so again where the test does not ask.
+                # It was logged already. Without this, asyncio would log it again if the test does not await.
                 task.add_done_callback(tasks.heard)
             raise self._failure
 
-    def _let_go(self) -> None:
-        """Nothing is handled any more: leave no circle of references behind, because each would keep some ten
-        kilobytes until the garbage collector looks at old objects, which is seldom.
+    def _break_cycles(self) -> None:
+        """Break the cycles of references when nothing is handled any more.
+
+        Each cycle would keep about ten kilobytes until the garbage collector checks old objects.
         """
         del self._consumer
-        self.connection.on_event = _nobody_listens
+        self.connection.on_event = _ignore_event
 
     async def refuse(self, reason: CloseReason) -> None:
-        """Accept, say why not, and close; no record is made.
-
-        Before accept Daphne can only answer 403, which a browser sees as 1006, so that it comes back for
-        ever.
-        """
+        """Accept the handshake, say goodbye, and close; see `RealtimeConsumer.refuse`."""
         metrics.refused.labels(reason=reason.value).inc()
         with suppress(Exception):
             await self.connection.transport.accept(self._accept_event({"type": "websocket.accept"}))
@@ -139,7 +143,7 @@ class Runner(Watcher):
     # -- reading ------------------------------------------------------------------------------------
 
     async def _open_channel(self) -> bool:
-        """Give the connection its channel name; returns whether there is a channel behind it to read."""
+        """Give the connection its channel name; return True if there is a channel to read."""
         consumer, alias = self._consumer, self._consumer.channel_layer_alias
         layer = get_channel_layer(alias)
         consumer.channel_layer = None if layer is None else _LayerOfConsumer(layer, self.connection)
@@ -159,7 +163,7 @@ class Runner(Watcher):
         return reader
 
     def _reader_ended(self, reader: asyncio.Task[None]) -> None:
-        """A connection of which one half is no longer read would be deaf, so it ends."""
+        """End the connection if a reader failed: otherwise it would receive nothing more."""
         error = None if reader.cancelled() else reader.exception()
         if error is not None:
             logger.error("Reading failed", exc_info=error, extra=self.connection.log_fields())
@@ -171,9 +175,9 @@ class Runner(Watcher):
             self._take_event(await layer.receive(self._consumer.channel_name))
 
     def _take_event(self, event: Event) -> None:
-        """Queue what does not come from the server: events of the layer, and the news of the eviction."""
+        """Queue an event of the layer, or the news of the eviction."""
         if self.connection.gone and event.get("type") == "realtime.evicted":
-            # A handler may finish what it has begun, but not keep a dead connection's consumer for ever.
+            # A running handler may finish, but must not keep the consumer of a dead connection for ever.
             self._handlers_until = asyncio.get_running_loop().time() + HANDLER_GRACE
             if self._handler_limit is not None:
                 self._handler_limit.reschedule(self._handlers_until)
@@ -183,9 +187,9 @@ class Runner(Watcher):
     # -- handling ----------------------------------------------------------------------------------
 
     async def _handle_events(self) -> None:
-        """One event at a time, in order of arrival, until it has ended and `disconnect` has run."""
+        """Handle one event at a time, in order of arrival, until `disconnect` has run."""
         while True:
-            # Waited for here, because each coroutine in which a connection waits stays in memory with it.
+            # Awaited here and not in a method: each coroutine that waits stays in memory with its connection.
             while self._inbox.empty:
                 await self._inbox.arrival()
             event = self._inbox.take()
@@ -196,7 +200,7 @@ class Runner(Watcher):
                     if self.connection.gone:
                         break
                     if (ending := lifecycle.ending()) is not None:
-                        # Not 403, after which nobody knows why, nor when to come back.
+                        # Not 403: that tells the client neither the reason nor when to come back.
                         await self.refuse(ending)
                         break
                     self._disconnect_owed = True
@@ -208,18 +212,21 @@ class Runner(Watcher):
             await self._tell_disconnect(await self._disconnect_event(event))
 
     def _is_over(self) -> bool:
-        """Whether what still waits in the inbox is passed over.
+        """Return True if the events that still wait are skipped.
 
-        What a client sent before it closed is handled, for a while: it may have said something and left.
+        What a client sent before it closed is handled for a while: it may have sent a message and left.
         """
         if self.connection.reason in (CloseReason.CLIENT_CLOSED, CloseReason.CLIENT_LOST):
             return asyncio.get_running_loop().time() > self._handlers_until
         return self.connection.gone
 
     async def _disconnect_event(self, event: Event) -> Event:
-        """The server's report that the connection is over, or one in its place; the rest is passed over."""
+        """Return the server's report that the connection is over, or a report in its place.
+
+        All events before it are skipped.
+        """
         if self._raises and self._failure is not None:
-            # Whoever waits for the exception sends no report.
+            # The test client waits for the exception and sends no report.
             return self._report()
         with suppress(TimeoutError):
             async with asyncio.timeout(DISCONNECT_TIMEOUT):
@@ -238,7 +245,7 @@ class Runner(Watcher):
         await self._handle(event)
 
     async def _handle(self, event: Event) -> bool:
-        """Let a handler have the event; returns whether the next one may have its own."""
+        """Call the handler of an event; return True if the next event may be handled."""
         allowed = HANDLER_GRACE if self.connection.gone else self._settings.HANDLER_TIMEOUT
         try:
             async with asyncio.timeout(allowed) as self._handler_limit:
@@ -259,8 +266,8 @@ class Runner(Watcher):
         except Exception as error:
             timed_out = isinstance(error, TimeoutError) and limit.expired()
             reason = CloseReason.HANDLER_TIMEOUT if timed_out else CloseReason.HANDLER_ERROR
-            # Logged here and not raised: an exception that leaves the application can end Daphne's own
-            # watchdog for good.
+            # Logged and not raised: an exception that leaves the application can end Daphne's own watchdog
+            # for good.
             logger.exception("A handler failed (%s)", reason.value, extra=self.connection.log_fields())
             self._failure = self._failure or (None if timed_out else error)
             await self._give_up(reason)
@@ -282,7 +289,7 @@ class Runner(Watcher):
     # -- sending -----------------------------------------------------------------------------------
 
     async def send(self, event: Event) -> None:
-        """What Channels' own `accept`, `send` and `close` call with their ASGI event."""
+        """Take an ASGI event of the application: Channels' `accept`, `send` and `close` call this."""
         connection = self.connection
         match event["type"]:
             case "websocket.accept":
@@ -311,8 +318,9 @@ class Runner(Watcher):
         lifecycle.accepted(connection)
 
     def _accept_event(self, event: Event) -> Event:
-        """The author's accept event; it chooses `realtime.v1` where the client offers it and the author chose
-        nothing.
+        """Return the author's accept event, with a subprotocol.
+
+        If the author chose none and the client offers `realtime.v1`, that is chosen.
         """
         offered = frames.SUBPROTOCOL in self.connection.scope.get("subprotocols", ())
         if event.get("subprotocol") is None and offered:
@@ -336,18 +344,18 @@ class Runner(Watcher):
             self.connection.hub.heartbeat.is_behind(self.connection)
 
 
-def _nobody_listens(event: Event) -> None:
-    """For what still comes in for a connection whose consumer is gone."""
+def _ignore_event(event: Event) -> None:
+    """Drop an event that arrives after the consumer is gone."""
 
 
 def _is_being_cancelled() -> bool:
-    """Whether it is this task that is cancelled, and not something that it waits for."""
+    """Return True if this task is cancelled, and not only something that it waits for."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
 def ignore(consumer: type, kind: object) -> None:
-    """Log once that this class of consumers has no handler for this type of events."""
+    """Log once that this class of consumers has no handler for events of this type."""
     known = (consumer, str(kind))
     if known not in _logged and len(_logged) < MAX_UNKNOWN_TYPES:
         _logged.add(known)
@@ -355,8 +363,9 @@ def ignore(consumer: type, kind: object) -> None:
 
 
 class _LayerOfConsumer:
-    """The channel layer as a consumer sees it: adding and discarding its own channel goes through the
-    lifecycle.
+    """The channel layer as a consumer sees it.
+
+    Adding and discarding the consumer's own channel goes through the lifecycle.
     """
 
     def __init__(self, layer: Any, connection: Connection) -> None:

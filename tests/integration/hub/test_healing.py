@@ -442,7 +442,7 @@ async def test_a_bug_in_one_look_does_not_end_the_looking(
 ) -> None:
     with monkeypatch.context() as broken:
         broken.setattr(home.healer, "_probe_one", None)
-        await eventually_async(lambda: "could not be looked after" in caplog.text, within=5)
+        await eventually_async(lambda: "could not be checked" in caplog.text, within=5)
     sent = echoes(home)
     await eventually_async(lambda: echoes(home) >= sent + 2, within=5)
     (looked,) = [each for each in caplog.records if "looked after" in each.message]

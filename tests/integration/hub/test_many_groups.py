@@ -94,7 +94,7 @@ async def is_kicked(connection: Connection) -> None:
 
 async def is_settled(connection: Connection) -> None:
     home = await lifecycle.hub()
-    home._remove_from_groups(connection)
+    home.memberships.remove_from_all(connection)
     await home.healer._finish()
 
 

@@ -11,12 +11,11 @@ from tests.support.programs.postgres import PostgresServer
 from tests.support.programs.servers import CHECKOUT
 
 REPEATED = [
-    "test_records.py",
-    "test_process_records.py",
-    "test_batch.py",
-    "test_query_plans.py",
-    "test_admin.py",
-    "test_admin_disconnect.py",
+    "records/test_connection_rows.py",
+    "records/test_process_rows.py",
+    "records/test_batch.py",
+    "records/test_query_plans.py",
+    "admin",
 ]
 
 
