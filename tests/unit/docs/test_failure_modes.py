@@ -34,7 +34,7 @@ def test_the_contents_list_every_section_in_its_order() -> None:
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.partition("\n")[0])
 def test_every_section_says_the_same_four_things(section: str) -> None:
-    assert re.findall(r"^\*\*(.*?):\*\*", section, re.M) == ["Clients", "You", "Within", "Moved by"]
+    assert re.findall(r"^\*\*(.*?):\*\*", section, re.M) == ["Clients", "You", "Within", "Changed by"]
 
 
 def test_every_link_within_the_page_leads_somewhere() -> None:
