@@ -12,7 +12,7 @@ from channels.generic.websocket import AsyncWebsocketConsumer
 from django.utils.module_loading import import_string
 from prometheus_client.metrics import MetricWrapperBase
 
-from realtime import metrics
+from realtime import errors, metrics
 from realtime.closing import CloseReason
 from realtime.conf import Settings
 from realtime.consumers import RealtimeConsumer, RealtimeJsonConsumer
@@ -21,12 +21,13 @@ from realtime.wire import frames
 
 ROOT = Path(__file__).resolve().parents[3]
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
-README = (ROOT / "README.md").read_text()
 
 
 def rows(text: str, heading: str) -> list[list[str]]:
-    """The cells of the table rows below a heading, without backquotes."""
-    section = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    """Return the cells of the table rows below a heading of any level, without backquotes."""
+    found = re.search(rf"^(#+) {heading}$", text, re.MULTILINE)
+    assert found is not None, heading
+    section = re.split(rf"^#{{1,{len(found[1])}}} ", text[found.end() :], maxsplit=1, flags=re.MULTILINE)[0]
     lines = [line for line in section.splitlines() if line.startswith("| `")]
     return [[cell.strip().replace("`", "") for cell in line.strip("|").split("|")] for line in lines]
 
@@ -40,7 +41,7 @@ def test_every_close_reason_is_listed_with_its_code() -> None:
 
 
 def test_every_setting_is_listed_with_its_default() -> None:
-    listed = {row[0]: row[1] for row in rows(README, "Settings") if row[0] in Settings.__dataclass_fields__}
+    listed = {row[0]: row[1] for row in rows(REFERENCE, "Settings")}
     defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
     assert listed == {
         name: f'"{default}"' if isinstance(default, str) else str(default)
@@ -71,6 +72,16 @@ def test_every_metric_is_listed() -> None:
     assert listed == expected
 
 
+def test_every_exception_is_listed() -> None:
+    assert {row[0] for row in rows(REFERENCE, "Exceptions")} == set(errors.__all__)
+
+
+def test_every_environment_variable_of_the_demo_is_listed() -> None:
+    source = (ROOT / "project/settings.py").read_text()
+    read = set(re.findall(r'env\.(?:ENVIRON\.)?\w+\(\s*"(\w+)"', source))
+    assert {row[0] for row in rows(REFERENCE, "Demo project")} == read
+
+
 def test_every_option_of_the_commands_is_listed() -> None:
     source = (ROOT / "realtime/management/commands/reap_connections.py").read_text()
     for option in re.findall(r'"(--[a-z-]+)"', source):
@@ -78,7 +89,7 @@ def test_every_option_of_the_commands_is_listed() -> None:
 
 
 def test_every_difference_that_can_be_explained_is_listed() -> None:
-    assert rows(REFERENCE, "Commands") == [[kind.label, kind.text, kind.remedy] for kind in Kind]
+    assert rows(REFERENCE, "Differences") == [[kind.label, kind.text, kind.remedy] for kind in Kind]
 
 
 def test_every_system_check_is_listed_with_its_level() -> None:
