@@ -1,4 +1,4 @@
-"""What the documentation lists is what the code has."""
+"""Compare the lists in the documentation with the code."""
 
 import dataclasses
 import importlib.util
@@ -88,7 +88,7 @@ def test_every_option_of_the_commands_is_listed() -> None:
         assert option in REFERENCE
 
 
-def test_every_difference_that_can_be_explained_is_listed() -> None:
+def test_every_difference_is_listed() -> None:
     assert rows(REFERENCE, "Differences") == [[kind.label, kind.text, kind.remedy] for kind in Kind]
 
 
@@ -102,7 +102,7 @@ def test_every_system_check_is_listed_with_its_level() -> None:
     assert listed == sorted(listed)
 
 
-def test_every_name_that_the_base_class_of_consumers_adds_is_listed() -> None:
+def test_every_name_that_our_consumers_add_is_listed() -> None:
     ours = {*vars(RealtimeConsumer), *RealtimeConsumer.__annotations__, *vars(RealtimeJsonConsumer)}
     added = {name for name in ours - {*dir(AsyncWebsocketConsumer)} if not name.startswith("_")}
     assert {row[0] for row in rows(REFERENCE, "Consumers")} == added
@@ -112,7 +112,7 @@ def test_every_name_that_the_base_class_of_consumers_adds_is_listed() -> None:
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda page: page.name)
-def test_what_pages_name_of_this_package_exists(page: Path) -> None:
+def test_every_dotted_name_on_a_page_exists(page: Path) -> None:
     for dotted in set(re.findall(r"`(?:[^`]* )?(realtime\.[\w.]*[A-Za-z]\w*)[`(]", page.read_text())):
         if dotted == "realtime.v1" or re.fullmatch(r"realtime\.[EW]\d{3}", dotted):
             continue
