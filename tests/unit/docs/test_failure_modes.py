@@ -1,4 +1,4 @@
-"""Check that the page on failure modes names only sections, tests, settings, metrics and log lines that exist."""
+"""Check that the failure page names only sections, tests, settings, metrics and log lines that exist."""
 
 import re
 from pathlib import Path
