@@ -9,6 +9,7 @@ from typing import get_args
 import msgspec
 import pytest
 from channels.generic.websocket import AsyncWebsocketConsumer
+from channels.testing import WebsocketCommunicator
 from django.utils.module_loading import import_string
 from prometheus_client.metrics import MetricWrapperBase
 
@@ -17,6 +18,8 @@ from realtime.closing import CloseReason
 from realtime.conf import Settings
 from realtime.consumers import RealtimeConsumer, RealtimeJsonConsumer
 from realtime.fleet.differences import Kind
+from realtime.testing import Client
+from realtime.urls import urlpatterns
 from realtime.wire import frames
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -70,6 +73,16 @@ def test_every_metric_is_listed() -> None:
     listed = {re.sub(r"\{.*\}", "", row[0]) for row in rows(REFERENCE, "Metrics")}
     expected = {metric._name + ("_total" if metric._type == "counter" else "") for metric in declared}
     assert listed == expected
+
+
+def test_every_name_of_the_test_client_is_listed() -> None:
+    client = Client(WebsocketCommunicator(None, "/"))
+    offered = {name for name in {*vars(Client), *vars(client)} if not name.startswith("_")}
+    assert {row[0] for row in rows(REFERENCE, "Testing")} == offered
+
+
+def test_every_http_path_is_listed() -> None:
+    assert [row[0] for row in rows(REFERENCE, "HTTP")] == [f"/{each.pattern}" for each in urlpatterns]
 
 
 def test_every_exception_is_listed() -> None:
