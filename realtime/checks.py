@@ -31,8 +31,7 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[Ch
     given = getattr(settings, "REALTIME", {})
     if found := conf.problems(given):
         return [
-            Error(problem, hint="See the settings table in the README.", id="realtime.E001")
-            for problem in found
+            Error(problem, hint="See docs/reference.md#settings.", id="realtime.E001") for problem in found
         ]
     policy = given.get("POLICY", conf.Settings().POLICY)
     hint = "Set POLICY to the dotted path of `policy(scope, action, group) -> bool`."

@@ -1,4 +1,4 @@
-"""The page on failure modes names what exists: sections, tests, settings, metrics, lines of the log."""
+"""Check that the failure page names only sections, tests, settings, metrics and log lines that exist."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ CONTENTS = [line for line in PAGE.splitlines() if line.startswith("| [")]
 
 
 def anchor(heading: str) -> str:
-    """As GitHub makes it."""
+    """Return the anchor that GitHub makes of a heading."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
@@ -34,7 +34,7 @@ def test_the_contents_list_every_section_in_its_order() -> None:
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.partition("\n")[0])
 def test_every_section_says_the_same_four_things(section: str) -> None:
-    assert re.findall(r"^\*\*(.*?):\*\*", section, re.M) == ["Clients", "You", "Within", "Moved by"]
+    assert re.findall(r"^\*\*(.*?):\*\*", section, re.M) == ["Clients", "You", "Within", "Changed by"]
 
 
 def test_every_link_within_the_page_leads_somewhere() -> None:
@@ -63,7 +63,7 @@ def test_every_metric_on_it_exists() -> None:
 
 
 def spoken(module: str) -> str:
-    """The strings of the modules that log under this name, put together as the compiler does."""
+    """Return the strings of the modules that log under this name, joined as the compiler joins them."""
     sources = [path.read_text() for path in (ROOT / "realtime").rglob("*.py")]
     (name,) = {name for source in sources for name in re.findall(rf'getLogger\("({module})"\)', source)}
     texts = [source for source in sources if f'getLogger("{name}")' in source]

@@ -1,4 +1,4 @@
-"""What the documentation lists is what the code has."""
+"""Compare the lists in the documentation with the code."""
 
 import dataclasses
 import importlib.util
@@ -9,24 +9,28 @@ from typing import get_args
 import msgspec
 import pytest
 from channels.generic.websocket import AsyncWebsocketConsumer
+from channels.testing import WebsocketCommunicator
 from django.utils.module_loading import import_string
 from prometheus_client.metrics import MetricWrapperBase
 
-from realtime import metrics
+from realtime import errors, metrics
 from realtime.closing import CloseReason
 from realtime.conf import Settings
 from realtime.consumers import RealtimeConsumer, RealtimeJsonConsumer
 from realtime.fleet.differences import Kind
+from realtime.testing import Client
+from realtime.urls import urlpatterns
 from realtime.wire import frames
 
 ROOT = Path(__file__).resolve().parents[3]
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
-README = (ROOT / "README.md").read_text()
 
 
 def rows(text: str, heading: str) -> list[list[str]]:
-    """The cells of the table rows below a heading, without backquotes."""
-    section = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    """Return the cells of the table rows below a heading of any level, without backquotes."""
+    found = re.search(rf"^(#+) {heading}$", text, re.MULTILINE)
+    assert found is not None, heading
+    section = re.split(rf"^#{{1,{len(found[1])}}} ", text[found.end() :], maxsplit=1, flags=re.MULTILINE)[0]
     lines = [line for line in section.splitlines() if line.startswith("| `")]
     return [[cell.strip().replace("`", "") for cell in line.strip("|").split("|")] for line in lines]
 
@@ -40,7 +44,7 @@ def test_every_close_reason_is_listed_with_its_code() -> None:
 
 
 def test_every_setting_is_listed_with_its_default() -> None:
-    listed = {row[0]: row[1] for row in rows(README, "Settings") if row[0] in Settings.__dataclass_fields__}
+    listed = {row[0]: row[1] for row in rows(REFERENCE, "Settings")}
     defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
     assert listed == {
         name: f'"{default}"' if isinstance(default, str) else str(default)
@@ -71,14 +75,34 @@ def test_every_metric_is_listed() -> None:
     assert listed == expected
 
 
+def test_every_name_of_the_test_client_is_listed() -> None:
+    client = Client(WebsocketCommunicator(None, "/"))
+    offered = {name for name in {*vars(Client), *vars(client)} if not name.startswith("_")}
+    assert {row[0] for row in rows(REFERENCE, "Testing")} == offered
+
+
+def test_every_http_path_is_listed() -> None:
+    assert [row[0] for row in rows(REFERENCE, "HTTP")] == [f"/{each.pattern}" for each in urlpatterns]
+
+
+def test_every_exception_is_listed() -> None:
+    assert {row[0] for row in rows(REFERENCE, "Exceptions")} == set(errors.__all__)
+
+
+def test_every_environment_variable_of_the_demo_is_listed() -> None:
+    source = (ROOT / "project/settings.py").read_text()
+    read = set(re.findall(r'env\.(?:ENVIRON\.)?\w+\(\s*"(\w+)"', source))
+    assert {row[0] for row in rows(REFERENCE, "Demo project")} == read
+
+
 def test_every_option_of_the_commands_is_listed() -> None:
     source = (ROOT / "realtime/management/commands/reap_connections.py").read_text()
     for option in re.findall(r'"(--[a-z-]+)"', source):
         assert option in REFERENCE
 
 
-def test_every_difference_that_can_be_explained_is_listed() -> None:
-    assert rows(REFERENCE, "Commands") == [[kind.label, kind.text, kind.remedy] for kind in Kind]
+def test_every_difference_is_listed() -> None:
+    assert rows(REFERENCE, "Differences") == [[kind.label, kind.text, kind.remedy] for kind in Kind]
 
 
 def test_every_system_check_is_listed_with_its_level() -> None:
@@ -91,7 +115,7 @@ def test_every_system_check_is_listed_with_its_level() -> None:
     assert listed == sorted(listed)
 
 
-def test_every_name_that_the_base_class_of_consumers_adds_is_listed() -> None:
+def test_every_name_that_our_consumers_add_is_listed() -> None:
     ours = {*vars(RealtimeConsumer), *RealtimeConsumer.__annotations__, *vars(RealtimeJsonConsumer)}
     added = {name for name in ours - {*dir(AsyncWebsocketConsumer)} if not name.startswith("_")}
     assert {row[0] for row in rows(REFERENCE, "Consumers")} == added
@@ -101,7 +125,7 @@ def test_every_name_that_the_base_class_of_consumers_adds_is_listed() -> None:
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda page: page.name)
-def test_what_pages_name_of_this_package_exists(page: Path) -> None:
+def test_every_dotted_name_on_a_page_exists(page: Path) -> None:
     for dotted in set(re.findall(r"`(?:[^`]* )?(realtime\.[\w.]*[A-Za-z]\w*)[`(]", page.read_text())):
         if dotted == "realtime.v1" or re.fullmatch(r"realtime\.[EW]\d{3}", dotted):
             continue
