@@ -445,7 +445,7 @@ async def test_a_bug_in_one_look_does_not_end_the_looking(
         await eventually_async(lambda: "could not be checked" in caplog.text, within=5)
     sent = echoes(home)
     await eventually_async(lambda: echoes(home) >= sent + 2, within=5)
-    (looked,) = [each for each in caplog.records if "looked after" in each.message]
+    (looked,) = [each for each in caplog.records if "could not be checked" in each.message]
     assert looked.levelno == logging.ERROR
 
 

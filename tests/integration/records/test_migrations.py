@@ -46,9 +46,9 @@ from realtime.models import Connection, Round
 
 process = process_rows.start_process("specific.abc", "web-1", 4711)
 records.open_connections([records.Opening(uuid.uuid4(), process, "7", "/ws/", "192.0.2.1", "", "")])
-print(process_rows.claim_round(10.0), process_records.claim_round(10.0))
+print(process_rows.claim_round(10.0), process_rows.claim_round(10.0))
 Round.objects.update(started_at=Now() - datetime.timedelta(seconds=10))
-print(process_rows.claim_round(10.0), process_records.claim_round(10.0))
+print(process_rows.claim_round(10.0), process_rows.claim_round(10.0))
 process_rows.judge(2, [process], misses_allowed=0)
 records.close_lost_records(process, uuid.uuid4())
 print(Connection.objects.get().close_reason, records.purge_closed(3600.0))
