@@ -9,6 +9,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import realtime
+
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
@@ -65,6 +67,11 @@ def test_the_lock_meets_every_requirement(
 def test_every_locked_version_is_exact_and_stands_in_one_file() -> None:
     assert all(re.fullmatch(r"==[^*,]+", str(pin.specifier)) for pin in RUN + DEV)
     assert {pin.name for pin in RUN} & {pin.name for pin in DEV} == set()
+
+
+def test_the_newest_release_of_the_changelog_is_the_version() -> None:
+    releases = re.findall(r"^## \[(\d[^\]]*)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert releases[:1] in ([], [realtime.__version__])
 
 
 def test_the_oldest_python_is_the_same_everywhere() -> None:
