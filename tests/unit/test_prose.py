@@ -254,6 +254,16 @@ def test_a_bad_text_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "more than 2.5 odd words per 1,000; mend 2" in output.err
 
 
+def test_quiet_prints_no_findings_of_a_text_that_passes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "fair.md").write_text("Nobody " + "writes plain words. " * 200)
+
+    assert prose.main([str(tmp_path), "--quiet"]) == 0
+
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
 def test_the_areas_hold_all_prose_that_is_not_generated() -> None:
     areas = prose.areas()
     names = {path.relative_to(prose.ROOT).as_posix() for files in areas.values() for path in files}

@@ -280,12 +280,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m tests.support.lint.prose", description=__doc__)
     parser.add_argument("paths", nargs="*", type=Path, help="files or folders; all areas if none is named")
-    parser.add_argument("--summary", action="store_true", help="print the findings of failing areas only")
+    parser.add_argument("--quiet", action="store_true", help="print no findings of areas that pass")
     options = parser.parse_args(arguments)
     counts = [count_files(area, files) for area, files in (_named(options.paths) or areas()).items()]
     failures = [failure for count in counts for failure in count.failures()]
     for count in counts:
-        if not options.summary or count.failures():
+        if not options.quiet or count.failures():
             for finding in sorted([*count.findings, *count.long_names]):
                 print(finding)
     for count in counts:
