@@ -146,6 +146,26 @@ def test_a_docstring_that_opens_oddly_is_found(opening: str) -> None:
     assert f'opens with "{opening.strip()}"' in str(count.findings[-1])
 
 
+def test_the_docstring_of_an_attribute_counts() -> None:
+    count = python(
+        '''
+        class A:
+            """A frame."""
+
+            size: int
+            """Whether it is long."""
+
+            def __init__(self) -> None:
+                self.rest = b""
+                """What is left."""
+                text = """Whose?"""
+        '''
+    )
+
+    assert (count.docstrings, count.openings) == (3, 2)
+    assert [finding.line for finding in count.findings] == [5, 9]
+
+
 @pytest.mark.parametrize("opening", ["Whole frames.", "Offer a frame.", "Bytes to send.", "`what` is sent."])
 def test_a_docstring_that_opens_plainly_is_not_found(opening: str) -> None:
     assert python(f'"""{opening}"""').openings == 0

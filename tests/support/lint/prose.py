@@ -120,7 +120,7 @@ class Count:
         if self.docstrings:
             share = f"{self.openings} of {self.docstrings} docstrings ({self.openings_percent:.1f} %)"
             parts.append(f"odd openings {share}")
-        if self.area == PUBLIC:
+        if self.area.partition("/")[0] == PUBLIC:
             share = f"{self.with_sections} of {self.functions} functions ({self.sections_percent:.0f} %)"
             parts.append(f"with sections {share}")
         if self.long_names:
@@ -187,11 +187,12 @@ def _add_prose(prose: Prose, count: Count) -> None:
 
 
 def _docstrings(path: str, tree: ast.AST) -> Iterator[Prose]:
+    """Yield the docstrings, including those below an attribute."""
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, *_FUNCTIONS)):
-            text = ast.get_docstring(node, clean=False)
-            if text is not None:
-                yield Prose(path, node.body[0].lineno, text, is_docstring=True)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            text = node.value.value
+            if isinstance(text, str):
+                yield Prose(path, node.lineno, text, is_docstring=True)
 
 
 def _comments(path: str, source: str) -> Iterator[Prose]:
