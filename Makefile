@@ -1,5 +1,5 @@
 # `make run` starts everything on this machine; `make test` checks everything once. Nothing is installed outside this folder.
-.PHONY: run test test-all lint format clean
+.PHONY: run test test-all lint format lock clean
 .DEFAULT_GOAL := run
 PYTHON := .venv/bin/python
 # Two modules at a time: they wait for clocks more than they compute, and have servers and ports of their own.
@@ -22,10 +22,15 @@ lint: .venv/development
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	.venv/bin/lint-imports
+	$(PYTHON) -m codespell_lib
 
 format: .venv/development
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
+
+# Writes the requirements from pyproject.toml. `make lock UPGRADE=--upgrade` takes the newest versions that it allows.
+lock: .venv/development
+	@sh project/lock.sh $(UPGRADE)
 
 # The database in var/ stays.
 clean:

@@ -3,3 +3,5 @@
 from realtime.publishing import apublish, publish
 
 __all__ = ["apublish", "publish"]
+
+__version__ = "0.1.0"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import realtime
 from tests.support.clients.websocket import Client
 from tests.support.programs.servers import CHECKOUT, RedisServer, WebServer
 
@@ -139,6 +140,7 @@ def test_the_wheel_holds_the_package_whole_and_nothing_else(wheel: Path) -> None
 
 def test_the_metadata_says_what_it_is_and_what_it_needs(metadata: email.message.Message) -> None:
     assert metadata["Name"] == "django-channels-realtime"
+    assert metadata["Version"] == realtime.__version__
     assert metadata["License-Expression"] == "BSD-3-Clause"
     assert metadata.get_all("License-File") == ["LICENSE"]
     assert metadata["Description-Content-Type"] == "text/markdown"

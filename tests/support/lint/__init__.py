@@ -1,0 +1,1 @@
+"""Checks of this project that no tool on PyPI makes."""

@@ -1,0 +1,89 @@
+"""pyproject.toml, the locked requirements, and the workflow for a public host agree with each other."""
+
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import realtime
+
+ROOT = Path(__file__).resolve().parents[2]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+GROUPS = PYPROJECT["dependency-groups"]
+WORKFLOW = (ROOT / ".github/workflows/ci.yml").read_text()
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+
+
+def locked(file: str) -> list[Requirement]:
+    """The pins of a requirements file, without those of the files that it includes."""
+    lines = ((line.partition("#")[0].strip()) for line in (ROOT / file).read_text().splitlines())
+    return [Requirement(line) for line in lines if line and not line.startswith("-")]
+
+
+def members(group: str) -> Iterator[Requirement]:
+    """The requirements of a group and of the groups that it includes."""
+    for entry in GROUPS[group]:
+        if isinstance(entry, str):
+            yield Requirement(entry)
+        else:
+            yield from members(entry["include-group"])
+
+
+def run_requirements() -> list[Requirement]:
+    extra = PROJECT["optional-dependencies"]["daphne"]
+    return [*map(Requirement, [*PROJECT["dependencies"], *extra]), *members("run")]
+
+
+RUN = locked("requirements.txt")
+DEV = locked("requirements-dev.txt")
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize(
+    ("wanted", "pins"), [(run_requirements(), RUN), (list(members("dev")), RUN + DEV)], ids=["run", "dev"]
+)
+def test_the_lock_meets_every_requirement(
+    python: str, wanted: list[Requirement], pins: list[Requirement]
+) -> None:
+    environment = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux"}
+    for requirement in wanted:
+        if requirement.marker and not requirement.marker.evaluate(environment):
+            continue
+        versions = [
+            pin.specifier
+            for pin in pins
+            if canonicalize_name(pin.name) == canonicalize_name(requirement.name)
+            and (pin.marker is None or pin.marker.evaluate(environment))
+        ]
+        assert len(versions) == 1, f"{requirement} has {versions}: run `make lock`"
+        assert requirement.specifier.contains(str(versions[0]).removeprefix("==")), "run `make lock`"
+
+
+def test_every_locked_version_is_exact_and_stands_in_one_file() -> None:
+    assert all(re.fullmatch(r"==[^*,]+", str(pin.specifier)) for pin in RUN + DEV)
+    assert {pin.name for pin in RUN} & {pin.name for pin in DEV} == set()
+
+
+def test_the_newest_release_of_the_changelog_is_the_version() -> None:
+    releases = re.findall(r"^## \[(\d[^\]]*)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert releases[:1] in ([], [realtime.__version__])
+
+
+def test_the_oldest_python_is_the_same_everywhere() -> None:
+    oldest = PROJECT["requires-python"].removeprefix(">=")
+    assert oldest == PYTHONS[0] == PYPROJECT["tool"]["mypy"]["python_version"]
+    assert f"py{oldest.replace('.', '')}" == PYPROJECT["tool"]["ruff"]["target-version"]
+    assert f"--python-version {oldest} " in (ROOT / "project/lock.sh").read_text()
+
+
+def test_the_workflow_runs_every_python_that_is_declared() -> None:
+    (listed,) = re.findall(r"^ +python: \[(.*)\]$", WORKFLOW, re.MULTILINE)
+    pythons = re.findall(r"3\.\d+", listed)
+    declared = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
+    assert tuple(pythons) == PYTHONS
+    assert set(declared) <= set(pythons)
