@@ -1,9 +1,11 @@
 # `make run` starts everything on this machine; `make test` checks everything once. Nothing is installed outside this folder.
-.PHONY: run test test-all lint format lock clean
+.PHONY: run test test-all lint format lock docs clean
 .DEFAULT_GOAL := run
 PYTHON := .venv/bin/python
 # Two modules at a time: they wait for clocks more than they compute, and have servers and ports of their own.
 PYTEST := $(PYTHON) -m pytest --cov -n 2 --dist loadfile
+# A link or an anchor that leads nowhere is an error.
+SPHINX := $(PYTHON) -m sphinx -c docs --fresh-env --fail-on-warning --keep-going --quiet
 
 run: .venv/runtime
 	@$(PYTHON) manage.py migrate --verbosity 0
@@ -23,6 +25,7 @@ lint: .venv/development
 	$(PYTHON) -m mypy
 	.venv/bin/lint-imports
 	$(PYTHON) -m codespell_lib
+	$(SPHINX) -b dummy -d build/links . build/links
 
 format: .venv/development
 	$(PYTHON) -m ruff check --fix .
@@ -32,9 +35,13 @@ format: .venv/development
 lock: .venv/development
 	@sh project/lock.sh $(UPGRADE)
 
+# The pages of docs/ and the README as a site; open site/index.html.
+docs: .venv/development
+	$(SPHINX) -b html -d build/site . site
+
 # The database in var/ stays.
 clean:
-	rm -rf .venv build dist *.egg-info .coverage .coverage.* htmlcov
+	rm -rf .venv build dist site *.egg-info .coverage .coverage.* htmlcov
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

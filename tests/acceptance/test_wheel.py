@@ -2,11 +2,8 @@
 
 import email.message
 import email.parser
-import importlib.metadata
 import os
 import re
-import shutil
-import subprocess
 import sys
 import tarfile
 import zipfile
@@ -17,6 +14,7 @@ import pytest
 import realtime
 from tests.support.clients.websocket import Client
 from tests.support.programs.servers import CHECKOUT, RedisServer, WebServer
+from tests.support.programs.wheels import FOREIGN_ENVIRONMENT, run, write_constraints
 
 pytestmark = pytest.mark.acceptance
 
@@ -66,48 +64,6 @@ CHANNEL_LAYERS = {
     "default": {"BACKEND": "realtime.layers.PubSubLayer", "CONFIG": {"hosts": [os.environ["REDIS_URL"]]}}
 }
 """
-
-#: Nothing of this checkout or of the program that runs the tests reaches the other project.
-FOREIGN_ENVIRONMENT = {
-    name: value
-    for name, value in os.environ.items()
-    if name not in ("PYTHONPATH", "DJANGO_SETTINGS_MODULE", "VIRTUAL_ENV") and not name.startswith("COV")
-}
-
-
-def run(*command: str | Path, cwd: Path, **environment: str) -> str:
-    done = subprocess.run(
-        [str(part) for part in command],
-        cwd=cwd,
-        env={**FOREIGN_ENVIRONMENT, **environment},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with the source distribution and the wheel that was built from it."""
-    folder = tmp_path_factory.mktemp("built")
-    sources = folder / "sources"
-    # A copy, because setuptools writes beside the sources.
-    shutil.copytree(
-        CHECKOUT,
-        sources,
-        ignore=shutil.ignore_patterns(".*", "var", "build", "dist", "*.egg-info", "__pycache__", "htmlcov"),
-    )
-    run(sys.executable, "-m", "build", "--outdir", folder / "dist", sources, cwd=folder)
-    return folder / "dist"
-
-
-@pytest.fixture(scope="module")
-def wheel(built: Path) -> Path:
-    (wheel,) = built.glob("*.whl")
-    return wheel
 
 
 @pytest.fixture(scope="module")
@@ -187,15 +143,7 @@ class Foreign:
         self.bin = folder / "venv" / "bin"
         self.environment = {"REDIS_URL": redis.url, "PATH": f"{self.bin}:{os.environ['PATH']}"}
         run(sys.executable, "-m", "venv", "--without-pip", self.bin.parent, cwd=folder)
-        # The versions that the tests run with: what a new release changes is not for this test to find.
-        constraints = folder / "constraints.txt"
-        constraints.write_text(
-            "".join(
-                f"{found.metadata['Name']}=={found.version}\n"
-                for found in importlib.metadata.distributions()
-                if found.metadata["Name"] != "django-channels-realtime"
-            )
-        )
+        constraints = write_constraints(folder)
         pip = (sys.executable, "-m", "pip", "--python", self.bin / "python", "--disable-pip-version-check")
         run(*pip, "install", "--quiet", "-c", constraints, f"{wheel}[daphne]", cwd=folder)
         self.folder.mkdir()
