@@ -12,7 +12,8 @@ from math import inf
 from realtime import metrics
 from realtime.closing import CloseReason
 from realtime.hub.connection import Connection
-from realtime.liveness.connection import PING, Limits, Liveness, RunningTime, Verdict
+from realtime.liveness.clock import RunningTime
+from realtime.liveness.connection import PING, Limits, Liveness, Verdict
 from realtime.liveness.schedule import Schedule
 from realtime.transports.asgi import ping_for
 

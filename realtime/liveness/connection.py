@@ -14,27 +14,26 @@ to answer has not begun. A peer that vanished takes nothing, and is found as soo
 """
 
 import enum
-from collections.abc import Hashable
 from dataclasses import dataclass
 from math import inf
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What is asked of a connection; durations in seconds."""
 
-    ping_interval: float = 20.0
-    pong_timeout: float = 8.0
+    ping_interval: float
+    pong_timeout: float
     """Counted from the oldest unanswered ping, or from the last pong if that came later."""
-    probe_after: float = 5.0
+    probe_after: float
     """Bytes that are not known to have arrived are followed by a ping within this time."""
-    probe_bytes: int = 256 * 1024
+    probe_bytes: int
     """So many bytes since the last ping are followed by one at once."""
-    max_unacked_bytes: int = 4 * 1024 * 1024
+    max_unacked_bytes: int
     slow_after: float = 1.0
     """Above `max_unacked_bytes`, a connection is slow once its oldest unanswered ping is this old."""
-    idle_timeout: float | None = None
+    idle_timeout: float | None
     """A client that sends no frame of its own for so long is idle."""
 
     @property
@@ -320,11 +319,6 @@ class Liveness:
         return min(self._idle_at, self._ping_at)
 
     @property
-    def outstanding(self) -> int:
-        """How many pings are unanswered."""
-        return len(self._unanswered)
-
-    @property
     def unacked_bytes(self) -> int:
         """How many bytes were written since the last answered ping was sent."""
         return self._written - self._acked
@@ -370,65 +364,3 @@ class Liveness:
     @property
     def _ping_at(self) -> float:
         return min(self._regular_ping_at, self._probe_at) if self._pingable else inf
-
-
-class RunningTime:
-    """A clock of ours that stands still while this process does.
-
-    It is to be read far more often than every `longest_step` seconds; a longer gap between two readings was a
-    stall (a blocked event loop, SIGSTOP, a suspended machine), and only `longest_step` of it counts.
-    """
-
-    def __init__(self, real: float, *, longest_step: float) -> None:
-        self._real = self._now = real
-        self._longest_step = longest_step
-        self.stalled = 0.0
-        """Seconds that were not counted, in total."""
-
-    def now(self, real: float) -> float:
-        """The running time at this reading of a monotonic clock; never less than the last one."""
-        gap = max(0.0, real - self._real)
-        step = min(gap, self._longest_step)
-        self._real = max(self._real, real)
-        self._now += step
-        self.stalled += gap - step
-        return self._now
-
-
-P = TypeVar("P", bound=Hashable)
-
-
-class Outcome(NamedTuple):
-    """What a round says of a process: the rounds in a row that it has missed, and whether it is lost."""
-
-    missed: int
-    lost: bool
-
-
-class RollCall(Generic[P]):
-    """One round's question to processes, each known by a key, and who answered it."""
-
-    def __init__(self, *, misses_allowed: int) -> None:
-        self._misses_allowed = misses_allowed
-        self._asked: set[P] = set()
-        self._answered: set[P] = set()
-
-    def asked(self, process: P) -> None:
-        """The question was delivered to this process's channel."""
-        self._asked.add(process)
-
-    def not_asked(self, process: P) -> None:
-        """The question could not be delivered, so silence will mean nothing."""
-        self._asked.discard(process)
-
-    def answered(self, process: P) -> None:
-        """The process answered, whichever way."""
-        self._answered.add(process)
-
-    def outcome(self, process: P, missed: int) -> Outcome:
-        """What follows for a process that had missed so many rounds in a row before this one."""
-        if process in self._answered:
-            return Outcome(0, lost=False)
-        if process not in self._asked:
-            return Outcome(missed, lost=False)
-        return Outcome(missed + 1, lost=missed + 1 > self._misses_allowed)

@@ -115,7 +115,7 @@ class Runner(Watcher):
         if self._failure is not None and self._raises:
             if (task := asyncio.current_task()) is not None:
                 # It was logged; asyncio would do so again where the test does not ask.
-                task.add_done_callback(tasks.heard)
+                task.add_done_callback(tasks.retrieve_exception)
             raise self._failure
 
     def _let_go(self) -> None:

@@ -76,18 +76,18 @@ class Options:
 class Ping:
     """One ping, by a frame of `realtime.v1`, which proves that the page itself runs, or by RFC 6455."""
 
-    __slots__ = ("event", "payload", "size", "wire")
+    __slots__ = ("event", "size", "wire")
 
     def __init__(self, n: int, speaks_v1: bool) -> None:
         self.event: Event | None = None
         """The ASGI event that carries it; None for a ping that ASGI does not have."""
-        self.payload = str(n).encode()
+        payload = str(n).encode()
         if speaks_v1:
             text = frames.build(frames.Ping(n=n))
             self.event = {"type": "websocket.send", "text": text}
-            self.payload = text.encode()
-        self.size = len(self.payload)
-        self.wire = rfc6455.frame(rfc6455.TEXT if speaks_v1 else rfc6455.PING, self.payload)
+            payload = text.encode()
+        self.size = len(payload)
+        self.wire = rfc6455.frame(rfc6455.TEXT if speaks_v1 else rfc6455.PING, payload)
         """The bytes of its WebSocket frame."""
 
 

@@ -8,10 +8,23 @@ from django.test import override_settings
 
 from realtime import conf
 from realtime.consumers import RealtimeConsumer
+from realtime.liveness.connection import Limits
 
 
 def test_the_defaults_have_no_problem() -> None:
     assert conf.problems({}) == []
+
+
+def test_the_default_limits_of_liveness() -> None:
+    assert conf.Settings().limits() == Limits(
+        ping_interval=20.0,
+        pong_timeout=8.0,
+        probe_after=5.0,
+        probe_bytes=262_144,
+        max_unacked_bytes=4_194_304,
+        slow_after=1.0,
+        idle_timeout=None,
+    )
 
 
 @pytest.mark.parametrize(

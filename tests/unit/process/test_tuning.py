@@ -1,7 +1,9 @@
-"""What is formatted for autobahn's debug log, and when."""
+"""The tuning of a server process: autobahn's debug log and the garbage collector."""
 
+import gc
 import inspect
 import sys
+from collections.abc import Iterator
 from pprint import pformat
 from types import ModuleType
 from typing import Any
@@ -11,7 +13,7 @@ from autobahn import util
 from autobahn.twisted import websocket
 from autobahn.websocket import protocol
 
-from realtime.process import autobahn_log
+from realtime.process import tuning
 
 OPTIONS = [("openHandshakeTimeout", 5, "WebSocketFactory"), ("tcpNoDelay", True, "WebSocketProtocol")] * 10
 
@@ -23,7 +25,7 @@ def autobahn(monkeypatch: pytest.MonkeyPatch) -> Any:
         for name, original in (("pformat", pformat), ("hltype", util.hltype), ("hlval", util.hlval)):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, original)
-    autobahn_log.format_later()
+    tuning.format_autobahn_log_lazily()
     return protocol
 
 
@@ -59,10 +61,10 @@ def test_an_autobahn_that_is_not_the_one_that_is_known_is_left_alone(monkeypatch
     other = ModuleType("autobahn.websocket.protocol")
     other.hltype = repr  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "autobahn.websocket.protocol", other)
-    autobahn_log.format_later()
+    tuning.format_autobahn_log_lazily()
     assert other.hltype is repr
     monkeypatch.delitem(sys.modules, "autobahn.websocket.protocol")
-    autobahn_log.format_later()
+    tuning.format_autobahn_log_lazily()
 
 
 @pytest.mark.parametrize("module", [protocol, websocket])
@@ -73,3 +75,41 @@ def test_nothing_but_the_log_is_given_what_is_formatted_later(module: ModuleType
     # Keyword arguments of a call of the log, each on a line of its own or with the format before it.
     keywords = ("func=", "meth=", "peer=", "data_len=", "reason=", "end_of_header=", '"{')
     assert all(line.startswith(keywords) for line in used)
+
+
+# -- the garbage collector -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def as_at_the_start(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(tuning, "_tuned", False)
+    threshold = gc.get_threshold()
+    # A hub may have started in this process.
+    gc.unfreeze()
+    yield
+    gc.set_threshold(*threshold)
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("as_at_the_start")
+def test_what_was_loaded_at_the_start_is_not_looked_at_again() -> None:
+    tuning.tune_gc((12_345, 6, 7))
+    assert gc.get_threshold() == (12_345, 6, 7)
+    assert gc.get_freeze_count() > 0
+
+
+@pytest.mark.usefixtures("as_at_the_start")
+def test_it_is_done_once() -> None:
+    tuning.tune_gc((12_345, 6, 7))
+    gc.unfreeze()
+    tuning.tune_gc((54_321, 6, 7))
+    assert gc.get_threshold() == (12_345, 6, 7)
+    assert gc.get_freeze_count() == 0
+
+
+@pytest.mark.usefixtures("as_at_the_start")
+def test_without_a_threshold_python_keeps_its_own() -> None:
+    before = gc.get_threshold()
+    tuning.tune_gc(None)
+    assert gc.get_threshold() == before
+    assert gc.get_freeze_count() == 0
