@@ -140,7 +140,7 @@ class Heartbeat:
     def heard(self, connection: Connection) -> None:
         """An application frame came in; the next regular ping moves."""
         if connection.liveness is not None:
-            connection.liveness.heard(self.now())
+            connection.liveness.received(self.now())
 
     def ponged(self, connection: Connection, n: int) -> None:
         """The client answered ping `n`."""

@@ -105,8 +105,7 @@ class Liveness:
         "_acked_messages",
         "_acknowledged",
         "_follow_at",
-        "_heard_at",
-        "_kernel_heard_at",
+        "_kernel_answered_at",
         "_last_n",
         "_last_pong_at",
         "_limits",
@@ -118,6 +117,7 @@ class Liveness:
         "_probe_at",
         "_reach",
         "_reads_until",
+        "_received_at",
         "_regular_ping_at",
         "_spread",
         "_unanswered",
@@ -135,7 +135,7 @@ class Liveness:
         # Numbered without gaps, oldest first; a list, because an empty deque takes 600 bytes per connection.
         self._unanswered: list[_Ping] = []
         self._last_n = 0
-        self._last_pong_at = self._heard_at = now
+        self._last_pong_at = self._received_at = now
         self._regular_ping_at = now + limits.ping_interval * (0.5 + 0.5 * spread)
         self._probe_at = inf
         self._written = self._written_at_ping = self._acked = 0
@@ -148,7 +148,7 @@ class Liveness:
         # What the peer's kernel had acknowledged at the last look, when it was last known to answer, and
         # until when a client may read what lies there before the oldest ping.
         self._acknowledged = 0
-        self._kernel_heard_at = self._reads_until = -inf
+        self._kernel_answered_at = self._reads_until = -inf
         # Writes up to so many bytes in all change nothing: the next ping is arranged for.
         self._notice_above: float = -1 if pingable else inf
         # From when on the next ping follows a write.
@@ -195,14 +195,14 @@ class Liveness:
         self._arrange()
         return True
 
-    def heard(self, now: float) -> None:
+    def received(self, now: float) -> None:
         """The client sent a frame other than a pong.
 
         This postpones the next regular ping, but not for ever, and no probe: it may send without reading.
         """
         interval = self._limits.ping_interval
         self._regular_ping_at = min(now + interval, self.last_ping_at + 2 * interval)
-        self._heard_at = self.last_proof_at = now
+        self._received_at = self.last_proof_at = now
 
     def wrote(self, size: int, now: float, messages: int = 1) -> int:
         """Note that so many bytes are handed to the transport.
@@ -277,10 +277,10 @@ class Liveness:
         # The largest so far: a kernel that is short of memory takes room back, and gives it again.
         self._reach = max(reach, had_room or 0) if in_line else None
         if not waiting or acknowledged > self._acknowledged:
-            self._kernel_heard_at = now
+            self._kernel_answered_at = now
         self._acknowledged = acknowledged
         self._reads_until = -inf
-        if not in_line and now - self._kernel_heard_at <= 3 * limits.kernel_every:
+        if not in_line and now - self._kernel_answered_at <= 3 * limits.kernel_every:
             answer_by, unread = self._answer_by, oldest.written - self._acked
             self._reads_until = answer_by + limits.reading_time(unread)
             asked_lately = now - self.last_ping_at < limits.kernel_every
@@ -359,7 +359,7 @@ class Liveness:
 
     @property
     def _idle_at(self) -> float:
-        return inf if self._limits.idle_timeout is None else self._heard_at + self._limits.idle_timeout
+        return inf if self._limits.idle_timeout is None else self._received_at + self._limits.idle_timeout
 
     @property
     def _ping_at(self) -> float:

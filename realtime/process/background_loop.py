@@ -18,9 +18,9 @@ from realtime.process.greenlets import Library
 from realtime.process.native_loop import NativeLoop
 
 #: Seconds after which a caller no longer waits. Coroutines of this package have shorter limits of their own.
-PATIENCE = 10.0
+CALL_TIMEOUT = 10.0
 #: Seconds that the exit of the process waits while the loop closes its connections.
-FAREWELL = 1.0
+STOP_TIMEOUT = 1.0
 
 Result = TypeVar("Result")
 
@@ -35,10 +35,10 @@ class BackgroundLoop:
         # By library, because gunicorn may patch a process that has published already.
         self._threads: dict[str, _Thread] = {}
         self._of_parents: list[dict[str, _Thread]] = []
-        os.register_at_fork(after_in_child=self._leave_to_the_parent)
+        os.register_at_fork(after_in_child=self._forget_the_parents_loops)
         atexit.register(self.stop)
 
-    def run(self, call: Coroutine[Any, Any, Result], within: float = PATIENCE) -> Result:
+    def run(self, call: Coroutine[Any, Any, Result], within: float = CALL_TIMEOUT) -> Result:
         """Run a coroutine on the loop and wait for its result.
 
         Args:
@@ -68,7 +68,7 @@ class BackgroundLoop:
         if thread is not None:
             thread.stop()
 
-    def _leave_to_the_parent(self) -> None:
+    def _forget_the_parents_loops(self) -> None:
         """Start anew in a child process, in which the threads of its parent do not run.
 
         The child keeps their loops. If it deleted them, they would close what it shares with its parent.
@@ -125,7 +125,7 @@ class _Thread:
     def stop(self) -> None:
         with contextlib.suppress(RuntimeError):  # closed already
             self.loop.call_soon_threadsafe(self.loop.stop)
-            self._ended.acquire(timeout=FAREWELL)
+            self._ended.acquire(timeout=STOP_TIMEOUT)
 
     def _serve(self) -> None:
         try:

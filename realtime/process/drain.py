@@ -112,8 +112,8 @@ def prepare(begin: Begin) -> None:
     # records have an exit of their own.
     atexit.unregister(_at_exit)
     atexit.register(_at_exit)
-    if not _hear_from_twisted(drain):
-        _hear_from_uvicorn(drain)
+    if not _hook_twisted(drain):
+        _hook_uvicorn(drain)
 
 
 def under_way() -> bool:
@@ -125,7 +125,7 @@ def under_way() -> bool:
 # -- Daphne ----------------------------------------------------------------------------------------
 
 
-def _hear_from_twisted(drain: Drain) -> bool:
+def _hook_twisted(drain: Drain) -> bool:
     """Whether this loop is the running Twisted reactor's, which will then tell us before its shutdown.
 
     Twisted is looked for among what is loaded: it may not be installed, and `import` would install a reactor.
@@ -150,7 +150,7 @@ def _hear_from_twisted(drain: Drain) -> bool:
 # -- uvicorn ---------------------------------------------------------------------------------------
 
 
-def _hear_from_uvicorn(drain: Drain) -> None:
+def _hook_uvicorn(drain: Drain) -> None:
     """Where uvicorn serves this process, have its own shutdown wait for the drain, whatever it stops for.
 
     The server is found by the handler that it has set for signals; another program's is left alone. In any

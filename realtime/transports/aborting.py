@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from realtime.transports import tcp
-from realtime.transports.asgi import READS_NO_MORE, AsgiTransport, Event
+from realtime.transports.asgi import STOPPED_READING, AsgiTransport, Event
 
 #: Seconds between two looks whether a client that is being closed still reads, at most.
 LOOK_AT_CLOSE = 0.5
@@ -28,14 +28,14 @@ class AbortingTransport(AsgiTransport):
         line = tcp.look(connection) if connection is not None else None
         return None if line is None else line._replace(waiting=line.waiting + self.unsent)
 
-    def close(self, event: Event, last_words: Event | None = None) -> None:
+    def close(self, event: Event, goodbye: Event | None = None) -> None:
         if self.closed:
             return
         backlog = self._buffered() > 0
-        super().close(event, last_words)
+        super().close(event, goodbye)
         if not self.accepted:
             return
-        if event.get("code") not in READS_NO_MORE:
+        if event.get("code") not in STOPPED_READING:
             self._cut_off_later(self._options.close_limit)
         elif backlog:
             self.abort()
@@ -91,7 +91,7 @@ class AbortingTransport(AsgiTransport):
         return self.unsent if line is None else line.waiting
 
     @asynccontextmanager
-    async def _patience(self) -> AsyncIterator[None]:
+    async def _send_limit(self) -> AsyncIterator[None]:
         """Raise TimeoutError when a write is suspended for too long while the client reads nothing."""
         loop, allowed = asyncio.get_running_loop(), self._options.send_timeout
         handle: asyncio.TimerHandle | None = None

@@ -27,7 +27,7 @@ Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Coroutine[Any, Any, None]]
 
 #: Clients that are closed with these did not read what was sent, and are not going to read the rest.
-READS_NO_MORE = frozenset(
+STOPPED_READING = frozenset(
     reason.code for reason in (CloseReason.PING_TIMEOUT, CloseReason.SEND_FAILED, CloseReason.SLOW_CONSUMER)
 )
 
@@ -56,7 +56,7 @@ class Watcher:
         """Something that was written waits in this process until the client reads."""
 
 
-_NOBODY = Watcher()
+_UNWATCHED = Watcher()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ class AsgiTransport:
 
     def __init__(self, send: Send, options: Options, watcher: Watcher) -> None:
         self._send = send
-        self._prompt = finishes_at_once(send)
+        self._prompt = finishes_in_one_step(send)
         self._options = options
         self._watcher = watcher
         self._context = copy_context()
@@ -223,20 +223,20 @@ class AsgiTransport:
         if self._writer is not None:
             await asyncio.wait([self._writer])
 
-    def close(self, event: Event, last_words: Event | None = None) -> None:
-        """Send `last_words` and this close event, without waiting; everything later is dropped.
+    def close(self, event: Event, goodbye: Event | None = None) -> None:
+        """Send `goodbye` and this close event, without waiting; everything later is dropped.
 
         A handshake that was not accepted is refused by this.
         """
         if self.closed:
             return
-        if self._queue and self.accepted and event.get("code") not in READS_NO_MORE:
+        if self._queue and self.accepted and event.get("code") not in STOPPED_READING:
             # What was written before the close goes before it: the client may read slowly, but it reads.
             self._close_for_writes()
-            self._queue.append((functools.partial(self._end, event, last_words), 0))
+            self._queue.append((functools.partial(self._end, event, goodbye), 0))
             return
         self.abandon()
-        ending = self._end(event, last_words if self.accepted else None)
+        ending = self._end(event, goodbye if self.accepted else None)
         # The writer runs in this context already, and a context cannot be entered twice.
         in_writer = self._writer is not None and self._writer is asyncio.current_task()
         if self._prompt and not in_writer:
@@ -261,7 +261,7 @@ class AsgiTransport:
     def _close_for_writes(self) -> None:
         self.closed = True
         # Nothing fails any more, and the watcher holds on to this transport.
-        self._watcher = _NOBODY
+        self._watcher = _UNWATCHED
 
     def ended_by(self, report: Event) -> CloseReason:
         """Why the connection is over, of which the server's report is this `websocket.disconnect` event."""
@@ -274,9 +274,9 @@ class AsgiTransport:
         """
         return None
 
-    async def _end(self, event: Event, last_words: Event | None) -> None:
-        if last_words is not None:
-            await self._try(last_words)
+    async def _end(self, event: Event, goodbye: Event | None) -> None:
+        if goodbye is not None:
+            await self._try(goodbye)
         if not await self._try(event) and event.get("code") is not None:
             # Daphne refuses codes other than 1000 and 3000-4999 with an exception that leaves the socket
             # open.
@@ -317,7 +317,7 @@ class AsgiTransport:
         try:
             while self._queue:
                 send, size = self._queue[0]
-                async with self._patience():
+                async with self._send_limit():
                     await send()
                 # Only now, so that whatever is written meanwhile queues up behind this one.
                 self._queue.popleft()
@@ -330,7 +330,7 @@ class AsgiTransport:
             self._writer = None
 
     @asynccontextmanager
-    async def _patience(self) -> AsyncIterator[None]:
+    async def _send_limit(self) -> AsyncIterator[None]:
         """Raises TimeoutError when the server keeps a write suspended for too long."""
         async with asyncio.timeout(self._options.send_timeout):
             yield
@@ -361,7 +361,7 @@ def _resume(coroutine: Coroutine[Any, Any, None], waits_for: Any) -> Generator[A
             return
 
 
-def finishes_at_once(send: Send) -> bool:
+def finishes_in_one_step(send: Send) -> bool:
     """Whether this `send` belongs to a server that is known to finish at the first step, seen through
     Channels' wrapper.
     """

@@ -148,11 +148,11 @@ class DaphneTransport(AbortingTransport):
 
     # -- ending ------------------------------------------------------------------------------------
 
-    def close(self, event: Event, last_words: Event | None = None) -> None:
+    def close(self, event: Event, goodbye: Event | None = None) -> None:
         # Disable autobahn's own timer of 1 s. When to close many connections takes longer, Twisted fires it
         # before the close frames are written, and clients get a RST. `_cut_off_later` replaces it.
         self._protocol.closeHandshakeTimeout = 0
-        super().close(event, last_words)
+        super().close(event, goodbye)
 
     def abandon(self) -> None:
         super().abandon()

@@ -361,7 +361,7 @@ async def test_other_programs_that_handle_signals_are_left_alone(handlers: Calla
     other = Other()
     for handler in (somebodys, other.handle_exit, signal.SIG_DFL, signal.SIG_IGN):
         handlers(handler)
-        drain._hear_from_uvicorn(Drain(never_ends))
+        drain._hook_uvicorn(Drain(never_ends))
         assert signal.getsignal(signal.SIGTERM) == handler
     assert "shutdown" not in vars(other)
 

@@ -79,7 +79,7 @@ def test_pings_are_numbered_from_one():
 
 def test_other_frames_postpone_the_next_ping_by_one_interval():
     live = opened()
-    live.heard(4.0)
+    live.received(4.0)
     assert live.look_at == 24.0
 
 
@@ -88,7 +88,7 @@ def test_other_frames_postpone_a_ping_to_two_intervals_after_the_last_and_no_mor
     live.pinged(10.0)
     live.ponged(1, 10.0)
     for now in range(11, 50):
-        live.heard(float(now))
+        live.received(float(now))
     assert live.look_at == 50.0
 
 
@@ -138,7 +138,7 @@ def test_a_pong_before_any_ping_has_no_effect():
 def test_other_frames_answer_no_ping():
     live = opened()
     pinged_blindly(live, 10.0)
-    live.heard(17.0)
+    live.received(17.0)
     assert live.verdict(18.0) is Verdict.SILENT
 
 
@@ -170,7 +170,7 @@ def test_pongs_and_other_frames_are_proofs_of_life():
     assert live.last_proof_at == 1.0
     live.ponged(1, 4.0)
     assert live.last_proof_at == 4.0
-    live.heard(5.0)
+    live.received(5.0)
     assert live.last_proof_at == 5.0
 
 
@@ -232,7 +232,7 @@ def test_a_ping_that_no_write_takes_along_leaves_alone():
 def test_other_frames_do_not_postpone_a_probe():
     live = answered()
     live.wrote(10, 1.0)
-    live.heard(4.0)
+    live.received(4.0)
     assert live.look_at == 6.0
 
 
@@ -316,7 +316,7 @@ def test_a_burst_above_the_cap_is_not_slow_while_its_ping_is_young():
 
 def test_idle_when_the_client_sends_nothing_of_its_own():
     live = opened(idle_timeout=60.0)
-    live.heard(5.0)
+    live.received(5.0)
     for now in (20.0, 40.0, 60.0):
         live.ponged(live.pinged(now), now)
     assert live.look_at == 65.0
@@ -749,7 +749,7 @@ class ConnectionLife(RuleBasedStateMachine):
         self.peer.heard_at = self.ours
         if not self.peer.honest:
             self.peer.heard_since_stop = True
-        self.live.heard(self.ours)
+        self.live.received(self.ours)
 
     @rule(size=st.integers(1, 400))
     def we_write(self, size):

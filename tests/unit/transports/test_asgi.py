@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from realtime.closing import CloseReason
-from realtime.transports.asgi import AsgiTransport, Event, Options, finishes_at_once
+from realtime.transports.asgi import AsgiTransport, Event, Options, finishes_in_one_step
 from tests.support.assertions.eventually import eventually_async
 from tests.support.doubles.eager import eager_tasks
 from tests.support.doubles.watching import Watching
@@ -208,7 +208,7 @@ class _Wrapper:
     ],
 )
 def test_only_a_known_server_is_driven_by_hand(send: Any, expected: bool) -> None:
-    assert finishes_at_once(send) is expected
+    assert finishes_in_one_step(send) is expected
 
 
 @pytest.mark.parametrize("way", ["close", "abandon"])
