@@ -192,7 +192,7 @@ def _options_of_host(host: Any) -> dict[str, Any]:
 
 def check_database(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
     """W001: SQLite as Django opens it by default refuses most concurrent writes."""
-    # The app's own, which a router may keep apart; by name, because models cannot be imported here yet.
+    # The database of this app, which a router may choose. By name, because models cannot be imported yet.
     database = settings.DATABASES[router.db_for_write(apps.get_model("realtime", "Process"))]
     if not database.get("ENGINE", "").endswith(("sqlite3", "spatialite")):
         return []
@@ -211,7 +211,7 @@ def check_database(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[Ch
 
 
 def check_installation(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
-    """W002: another distribution of the import name; W005: `runserver` would not serve WebSockets."""
+    """W002: another distribution with this import name; W005: `runserver` serves no WebSockets."""
     found: list[CheckMessage] = []
     others = set(importlib.metadata.packages_distributions().get("realtime", ())) - {DISTRIBUTION}
     if others:
@@ -236,6 +236,6 @@ def check_installation(app_configs: Sequence[AppConfig] | None, **_: Any) -> lis
 
 
 def register() -> None:
-    """Have Django run these with its own checks, under the tag "realtime"."""
+    """Register the checks with Django, under the tag "realtime"."""
     for check in (check_settings, check_layer, check_database, check_installation):
         checks.register(check, "realtime")

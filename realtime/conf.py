@@ -54,8 +54,8 @@ class Settings:
     #: A client is evicted as slow if more than this waits unsent for it in this process. The message that is
     #: being sent does not count.
     MAX_UNSENT_BYTES: Whole = 1024 * 1024
-    #: If more than this waits unsent in this process for all connections together, those that have read least
-    #: are evicted as slow.
+    #: If more than this waits unsent in this process for all connections together, the clients that have
+    #: read least are evicted as slow.
     MAX_UNSENT_TOTAL_BYTES: Whole = 256 * 1024 * 1024
     #: On the pub/sub layer, messages that arrive faster than this process writes them wait up to this size.
     #: Above it the oldest are dropped.

@@ -2,10 +2,14 @@
 
 
 class RunningTime:
-    """A clock of ours that stands still while this process does.
+    """A clock that does not count the time for which this process was stalled.
 
-    It is to be read far more often than every `longest_step` seconds; a longer gap between two readings was a
-    stall (a blocked event loop, SIGSTOP, a suspended machine), and only `longest_step` of it counts.
+    It must be read far more often than every `longest_step` seconds. A longer gap between two readings was a
+    stall: a blocked event loop, SIGSTOP, a suspended machine. Only `longest_step` seconds of the gap count.
+
+    Args:
+        real: A reading of a monotonic clock, in seconds.
+        longest_step: The most seconds that count between two readings.
     """
 
     def __init__(self, real: float, *, longest_step: float) -> None:
@@ -15,7 +19,7 @@ class RunningTime:
         """Seconds that were not counted, in total."""
 
     def now(self, real: float) -> float:
-        """The running time at this reading of a monotonic clock; never less than the last one."""
+        """Return the running time at this reading of the monotonic clock. It never goes back."""
         gap = max(0.0, real - self._real)
         step = min(gap, self._longest_step)
         self._real = max(self._real, real)

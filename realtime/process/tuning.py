@@ -12,7 +12,7 @@ from pprint import pformat
 from typing import Any
 
 #: The modules of autobahn that log so, and the functions with which each formats the arguments of its log.
-#: `hltype` and `hlval` serve nothing else. `pformat` does.
+#: `hltype` and `hlval` are used for the log only, `pformat` also for other texts.
 _FORMATTERS = {
     "autobahn.websocket.protocol": ("hltype", "hlval", "pformat"),
     "autobahn.twisted.websocket": ("hltype", "hlval"),
@@ -25,8 +25,9 @@ def tune_gc(threshold: tuple[int, int, int] | None) -> None:
     """Set the thresholds of the garbage collector, once in a process.
 
     Each connection is some hundred objects that live as long as the connection. With Python's own thresholds,
-    every few connects, or one message to a large group, make the collector examine all of them in vain. The
-    objects that exist now live to the end of the process, so the collector no longer examines those either.
+    every few connects, or one message to a large group, make the collector examine all of them, and free
+    none. The objects that exist now live to the end of the process. The collector no longer examines them,
+    either.
 
     Args:
         threshold: The setting GC_THRESHOLD. None changes nothing.
