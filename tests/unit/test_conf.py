@@ -1,4 +1,4 @@
-"""The settings: every wrong key, value and relation has its sentence."""
+"""The settings: every wrong key, value and relation has a sentence of its own."""
 
 from typing import Any
 
@@ -60,7 +60,7 @@ def test_the_default_limits_of_liveness() -> None:
         ({"PROBE_BYTES": 2**30}, "must not be above MAX_UNACKED_BYTES"),
     ],
 )
-def test_what_cannot_work_is_named(given: dict[str, Any], words: str) -> None:
+def test_wrong_settings_are_named(given: dict[str, Any], words: str) -> None:
     (problem,) = conf.problems(given)
     assert words in problem
 
@@ -82,11 +82,11 @@ def test_what_cannot_work_is_named(given: dict[str, Any], words: str) -> None:
         {"MAX_ECHOES_MISSED": None},
     ],
 )
-def test_what_can_work_is_taken(given: dict[str, Any]) -> None:
+def test_right_settings_are_accepted(given: dict[str, Any]) -> None:
     assert conf.problems(given) == []
 
 
-def test_the_project_settings_are_read_anew_when_they_change() -> None:
+def test_the_project_settings_are_read_again_when_they_change() -> None:
     with override_settings(REALTIME={"PING_INTERVAL": 9}):
         assert conf.get().PING_INTERVAL == 9
     assert conf.get().PING_INTERVAL == 20
