@@ -1,7 +1,7 @@
 """System checks: they find wrong settings of a project when it starts, and say how to mend them.
 
-An error is a setting that cannot work. A warning is one that works in most situations, but not in all. A
-project can silence a warning by its id.
+An error is a setting that cannot work. A warning is a setting that seems to work, but fails when it is
+needed. A project can silence a warning by its id.
 """
 
 import importlib.metadata
@@ -227,7 +227,7 @@ def check_installation(app_configs: Sequence[AppConfig] | None, **_: Any) -> lis
     if "daphne" in names and static in names and names.index("daphne") > names.index(static):
         found.append(
             Warning(
-                "daphne stands after django.contrib.staticfiles: `runserver` serves no WebSockets.",
+                "daphne comes after django.contrib.staticfiles: `runserver` serves no WebSockets.",
                 hint="Put daphne first.",
                 id="realtime.W005",
             )

@@ -39,14 +39,14 @@ LedgerKind: TypeAlias = Annotated[Literal["thread", "inline"], Meta(description=
 class Settings:
     """The settings of one project. Times are seconds, sizes are bytes. None switches a limit off."""
 
-    #: The time from one ping of a connection to the next.
+    #: A connection is pinged when this time has passed since its last ping.
     PING_INTERVAL: Seconds = 20.0
     #: A client is dead if it has not answered a ping for this long. The time counts from the oldest
     #: unanswered ping, or from the last pong if that came later.
     PONG_TIMEOUT: Seconds = 8.0
-    #: After a write, a ping is sent at most this long after the client last proved that it lives.
+    #: After a write, a ping is sent within this time.
     PROBE_AFTER: Seconds = 5.0
-    #: When this many bytes were written since the last ping, a ping is sent immediately.
+    #: If this many bytes were written since the last ping, a ping is sent immediately.
     PROBE_BYTES: Whole = 256 * 1024
     #: A client with more unacknowledged bytes than this is evicted as slow, once its oldest unanswered ping
     #: is a second old.

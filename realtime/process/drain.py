@@ -62,6 +62,7 @@ class Drain:
 
     @property
     def begun(self) -> bool:
+        """True once the drain has been started."""
         return self._ending is not None
 
     def start(self) -> asyncio.Task[None]:

@@ -27,14 +27,21 @@ class AbortingTransport(AsgiTransport):
 
     @property
     def unsent(self) -> int:
+        """The bytes that wait in this process, queued here or buffered by the server."""
         return self._queued + self._buffered()
 
     def line(self) -> tcp.Line | None:
+        """Return the line as the kernel knows it, plus the unsent bytes of this process."""
         connection = self._socket()
         line = tcp.look(connection) if connection is not None else None
         return None if line is None else line._replace(waiting=line.waiting + self.unsent)
 
     def close(self, event: Event, goodbye: Event | None = None) -> None:
+        """Close as on any server, and abort the connection if its peer does not read.
+
+        A client that has stopped reading is aborted immediately if the server has buffered anything for it,
+        otherwise after CLOSE_TIMEOUT. Any other client gets up to CLOSE_LIMIT to read the rest.
+        """
         if self.closed:
             return
         backlog = self._buffered() > 0
@@ -50,6 +57,7 @@ class AbortingTransport(AsgiTransport):
             self._cut_off_later(self._options.close_timeout)
 
     def abandon(self) -> None:
+        """Drop everything that waits. If the server has buffered anything, abort the connection later."""
         super().abandon()
         if self.accepted and self._buffered():
             self._cut_off_later(self._options.close_limit)
@@ -80,6 +88,14 @@ class AbortingTransport(AsgiTransport):
     def _look_at_close(
         self, loop: asyncio.AbstractEventLoop, until: float, moved_at: float, last: int
     ) -> None:
+        """Abort the connection if its time is up, otherwise look again later.
+
+        Args:
+            loop: The running event loop.
+            until: The loop's time at which the connection is aborted in any case.
+            moved_at: The loop's time at which the peer last took bytes.
+            last: The bytes that waited at the last look.
+        """
         if self._is_over():
             return
         now, waiting = loop.time(), self._waiting()

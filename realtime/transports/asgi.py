@@ -33,8 +33,7 @@ STOPPED_READING = frozenset(
 )
 
 #: Modules of servers with a `send` that finishes at its first step, or suspends only while the peer does not
-#: read.
-#: Channels' test client is an asyncio.Queue.
+#: read. Channels' test client is an asyncio.Queue.
 _PROMPT_MODULES = ("daphne.", "uvicorn.", "asyncio.queues")
 
 
@@ -85,11 +84,12 @@ class Options:
 
 
 class Ping:
-    """A ping: a frame of `realtime.v1`, or a ping of RFC 6455. A pong to the former
-    proves that the page itself runs.
+    """A ping: a frame of `realtime.v1`, or a ping of RFC 6455.
+
+    The pong to a frame of `realtime.v1` proves that the page itself runs.
 
     Args:
-        n: Its number.
+        n: The number of the ping.
         speaks_v1: True if the client negotiated `realtime.v1`.
     """
 
@@ -297,7 +297,7 @@ class AsgiTransport:
 
     def _close_for_writes(self) -> None:
         self.closed = True
-        # No failure is reported from now on, and the watcher refers to this transport.
+        # No failure is reported from now on. The watcher refers to this transport, so this breaks a cycle.
         self._watcher = _UNWATCHED
 
     def ended_by(self, report: Event) -> CloseReason:
@@ -382,7 +382,7 @@ class AsgiTransport:
         if self.closed:
             return
         if reason is CloseReason.SEND_FAILED:
-            # The connection had ended before, for another reason. The failed write only noticed it.
+            # If the connection had ended before, for another reason, the failed write only noticed it.
             seen = self._end_seen()
             reason = reason if seen is None or seen is CloseReason.CLIENT_LOST else seen
         self._watcher.send_failed(reason, error)

@@ -71,6 +71,7 @@ class DaphneTransport(AbortingTransport):
         return waiting + sum(len(data) for data, _ in chopped) if chopped else waiting
 
     async def accept(self, event: Event, first: Event | None = None) -> None:
+        """Complete the handshake as on any server, with the protocol's pongs and close frames led here."""
         if not self.closed:
             # Before the handshake is answered, because a close frame may already wait to be read.
             self._protocol.onPong = self._ponged
@@ -86,6 +87,7 @@ class DaphneTransport(AbortingTransport):
     # -- writing -----------------------------------------------------------------------------------
 
     def write(self, event: Event, size: int) -> None:
+        """Write the message as a frame made here. Before the handshake, or behind a queue, use ASGI."""
         text, data = event.get("text"), event.get("bytes")
         # Other events, and lone surrogates, go to Daphne, which refuses them.
         with suppress(UnicodeEncodeError):
@@ -102,12 +104,14 @@ class DaphneTransport(AbortingTransport):
             super().write(event, size)
 
     def write_shared(self, shared: Shared) -> None:
+        """Write the frames of all messages together. Before the handshake, or behind a queue, use `write`."""
         if self._ready and not self._queue and shared.size <= self._largest:
             self._write(shared.wire)
         else:
             super().write_shared(shared)
 
     def ping(self, ping: Ping) -> None:
+        """Send a ping of either kind. Before the handshake, a ping of RFC 6455 is dropped."""
         if self._ready and (ping.event is None or not self._queue):
             self._write(ping.wire)
         elif ping.event is not None:
@@ -154,12 +158,14 @@ class DaphneTransport(AbortingTransport):
     # -- ending ------------------------------------------------------------------------------------
 
     def close(self, event: Event, goodbye: Event | None = None) -> None:
+        """Close as on any known server, without autobahn's own timer."""
         # Disable autobahn's own timer of 1 s. If it takes longer to close many connections, Twisted fires the
         # timer before the close frames are written, and clients get a RST. `_cut_off_later` replaces it.
         self._protocol.closeHandshakeTimeout = 0
         super().close(event, goodbye)
 
     def abandon(self) -> None:
+        """Drop everything that waits, and remove the callbacks of this transport from the protocol."""
         super().abandon()
         self._ready = False
         # These refer to this transport, which refers to the protocol.

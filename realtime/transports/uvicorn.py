@@ -41,6 +41,7 @@ class UvicornTransport(AbortingTransport):
         self._asyncio: asyncio.Transport = protocol.transport
 
     def write(self, event: Event, size: int) -> None:
+        """Write through ASGI, and tell the watcher if uvicorn has buffered anything."""
         super().write(event, size)
         if self._asyncio.get_write_buffer_size():
             self._watcher.is_behind()
