@@ -1,11 +1,12 @@
-"""What is wrong with a project's settings, found at start and said with its remedy.
+"""System checks: they find wrong settings of a project when it starts, and say how to mend them.
 
-Errors are what cannot work. Warnings are what works until the day that it is needed, and can be silenced by
-their id.
+An error is a setting that cannot work. A warning is a setting that seems to work, but fails when it is
+needed. A project can silence a warning by its id.
 """
 
 import importlib.metadata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -20,7 +21,7 @@ from realtime import conf
 from realtime.layers import CAPACITY, CoreLayer, MemoryLayer, PubSubLayer
 from realtime.layers.core import EXPIRY
 
-#: The name under which this package is distributed; another distribution claims its import name.
+#: The name under which this package is distributed. Another distribution has the same import name.
 DISTRIBUTION = "django-channels-realtime"
 
 _OUR_LAYER = 'Set BACKEND to "realtime.layers.PubSubLayer" or "realtime.layers.CoreLayer".'
@@ -84,6 +85,86 @@ def _memory_layer() -> CheckMessage:
     return Warning(problem, hint=_OUR_LAYER, id="realtime.W003")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rule:
+    """An option of a layer or of its Redis, and the values that it must not have."""
+
+    option: str
+    is_wrong: Callable[[Any], bool]
+    level: type[Error | Warning]
+    id: str
+    text: str
+    """`{value}` in it stands for the option's value."""
+    hint: str
+
+    def check(self, options: dict[str, Any]) -> Iterator[CheckMessage]:
+        """Yield a message if the option is given and wrong."""
+        value = options.get(self.option)
+        if self.option in options and self.is_wrong(value):
+            yield self.level(self.text.format(value=value), hint=self.hint, id=self.id)
+
+
+#: For each Redis of a layer.
+_OF_A_HOST = (
+    _Rule(
+        option="socket_timeout",
+        is_wrong=lambda seconds: seconds is not None,
+        level=Error,
+        id="realtime.E004",
+        text="socket_timeout is {value!r} for a Redis of CHANNEL_LAYERS.",
+        hint="Leave it out: it ends idle reads and, before Python 3.12, loses cancellations.",
+    ),
+    _Rule(
+        option="socket_keepalive",
+        is_wrong=lambda on: str(on).lower() in ("false", "0", "f", "no", "n"),
+        level=Warning,
+        id="realtime.W006",
+        text="socket_keepalive is off for a Redis of CHANNEL_LAYERS: if that Redis is gone, "
+        "a read from it waits for ever.",
+        hint="Leave it out: it is on by default.",
+    ),
+)
+
+#: For each core layer.
+_OF_THE_CORE_LAYER = (
+    _Rule(
+        option="hosts",
+        is_wrong=lambda hosts: len(hosts or ()) > 1,
+        level=Error,
+        id="realtime.E005",
+        text="The core layer with more than one Redis loses messages to single channels (channels#1492).",
+        hint="Name one host, or use realtime.layers.PubSubLayer, which may be sharded.",
+    ),
+    _Rule(
+        option="capacity",
+        is_wrong=lambda capacity: capacity < CAPACITY,
+        level=Warning,
+        id="realtime.W004",
+        text="The capacity of the core layer is {value}: one queue holds all messages of a process, "
+        "and messages above its capacity are dropped silently.",
+        hint=f"Leave it out, or set {CAPACITY} or more, in every process that sends.",
+    ),
+    _Rule(
+        option="expiry",
+        is_wrong=lambda seconds: seconds < EXPIRY,
+        level=Warning,
+        id="realtime.W007",
+        text="The expiry of the core layer is {value} s: messages are stamped by their sender's "
+        "clock, and a sender whose clock is ahead by more than this removes what others have just sent.",
+        hint=f"Leave it out, or set {EXPIRY} or more, in every process that sends.",
+    ),
+    _Rule(
+        option="group_expiry",
+        is_wrong=lambda seconds: seconds < EXPIRY,
+        level=Warning,
+        id="realtime.W008",
+        text="The group_expiry of the core layer is {value} s: memberships are stamped by "
+        "their process's clock, and a sender whose clock is ahead by more than this removes them.",
+        hint=f"Leave it out, or set {EXPIRY} or more, in every process that sends.",
+    ),
+)
+
+
 def _redis_options(config: dict[str, Any], *, core: bool) -> Iterator[CheckMessage]:
     hosts = config.get("hosts") or []
     if not isinstance(hosts, list | tuple):
@@ -94,50 +175,14 @@ def _redis_options(config: dict[str, Any], *, core: bool) -> Iterator[CheckMessa
         )
         return
     for options in map(_options_of_host, hosts):
-        if options.get("socket_timeout") is not None:
-            yield Error(
-                f"socket_timeout is {options['socket_timeout']!r} for a Redis of CHANNEL_LAYERS.",
-                hint="Leave it out: it ends idle reads and, before Python 3.12, loses cancellations.",
-                id="realtime.E004",
-            )
-        if str(options.get("socket_keepalive", True)).lower() in ("false", "0", "f", "no", "n"):
-            yield Warning(
-                "socket_keepalive is off for a Redis of CHANNEL_LAYERS: where nothing answers any more, "
-                "a read waits for ever.",
-                hint="Leave it out: it is on by default.",
-                id="realtime.W006",
-            )
-    if core and len(hosts) > 1:
-        yield Error(
-            "The core layer with more than one Redis loses messages to single channels (channels#1492).",
-            hint="Name one host, or use realtime.layers.PubSubLayer, which may be sharded.",
-            id="realtime.E005",
-        )
-    if core and config.get("capacity", CAPACITY) < CAPACITY:
-        yield Warning(
-            f"The capacity of the core layer is {config['capacity']}: one queue holds a whole process's "
-            "messages, and what is above its capacity is dropped in silence.",
-            hint=f"Leave it out, or set {CAPACITY} or more, in every process that sends.",
-            id="realtime.W004",
-        )
-    if core and config.get("expiry", EXPIRY) < EXPIRY:
-        yield Warning(
-            f"The expiry of the core layer is {config['expiry']} s: messages are stamped by their sender's "
-            "clock, and a sender whose clock is ahead by more than this removes what others have just sent.",
-            hint=f"Leave it out, or set {EXPIRY} or more, in every process that sends.",
-            id="realtime.W007",
-        )
-    if core and config.get("group_expiry", EXPIRY) < EXPIRY:
-        yield Warning(
-            f"The group_expiry of the core layer is {config['group_expiry']} s: memberships are stamped by "
-            "their process's clock, and a sender whose clock is ahead by more than this removes them.",
-            hint=f"Leave it out, or set {EXPIRY} or more, in every process that sends.",
-            id="realtime.W008",
-        )
+        for rule in _OF_A_HOST:
+            yield from rule.check(options)
+    for rule in _OF_THE_CORE_LAYER if core else ():
+        yield from rule.check(config)
 
 
 def _options_of_host(host: Any) -> dict[str, Any]:
-    """The options of one Redis, which may stand in its URL, too; there they count first."""
+    """Return the options of one Redis. Those in the query of its URL override the others."""
     options = dict(host) if isinstance(host, dict) else {"address": host}
     address = options.get("address")
     query = urlsplit(address).query if isinstance(address, str) else ""
@@ -146,7 +191,7 @@ def _options_of_host(host: Any) -> dict[str, Any]:
 
 def check_database(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
     """W001: SQLite as Django opens it by default refuses most concurrent writes."""
-    # The app's own, which a router may keep apart; by name, because models cannot be imported here yet.
+    # The database of this app, which a router may choose. By name, because models cannot be imported yet.
     database = settings.DATABASES[router.db_for_write(apps.get_model("realtime", "Process"))]
     if not database.get("ENGINE", "").endswith(("sqlite3", "spatialite")):
         return []
@@ -165,7 +210,7 @@ def check_database(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[Ch
 
 
 def check_installation(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
-    """W002: another distribution of the import name; W005: `runserver` would not serve WebSockets."""
+    """W002: another distribution with this import name; W005: `runserver` serves no WebSockets."""
     found: list[CheckMessage] = []
     others = set(importlib.metadata.packages_distributions().get("realtime", ())) - {DISTRIBUTION}
     if others:
@@ -181,7 +226,7 @@ def check_installation(app_configs: Sequence[AppConfig] | None, **_: Any) -> lis
     if "daphne" in names and static in names and names.index("daphne") > names.index(static):
         found.append(
             Warning(
-                "daphne stands after django.contrib.staticfiles: `runserver` serves no WebSockets.",
+                "daphne comes after django.contrib.staticfiles: `runserver` serves no WebSockets.",
                 hint="Put daphne first.",
                 id="realtime.W005",
             )
@@ -190,6 +235,6 @@ def check_installation(app_configs: Sequence[AppConfig] | None, **_: Any) -> lis
 
 
 def register() -> None:
-    """Have Django run these with its own checks, under the tag "realtime"."""
+    """Register the checks with Django, under the tag "realtime"."""
     for check in (check_settings, check_layer, check_database, check_installation):
         checks.register(check, "realtime")

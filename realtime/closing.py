@@ -1,10 +1,9 @@
-"""Every way a connection ends.
+"""The reasons for which a connection ends, and their close codes.
 
-A reason is one value from the frame to the log, the metric label and the database column:
-`CloseReason.value`.
+`CloseReason.value` is the name of a reason everywhere: in frames, logs, metric labels and the database.
 
-Codes are 1000 and the private range of RFC 6455 section 7.4.2, 4000-4999: an application under Daphne
-may send no others but 3000-3999. Here 4000-4499 mean "come back" and 4500-4999 mean "do not".
+The codes are 1000 and the private range of RFC 6455 section 7.4.2, 4000-4999. Except for 3000-3999, an
+application under Daphne may send no others. 4000-4499 mean "come back", 4500-4999 mean "do not come back".
 """
 
 import enum
@@ -15,22 +14,22 @@ ABNORMAL_CLOSURE = 1006
 
 
 def may_reconnect(code: int) -> bool:
-    """Whether a client that was closed with `code` should come back.
+    """Return True if a client that was closed with `code` should come back.
 
-    1000 means yes too: Daphne closes with it any connection that reaches `--websocket_timeout`.
+    This includes 1000, with which Daphne closes any connection that reaches `--websocket_timeout`.
     """
     return not 4500 <= code <= 4999
 
 
 class CloseReason(enum.Enum):
-    """Why a connection ended. The first reason that is given for a connection counts."""
+    """The reason for which a connection ended. The first reason that is given for a connection counts."""
 
     code: int
     """The close code sent to the client."""
     text: str
     """One sentence for people."""
     goodbye: bool
-    """Whether a goodbye frame precedes the close; not where the client closed, or does not read."""
+    """True if a goodbye frame precedes the close. None is sent to a client that closed, or does not read."""
 
     def __new__(cls, value: str, code: int, text: str, goodbye: bool = True) -> Self:
         reason = object.__new__(cls)
@@ -60,18 +59,18 @@ class CloseReason(enum.Enum):
     PROTOCOL_ERROR = "protocol_error", 4500, "The client broke the protocol."
     NOT_AUTHENTICATED = "not_authenticated", 4501, "The client is not logged in."
     FORBIDDEN = "forbidden", 4503, "The client may not have this connection."
-    KICKED = "kicked", 4504, "Somebody with the right to do so closed the connection."
+    KICKED = "kicked", 4504, "A user or a program with the right to do so closed the connection."
     SUPERSEDED = "superseded", 4509, "A newer connection of the same client took its place."
     TOO_LARGE = "too_large", 4513, "The client sent a message above the size limit."
 
     @property
     def reconnect(self) -> bool:
-        """Whether the client should come back."""
+        """True if the client should come back."""
         return may_reconnect(self.code)
 
 
 def of_disconnect(code: int | None) -> CloseReason:
-    """The reason behind a `websocket.disconnect` event that the server did not cause."""
+    """Return the reason behind a `websocket.disconnect` event that the server did not cause."""
     return CloseReason.CLIENT_LOST if code == ABNORMAL_CLOSURE else CloseReason.CLIENT_CLOSED
 
 

@@ -1,93 +1,116 @@
-"""Every setting of `REALTIME = {…}`: its default, its unit, and the relations between them.
+"""The settings of `REALTIME = {…}`: their defaults, types and units, and the relations between them.
 
-The declaration is the default. A project overrides single keys in its Django settings; nothing is written
-back to them.
+The declaration below is the default. A project overrides single keys in its Django settings. Nothing is
+written back to those.
 """
 
 import difflib
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Any
+from types import NoneType
+from typing import Annotated, Any, Literal, TypeAlias, get_args, get_type_hints
 
+import msgspec
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
+from msgspec import Meta
 
 from realtime.liveness.connection import Limits
+
+# The type of each setting. Its description completes the sentence "… is 0; set …" about a wrong value.
+Seconds: TypeAlias = Annotated[float, Meta(gt=0, description="a number of seconds above zero")]
+SecondsOrZero: TypeAlias = Annotated[float, Meta(ge=0, description="a number of seconds, zero or more")]
+Whole: TypeAlias = Annotated[int, Meta(gt=0, description="a whole number above zero")]
+WholeOrZero: TypeAlias = Annotated[int, Meta(ge=0, description="a whole number, zero or more")]
+Switch: TypeAlias = Annotated[bool, Meta(description="True or False")]
+DottedPath: TypeAlias = Annotated[str, Meta(pattern=r"\.", description="a dotted path")]
+# Zero for the first threshold would switch the collector off, and cycles would never be freed.
+Thresholds: TypeAlias = Annotated[
+    tuple[Whole, Whole, Whole], Meta(description="three whole numbers above zero")
+]
+Details: TypeAlias = Annotated[
+    Literal["full", "network", "none"], Meta(description='"full", "network" or "none"')
+]
+LedgerKind: TypeAlias = Annotated[Literal["thread", "inline"], Meta(description='"thread" or "inline"')]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The settings of one project. Times are seconds, sizes are bytes; None switches a limit off."""
+    """The settings of one project. Times are seconds, sizes are bytes. None switches a limit off."""
 
     #: A connection is pinged when this time has passed since its last ping.
-    PING_INTERVAL: float = 20.0
-    #: Dead when the oldest unanswered ping, counted from the last pong if later, is older than this.
-    PONG_TIMEOUT: float = 8.0
-    #: After a write, a ping leaves within this time.
-    PROBE_AFTER: float = 5.0
-    #: A ping leaves whenever this many bytes were written since the last one.
-    PROBE_BYTES: int = 256 * 1024
-    #: Evicted as slow above this, once the oldest unanswered ping is a second old.
-    MAX_UNACKED_BYTES: int = 4 * 1024 * 1024
-    #: Evicted as slow when more than this waits unsent in this process, beside the message under way.
-    MAX_UNSENT_BYTES: int = 1024 * 1024
-    #: If more than this waits unsent in this process for all connections together, those that have read least
-    #: are evicted as slow.
-    MAX_UNSENT_TOTAL_BYTES: int = 256 * 1024 * 1024
-    #: On the pub/sub layer, messages that come faster than this process can write them wait up to this size;
-    #: above it the oldest are dropped.
-    MAX_QUEUED_BYTES: int = 64 * 1024 * 1024
-    #: On Daphne, frames are written to the socket itself while nothing is queued before them; only where the
-    #: server is known well enough, and never needed for correctness.
-    DIRECT_WRITES: bool = True
-    #: A large group that has just been written to waits so long, at most, for more to leave with its next
-    #: message; 0 never waits.
-    COALESCE_WINDOW: float = 0.002
+    PING_INTERVAL: Seconds = 20.0
+    #: A client is dead if it has not answered a ping for this long. The time counts from the oldest
+    #: unanswered ping, or from the last pong if that came later.
+    PONG_TIMEOUT: Seconds = 8.0
+    #: After a write, a ping is sent within this time.
+    PROBE_AFTER: Seconds = 5.0
+    #: If this many bytes were written since the last ping, a ping is sent immediately.
+    PROBE_BYTES: Whole = 256 * 1024
+    #: A client with more unacknowledged bytes than this is evicted as slow, once its oldest unanswered ping
+    #: is a second old.
+    MAX_UNACKED_BYTES: Whole = 4 * 1024 * 1024
+    #: A client is evicted as slow if more than this waits unsent for it in this process. The message that is
+    #: being sent does not count.
+    MAX_UNSENT_BYTES: Whole = 1024 * 1024
+    #: If more than this waits unsent in this process for all connections together, the clients that have
+    #: read least are evicted as slow.
+    MAX_UNSENT_TOTAL_BYTES: Whole = 256 * 1024 * 1024
+    #: On the pub/sub layer, messages that arrive faster than this process writes them wait up to this size.
+    #: Above it the oldest are dropped.
+    MAX_QUEUED_BYTES: Whole = 64 * 1024 * 1024
+    #: On Daphne, frames are written directly to the socket while nothing is queued before them. This happens
+    #: only if the server has the internals that are known here. Correctness never depends on it.
+    DIRECT_WRITES: Switch = True
+    #: After a write to a large group, the next write waits at most this long, so that further messages share
+    #: it. 0 never waits.
+    COALESCE_WINDOW: SecondsOrZero = 0.002
     #: A write that the server keeps suspended this long ends the connection as slow.
-    SEND_TIMEOUT: float = 10.0
-    #: A client that is closed and takes nothing of what waits for it for this long is cut off.
-    CLOSE_TIMEOUT: float = 2.0
-    #: A client that is closed is cut off after this time, whether it reads or not.
-    CLOSE_LIMIT: float = 60.0
-    #: Closed when the client sent no application frame for this long.
-    IDLE_TIMEOUT: float | None = None
-    #: Evicted when one handler runs longer.
-    HANDLER_TIMEOUT: float | None = None
-    #: The largest message taken from a client, after reassembly.
-    MAX_MESSAGE_BYTES: int = 64 * 1024
-    #: How many frames may come while a handler is busy with one.
-    MAX_INBOUND_QUEUE: int = 100
-    #: Told to clients: nothing at all from the server for this long means that the socket is dead.
-    MAX_SILENCE: float = 45.0
-    #: How far apart rounds are.
-    ROUND_INTERVAL: float = 10.0
-    #: How long a round waits for the answers of processes.
-    ROUND_TIMEOUT: float = 5.0
-    #: How many rounds in a row a process may leave unanswered before it is lost.
-    MISSES_ALLOWED: int = 1
-    #: How many echoes in a row a process may miss before it sends its clients to other processes; None keeps
-    #: them. Each interval it sends itself one echo, and a second one where the first does not come back.
-    MAX_ECHOES_MISSED: int | None = 6
-    #: How long a planned stop may take: a process that is told to stop ends its connections within this.
-    DRAIN_TIMEOUT: float = 6.0
-    #: Clients of a process that stops are told to come back within this time, each at its own moment.
-    RECONNECT_WINDOW: float = 5.0
-    #: Records are deleted this long after they were closed, memberships after they were left; a month. None
-    #: keeps them for ever.
-    KEEP_CLOSED: float | None = 2_592_000.0
-    #: What records and logs keep of a client: "full", its address and user agent; "network", only the first
-    #: 24 bits of an IPv4 address or 48 of an IPv6 one; "none", neither.
-    CLIENT_DETAILS: str = "full"
+    SEND_TIMEOUT: Seconds = 10.0
+    #: After a close, a client that reads nothing of the rest for this long is cut off.
+    CLOSE_TIMEOUT: Seconds = 2.0
+    #: After a close, a client is cut off after this time, even if it reads.
+    CLOSE_LIMIT: Seconds = 60.0
+    #: A connection is closed when its client sent no application frame for this long.
+    IDLE_TIMEOUT: Seconds | None = None
+    #: A connection is evicted when one of its handlers runs longer.
+    HANDLER_TIMEOUT: Seconds | None = None
+    #: The largest message accepted from a client, after reassembly.
+    MAX_MESSAGE_BYTES: Whole = 64 * 1024
+    #: The number of frames that may wait while a handler is busy with another.
+    MAX_INBOUND_QUEUE: Whole = 100
+    #: Told to clients: if the server sends nothing at all for this long, the socket is dead.
+    MAX_SILENCE: Seconds = 45.0
+    #: The time from one round to the next.
+    ROUND_INTERVAL: Seconds = 10.0
+    #: The time that a round waits for the answers of processes.
+    ROUND_TIMEOUT: Seconds = 5.0
+    #: The number of rounds in a row that a process may leave unanswered. After one more it is lost.
+    MISSES_ALLOWED: WholeOrZero = 1
+    #: The number of echoes in a row that a process may miss before it sends its clients to other processes;
+    #: None keeps them. In each interval a process sends itself one echo, and a second one if the first does
+    #: not come back.
+    MAX_ECHOES_MISSED: Whole | None = 6
+    #: A process that is told to stop ends its connections within this time.
+    DRAIN_TIMEOUT: Seconds = 6.0
+    #: Clients of a process that stops are told to reconnect within this time, each at a moment of its own.
+    RECONNECT_WINDOW: Seconds = 5.0
+    #: Records are deleted this long after they were closed, memberships after they were left. The default is
+    #: 30 days. None keeps them for ever.
+    KEEP_CLOSED: Seconds | None = 2_592_000.0
+    #: The details of a client that records and logs keep. "full": its address and user agent. "network": only
+    #: the first 24 bits of an IPv4 address, or 48 of an IPv6 one. "none": neither.
+    CLIENT_DETAILS: Details = "full"
     #: "thread", or "inline" for test suites: records are written in the thread and transaction of the test.
-    LEDGER: str = "thread"
-    #: Thresholds of the garbage collector (gc.set_threshold) in a server process; None leaves Python's own.
-    GC_THRESHOLD: tuple[int, int, int] | None = (5_000, 10, 10)
-    #: Dotted path to `policy(scope, action, group) -> bool`, sync or async; `action` is "join" or "publish".
-    POLICY: str = "realtime.policy.default_policy"
+    LEDGER: LedgerKind = "thread"
+    #: Thresholds of the garbage collector (gc.set_threshold) in a server process. None keeps Python's own.
+    GC_THRESHOLD: Thresholds | None = (5_000, 10, 10)
+    #: Dotted path to `policy(scope, action, group) -> bool`, sync or async. `action` is "join" or "publish".
+    POLICY: DottedPath = "realtime.policy.default_policy"
 
     def limits(self) -> Limits:
-        """The part that `liveness` decides by."""
+        """Return the part of the settings that liveness needs."""
         return Limits(
             ping_interval=self.PING_INTERVAL,
             pong_timeout=self.PONG_TIMEOUT,
@@ -98,16 +121,21 @@ class Settings:
         )
 
 
-#: Settings that may be None, or zero; every other number must be above zero.
-_MAY_BE_NONE = {"IDLE_TIMEOUT", "HANDLER_TIMEOUT", "KEEP_CLOSED", "GC_THRESHOLD", "MAX_ECHOES_MISSED"}
-_MAY_BE_ZERO = {"COALESCE_WINDOW", "MISSES_ALLOWED"}
+_TYPES = get_type_hints(Settings, include_extras=True)
 
 
 def problems(given: Any) -> list[str]:
-    """One sentence for each key, value or relation in `REALTIME` that cannot work; empty when all is well."""
+    """Find each key, value and relation in `REALTIME` that cannot work.
+
+    Args:
+        given: The project's `REALTIME`, of any type.
+
+    Returns:
+        One sentence for each problem. Relations are checked only if all keys and values are right.
+    """
     if not isinstance(given, dict):
         return [f"REALTIME is {given!r}; set a dict of settings."]
-    names = {field.name: field for field in fields(Settings)}
+    names = [field.name for field in fields(Settings)]
     found = []
     for key in given:
         if key not in names:
@@ -120,53 +148,38 @@ def problems(given: Any) -> list[str]:
 
 
 def _wrong_value(key: str, value: Any) -> str | None:
-    if key == "POLICY":
-        return None if isinstance(value, str) and "." in value else f"POLICY is {value!r}; set a dotted path."
-    if key == "LEDGER":
-        return None if value in ("thread", "inline") else f'LEDGER is {value!r}; set "thread" or "inline".'
-    if key == "CLIENT_DETAILS":
-        known = ("full", "network", "none")
-        return None if value in known else f'{key} is {value!r}; set "full", "network" or "none".'
-    if key == "DIRECT_WRITES":
-        return None if isinstance(value, bool) else f"DIRECT_WRITES is {value!r}; set True or False."
-    if value is None and key in _MAY_BE_NONE:
-        return None
-    if key == "GC_THRESHOLD" and not _is_threshold(value):
-        return f"{key} is {value!r}; set three whole numbers above zero, or None."
-    if key == "GC_THRESHOLD":
-        return None
-    whole = key.endswith(("_BYTES", "_QUEUE", "_ALLOWED", "_MISSED"))
-    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-        return f"{key} is {value!r}; set {'a whole number' if whole else 'a number of seconds'}."
-    if value < 0 or (value == 0 and key not in _MAY_BE_ZERO):
-        return f"{key} is {value!r}; set it above zero."
+    try:
+        msgspec.convert(value, _TYPES[key])
+    except msgspec.ValidationError:
+        return f"{key} is {value!r}; set {_description(_TYPES[key])}."
     return None
 
 
-def _is_threshold(value: Any) -> bool:
-    if not isinstance(value, tuple | list) or len(value) != 3:
-        return False
-    # Zero for the first would switch the collector off, and cycles would never be freed.
-    return all(type(each) is int and each > 0 for each in value)
+def _description(type_: Any) -> str:
+    """Describe the values that a type of a setting accepts."""
+    alternatives = get_args(type_)
+    if NoneType in alternatives:
+        return f"{_description(alternatives[0])}, or None"
+    return str(type_.__metadata__[0].description)
 
 
 def _wrong_relations(settings: Settings) -> list[str]:
-    """Relations without which liveness would judge wrongly."""
+    """Find relations with which liveness or rounds would judge wrongly."""
     found = []
     if settings.PONG_TIMEOUT >= settings.PING_INTERVAL:
         found.append(
             f"PONG_TIMEOUT ({settings.PONG_TIMEOUT}) must be below PING_INTERVAL ({settings.PING_INTERVAL}): "
-            "else the next ping leaves before the last one was judged."
+            "otherwise the next ping is sent before the last one was judged."
         )
     if settings.MAX_SILENCE <= 2 * settings.PING_INTERVAL:
         found.append(
             f"MAX_SILENCE ({settings.MAX_SILENCE}) must be above 2 * PING_INTERVAL "
-            f"({2 * settings.PING_INTERVAL}): a client that talks is pinged no oftener than that."
+            f"({2 * settings.PING_INTERVAL}): a client that sends frames is pinged only that often."
         )
     if settings.ROUND_TIMEOUT >= settings.ROUND_INTERVAL:
         found.append(
             f"ROUND_TIMEOUT ({settings.ROUND_TIMEOUT}) must be below ROUND_INTERVAL "
-            f"({settings.ROUND_INTERVAL}): else the next round comes before this one was judged."
+            f"({settings.ROUND_INTERVAL}): otherwise the next round begins before this one was judged."
         )
     if settings.MAX_UNSENT_BYTES > settings.MAX_UNSENT_TOTAL_BYTES:
         found.append(
@@ -181,16 +194,17 @@ def _wrong_relations(settings: Settings) -> list[str]:
     if settings.PROBE_BYTES > settings.MAX_UNACKED_BYTES:
         found.append(
             f"PROBE_BYTES ({settings.PROBE_BYTES}) must not be above MAX_UNACKED_BYTES "
-            f"({settings.MAX_UNACKED_BYTES}): else a client is called slow before it was asked."
+            f"({settings.MAX_UNACKED_BYTES}): otherwise a client is judged slow before it was pinged."
         )
     return found
 
 
 @cache
 def get() -> Settings:
-    """The settings in force.
+    """Return the settings in force.
 
-    Raises ImproperlyConfigured with every sentence of `problems()` when they cannot work.
+    Raises:
+        ImproperlyConfigured: They cannot work. The message has every sentence of `problems`.
     """
     given = getattr(django_settings, "REALTIME", {})
     if found := problems(given):

@@ -65,7 +65,7 @@ async def _shared(name: str, start: Callable[[], asyncio.Future[None]]) -> None:
 def _forget(here: Checks, name: str, check: asyncio.Future[None]) -> None:
     """Have the next probe start a new check."""
     del here[name]
-    tasks.heard(check)
+    tasks.retrieve_exception(check)
 
 
 def _ask_database_in_a_thread() -> asyncio.Future[None]:

@@ -11,7 +11,8 @@ from math import inf
 from realtime import metrics
 from realtime.closing import CloseReason
 from realtime.hub.connection import Connection
-from realtime.liveness.connection import PING, Limits, Liveness, RunningTime, Verdict
+from realtime.liveness.clock import RunningTime
+from realtime.liveness.connection import PING, Limits, Liveness, Verdict
 from realtime.liveness.schedule import Schedule
 from realtime.transports.asgi import ping_for
 
@@ -150,7 +151,7 @@ class Heartbeat:
     def heard(self, connection: Connection) -> None:
         """Note a frame of the application: it is a proof of life, and the next regular ping moves."""
         if connection.liveness is not None:
-            connection.liveness.heard(self.now())
+            connection.liveness.received(self.now())
 
     def ponged(self, connection: Connection, n: int) -> None:
         """Note that the client answered ping `n`."""

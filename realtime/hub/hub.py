@@ -24,7 +24,7 @@ from realtime.hub.healing import Healer
 from realtime.hub.heartbeat import Heartbeat
 from realtime.hub.memberships import Memberships
 from realtime.layers import groups
-from realtime.process import autobahn_log, collector, pids, tasks
+from realtime.process import pids, tasks, tuning
 from realtime.records.ledger import Ledger
 from realtime.records.ledger import make as make_ledger
 from realtime.transports.asgi import Event
@@ -123,8 +123,8 @@ class Hub:
         ledger = make_ledger()
         if ledger.shared:
             # Not in a test suite: that process belongs to the application.
-            collector.settle(conf.get().GC_THRESHOLD)
-            autobahn_log.format_later()
+            tuning.tune_gc(conf.get().GC_THRESHOLD)
+            tuning.format_autobahn_log_lazily()
         mailbox: Mailbox | None = None
         try:
             mailbox = await Mailbox.open(channel)

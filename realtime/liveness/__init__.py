@@ -1,1 +1,1 @@
-"""Judge from pings and proofs when a connection is dead, without I/O or clock."""
+"""Judge from pings and pongs if a connection is alive, without I/O and without reading a clock."""

@@ -1,41 +1,47 @@
-"""Whether a connection lives, and whether a process does.
+"""Judge from pings, pongs and writes whether a connection is alive.
 
-Silence is an answer only to a question: dead is what did not answer a question in time, never what was merely
-quiet, nor what could not answer because this process was stopped. So every `now` of a connection is a reading
-of `RunningTime`, in seconds, and answers that have arrived are told before a verdict is asked for.
+Silence is an answer only to a question. A client is dead if it did not answer a ping in time. It is not dead
+because it was quiet, or because this process was stopped and could not read the answer. So every `now` here
+is a reading of `RunningTime`, in seconds, and the caller reports answers that have arrived before it asks for
+a verdict.
 
-A connection that stopped answering is found, in running time, within `ping_interval + pong_timeout` where
-nothing is sent either way, `probe_after + pong_timeout` after the first write, and
-`2 * ping_interval + pong_timeout` where it goes on sending frames of its own.
+A client that stopped answering is found, in running time:
 
-A client on a slow link cannot answer a ping before it has read everything that was written before it. So
-while a ping stands in the line of unacknowledged bytes, and the client takes bytes out of that line, the time
-to answer has not begun. A peer that vanished takes nothing, and is found as soon as any other.
+- within `ping_interval + pong_timeout`, if nothing is sent in either direction;
+- within `probe_after + pong_timeout` of the first write;
+- within `2 * ping_interval + pong_timeout`, if it goes on sending frames of its own.
+
+A client on a slow link cannot answer a ping before it has read everything that was written before the ping.
+All bytes that were written and not yet acknowledged by the peer's kernel are the line of a connection. While
+a ping is in the line, and the client takes bytes from it, the time to answer has not begun. A peer that
+vanished takes nothing, and is found as soon as any other.
 """
 
 import enum
-from collections.abc import Hashable
 from dataclasses import dataclass
 from math import inf
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What is asked of a connection; durations in seconds."""
+    """The limits that a connection must keep; durations are seconds, sizes are bytes.
 
-    ping_interval: float = 20.0
-    pong_timeout: float = 8.0
-    """Counted from the oldest unanswered ping, or from the last pong if that came later."""
-    probe_after: float = 5.0
-    """Bytes that are not known to have arrived are followed by a ping within this time."""
-    probe_bytes: int = 256 * 1024
-    """So many bytes since the last ping are followed by one at once."""
-    max_unacked_bytes: int = 4 * 1024 * 1024
+    All but `slow_after` are settings of a project (`conf.Settings.limits`).
+    """
+
+    ping_interval: float
+    pong_timeout: float
+    """The time to answer, from the oldest unanswered ping, or from the last pong if that came later."""
+    probe_after: float
+    """If written bytes are not known to have arrived, a ping follows within this time."""
+    probe_bytes: int
+    """After this many bytes since the last ping, the next one is sent immediately."""
+    max_unacked_bytes: int
     slow_after: float = 1.0
     """Above `max_unacked_bytes`, a connection is slow once its oldest unanswered ping is this old."""
-    idle_timeout: float | None = None
-    """A client that sends no frame of its own for so long is idle."""
+    idle_timeout: float | None
+    """A client that sends no frame of its own for this long is idle; None means never."""
 
     @property
     def line_every(self) -> float:
@@ -44,23 +50,23 @@ class Limits:
 
     @property
     def kernel_every(self) -> float:
-        """Seconds between two such looks, once the ping has arrived in the peer's kernel."""
+        """Seconds between two looks at the line, once the ping has arrived in the peer's kernel."""
         return self.pong_timeout / 8
 
     def reading_time(self, size: int) -> float:
-        """Seconds in which a client reads so many bytes that lie in its kernel, or in that of a proxy.
+        """Return the seconds that a client may take to read bytes in its own kernel or in a proxy's.
 
-        The slowest rate that is granted is `probe_bytes` in `pong_timeout`.
+        The slowest rate that is allowed is `probe_bytes` in `pong_timeout`.
         """
         return size * self.pong_timeout / self.probe_bytes
 
     @property
     def full(self) -> int:
-        """Unacknowledged bytes above which a handler that sends has to wait for a pong."""
+        """The number of unacknowledged bytes above which a handler that sends must wait for a pong."""
         return max(self.max_unacked_bytes // 2, self.probe_bytes)
 
 
-#: What follows from a write; plain numbers, because this is asked for each member of a group.
+#: The results of `Liveness.wrote`. They are plain numbers because it runs for each member of a group.
 NOTHING, LOOK, PING = range(3)
 
 #: Bytes of the longest header of a frame that a server sends (RFC 6455 section 5.2).
@@ -70,35 +76,39 @@ LONGEST_PING = 48
 
 
 class Verdict(enum.Enum):
-    """What is to be done with a connection now."""
+    """The action that a connection needs now."""
 
     ALIVE = enum.auto()
     LINE = enum.auto()
-    """Look at the bytes on their way to the client, note them, and ask again."""
+    """Look at the line, report it, and ask for a verdict again."""
     PROBE = enum.auto()
     """Send a ping."""
     SILENT = enum.auto()
     """Evict: a ping was not answered in time."""
     SLOW = enum.auto()
-    """Evict: it reads more slowly than it is written to."""
+    """Evict: the client reads more slowly than it is written to."""
     IDLE = enum.auto()
-    """Evict: it sent nothing of its own for too long."""
+    """Evict: the client sent no frame of its own for too long."""
 
 
 class _Ping(NamedTuple):
     n: int
     sent_at: float
     written: int
-    """The bytes that were written before it, which its pong acknowledges."""
+    """The number of bytes that were written before it. Its pong acknowledges them."""
     messages: int
-    """The same, counted in messages."""
+    """The number of messages that were written before it."""
 
 
 class Liveness:
-    """What is known of one connection, and what follows from it.
+    """The pings, pongs and writes of one connection, and the verdict that follows from them.
 
-    `spread`, in [0, 1), is the connection's own offset: it keeps thousands that were opened, or written to,
-    in one instant from all being pinged in one instant. One that is not `pingable` can only become idle.
+    Args:
+        limits: The limits of the connection.
+        now: The time at which it opened.
+        spread: Its own offset in [0, 1). Thousands of connections may open, or be written to, in one instant;
+            their offsets keep them from being pinged in one instant.
+        pingable: False if no ping can be sent. Such a connection can only become idle.
     """
 
     __slots__ = (
@@ -106,8 +116,7 @@ class Liveness:
         "_acked_messages",
         "_acknowledged",
         "_follow_at",
-        "_heard_at",
-        "_kernel_heard_at",
+        "_kernel_answered_at",
         "_last_n",
         "_last_pong_at",
         "_limits",
@@ -119,6 +128,7 @@ class Liveness:
         "_probe_at",
         "_reach",
         "_reads_until",
+        "_received_at",
         "_regular_ping_at",
         "_spread",
         "_unanswered",
@@ -133,36 +143,42 @@ class Liveness:
         self._limits = limits
         self._spread = spread
         self._pingable = pingable
-        # Numbered without gaps, oldest first; a list, because an empty deque takes 600 bytes per connection.
+        # Numbered without gaps, oldest first. A list, because an empty deque takes 600 bytes per connection.
         self._unanswered: list[_Ping] = []
         self._last_n = 0
-        self._last_pong_at = self._heard_at = now
+        self._last_pong_at = self._received_at = now
         self._regular_ping_at = now + limits.ping_interval * (0.5 + 0.5 * spread)
         self._probe_at = inf
         self._written = self._written_at_ping = self._acked = 0
         self._messages = self._acked_messages = 0
-        # When to look at the line next, and when a ping that stands in it was last seen to come nearer.
+        # The time of the next look at the line, and the time at which a ping in it was last seen to advance.
         self._line_at = inf
         self._line_moved_at = -inf
-        # Up to which byte the client had room at the last look, if the oldest ping stood in the line then.
+        # The last byte for which the client had room at the last look. None if the oldest ping was not in the
+        # line then.
         self._reach: int | None = None
-        # What the peer's kernel had acknowledged at the last look, when it was last known to answer, and
-        # until when a client may read what lies there before the oldest ping.
+        # The bytes that the peer's kernel had acknowledged at the last look.
         self._acknowledged = 0
-        self._kernel_heard_at = self._reads_until = -inf
-        # Writes up to so many bytes in all change nothing: the next ping is arranged for.
+        # The time at which that kernel was last known to answer, and the time until which the client may read
+        # the bytes in it that precede the oldest ping.
+        self._kernel_answered_at = self._reads_until = -inf
+        # Until this many bytes in all are written, a write changes nothing: the next ping has its time.
         self._notice_above: float = -1 if pingable else inf
-        # From when on the next ping follows a write.
+        # From this time on, the next ping follows a write.
         self._follow_at = inf
         self.last_ping_at = now
-        """When a ping last left; before the first, when this began."""
+        """The time of the last ping; before the first one, the time at which the connection opened."""
         self.last_proof_at = now
-        """When the client last sent anything."""
+        """The time at which the client last sent anything."""
         self.round_trip: float | None = None
-        """From the last answered ping to its pong."""
+        """Seconds from the last answered ping to its pong."""
 
     def pinged(self, now: float) -> int:
-        """A ping leaves now; returns its number, counted from 1."""
+        """Note that a ping is sent now.
+
+        Returns:
+            The number of the ping, counted from 1.
+        """
         self._last_n += 1
         if not self._unanswered:
             self._line_at = now + self._limits.line_every
@@ -176,9 +192,10 @@ class Liveness:
         return self._last_n
 
     def ponged(self, n: int, now: float) -> bool:
-        """The client answered ping `n`, and with it every earlier one.
+        """Note that the client answered ping `n`, and with it every earlier one.
 
-        False, and nothing happens, for a number that is not outstanding: never sent, or already answered.
+        Returns:
+            False if no such ping is unanswered: it was never sent, or already answered. Then nothing changes.
         """
         if not self._unanswered or not self._unanswered[0].n <= n <= self._last_n:
             return False
@@ -189,54 +206,55 @@ class Liveness:
         self.round_trip = now - answered.sent_at
         self._last_pong_at = self.last_proof_at = now
         self._line_at = now + self._limits.line_every if self._unanswered else inf
-        # Another ping is the oldest one now.
+        # Another ping is the oldest now.
         self._reach, self._reads_until = None, -inf
         if self.unacked_bytes and not self._unanswered:
             self._probe_at = min(self._probe_at, now + self._limits.probe_after)
         self._arrange()
         return True
 
-    def heard(self, now: float) -> None:
-        """The client sent a frame other than a pong.
+    def received(self, now: float) -> None:
+        """Note that the client sent a frame other than a pong.
 
-        This postpones the next regular ping, but not for ever, and no probe: it may send without reading.
+        This postpones the next regular ping, but not for ever. It postpones no probe, because a client may
+        send without reading.
         """
         interval = self._limits.ping_interval
         self._regular_ping_at = min(now + interval, self.last_ping_at + 2 * interval)
-        self._heard_at = self.last_proof_at = now
+        self._received_at = self.last_proof_at = now
 
     def wrote(self, size: int, now: float, messages: int = 1) -> int:
-        """Note that so many bytes are handed to the transport.
+        """Note that messages of `size` bytes in all are handed to the transport.
 
         Returns:
-            NOTHING, LOOK if `look_at` has become earlier, or PING if a ping has to leave behind this write.
+            NOTHING, LOOK if `look_at` has become earlier, or PING if a ping must follow this write.
         """
         self._messages += messages
         self._written += size
-        # Almost every write ends here: this is done for each member of a group.
+        # Almost every write ends here. This runs for each member of a group.
         if self._written > self._notice_above or now >= self._follow_at:
             return self._notice(now)
         return NOTHING
 
     def _notice(self, now: float) -> int:
-        """Arrange for a ping that what was written calls for."""
-        # Pings that leave together, and their pongs, cost less than each at its own time. So a ping follows a
-        # write that comes a little before its time.
+        """Arrange the ping that the written bytes call for."""
+        # Pings that are sent together, and their pongs, cost less than each at its own time. So if a write
+        # comes a little before the time of a ping, the ping follows it.
         if now >= self._follow_at or self._written - self._written_at_ping >= self._limits.probe_bytes:
             return PING
         if not self._unanswered and self._probe_at == inf:
             probe_after = self._limits.probe_after
-            # A client that answered just now has its own time already. Those that were quiet, or were never
-            # asked, may all be written to in one instant, and are not to be pinged in one.
+            # A client that answered just now has a time of its own already. Clients that were quiet, or were
+            # never pinged, may all be written to in one instant, and must not all be pinged in one instant.
             quiet = not self._last_n or now - self.last_proof_at > probe_after
             self._probe_at = now + probe_after * (self._spread if quiet else 1.0)
             self._arrange()
             return LOOK
-        # Above the cap on unacknowledged bytes, the age of a ping that is under way decides.
+        # Above the cap on unacknowledged bytes, the age of the unanswered ping decides.
         return LOOK if self._slow_at < inf else NOTHING
 
     def _arrange(self) -> None:
-        """Recompute up to how many written bytes, and until when, writes need no notice."""
+        """Recompute `_notice_above` and `_follow_at`, below which a write changes nothing."""
         limits = self._limits
         above: float = -1
         if self._unanswered or self._probe_at < inf:
@@ -247,23 +265,23 @@ class Liveness:
         self._follow_at = self._probe_at - limits.probe_after / 5
 
     def line(self, waiting: int, acknowledged: int, window: int, now: float) -> None:
-        """Note what the kernel knows of the bytes that were written.
+        """Note the state of the line, as the kernel knows it. At least one ping must be unanswered.
 
-        While the oldest ping stands in the line, it comes nearer if the peer makes room: if the bytes that it
-        has acknowledged and its window grow together. Afterwards it lies in the peer's kernel, or in that of
-        a proxy, behind what the client has not read yet, which nothing here can see. Then the client gets its
-        `reading_time` for that. But the peer's kernel must answer all the time: it has to acknowledge what it
-        is sent meanwhile, and if nothing else is sent, pings are.
+        While the oldest ping is in the line, it advances if the peer makes room, that is, if the sum of the
+        acknowledged bytes and the window grows. When the ping has left the line, it is in the peer's kernel
+        or in a proxy's, behind bytes that the client has not read yet. Nothing here can see those. The client
+        gets the `reading_time` of all bytes between the last answered ping and this one. Meanwhile the peer's
+        kernel must answer: it must acknowledge all that it is sent. If no message is sent, pings are.
 
         Args:
-            waiting: How many bytes the peer has not acknowledged, in this process and in the kernel.
-            acknowledged: How many it has, in all.
-            window: For how many more it has room.
+            waiting: Bytes that the peer has not acknowledged, in this process and in the kernel.
+            acknowledged: Bytes that the peer has acknowledged, in all.
+            window: Bytes for which the peer has room.
             now: The time of this look.
         """
         oldest, limits = self._unanswered[0], self._limits
-        # Written after the ping, with the longest headers that their frames can have: more than that waits,
-        # so some of it was written before the ping.
+        # The bytes that were written after the ping, with the longest headers that their frames can have. If
+        # more than that waits, a part of it was written before the ping.
         behind = (
             self._written
             - oldest.written
@@ -273,31 +291,32 @@ class Liveness:
         in_line = waiting > behind
         reach, had_room = acknowledged + window, self._reach
         if had_room is not None and reach > had_room:
-            # Also when the ping has left the line since the last look: it was not there for the whole time.
+            # Also if the ping has left the line since the last look: it was in the line for a part of that
+            # time.
             self._line_moved_at = now
-        # The largest so far: a kernel that is short of memory takes room back, and gives it again.
+        # The largest so far, because a kernel that is short of memory shrinks its window and widens it again.
         self._reach = max(reach, had_room or 0) if in_line else None
         if not waiting or acknowledged > self._acknowledged:
-            self._kernel_heard_at = now
+            self._kernel_answered_at = now
         self._acknowledged = acknowledged
         self._reads_until = -inf
-        if not in_line and now - self._kernel_heard_at <= 3 * limits.kernel_every:
+        if not in_line and now - self._kernel_answered_at <= 3 * limits.kernel_every:
             answer_by, unread = self._answer_by, oldest.written - self._acked
             self._reads_until = answer_by + limits.reading_time(unread)
             asked_lately = now - self.last_ping_at < limits.kernel_every
             if unread and now >= answer_by - limits.kernel_every and not asked_lately:
-                # From here on, only the peer's kernel tells a client that reads from one that is gone.
+                # From now on, only the kernel's answers show that the client is not gone.
                 self._probe_at = now
         self._line_at = now + (limits.line_every if in_line else limits.kernel_every)
 
     def no_line(self) -> None:
-        """Note that nothing is known of the bytes that were written."""
+        """Note that the state of the line cannot be known."""
         self._line_at, self._reads_until = inf, -inf
 
     def verdict(self, now: float) -> Verdict:
-        """What is to be done now; a cause to evict goes before a ping that is due."""
+        """Decide what the connection needs now. A reason to evict precedes a ping that is due."""
         if now >= self._line_at:
-            # First, because what is seen there may put off an eviction.
+            # First, because the state of the line may postpone an eviction.
             return Verdict.LINE
         if now >= self._silent_at:
             return Verdict.SILENT
@@ -311,37 +330,32 @@ class Liveness:
 
     @property
     def look_at(self) -> float:
-        """When the verdict ceases to be ALIVE if nothing else happens; infinite for never."""
+        """The time at which the verdict ceases to be ALIVE unless an event changes it; infinite for never."""
         if self._unanswered:
             return min(self._silent_at, self._slow_at, self._idle_at, self._ping_at, self._line_at)
         if self._limits.idle_timeout is None and self._pingable:
-            # What is asked after each pong, of connections that live.
+            # The usual case, after each pong.
             return min(self._regular_ping_at, self._probe_at)
         return min(self._idle_at, self._ping_at)
 
     @property
-    def outstanding(self) -> int:
-        """How many pings are unanswered."""
-        return len(self._unanswered)
-
-    @property
     def unacked_bytes(self) -> int:
-        """How many bytes were written since the last answered ping was sent."""
+        """The number of bytes that were written since the last answered ping was sent."""
         return self._written - self._acked
 
     @property
     def unacked_messages(self) -> int:
-        """How many messages were written since the last answered ping was sent."""
+        """The number of messages that were written since the last answered ping was sent."""
         return self._messages - self._acked_messages
 
     @property
     def is_full(self) -> bool:
-        """True if so many bytes are unacknowledged that a handler has to wait before it sends more."""
+        """True if a handler must wait before it sends more, because too much is unacknowledged."""
         return self._pingable and self._written - self._acked > self._limits.full
 
     @property
     def pingable(self) -> bool:
-        """Whether writes can be acknowledged at all."""
+        """True if pings can be sent, so that pongs can acknowledge writes."""
         return self._pingable
 
     @property
@@ -352,8 +366,8 @@ class Liveness:
 
     @property
     def _answer_by(self) -> float:
-        """When the time to answer the oldest ping ends, for a client that has nothing to read before it."""
-        # A slow but honest reader gets to each ping in its turn, so a pong grants the next one its own time.
+        """The time by which the oldest ping must be answered, if the client has nothing to read before it."""
+        # A slow but honest reader reaches one ping after the other, so each pong starts the time of the next.
         since = max(self._unanswered[0].sent_at, self._last_pong_at, self._line_moved_at)
         return since + self._limits.pong_timeout
 
@@ -365,70 +379,8 @@ class Liveness:
 
     @property
     def _idle_at(self) -> float:
-        return inf if self._limits.idle_timeout is None else self._heard_at + self._limits.idle_timeout
+        return inf if self._limits.idle_timeout is None else self._received_at + self._limits.idle_timeout
 
     @property
     def _ping_at(self) -> float:
         return min(self._regular_ping_at, self._probe_at) if self._pingable else inf
-
-
-class RunningTime:
-    """A clock of ours that stands still while this process does.
-
-    It is to be read far more often than every `longest_step` seconds; a longer gap between two readings was a
-    stall (a blocked event loop, SIGSTOP, a suspended machine), and only `longest_step` of it counts.
-    """
-
-    def __init__(self, real: float, *, longest_step: float) -> None:
-        self._real = self._now = real
-        self._longest_step = longest_step
-        self.stalled = 0.0
-        """Seconds that were not counted, in total."""
-
-    def now(self, real: float) -> float:
-        """The running time at this reading of a monotonic clock; never less than the last one."""
-        gap = max(0.0, real - self._real)
-        step = min(gap, self._longest_step)
-        self._real = max(self._real, real)
-        self._now += step
-        self.stalled += gap - step
-        return self._now
-
-
-P = TypeVar("P", bound=Hashable)
-
-
-class Outcome(NamedTuple):
-    """What a round says of a process: the rounds in a row that it has missed, and whether it is lost."""
-
-    missed: int
-    lost: bool
-
-
-class RollCall(Generic[P]):
-    """One round's question to processes, each known by a key, and who answered it."""
-
-    def __init__(self, *, misses_allowed: int) -> None:
-        self._misses_allowed = misses_allowed
-        self._asked: set[P] = set()
-        self._answered: set[P] = set()
-
-    def asked(self, process: P) -> None:
-        """The question was delivered to this process's channel."""
-        self._asked.add(process)
-
-    def not_asked(self, process: P) -> None:
-        """The question could not be delivered, so silence will mean nothing."""
-        self._asked.discard(process)
-
-    def answered(self, process: P) -> None:
-        """The process answered, whichever way."""
-        self._answered.add(process)
-
-    def outcome(self, process: P, missed: int) -> Outcome:
-        """What follows for a process that had missed so many rounds in a row before this one."""
-        if process in self._answered:
-            return Outcome(0, lost=False)
-        if process not in self._asked:
-            return Outcome(missed, lost=False)
-        return Outcome(missed + 1, lost=missed + 1 > self._misses_allowed)

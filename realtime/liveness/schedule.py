@@ -1,7 +1,7 @@
-"""When which key needs a look: a timer wheel for many keys, each with at most one time.
+"""A timer wheel for many keys, each with at most one time at which it is due.
 
-To move a key costs no search and no sorting, because keys are kept by the slot of time that they are due in.
-A connection moves several times for each ping, and a heap took a third of what a ping costs.
+Keys are kept by their slot of time. So moving a key needs no search and no sorting. A
+connection moves several times for each ping. With a heap, the moves took a third of the cost of a ping.
 """
 
 import heapq
@@ -10,25 +10,25 @@ from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 
-#: Slots in a second: keys of one slot are looked at together.
+#: Slots in a second. The keys of one slot are checked together.
 SLOTS = 20
 
 
 class Schedule(Generic[K]):
-    """Times are seconds of whatever clock the caller uses."""
+    """Keys and the times at which they are due, in seconds of any clock that the caller uses."""
 
     def __init__(self) -> None:
         self._times: dict[K, float] = {}
         self._slots: dict[int, dict[K, None]] = {}
-        """The keys of each slot, by its number; none is empty."""
+        """The keys of each slot, by its number. No slot is empty."""
         self._numbers: list[int] = []
-        """A heap of the numbers of all slots, and of some that are gone."""
+        """A heap of the numbers of all slots, and of some that no longer exist."""
 
     def __len__(self) -> int:
         return len(self._times)
 
     def set(self, key: K, at: float) -> None:
-        """Wake this key at that time and no other; an infinite time means never, which is `discard`."""
+        """Make the key due at this time instead of any earlier setting. Infinity means never: `discard`."""
         if at == float("inf"):
             self.discard(key)
             return
@@ -46,13 +46,13 @@ class Schedule(Generic[K]):
         slot[key] = None
 
     def discard(self, key: K) -> None:
-        """Forget this key, if it is known."""
+        """Forget the key, if it has a time."""
         at = self._times.pop(key, None)
         if at is not None:
             self._remove(key, int(at * SLOTS))
 
     def due(self, now: float) -> list[K]:
-        """Forget the keys whose time has come, and return them, earliest first."""
+        """Forget all keys that are due now, and return them, earliest first."""
         found: list[tuple[float, K]] = []
         while self._numbers and self._numbers[0] <= now * SLOTS:
             number = self._numbers[0]
@@ -71,7 +71,7 @@ class Schedule(Generic[K]):
 
     @property
     def next_at(self) -> float | None:
-        """A time before which `due` will have nothing; None while nothing is set."""
+        """A time before which no key is due; None if no key has a time."""
         return self._numbers[0] / SLOTS if self._times else None
 
     def _remove(self, key: K, number: int) -> None:
@@ -83,5 +83,5 @@ class Schedule(Generic[K]):
     def _push(self, number: int) -> None:
         heapq.heappush(self._numbers, number)
         if len(self._numbers) > 2 * len(self._slots) + 64:
-            # Memory follows the number of keys, and not that of their moves.
+            # Memory grows with the number of keys, not with the number of moves.
             self._numbers = sorted(self._slots)

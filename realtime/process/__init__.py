@@ -1,1 +1,1 @@
-"""What belongs to the whole operating-system process: its stop, its tasks, its threads, its tuning."""
+"""The parts that serve the whole operating-system process: its stop, tasks, threads and tuning."""

@@ -1,16 +1,16 @@
-"""The planned stop of this process: how it hears of one, and how long it may take.
+"""The drain: the planned stop of this process, and its time limit.
 
-Whoever is to be stopped is told before the server closes anything, because a server that stops cannot be
-trusted with its connections: Daphne cancels consumers, waits for the first only and sends no close frame,
-or raises KeyError when a connection is younger than a second; uvicorn closes with 1012. Each of the ways to
-hear of a stop leaves the server's own in place:
+The drain runs before the server's own shutdown, because neither server ends its connections properly. Daphne
+cancels consumers, waits for the first only and sends no close frame; if a connection is younger than a
+second, it raises KeyError. uvicorn closes with 1012. The server's own shutdown stays in place. The drain is
+started
 
-- Daphne: a trigger of the Twisted reactor before its shutdown, which waits for the Deferred that it gets;
-- uvicorn: in front of its `Server.shutdown`;
-- any process, at its exit: what can still be done while the loop runs on in another thread, as under
-  `runserver` with autoreload, which tells nobody else.
+- on Daphne: by a trigger of the Twisted reactor before its shutdown, which waits for the trigger's Deferred;
+- on uvicorn: by a wrapper around its `Server.shutdown`;
+- in any process, at its exit: then the drain does what is still possible while the loop runs on in another
+  thread. `runserver` with autoreload gives no other notice.
 
-What is not done in time is on the to-do list in the database, like everything after a crash.
+Anything that is not done in time stays on the to-do list in the database, as after a crash.
 """
 
 import asyncio
@@ -31,24 +31,29 @@ from realtime.process import tasks
 
 logger = logging.getLogger("realtime.drain")
 
-#: Seconds for which sockets may still take their close frames, and peers answer them, once all is recorded:
-#: what a server has buffered dies with it.
+#: Seconds, after everything is recorded, for sockets to take their close frames and for peers to answer them.
+#: Bytes that a server has buffered are lost when the process ends.
 LINGER = 0.3
-#: Seconds at the exit of a process whose server has no stop of its own; a reload waits for them.
+#: Seconds for the drain at the exit of a process if its server gives no notice. A reload waits for them.
 EXIT_TIMEOUT = 2.0
-#: Seconds that threads which hang may keep a process that has stopped.
+#: Seconds for which hanging threads may delay the exit of a process that has stopped.
 THREADS_TIMEOUT = 1.0
-#: The exit code of a process that was kept by threads which hang.
+#: The exit code of a process that hanging threads delayed.
 THREADS_HUNG = 1
-#: Seconds between two looks whether uvicorn was told to wait for nothing.
+#: Seconds between two checks for a second Ctrl-C on uvicorn.
 FORCE_EXIT_POLL = 0.1
 
-#: Evicts every connection before it returns; what it returns ends when all that is recorded.
+#: Evicts every connection before it returns. The returned coroutine ends when all of that is recorded.
 Begin = Callable[[], Coroutine[Any, Any, None]]
 
 
 class Drain:
-    """The stop of one event loop, which happens once."""
+    """The drain of one event loop. It happens once.
+
+    Args:
+        begin: Evicts every connection before it returns. The returned coroutine ends when all of that is
+            recorded.
+    """
 
     def __init__(self, begin: Begin) -> None:
         self._begin = begin
@@ -57,19 +62,22 @@ class Drain:
 
     @property
     def begun(self) -> bool:
+        """True once the drain has been started."""
         return self._ending is not None
 
     def start(self) -> asyncio.Task[None]:
-        """Evict every connection, at once; the task ends when that is recorded, or DRAIN_TIMEOUT is over.
+        """Evict every connection immediately.
 
-        Called again, it returns the same task.
+        Returns:
+            A task that ends when the evictions are recorded, or after DRAIN_TIMEOUT. A second call returns
+            the same task.
         """
         if self._ending is None:
             logger.info("This process is told to stop")
             try:
                 recording = self._begin()
             except Exception:
-                # The server waits for this before it stops, so it must go on, whatever fails here.
+                # The server waits for this drain before it stops. So the drain must end after any failure.
                 logger.exception("Stopping failed; rounds will do what is left")
                 recording = asyncio.sleep(0)
             self._ending = tasks.create(self._end(recording))
@@ -91,33 +99,33 @@ class Drain:
             self._ended.set()
 
     def at_exit(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Called in the main thread when the interpreter ends; the loop may still run in another one."""
+        """Drain a loop that still runs in another thread, when the interpreter ends in the main thread."""
         if self.begun or not loop.is_running():
             return
         loop.call_soon_threadsafe(self.start)
         self._ended.wait(EXIT_TIMEOUT)
 
 
-#: By event loop, to which nothing in here may refer, or it would be kept for ever.
+#: The drain of each event loop. Nothing in a drain may refer to its loop, or the loop would be kept for ever.
 _drains: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Drain] = weakref.WeakKeyDictionary()
 
 
 def prepare(begin: Begin) -> None:
-    """Have `begin` called when the process of this event loop is told to stop; the first call counts."""
+    """Have `begin` called when the process of this event loop is told to stop. Later calls change nothing."""
     loop = asyncio.get_running_loop()
     if loop in _drains:
         return
     drain = _drains[loop] = Drain(begin)
-    # Now, and not when this module is loaded: what is registered last runs first, and the threads that write
-    # records have an exit of their own.
+    # Now, and not when this module is loaded: exit functions run in reverse order, so this one runs before
+    # that of the threads that write records.
     atexit.unregister(_at_exit)
     atexit.register(_at_exit)
-    if not _hear_from_twisted(drain):
-        _hear_from_uvicorn(drain)
+    if not _hook_twisted(drain):
+        _hook_uvicorn(drain)
 
 
 def under_way() -> bool:
-    """Whether the process of the running event loop has been told to stop."""
+    """Return True if the process of the running event loop was told to stop."""
     drain = _drains.get(asyncio.get_running_loop())
     return drain is not None and drain.begun
 
@@ -125,10 +133,10 @@ def under_way() -> bool:
 # -- Daphne ----------------------------------------------------------------------------------------
 
 
-def _hear_from_twisted(drain: Drain) -> bool:
-    """Whether this loop is the running Twisted reactor's, which will then tell us before its shutdown.
+def _hook_twisted(drain: Drain) -> bool:
+    """Have the Twisted reactor start the drain before its shutdown. Return False if this loop is not its own.
 
-    Twisted is looked for among what is loaded: it may not be installed, and `import` would install a reactor.
+    Twisted is taken from the loaded modules. It may not be installed, and an import would install a reactor.
     """
     reactor: Any = sys.modules.get("twisted.internet.reactor")
     threads: Any = sys.modules.get("twisted.python.threadable")
@@ -141,8 +149,8 @@ def _hear_from_twisted(drain: Drain) -> bool:
         _end_without_threads()
         return ended
 
-    # Fires after Daphne's own trigger and in the same loop turn: the tasks that it has cancelled do not run
-    # before every connection is evicted, for the reason that is true.
+    # It fires after Daphne's own trigger, in the same iteration of the loop. So every connection is evicted,
+    # with the true reason, before the tasks that Daphne has cancelled run.
     reactor.addSystemEventTrigger("before", "shutdown", stop)
     return True
 
@@ -150,11 +158,11 @@ def _hear_from_twisted(drain: Drain) -> bool:
 # -- uvicorn ---------------------------------------------------------------------------------------
 
 
-def _hear_from_uvicorn(drain: Drain) -> None:
-    """Where uvicorn serves this process, have its own shutdown wait for the drain, whatever it stops for.
+def _hook_uvicorn(drain: Drain) -> None:
+    """If uvicorn serves this process, have its shutdown start the drain and wait for it.
 
-    The server is found by the handler that it has set for signals; another program's is left alone. In any
-    thread but the main one uvicorn sets none, and is not found.
+    The server is found by its signal handler. The handler of another program is left alone. Outside the main
+    thread uvicorn sets no handler and is not found.
     """
     if threading.current_thread() is not threading.main_thread():
         return
@@ -165,7 +173,7 @@ def _hear_from_uvicorn(drain: Drain) -> None:
 
     async def drain_first(*arguments: Any, **options: Any) -> None:
         ending = drain.start()
-        # Set by a second Ctrl-C, which means "now".
+        # A second Ctrl-C sets `force_exit`: do not wait.
         while not (ending.done() or server.force_exit):
             await asyncio.wait([ending], timeout=FORCE_EXIT_POLL)
         _end_without_threads()
@@ -183,10 +191,10 @@ def _at_exit() -> None:
 
 
 def _end_without_threads() -> None:
-    """Let threads that hang keep the interpreter from its end only so long.
+    """Limit the time for which hanging threads delay the exit of the interpreter.
 
-    At its exit it waits without limit for each thread of each executor, and one that waits for a database
-    which hangs never ends: the process would need a SIGKILL.
+    At its exit the interpreter waits without limit for each thread of each executor. A thread that waits for
+    a hung database never ends. The process would need a SIGKILL.
     """
     threading.Thread(target=_watch_the_exit, name="realtime-exit", daemon=True).start()
 
@@ -195,7 +203,7 @@ def _watch_the_exit() -> None:
     probe = ThreadPoolExecutor(max_workers=1, thread_name_prefix="realtime-exit")
     try:
         while True:
-            # Refused from the moment at which the interpreter ends.
+            # An executor refuses work as soon as the interpreter ends.
             probe.submit(int).result()
             time.sleep(0.1)
     except RuntimeError:

@@ -1,7 +1,8 @@
-"""gevent and eventlet: whether one of them has patched this process, and what differs between the two.
+"""Find out if gevent or eventlet has patched this process, and hide the differences between the two.
 
 Both replace parts of the standard library, so that `threading.Thread` starts a greenlet and a socket that
-waits lets other greenlets run. Neither is imported here: a process that does not use them pays nothing.
+waits lets other greenlets run. This module does not import them. So a process that does not use them pays
+nothing.
 """
 
 import asyncio
@@ -12,22 +13,22 @@ from typing import Any, Protocol
 
 
 class Library(Protocol):
-    """One way to run concurrent code in this process."""
+    """A library that runs greenlets, with the operations that this package needs."""
 
     name: str
 
     def original(self, module: str, attribute: str) -> Any:
-        """Return this attribute of a module of the standard library as it was before the patch."""
+        """Return an attribute of a module of the standard library as it was before the patch."""
 
     def wait_readable(self, fileno: int, timeout: float) -> None:
         """Let other greenlets run until the file descriptor can be read.
 
         Raises:
-            TimeoutError: It cannot be read after `timeout` seconds.
+            TimeoutError: The descriptor could not be read within `timeout` seconds.
         """
 
     def in_hub(self) -> bool:
-        """Return whether the caller is a callback of the hub, and so must not wait."""
+        """Return True if the caller is a callback of the hub, and so must not wait."""
 
 
 class Gevent:
@@ -69,7 +70,7 @@ _GEVENT, _EVENTLET = Gevent(), Eventlet()
 def patched() -> Library | None:
     """Return the library that has patched this process, or None.
 
-    Look at each call: gunicorn and Celery may patch after this package was imported.
+    Every call checks again, because gunicorn and Celery may patch after this package was imported.
     """
     gevent = sys.modules.get("gevent.monkey")
     if gevent is not None and (gevent.is_module_patched("threading") or gevent.is_module_patched("socket")):
@@ -82,15 +83,15 @@ def patched() -> Library | None:
     return None
 
 
-#: Every callback and every step of a task of an asyncio loop runs below this function.
+#: An asyncio loop calls every callback, and every step of a task, from this function.
 _STEP = asyncio.Handle._run.__code__
 
 
 def runs_below_a_loop() -> bool:
-    """Return whether the caller is code of an event loop, which a call that waits would block.
+    """Return True if an event loop called the caller, so that a blocking call would block that loop.
 
-    asyncio keeps the running loop by OS thread, and all greenlets of a thread share it. So it also finds a
-    loop that runs in another greenlet. Only the caller's own stack tells the two apart.
+    asyncio keeps the running loop by OS thread, and all greenlets of a thread share it. So asyncio also
+    reports a loop that runs in another greenlet. Only the caller's own stack distinguishes the two.
     """
     try:
         asyncio.get_running_loop()

@@ -1,7 +1,7 @@
 """An asyncio event loop for a native thread of a process that gevent or eventlet has patched.
 
-asyncio's own loop takes sockets, selectors and threads from the standard library. The patch has put others
-there, which wait for a hub of greenlets, and no hub runs in the thread of this loop. The sockets of this loop
+asyncio's own loop takes sockets, selectors and threads from the standard library. The patch has replaced them
+by others that wait for a hub of greenlets. No hub runs in the thread of this loop. The sockets of this loop
 come from `_socket`, the C module below `socket`, which neither library patches. The rest is passed in.
 """
 
@@ -15,8 +15,8 @@ import selectors
 from collections.abc import Callable, Mapping
 from typing import Any
 
-#: What `select.poll` returns. Unlike `select.epoll`, it holds nothing in the kernel that a fork would share,
-#: and it exists on Linux and on macOS. The few sockets of this loop do not need more.
+#: The object that `select.poll` returns. Unlike `select.epoll`, it holds nothing in the kernel that a fork
+#: would share, and it exists on Linux and on macOS. It is fast enough for the few sockets of this loop.
 Poll = Any
 
 # Both libraries leave the constants of `select` in place.
@@ -24,7 +24,7 @@ _IN, _OUT = select.POLLIN, select.POLLOUT
 
 
 class PollSelector(selectors.BaseSelector):
-    """`selectors.PollSelector` on a given poll object: the standard one takes what `select` has now."""
+    """`selectors.PollSelector` on a given poll object. The standard one uses the patched `select`."""
 
     def __init__(self, poll: Poll) -> None:
         self._poll = poll
@@ -45,11 +45,11 @@ class PollSelector(selectors.BaseSelector):
         return key
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        # Rounded up: rounded down, a loop would spin for the last part of a millisecond.
+        # Rounded up. With a time rounded down, the loop would spin for the last part of a millisecond.
         within = None if timeout is None else max(0, math.ceil(timeout * 1000))
         ready = []
         for fileno, happened in self._poll.poll(within):
-            # An error or a hang-up is told to the reader and to the writer.
+            # An error or a hang-up wakes the reader and the writer.
             events = selectors.EVENT_READ * bool(happened & ~_OUT) | selectors.EVENT_WRITE * bool(
                 happened & ~_IN
             )
@@ -66,7 +66,7 @@ def _fileno(fileobj: Any) -> int:
 
 
 class NativeLoop(asyncio.SelectorEventLoop):
-    """The standard loop, with everything of the operating system that this package needs taken unpatched.
+    """The standard loop on unpatched sockets, threads and selectors, as far as this package needs them.
 
     Args:
         poll: An object as `select.poll()` makes it.
@@ -78,7 +78,7 @@ class NativeLoop(asyncio.SelectorEventLoop):
         self._start_thread = start_thread
 
     def _make_self_pipe(self) -> None:
-        # As in asyncio, whose own takes `socket.socketpair`.
+        # As in asyncio, which uses the patched `socket.socketpair`.
         self._ssock, self._csock = _socket.socketpair()
         self._ssock.setblocking(False)
         self._csock.setblocking(False)
@@ -86,7 +86,7 @@ class NativeLoop(asyncio.SelectorEventLoop):
         self._add_reader(self._ssock.fileno(), self._read_from_self)  # type: ignore[attr-defined]
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:  # type: ignore[override]
-        """Call the function in a native thread of its own; the threads of an executor would be greenlets."""
+        """Call the function in a native thread of its own. The threads of an executor would be greenlets."""
         future = self.create_future()
 
         def settle(result: Any, error: BaseException | None) -> None:
@@ -129,7 +129,7 @@ class NativeLoop(asyncio.SelectorEventLoop):
         family: int = 0,
         **options: Any,
     ) -> tuple[Any, Any]:
-        """Connect as asyncio does, to one address after the other."""
+        """Connect as asyncio does, trying one address after the other."""
         if sock is None:
             sock = await self._connect(host, port, family)
             if ssl and server_hostname is None:

@@ -1,8 +1,11 @@
-"""Whether a process of this machine still exists: what the kernel says of its processes.
+"""Find out from the kernel if a process of this machine still exists.
 
-A pid says something only to somebody in the same PID namespace of the same boot of the same machine, and only
-together with the time at which its process began, because numbers are used again. Where that cannot be known
-(no Linux, or a `/proc` of another namespace) nobody is judged by a pid, and rounds find the dead alone.
+A pid has a meaning only within one PID namespace of one boot of one machine. It identifies a process only
+together with the time at which the process began, because the kernel reuses numbers. If these cannot be known
+(not on Linux, or with a `/proc` of another namespace), no process is judged by its pid, and only rounds find
+dead processes.
+
+psutil does not help here: it knows no namespaces.
 """
 
 import os
@@ -15,14 +18,14 @@ _PROC = Path("/proc")
 
 @dataclass(frozen=True, slots=True)
 class Pid:
-    """A process of the operating system, told apart from all others, also on other machines."""
+    """The identity of a process of the operating system, unique among all machines."""
 
     host: str
     number: int
     namespace: str
-    """Where `number` means something; empty where that cannot be known."""
+    """The boot and the namespaces in which `number` has a meaning; empty if they cannot be known."""
     began: int
-    """Clock ticks from the machine's boot to its start (`starttime` in proc(5)); 0 where unknown."""
+    """The start of the process, in clock ticks since the boot (`starttime` in proc(5)); 0 if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class _Stat:
 
 
 def own() -> Pid:
-    """This process."""
+    """Return the identity of this process."""
     number, namespace = os.getpid(), _namespace()
     stat = _stat(number) if namespace else None
     if stat is None:
@@ -41,29 +44,34 @@ def own() -> Pid:
 
 
 def is_gone(number: int, began: int) -> bool:
-    """Whether the process that had this pid in our own namespace, and began then, has certainly ended.
+    """Return True if a process of our own namespace has certainly ended.
 
-    False whenever there is a doubt: another user's process, a `/proc` that hides it.
+    If there is a doubt, return False: for another user's process, or if `/proc` hides it.
+
+    Args:
+        number: The pid of the process.
+        began: Its start, as in `Pid.began`.
     """
     try:
         os.kill(number, 0)
     except ProcessLookupError:
         return True
     except OSError:
-        # There is such a process, and it is not ours to signal.
+        # There is such a process, but this one may not signal it.
         pass
     stat = _stat(number)
     return stat is not None and (stat.ended or stat.began != began)
 
 
 def _namespace() -> str:
-    """The boot, the PID namespace and the time namespace of this process, or an empty text.
+    """Return the boot, the PID namespace and the time namespace of this process, or an empty text if unknown.
 
-    Inodes of namespaces are used again, but only after the last process of the old one has ended. Times of
-    starts are shown as the reader's time namespace has it (time_namespaces(7)).
+    The kernel reuses inodes of namespaces, but only after the last process of the old namespace has ended.
+    The time namespace belongs to it because `/proc` shows start times in the time namespace of its reader
+    (time_namespaces(7)).
     """
     try:
-        # After `unshare --pid`, /proc may still be the one of the namespace outside, with other numbers.
+        # After `unshare --pid`, /proc may still be the one of the outer namespace, with other numbers.
         if os.readlink(_PROC / "self") != str(os.getpid()):
             return ""
         boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
@@ -73,14 +81,14 @@ def _namespace() -> str:
 
 
 def _stat(number: int) -> _Stat | None:
-    """What proc(5) says of a process in `/proc/<pid>/stat`, or None where it says nothing."""
+    """Read `/proc/<pid>/stat` (proc(5)); None if it cannot be read."""
     try:
         text = (_PROC / str(number) / "stat").read_text(errors="replace")
     except OSError:
         return None
-    # The second field is the program's name in brackets, which may contain spaces and brackets itself.
+    # The second field is the program's name in parentheses, and the name may contain spaces and parentheses.
     fields = text.rpartition(")")[2].split()
-    # Counted from the third field on. A leader that ended before its other threads is a zombie too, so a
-    # process has ended only when there is no other thread.
+    # Counted from the third field on. A leader that ended before its other threads is a zombie, too. So a
+    # process has ended only if it has no other thread.
     state, threads, began = fields[0], int(fields[17]), int(fields[19])
     return _Stat(began=began, ended=state in "ZX" and threads <= 1)

@@ -75,7 +75,7 @@ def ending() -> CloseReason | None:
 
 def track_consumer(consumer: "asyncio.Task[Any]") -> None:
     """Note a task that serves a connection: a planned stop waits until its handlers are done."""
-    tasks.keep(consumer, _hubs_here().consumers)
+    tasks.keep_reference(consumer, _hubs_here().consumers)
 
 
 def _hubs_here() -> Supervisor:
@@ -99,7 +99,7 @@ async def admit(connection: Connection) -> None:
     # Shielded: a consumer that is cancelled here leaves a write in flight, and the eviction must know its
     # outcome.
     if connection.state is State.CONNECTING or connection.admission is not None:
-        await tasks.uninterrupted(_admission(connection))
+        await tasks.shielded(_admission(connection))
     if connection.gone:
         raise ConnectionGone
 
@@ -182,7 +182,7 @@ async def group_add(connection: Connection, group: str) -> None:
     connection.joined.add(group)
     # In a task of its own, like every sequence here: if it were cancelled half-way, it would be unknown
     # whether the layer has the membership.
-    await tasks.uninterrupted(tasks.start(_group_add(connection, group)))
+    await tasks.shielded(tasks.start(_group_add(connection, group)))
     if connection.gone:
         raise ConnectionGone
     _require_home(connection)
@@ -279,7 +279,7 @@ def evict(connection: Connection, reason: CloseReason, event: Event | None = Non
         connection.close_code = reason.code if event is None else event.get("code", reason.code)
         if connection.hub is not None:
             connection.hub.remove(connection)
-            tasks.keep(connection.eviction, connection.hub.evictions)
+            tasks.keep_reference(connection.eviction, connection.hub.evictions)
         # The socket is closed before the slow clean-up: a client that waits for its close behind a slow Redis
         # opens a second connection meanwhile, and a third (centrifuge-js#371).
         if event is not None and event["type"] == "websocket.disconnect":
@@ -364,7 +364,7 @@ async def _leave_many(home: Hub, leaving: Mapping[str, Collection[UUID]]) -> Non
             break
         # Not awaited here: a database that hangs must not keep the other memberships alive.
         writes.append(_clean(home, home.ledger.leave(joins)))
-        writes[-1].add_done_callback(tasks.heard)
+        writes[-1].add_done_callback(tasks.retrieve_exception)
     await asyncio.gather(*writes)
 
 
@@ -481,5 +481,5 @@ async def _send_signal(signal: Signal, **what: Any) -> None:
 def _clean(home: Hub, step: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
     """Begin a clean-up step. It goes on when its caller stops waiting, as long as the hub lives."""
     task = tasks.start(step)
-    tasks.keep(task, home.cleanups)
+    tasks.keep_reference(task, home.cleanups)
     return task

@@ -122,7 +122,7 @@ class Runner(Watcher):
         if self._failure is not None and self._raises:
             if (task := asyncio.current_task()) is not None:
                 # It was logged already. Without this, asyncio would log it again if the test does not await.
-                task.add_done_callback(tasks.heard)
+                task.add_done_callback(tasks.retrieve_exception)
             raise self._failure
 
     def _break_cycles(self) -> None:

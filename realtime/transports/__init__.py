@@ -1,4 +1,4 @@
-"""Which transport a connection gets: the fastest that is safe for the `send` that it was given."""
+"""Write to clients: choose the fastest transport that is safe for a connection's `send`."""
 
 from typing import Any
 
@@ -17,7 +17,14 @@ def transport_for(
     *,
     direct: bool,
 ) -> AsgiTransport:
-    """`direct` is the setting DIRECT_WRITES: without it, nothing but ASGI is used."""
+    """Return the transport of a new connection.
+
+    Args:
+        send: The ASGI `send` of the connection.
+        options: The limits of the transport.
+        watcher: The owner, told about failures, pongs and bytes that wait.
+        direct: The setting DIRECT_WRITES. If False, only ASGI is used.
+    """
     servers = _without_session(send) if direct else None
     if (protocol := daphne.protocol_behind(servers)) is not None:
         return DaphneTransport(send, protocol, options, watcher)
@@ -27,7 +34,7 @@ def transport_for(
 
 
 def _without_session(send: Any) -> Any:
-    """The `send` that Channels' session wrapper passes every WebSocket event on to, unchanged."""
+    """Return the `send` to which Channels' session wrapper passes every WebSocket event unchanged."""
     while getattr(send, "__func__", None) is InstanceSessionWrapper.send:
         send = send.__self__.real_send
     return send

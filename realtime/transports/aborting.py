@@ -1,5 +1,7 @@
-"""What is added to a transport where the server behind ASGI is known: how much it has buffered, what the
-kernel knows of the socket, and an end to waiting for a peer that does not read.
+"""The base of the transports that know the server behind ASGI.
+
+Such a transport knows how much the server has buffered and what the kernel knows of the socket. It stops
+waiting for a peer that does not read.
 """
 
 import asyncio
@@ -8,54 +10,67 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from realtime.transports import tcp
-from realtime.transports.asgi import READS_NO_MORE, AsgiTransport, Event
+from realtime.transports.asgi import STOPPED_READING, AsgiTransport, Event
 
-#: Seconds between two looks whether a client that is being closed still reads, at most.
+#: The longest time, in seconds, between two checks that a client that is being closed still reads.
 LOOK_AT_CLOSE = 0.5
 
 
 class AbortingTransport(AsgiTransport):
-    """Servers flush before they close, and wait for ever for a peer that does not read; this one does not."""
+    """A transport that aborts a connection if its peer does not read.
+
+    Servers flush their buffers before they close a connection, and wait for ever for a peer that does not
+    read.
+    """
 
     __slots__ = ()
 
     @property
     def unsent(self) -> int:
+        """The bytes that wait in this process, queued here or buffered by the server."""
         return self._queued + self._buffered()
 
     def line(self) -> tcp.Line | None:
+        """Return the line as the kernel knows it, plus the unsent bytes of this process."""
         connection = self._socket()
         line = tcp.look(connection) if connection is not None else None
         return None if line is None else line._replace(waiting=line.waiting + self.unsent)
 
-    def close(self, event: Event, last_words: Event | None = None) -> None:
+    def close(self, event: Event, goodbye: Event | None = None) -> None:
+        """Close as on any server, and abort the connection if its peer does not read.
+
+        A client that has stopped reading is aborted immediately if the server has buffered anything for it,
+        otherwise after CLOSE_TIMEOUT. Any other client gets up to CLOSE_LIMIT to read the rest.
+        """
         if self.closed:
             return
         backlog = self._buffered() > 0
-        super().close(event, last_words)
+        super().close(event, goodbye)
         if not self.accepted:
             return
-        if event.get("code") not in READS_NO_MORE:
+        if event.get("code") not in STOPPED_READING:
             self._cut_off_later(self._options.close_limit)
         elif backlog:
             self.abort()
         else:
-            # Its kernel may have taken everything, and still nobody reads that.
+            # The client's kernel may have taken everything, although the client reads nothing.
             self._cut_off_later(self._options.close_timeout)
 
     def abandon(self) -> None:
+        """Drop everything that waits. If the server has buffered anything, abort the connection later."""
         super().abandon()
         if self.accepted and self._buffered():
             self._cut_off_later(self._options.close_limit)
 
     def _cut_off_later(self, limit: float) -> None:
-        """Abort the connection when its peer has taken nothing for CLOSE_TIMEOUT, or after `limit` seconds.
+        """Abort the connection when the peer has taken nothing for CLOSE_TIMEOUT, or after `limit` seconds.
 
-        A peer that has everything is not aborted before the limit: a RST would take from it what it has not
-        read yet.
+        A peer that has taken everything is not aborted before the limit, because a RST would discard bytes
+        that it has not read yet.
         """
         loop = asyncio.get_running_loop()
-        # From the next turn of the loop on, which writes what this one closes: thousands at a stop.
+        # The time starts in the next iteration of the loop, which writes the close frames of this one. A stop
+        # closes thousands of connections in one iteration.
         loop.call_soon(self._begin_to_look, loop, limit)
 
     def _begin_to_look(self, loop: asyncio.AbstractEventLoop, limit: float) -> None:
@@ -73,10 +88,18 @@ class AbortingTransport(AsgiTransport):
     def _look_at_close(
         self, loop: asyncio.AbstractEventLoop, until: float, moved_at: float, last: int
     ) -> None:
+        """Abort the connection if its time is up, otherwise look again later.
+
+        Args:
+            loop: The running event loop.
+            until: The loop's time at which the connection is aborted in any case.
+            moved_at: The loop's time at which the peer last took bytes.
+            last: The bytes that waited at the last look.
+        """
         if self._is_over():
             return
         now, waiting = loop.time(), self._waiting()
-        # Nothing is written any more, so what waits shrinks if the peer takes it.
+        # Nothing more is written, so the waiting bytes only shrink, and only if the peer takes them.
         if waiting < last:
             moved_at = now
         stuck = waiting > 0 and now - moved_at >= self._options.close_timeout
@@ -86,13 +109,13 @@ class AbortingTransport(AsgiTransport):
             self._look_again(loop, until, moved_at, waiting)
 
     def _waiting(self) -> int:
-        """Bytes that the peer has not acknowledged; where the kernel tells nothing, those in this process."""
+        """Return the bytes that the peer has not acknowledged. If that is unknown, return the unsent ones."""
         line = self.line()
         return self.unsent if line is None else line.waiting
 
     @asynccontextmanager
-    async def _patience(self) -> AsyncIterator[None]:
-        """Raise TimeoutError when a write is suspended for too long while the client reads nothing."""
+    async def _send_limit(self) -> AsyncIterator[None]:
+        """Raise TimeoutError if a write is suspended for too long while the client reads nothing."""
         loop, allowed = asyncio.get_running_loop(), self._options.send_timeout
         handle: asyncio.TimerHandle | None = None
 
@@ -112,17 +135,17 @@ class AbortingTransport(AsgiTransport):
                     handle.cancel()
 
     def abort(self) -> None:
-        """End the connection with a RST, and drop what is buffered; nothing happens when it has ended."""
+        """End the connection with a RST and drop what is buffered. If it has ended, nothing happens."""
         raise NotImplementedError
 
     def _buffered(self) -> int:
-        """Bytes that the server has taken and the kernel has not."""
+        """Return the bytes that the server has accepted and the kernel has not."""
         raise NotImplementedError
 
     def _socket(self) -> Any:
-        """The socket of the connection; None where it cannot be had."""
+        """Return the socket of the connection; None if it is not available."""
         raise NotImplementedError
 
     def _is_over(self) -> bool:
-        """Return true if the connection has ended."""
+        """Return True if the connection has ended."""
         raise NotImplementedError

@@ -1,7 +1,8 @@
-"""The one door to the server's `send`.
+"""Write to a client through the server's `send`, on any ASGI server.
 
-Whatever the server does with a message - take it, raise, suspend, drop it in silence - ends here. `write`
-never blocks and never raises; what goes wrong is told once, to the `Watcher`, with the reason to evict for.
+No other module calls `send`. The server may accept a message, raise, suspend, or drop the message silently.
+`write` never blocks and never raises. If a write fails, the `Watcher` is told once, with the reason to evict
+for.
 """
 
 import asyncio
@@ -26,42 +27,51 @@ Event = dict[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Coroutine[Any, Any, None]]
 
-#: Clients that are closed with these did not read what was sent, and are not going to read the rest.
-READS_NO_MORE = frozenset(
+#: Close codes of clients that have stopped reading: what is buffered for them will never be read.
+STOPPED_READING = frozenset(
     reason.code for reason in (CloseReason.PING_TIMEOUT, CloseReason.SEND_FAILED, CloseReason.SLOW_CONSUMER)
 )
 
-#: Servers whose `send` finishes at its first step, or suspends only while the peer is not reading.
-#: Channels' test client is an asyncio.Queue.
+#: Modules of servers with a `send` that finishes at its first step, or suspends only while the peer does not
+#: read. Channels' test client is an asyncio.Queue.
 _PROMPT_MODULES = ("daphne.", "uvicorn.", "asyncio.queues")
 
 
 class Watcher:
-    """The calls of a transport that run upward; this one ignores them, as is right for one that is closed."""
+    """The calls that a transport makes to its owner. This class ignores them, as a closed transport needs."""
 
     __slots__ = ()
 
     def send_failed(self, reason: CloseReason, error: BaseException | None) -> None:
-        """A write failed, or too much waits: the connection has to be evicted for this reason."""
+        """Evict the connection for this reason: a write failed, or too much waits.
+
+        Args:
+            reason: SEND_FAILED, SLOW_CONSUMER, or the reason for which the server ended the connection.
+            error: The exception of the server's `send`, if there was one.
+        """
 
     def ponged(self, n: int, *, v1: bool) -> bool:
-        """The client answered ping `n`, by a frame of `realtime.v1` or by RFC 6455.
+        """Note that the client answered ping `n`.
+
+        Args:
+            n: The number in the pong.
+            v1: True for a pong frame of `realtime.v1`, False for one of RFC 6455.
 
         Returns:
-            False when pings are not sent in this way, so that the frame is not for us.
+            False if this connection is pinged in the other way. Then the frame belongs to the application.
         """
         return False
 
     def is_behind(self) -> None:
-        """Something that was written waits in this process until the client reads."""
+        """Note that written bytes wait in this process until the client reads."""
 
 
-_NOBODY = Watcher()
+_UNWATCHED = Watcher()
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How much a transport keeps and how long it waits; sizes in bytes, times in seconds."""
+    """Limits of a transport: the bytes that it keeps, the seconds that it waits."""
 
     max_unsent: int
     """The setting MAX_UNSENT_BYTES."""
@@ -74,29 +84,36 @@ class Options:
 
 
 class Ping:
-    """One ping, by a frame of `realtime.v1`, which proves that the page itself runs, or by RFC 6455."""
+    """A ping: a frame of `realtime.v1`, or a ping of RFC 6455.
 
-    __slots__ = ("event", "payload", "size", "wire")
+    The pong to a frame of `realtime.v1` proves that the page itself runs.
+
+    Args:
+        n: The number of the ping.
+        speaks_v1: True if the client negotiated `realtime.v1`.
+    """
+
+    __slots__ = ("event", "size", "wire")
 
     def __init__(self, n: int, speaks_v1: bool) -> None:
         self.event: Event | None = None
-        """The ASGI event that carries it; None for a ping that ASGI does not have."""
-        self.payload = str(n).encode()
+        """The ASGI event that carries the ping; None for a ping of RFC 6455, which ASGI does not have."""
+        payload = str(n).encode()
         if speaks_v1:
             text = frames.build(frames.Ping(n=n))
             self.event = {"type": "websocket.send", "text": text}
-            self.payload = text.encode()
-        self.size = len(self.payload)
-        self.wire = rfc6455.frame(rfc6455.TEXT if speaks_v1 else rfc6455.PING, self.payload)
+            payload = text.encode()
+        self.size = len(payload)
+        self.wire = rfc6455.frame(rfc6455.TEXT if speaks_v1 else rfc6455.PING, payload)
         """The bytes of its WebSocket frame."""
 
 
-#: Pings by number and kind: thousands of connections of one age are sent the same ones.
+#: Pings by number and kind, because thousands of connections of the same age are sent the same pings.
 ping_for = functools.lru_cache(maxsize=4096)(Ping)
 
 
 class Shared:
-    """Messages that several connections are sent, in order and together, made ready once for all of them."""
+    """Messages for several connections, encoded once for all. They are sent in order and together."""
 
     __slots__ = ("events", "size", "wire")
 
@@ -106,19 +123,24 @@ class Shared:
             ({"type": "websocket.send", "text": text}, len(payload))
             for text, payload in zip(texts, payloads, strict=True)
         ]
-        """Each as an ASGI event, with its size in bytes."""
+        """Each message as an ASGI event, with its size in bytes."""
         self.size = sum(map(len, payloads))
-        """Bytes of payload."""
+        """The payload of all messages, in bytes."""
         self.wire = b"".join([rfc6455.frame(rfc6455.TEXT, payload) for payload in payloads])
-        """All of them as the bytes of WebSocket frames."""
+        """The WebSocket frames of all messages."""
 
 
 class AsgiTransport:
     """Writes through the public ASGI `send`, on any server.
 
-    A `send` known to finish at its first step is driven by hand, in the connection's own context, which
-    costs no task. When it suspends, or where the server is unknown, messages wait in a queue, bounded in
-    bytes, behind one writer task.
+    A `send` that is known to finish at its first step is driven by hand, in the connection's own context.
+    This costs no task. If it suspends, or if the server is unknown, messages wait in a queue for one writer
+    task. The queue is bounded in bytes.
+
+    Args:
+        send: The ASGI `send` of the connection.
+        options: The limits of the transport.
+        watcher: The owner, told about failures, pongs and bytes that wait.
     """
 
     __slots__ = (
@@ -136,33 +158,39 @@ class AsgiTransport:
     )
 
     can_ping = False
-    """Whether `ping` reaches the client, and its pongs come back."""
+    """True if pings of RFC 6455 can be sent, and their pongs come back."""
 
     def __init__(self, send: Send, options: Options, watcher: Watcher) -> None:
         self._send = send
-        self._prompt = finishes_at_once(send)
+        self._prompt = finishes_in_one_step(send)
         self._options = options
         self._watcher = watcher
         self._context = copy_context()
-        # Made when something first waits: an empty one takes as much memory as all else here.
+        # Created when a message first waits: an empty deque takes as much memory as the rest of this object.
         self._queue: deque[tuple[Callable[[], Awaitable[None]], int]] | None = None
         self._writer: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._queued = 0
-        """Bytes that wait in this queue."""
+        """The bytes of the messages in the queue."""
         self.accepted = False
         self.closed = False
 
     @property
     def unsent(self) -> int:
-        """Bytes that wait in this process, as far as that is known: what the server has taken and not yet
-        sent, ASGI does not tell.
-        """
+        """The bytes that wait in this process. ASGI does not tell what the server itself has buffered."""
         return self._queued
 
     async def accept(self, event: Event, first: Event | None = None) -> None:
-        """Complete the handshake, then send `first`, then what was written meanwhile. Raises what the server
-        raises. After `close` or `abandon` nothing is left to accept.
+        """Complete the handshake, then send `first`, then all that was written meanwhile.
+
+        After `close` or `abandon` nothing happens.
+
+        Args:
+            event: The `websocket.accept` event.
+            first: A `websocket.send` event with a text.
+
+        Raises:
+            Exception: The server's `send` raised it.
         """
         if self.closed:
             return
@@ -177,11 +205,14 @@ class AsgiTransport:
             self._start_writer()
 
     def _opened(self) -> None:
-        """The handshake is complete, and nothing is sent yet."""
+        """Run after the handshake, before anything is sent."""
 
     def write(self, event: Event, size: int) -> None:
-        """Hand over one `websocket.send` event of `size` bytes; before `accept` it waits, after `close` it is
-        dropped.
+        """Send one message without blocking. Before `accept` it waits; after `close` it is dropped.
+
+        Args:
+            event: The `websocket.send` event.
+            size: Its payload in bytes.
         """
         if self.closed:
             return
@@ -194,49 +225,55 @@ class AsgiTransport:
         except StopIteration:
             return
         except Exception as error:
-            # Daphne: autobahn's Disconnected, between a close and the disconnect event (channels#1820).
-            # uvicorn: ClientDisconnected, an OSError, before that event. Others raise RuntimeError. None of
-            # them is the handler's.
+            # Daphne raises autobahn's Disconnected between a close and the disconnect event (channels#1820).
+            # uvicorn raises ClientDisconnected, an OSError, before that event. Others raise RuntimeError.
+            # None is an error of the handler.
             self._fail(CloseReason.SEND_FAILED, error)
             return
         self._enqueue(functools.partial(_resume, sending, waits_for), size)
 
     def write_shared(self, shared: Shared) -> None:
-        """`write` for messages that many connections are sent."""
+        """Send messages that many connections are sent, as `write` does."""
         for event, size in shared.events:
             self.write(event, size)
 
     def ping(self, ping: Ping) -> None:
-        """Send a ping; one of RFC 6455 only where `can_ping`."""
+        """Send a ping.
+
+        Raises:
+            NotImplementedError: It is a ping of RFC 6455, and `can_ping` is False.
+        """
         if ping.event is None:
             raise NotImplementedError("ASGI has no pings.")
         self.write(ping.event, ping.size)
 
     def line(self) -> tcp.Line | None:
-        """The bytes on their way to the client, in this process and in the kernel; None where it is not
-        known.
-        """
+        """Return the bytes on their way to the client, in this process and in the kernel; None if unknown."""
         return None
 
     async def drained(self) -> None:
-        """Wait until nothing waits here: how a handler feels the back-pressure of a server that has any."""
+        """Wait until the queue is empty. This passes the back-pressure of a server on to a handler."""
         if self._writer is not None:
             await asyncio.wait([self._writer])
 
-    def close(self, event: Event, last_words: Event | None = None) -> None:
-        """Send `last_words` and this close event, without waiting; everything later is dropped.
+    def close(self, event: Event, goodbye: Event | None = None) -> None:
+        """Send a last message and the close event, without blocking. Later messages are dropped.
 
-        A handshake that was not accepted is refused by this.
+        If the handshake was not accepted, the close event refuses it, and the message is not sent.
+
+        Args:
+            event: The `websocket.close` event.
+            goodbye: A `websocket.send` event to send before it.
         """
         if self.closed:
             return
-        if self._queue and self.accepted and event.get("code") not in READS_NO_MORE:
-            # What was written before the close goes before it: the client may read slowly, but it reads.
+        if self._queue and self.accepted and event.get("code") not in STOPPED_READING:
+            # The client may read slowly, but it reads. So the queue is sent before the close.
             self._close_for_writes()
-            self._queue.append((functools.partial(self._end, event, last_words), 0))
+            self._queue.append((functools.partial(self._end, event, goodbye), 0))
             return
         self.abandon()
-        ending = self._end(event, last_words if self.accepted else None)
+        ending = self._end(event, goodbye if self.accepted else None)
         # The writer runs in this context already, and a context cannot be entered twice.
         in_writer = self._writer is not None and self._writer is asyncio.current_task()
         if self._prompt and not in_writer:
@@ -245,12 +282,12 @@ class AsgiTransport:
             except StopIteration:
                 return
             ending = _resume(ending, waits_for)
-        # A middleware may await something before it passes the close on.
+        # A middleware may suspend before it passes the close on.
         finishing = self._finish(ending)
         self._closing = tasks.create(finishing, context=self._context)
 
     def abandon(self) -> None:
-        """The peer is gone: nothing more is sent."""
+        """Drop everything that waits, and send nothing more, because the peer is gone."""
         self._close_for_writes()
         if self._queue:
             self._queue.clear()
@@ -260,30 +297,36 @@ class AsgiTransport:
 
     def _close_for_writes(self) -> None:
         self.closed = True
-        # Nothing fails any more, and the watcher holds on to this transport.
-        self._watcher = _NOBODY
+        # No failure is reported from now on. The watcher refers to this transport, so this breaks a cycle.
+        self._watcher = _UNWATCHED
 
     def ended_by(self, report: Event) -> CloseReason:
-        """Why the connection is over, of which the server's report is this `websocket.disconnect` event."""
+        """Return the reason for which the connection ended.
+
+        Args:
+            report: The server's `websocket.disconnect` event.
+        """
         code = report.get("code")
         return self._end_seen(code) or of_disconnect(code)
 
     def _end_seen(self, reported: int | None = None) -> CloseReason | None:
-        """Why the server ended the connection, or saw it end, where more is known of it than ASGI tells;
-        `reported` is the code that it tells, None before it does.
+        """Return the reason for which the connection ended, if more is known than ASGI tells; otherwise None.
+
+        Args:
+            reported: The code in the server's `websocket.disconnect` event; None before that event.
         """
         return None
 
-    async def _end(self, event: Event, last_words: Event | None) -> None:
-        if last_words is not None:
-            await self._try(last_words)
+    async def _end(self, event: Event, goodbye: Event | None) -> None:
+        if goodbye is not None:
+            await self._try(goodbye)
         if not await self._try(event) and event.get("code") is not None:
-            # Daphne refuses codes other than 1000 and 3000-4999 with an exception that leaves the socket
+            # Daphne accepts only the codes 1000 and 3000-4999. For others it raises, and the socket stays
             # open.
             await self._try({"type": "websocket.close"})
 
     async def _try(self, event: Event) -> bool:
-        """False when the server raised."""
+        """Send an event. Return False if the server raised."""
         try:
             await self._send(event)
         except Exception as error:
@@ -302,7 +345,7 @@ class AsgiTransport:
         self._queue.append((send, size))
         self._queued += size
         self._watcher.is_behind()
-        # The message under way does not count: one that is larger than the cap may be sent to whoever reads.
+        # The message that is being sent does not count: a client that reads may be sent one above the cap.
         under_way = self._queue[0][1] if self.accepted else 0
         if self._queued - under_way > self._options.max_unsent:
             self._fail(CloseReason.SLOW_CONSUMER, None)
@@ -317,9 +360,9 @@ class AsgiTransport:
         try:
             while self._queue:
                 send, size = self._queue[0]
-                async with self._patience():
+                async with self._send_limit():
                     await send()
-                # Only now, so that whatever is written meanwhile queues up behind this one.
+                # Only now, so that messages written meanwhile queue behind this one.
                 self._queue.popleft()
                 self._queued -= size
         except TimeoutError as error:
@@ -330,8 +373,8 @@ class AsgiTransport:
             self._writer = None
 
     @asynccontextmanager
-    async def _patience(self) -> AsyncIterator[None]:
-        """Raises TimeoutError when the server keeps a write suspended for too long."""
+    async def _send_limit(self) -> AsyncIterator[None]:
+        """Raise TimeoutError if the server keeps a write suspended for too long."""
         async with asyncio.timeout(self._options.send_timeout):
             yield
 
@@ -339,7 +382,7 @@ class AsgiTransport:
         if self.closed:
             return
         if reason is CloseReason.SEND_FAILED:
-            # The write was only the first to notice that somebody had closed the connection.
+            # If the connection had ended before, for another reason, the failed write only noticed it.
             seen = self._end_seen()
             reason = reason if seen is None or seen is CloseReason.CLIENT_LOST else seen
         self._watcher.send_failed(reason, error)
@@ -347,7 +390,7 @@ class AsgiTransport:
 
 @types.coroutine
 def _resume(coroutine: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
-    """Let a task go on with a coroutine whose first step was driven by hand and suspended on `waits_for`."""
+    """Finish, in a task, a coroutine that was driven by hand until it suspended on `waits_for`."""
     while True:
         try:
             sent = yield waits_for
@@ -361,15 +404,16 @@ def _resume(coroutine: Coroutine[Any, Any, None], waits_for: Any) -> Generator[A
             return
 
 
-def finishes_at_once(send: Send) -> bool:
-    """Whether this `send` belongs to a server that is known to finish at the first step, seen through
-    Channels' wrapper.
+def finishes_in_one_step(send: Send) -> bool:
+    """Return True if this `send` belongs to a server that is known to finish at the first step.
+
+    Channels' wrappers around the `send` are looked through.
     """
     return _module(send).startswith(_PROMPT_MODULES)
 
 
 def is_test_client(send: Send) -> bool:
-    """Whether this `send` belongs to Channels' test client, which is an asyncio.Queue."""
+    """Return True if this `send` belongs to Channels' test client, which is an asyncio.Queue."""
     return _module(send) == "asyncio.queues"
 
 

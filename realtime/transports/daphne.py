@@ -1,13 +1,17 @@
-"""The fast door to a client: what Daphne, autobahn and Twisted know of a connection, and ASGI does not say.
+"""A faster transport on Daphne, which uses autobahn's and Twisted's objects of the connection.
 
-Behind Daphne's ASGI `send` stands autobahn's protocol of the connection, and behind that Twisted's transport
-with the socket. Where exactly these are found, a transport sees that the protocol is closed (which Daphne's
-`send` passes over in silence), knows how much is buffered (without limit), sends pings and sees pongs,
-aborts instead of waiting for ever until a dead peer has read the rest, and writes to the socket at once when
-nothing is queued before, which costs a quarter of the way through Twisted's reactor.
+Behind Daphne's ASGI `send` is autobahn's protocol of the connection, and behind that Twisted's transport with
+the socket. If exactly these are found, a transport
 
-Nothing here is needed for correctness: all that is used beyond public names is looked for when a connection
-opens, and anything unknown, TLS included, gets an `AsgiTransport`.
+- sees that the protocol is closed, which Daphne's `send` ignores silently;
+- knows how much is buffered, for which Daphne has no limit;
+- sends pings and sees pongs;
+- aborts a connection, instead of waiting for ever until a dead peer has read the rest;
+- writes directly to the socket if nothing is queued before, which costs a quarter of the way through
+  Twisted's reactor.
+
+Correctness does not depend on this module. When a connection opens, everything that is used beyond public
+names is checked. If anything is unknown, the connection gets an `AsgiTransport`. TLS counts as unknown.
 """
 
 import asyncio
@@ -26,18 +30,19 @@ from realtime.wire import frames, rfc6455
 
 logger = logging.getLogger("realtime.transport")
 
-#: Bytes buffered in this process from which on a handler that sends is made to wait, and how often it looks.
+#: If more bytes than this are buffered in this process, a handler that sends must wait.
 HIGH_WATER = 64 * 1024
-#: Digits of the largest number of a ping that is looked at in a pong.
-LONGEST_NUMBER = 15
+#: Seconds between two checks of a handler that waits.
 LOOK_INTERVAL = 0.01
+#: The most digits that the number of a ping has in a pong.
+LONGEST_NUMBER = 15
 
-#: Twisted's transports that are nothing but a stream socket.
+#: Twisted's transports that are a plain stream socket, without TLS.
 _PLAIN = {("twisted.internet.tcp", "Server"), ("twisted.internet.unix", "Server")}
 
 
 class DaphneTransport(AbortingTransport):
-    """Writes to the socket itself while nothing is queued anywhere before it, else behind what is queued."""
+    """A transport that writes directly to the socket while nothing is queued, otherwise behind the queue."""
 
     __slots__ = ("_allowed", "_largest", "_protocol", "_ready", "_send_now", "_twisted")
 
@@ -55,10 +60,10 @@ class DaphneTransport(AbortingTransport):
         self._twisted = protocol.transport
         self._send_now = protocol.transport.socket.send
         self._allowed = options.max_unsent
-        # Daphne's own limit holds in both directions, and what it refuses is refused here.
+        # Daphne's own limit holds in both directions. A larger message goes to Daphne, which refuses it.
         self._largest: int = protocol.maxMessagePayloadSize or sys.maxsize
         self._ready = False
-        """Whether frames made here may be written: from accept on, to the end."""
+        """True if frames made here may be written: from the handshake to the end of the connection."""
 
     def _buffered(self) -> int:
         twisted, chopped = self._twisted, self._protocol.send_queue
@@ -66,6 +71,7 @@ class DaphneTransport(AbortingTransport):
         return waiting + sum(len(data) for data, _ in chopped) if chopped else waiting
 
     async def accept(self, event: Event, first: Event | None = None) -> None:
+        """Complete the handshake as on any server, with the protocol's pongs and close frames led here."""
         if not self.closed:
             # Before the handshake is answered, because a close frame may already wait to be read.
             self._protocol.onPong = self._ponged
@@ -73,7 +79,7 @@ class DaphneTransport(AbortingTransport):
         await super().accept(event, first)
 
     def _opened(self) -> None:
-        # Daphne negotiates no compression; had it, frames made here would not be what the client expects.
+        # Daphne negotiates no compression. If it did, the client could not read frames made here.
         self._ready = not self.closed and self._protocol._perMessageCompress is None
         if self._ready and _reads_as_known(self._protocol):
             self._protocol.dataReceived = functools.partial(self._received, self._protocol.dataReceived)
@@ -81,8 +87,9 @@ class DaphneTransport(AbortingTransport):
     # -- writing -----------------------------------------------------------------------------------
 
     def write(self, event: Event, size: int) -> None:
+        """Write the message as a frame made here. Before the handshake, or behind a queue, use ASGI."""
         text, data = event.get("text"), event.get("bytes")
-        # Anything else, and a lone surrogate, is Daphne's to refuse.
+        # Other events, and lone surrogates, go to Daphne, which refuses them.
         with suppress(UnicodeEncodeError):
             if isinstance(text, str) and text and not data:
                 return self._write_frame(rfc6455.TEXT, text.encode(), event, size)
@@ -97,22 +104,24 @@ class DaphneTransport(AbortingTransport):
             super().write(event, size)
 
     def write_shared(self, shared: Shared) -> None:
+        """Write the frames of all messages together. Before the handshake, or behind a queue, use `write`."""
         if self._ready and not self._queue and shared.size <= self._largest:
             self._write(shared.wire)
         else:
             super().write_shared(shared)
 
     def ping(self, ping: Ping) -> None:
+        """Send a ping of either kind. Before the handshake, a ping of RFC 6455 is dropped."""
         if self._ready and (ping.event is None or not self._queue):
             self._write(ping.wire)
         elif ping.event is not None:
             self.write(ping.event, ping.size)
 
     def _write(self, wire: bytes) -> None:
-        """Write frames, in order with all else that is sent on this connection."""
+        """Write frames, in order with all frames that are sent on this connection."""
         protocol, twisted = self._protocol, self._twisted
         if protocol.state != protocol.STATE_OPEN:
-            # After the peer's own close frame nothing may be sent, and Daphne reports that end.
+            # After the peer's own close frame nothing may be sent. Daphne reports that end.
             if not protocol.wasClean:
                 self._fail(CloseReason.SEND_FAILED, None)
             return
@@ -131,16 +140,16 @@ class DaphneTransport(AbortingTransport):
             return
         if sent < len(wire):
             rest = wire[sent:]
-            # A message that is larger than the cap may be sent to whoever reads.
+            # A client that reads may be sent a message above the cap.
             self._allowed = self._options.max_unsent + len(rest)
             twisted.write(rest)
             self._watcher.is_behind()
 
     async def drained(self) -> None:
-        """Wait until less than `HIGH_WATER` is buffered.
+        """Wait until at most `HIGH_WATER` bytes are buffered.
 
-        Looked at now and then: a producer registered with Twisted to be told would keep a closed connection
-        open until it is unregistered.
+        The buffer is polled. A producer, which Twisted would notify, would keep a closed connection open
+        until it is unregistered.
         """
         await super().drained()
         while self._ready and self._buffered() > HIGH_WATER:  # noqa: ASYNC110 - Twisted has no such event
@@ -148,16 +157,18 @@ class DaphneTransport(AbortingTransport):
 
     # -- ending ------------------------------------------------------------------------------------
 
-    def close(self, event: Event, last_words: Event | None = None) -> None:
-        # Disable autobahn's own timer of 1 s. When to close many connections takes longer, Twisted fires it
-        # before the close frames are written, and clients get a RST. `_cut_off_later` replaces it.
+    def close(self, event: Event, goodbye: Event | None = None) -> None:
+        """Close as on any known server, without autobahn's own timer."""
+        # Disable autobahn's own timer of 1 s. If it takes longer to close many connections, Twisted fires the
+        # timer before the close frames are written, and clients get a RST. `_cut_off_later` replaces it.
         self._protocol.closeHandshakeTimeout = 0
-        super().close(event, last_words)
+        super().close(event, goodbye)
 
     def abandon(self) -> None:
+        """Drop everything that waits, and remove the callbacks of this transport from the protocol."""
         super().abandon()
         self._ready = False
-        # With these the protocol would hold on to this transport, which holds on to it.
+        # These refer to this transport, which refers to the protocol.
         for name in ("onPong", "onCloseFrame", "dataReceived"):
             vars(self._protocol).pop(name, None)
 
@@ -165,14 +176,15 @@ class DaphneTransport(AbortingTransport):
         self._twisted.abortConnection()
 
     def _socket(self) -> Any:
-        # Twisted deletes it when the connection has ended.
+        # Twisted deletes the attribute when the connection has ended.
         return getattr(self._twisted, "socket", None)
 
     def _is_over(self) -> bool:
         return bool(self._twisted.disconnected)
 
     def _end_seen(self, reported: int | None = None) -> CloseReason | None:
-        # Autobahn drops who breaks the protocol, without a close frame, and reports a transport that broke.
+        # If a client breaks the protocol, autobahn drops it without a close frame and reports a broken
+        # transport.
         protocol = self._protocol
         if not protocol.failedByMe:
             return None
@@ -182,14 +194,14 @@ class DaphneTransport(AbortingTransport):
     # -- what autobahn and Twisted call ------------------------------------------------------------
 
     def _received(self, pass_on: Callable[[bytes], object], data: bytes) -> object:
-        """Take a pong that came alone, which is what nearly every read brings; anything else is autobahn's.
+        """Handle a read that is exactly one pong, as nearly every read is. Pass all others on to autobahn.
 
-        Autobahn, Daphne and the queue behind them take 30 microseconds for a pong, and this two.
+        Autobahn, Daphne and the queue behind them take 30 microseconds for a pong. This method takes two.
         """
         protocol = self._protocol
         if (
             len(data) <= rfc6455.LONGEST_SHORT
-            # Nothing was read before that is not yet a whole frame.
+            # No part of a frame was read before.
             and not protocol.data
             and protocol.current_frame is None
             and protocol.state == protocol.STATE_OPEN
@@ -200,7 +212,7 @@ class DaphneTransport(AbortingTransport):
         return pass_on(data)
 
     def _is_pong(self, opcode: int, payload: bytes) -> bool:
-        """Take a pong of either kind; False for any other frame."""
+        """Handle a pong of either kind. Return False for any other frame."""
         if opcode == rfc6455.TEXT and not self._protocol.inside_message:
             n = frames.pong_number(payload)
             if n is None or not self._watcher.ponged(n, v1=True):
@@ -211,14 +223,14 @@ class DaphneTransport(AbortingTransport):
         return opcode == rfc6455.PONG and _is_number(payload) and self._watcher.ponged(int(payload), v1=False)
 
     def _ponged(self, payload: bytes) -> None:
-        # Ours, Daphne's own, or one that was not asked for.
+        # It answers a ping of ours or of Daphne's, or none.
         if _is_number(payload):
             self._watcher.ponged(int(payload), v1=False)
 
     def _peer_closes(self, answer: Callable[..., object], code: object, reason: object) -> object:
-        """The peer's close frame has come: autobahn answers it, and waits until all before it is read."""
+        """Let autobahn answer the peer's close frame. It then waits until the peer has read everything."""
         done = answer(code, reason)
-        # A client that closes while it reads is done in a moment; one that does not read would stay for ever.
+        # A client that reads is done in a moment. One that does not read would keep the connection for ever.
         self._cut_off_later(self._options.close_limit)
         return done
 
@@ -228,7 +240,7 @@ def _is_number(payload: bytes) -> bool:
 
 
 def _reads_as_known(protocol: Any) -> bool:
-    """Return true if what is looked at before a pong is taken is there, once the handshake is complete."""
+    """Return True if the protocol, after its handshake, has the attributes that `_received` uses."""
     return (
         isinstance(getattr(protocol, "data", None), bytes)
         and getattr(protocol, "current_frame", protocol) is None
@@ -239,8 +251,10 @@ def _reads_as_known(protocol: Any) -> bool:
 
 
 def protocol_behind(send: Any) -> Any:
-    """Autobahn's protocol of the connection, when this is Daphne's own callable; None where it is not, or
-    where anything differs from what is used here.
+    """Return autobahn's protocol of the connection, if `send` is Daphne's own callable.
+
+    Returns:
+        None if it is another callable, or if anything that is used here differs from the known one.
     """
     if type(send) is not functools.partial or send.keywords or len(send.args) != 1:
         return None
@@ -251,12 +265,12 @@ def protocol_behind(send: Any) -> Any:
     try:
         return protocol if _is_known(protocol) and _is_plain(protocol.transport) else None
     except (AttributeError, TypeError) as error:
-        logger.debug("Not the Daphne that is known here: %s", error)
+        logger.debug("Not a known version of Daphne: %s", error)
         return None
 
 
 def _is_known(protocol: Any) -> bool:
-    """Raises AttributeError when something is missing."""
+    """Return True if the protocol is as known. Raise AttributeError if an attribute is missing."""
     return (
         type(protocol).__module__ == "daphne.ws_protocol"
         # Its callbacks are replaced on the object.
@@ -279,7 +293,7 @@ def _is_known(protocol: Any) -> bool:
 
 
 def _is_plain(twisted: Any) -> bool:
-    """Raises AttributeError when something is missing."""
+    """Return True if this is a known stream socket. Raise AttributeError if an attribute is missing."""
     return (
         (type(twisted).__module__, type(twisted).__qualname__) in _PLAIN
         and not twisted.TLS

@@ -1,7 +1,8 @@
-"""What the kernel knows of a TCP connection: bytes on their way to the peer, and the room that it has.
+"""Read what the kernel knows of a TCP connection: the bytes on their way to the peer, and the peer's room.
 
-Linux only (`SIOCOUTQ`, `TCP_INFO`); elsewhere, and for sockets that are not TCP, nothing is known. Behind a
-proxy this is the connection to the proxy, which may take bytes that the client never reads.
+This works on Linux only (`SIOCOUTQ`, `TCP_INFO`). On other systems, and for sockets that are not TCP, nothing
+is known. Behind a proxy the connection is the one to the proxy, which may take bytes that the client never
+reads.
 """
 
 import fcntl
@@ -21,18 +22,23 @@ class Line(NamedTuple):
     """The bytes on their way to one peer."""
 
     waiting: int
-    """How many the peer's kernel has not acknowledged."""
+    """Bytes that the peer's kernel has not acknowledged."""
     acknowledged: int
-    """How many it has, in all."""
+    """Bytes that the peer's kernel has acknowledged since the connection opened."""
     window: int
-    """For how many more it has room. A program that does not read lets it shrink by as many as arrive."""
+    """Bytes for which the peer's kernel has room. If its program does not read, each byte that arrives takes
+    one from it.
+    """
 
 
 def look(connection: Any) -> Line | None:
-    """Look at a connected socket, or at anything with its `fileno` and `getsockopt`; None where nothing is
-    known.
+    """Read the line of a connected socket.
 
-    Raises nothing: a socket that is closed is one of which nothing is known.
+    Args:
+        connection: A socket, or an object with its `fileno` and `getsockopt`.
+
+    Returns:
+        None if nothing is known, as for a closed socket. No exception is raised.
     """
     if sys.platform != "linux":
         return None

@@ -1,7 +1,7 @@
-"""A transport that ends what uvicorn would wait for: until a peer that does not read has read the rest.
+"""A transport on uvicorn that does not wait for ever until a peer has read the rest.
 
-Writes go through ASGI. Of uvicorn's protocol its asyncio transport is used, whose methods are public, and
-what the library behind `--ws` knows of the close frames that were sent and received.
+Writes go through ASGI. Two things of uvicorn's protocol are used: its asyncio transport, which has
+public methods, and the close frames that were sent and received, as the library behind `--ws` keeps them.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from realtime.closing import CloseReason
 from realtime.transports.aborting import AbortingTransport
 from realtime.transports.asgi import Event, Options, Send, Watcher
 
-#: Why uvicorn closes a connection by itself, by the code of its close frame.
+#: The reason for which uvicorn itself closed a connection, by the code of its close frame.
 _REASONS = {
     1002: CloseReason.PROTOCOL_ERROR,
     1007: CloseReason.PROTOCOL_ERROR,
@@ -41,13 +41,14 @@ class UvicornTransport(AbortingTransport):
         self._asyncio: asyncio.Transport = protocol.transport
 
     def write(self, event: Event, size: int) -> None:
+        """Write through ASGI, and tell the watcher if uvicorn has buffered anything."""
         super().write(event, size)
         if self._asyncio.get_write_buffer_size():
             self._watcher.is_behind()
 
     def abort(self) -> None:
-        # Without it the kernel would go on offering the peer what it has taken. Where a loop gives no socket
-        # to set it on, only that is lost.
+        # Without SO_LINGER the kernel would go on sending the peer what it has buffered. If a loop gives no
+        # socket to set it on, only that is lost.
         with suppress(Exception):
             raw = self._asyncio.get_extra_info("socket")
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -60,11 +61,11 @@ class UvicornTransport(AbortingTransport):
         return self._asyncio.get_extra_info("socket")
 
     def _is_over(self) -> bool:
-        # One that closes has written everything before it ends.
+        # A transport that is closing writes its whole buffer before it ends.
         return self._asyncio.is_closing() and not self._buffered()
 
     def _end_seen(self, reported: int | None = None) -> CloseReason | None:
-        # The report says 1005 for a connection that broke, as for a close frame without a code.
+        # uvicorn reports 1005 both for a broken connection and for a close frame without a code.
         connection: Any = getattr(self._protocol, "conn", None)
         try:
             sent, received = connection.close_sent, connection.close_rcvd
@@ -72,29 +73,31 @@ class UvicornTransport(AbortingTransport):
             state = getattr(getattr(connection, "state", None), "name", "")
             return _of_wsproto(state, reported, keepalive=getattr(self._protocol, "close_sent", False))
         if received is not None and (sent is None or sent is received):
-            # An answer to a close frame is that same frame.
+            # The library keeps one object for a close frame and its answer.
             return CloseReason.CLIENT_CLOSED
         return CloseReason.CLIENT_LOST if sent is None else _REASONS.get(sent.code)
 
 
 def _of_wsproto(state: str, reported: int | None, *, keepalive: bool) -> CloseReason | None:
-    """Why it is over by wsproto's state of the connection, which is all that it keeps of close frames."""
+    """Return the reason for the end, by wsproto's state, which is all that wsproto keeps of close frames."""
     match state:
         case "OPEN":
-            # What breaks the protocol is reported as if the peer had closed for it.
+            # If the peer broke the protocol, uvicorn reports the code as if the peer had closed with it.
             return _REASONS.get(reported or 0, CloseReason.CLIENT_LOST)
         case "CLOSED" | "REMOTE_CLOSING":
             return CloseReason.CLIENT_CLOSED
         case "LOCAL_CLOSING" if reported is not None:
-            # uvicorn tells the code of two of its own close frames; of the others it notes one as sent.
+            # uvicorn reports the codes of two of its own close frames. Of the others it notes only the one
+            # of its keepalive, as `close_sent`.
             unnamed = CloseReason.PING_TIMEOUT if keepalive else CloseReason.PROTOCOL_ERROR
             return _REASONS.get(reported, unnamed)
     return None
 
 
 def protocol_behind(send: Any) -> Any:
-    """uvicorn's protocol of the connection, on asyncio's own loop or on uvloop, when this is its `send`; else
-    None.
+    """Return uvicorn's protocol of the connection if this is its `send`, otherwise None.
+
+    The event loop may be asyncio's own or uvloop.
     """
     protocol = getattr(send, "__self__", None)
     if not type(protocol).__module__.startswith("uvicorn.protocols.websockets."):

@@ -1,10 +1,10 @@
-"""The wire protocol `realtime.v1`: text frames, each one JSON object, told apart by its field `type`.
+"""The wire protocol `realtime.v1`: text frames, each one JSON object with its kind in the field `type`.
 
-Both sides ignore fields that they do not know. A client ignores types that it does not know; the server
+Both sides ignore fields that they do not know. A client ignores types that it does not know. The server
 answers them with an error frame. `presence` and `refresh` are reserved in both directions.
 
-`data`, which applications send to each other, stays the JSON text that it arrived as: it is checked, but not
-encoded again on the way, so numbers, the order of keys and escapes reach the receiver unchanged.
+Applications send `data` to each other. The server checks this JSON text but does not encode it again. So
+numbers, the order of keys and escapes reach the receiver unchanged.
 """
 
 import enum
@@ -19,7 +19,7 @@ from realtime.wire.payload import MAX_DEPTH, nested_deeper_than
 
 SUBPROTOCOL = "realtime.v1"
 
-# The integers that JavaScript tells apart (ECMA-262, Number.MAX_SAFE_INTEGER).
+# The largest integer that JavaScript represents exactly (ECMA-262, Number.MAX_SAFE_INTEGER).
 _MAX_SAFE_INTEGER = 2**53 - 1
 
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=_MAX_SAFE_INTEGER)]
@@ -40,14 +40,14 @@ class ErrorCode(enum.StrEnum):
 
 
 class _Frame(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type"):
-    """Fields that are absent stand as None, or as UNSET where null has a meaning of its own."""
+    """The base of all frames. An absent field is None, or UNSET if null has a meaning of its own."""
 
 
 # From the server.
 
 
 class Welcome(_Frame, frozen=True, tag="welcome"):
-    """The first frame. `max_silence` in seconds: nothing at all for this long means a dead socket."""
+    """The first frame. If the server sends nothing at all for `max_silence` seconds, the socket is dead."""
 
     connection: str
     max_silence: float
@@ -55,7 +55,7 @@ class Welcome(_Frame, frozen=True, tag="welcome"):
 
 
 class Ping(_Frame, frozen=True, tag="ping"):
-    """To be answered by a pong with the same `n`."""
+    """Asks for a pong with the same `n`."""
 
     n: Count
 
@@ -71,7 +71,7 @@ class Message(_Frame, frozen=True, tag="message"):
 
 
 class Joined(_Frame, frozen=True, tag="joined"):
-    """Answers a join; the last three where the group keeps history."""
+    """Answers a join. The last three fields are set if the group keeps history."""
 
     ref: Ref
     group: str
@@ -88,7 +88,7 @@ class Left(_Frame, frozen=True, tag="left"):
 
 
 class Published(_Frame, frozen=True, tag="published"):
-    """Answers a publish; the last two where the group keeps history."""
+    """Answers a publish. The last two fields are set if the group keeps history."""
 
     ref: Ref
     group: str
@@ -97,7 +97,7 @@ class Published(_Frame, frozen=True, tag="published"):
 
 
 class Error(_Frame, frozen=True, tag="error"):
-    """Answers a frame that was refused, with its `ref` where one could be read."""
+    """Answers a frame that was refused. It has the `ref` of that frame if one could be read."""
 
     code: str
     detail: str
@@ -111,7 +111,10 @@ class Pong(_Frame, frozen=True, tag="pong"):
 
 
 class Goodbye(_Frame, frozen=True, tag="goodbye"):
-    """Precedes a close that the server chose. `reason` is a `CloseReason.value`, `retry_after` in seconds."""
+    """Precedes a close that the server chose.
+
+    `reason` is a `CloseReason.value`. `retry_after` is in seconds.
+    """
 
     reason: str
     reconnect: bool
@@ -119,11 +122,11 @@ class Goodbye(_Frame, frozen=True, tag="goodbye"):
 
 
 class Presence(_Frame, frozen=True, tag="presence"):
-    """Reserved: who is in a group. Sent to nobody yet, so it has no fields."""
+    """Reserved: the users in a group. It is not sent yet, so it has no fields."""
 
 
 class Refresh(_Frame, frozen=True, tag="refresh"):
-    """Reserved: what renews an expiring authorisation. Sent to nobody yet, so it has no fields."""
+    """Reserved: renews an expiring authorisation. It is not sent yet, so it has no fields."""
 
 
 ServerFrame: TypeAlias = (
@@ -141,7 +144,7 @@ class ClientPong(_Frame, frozen=True, tag="pong"):
 
 
 class ClientPing(_Frame, frozen=True, tag="ping"):
-    """Asks for a pong: how a phone that wakes up checks its socket."""
+    """Asks for a pong. A phone that wakes up checks its socket with this."""
 
     n: Count
 
@@ -154,7 +157,7 @@ class Since(msgspec.Struct, frozen=True):
 
 
 class Join(_Frame, frozen=True, tag="join"):
-    """Asks to become a member of a group, and for what was missed since a message."""
+    """Asks to become a member of a group, and for the messages that were missed since a message."""
 
     group: str
     ref: Ref
@@ -162,14 +165,17 @@ class Join(_Frame, frozen=True, tag="join"):
 
 
 class Leave(_Frame, frozen=True, tag="leave"):
-    """Asks to be a member no longer."""
+    """Asks to leave a group."""
 
     group: str
     ref: Ref
 
 
 class Publish(_Frame, frozen=True, tag="publish"):
-    """Asks to send data to a group, member or not. A resend with the same `id` is the same message."""
+    """Asks to send data to a group. The client need not be a member.
+
+    A repeated frame with the same `id` is the same message.
+    """
 
     group: str
     data: msgspec.Raw
@@ -178,13 +184,13 @@ class Publish(_Frame, frozen=True, tag="publish"):
 
 
 class ClientPresence(_Frame, frozen=True, tag="presence"):
-    """Reserved: asks who is in a group. Answered by an error frame until it means something."""
+    """Reserved: asks for the users in a group. The server answers with an error frame as yet."""
 
     ref: Ref | None = None
 
 
 class ClientRefresh(_Frame, frozen=True, tag="refresh"):
-    """Reserved: renews an authorisation. Answered by an error frame until it means something."""
+    """Reserved: renews an authorisation. The server answers with an error frame as yet."""
 
     ref: Ref | None = None
 
@@ -193,18 +199,22 @@ ClientFrame: TypeAlias = ClientPong | ClientPing | Join | Leave | Publish | Clie
 
 
 def build(frame: ServerFrame | ClientFrame) -> str:
-    """The text of a frame, for a WebSocket text message."""
+    """Return the text of a frame, for a WebSocket text message."""
     return msgspec.json.encode(frame).decode()
 
 
 def parse(text: str) -> ClientFrame:
-    """The frame that a client sent; raises only `BadFrame`, whatever the text."""
+    """Read a frame that a client sent.
+
+    Raises:
+        BadFrame: The text is not a valid frame. No text raises any other exception.
+    """
     frame = _decode(_client_decoder, text)
     if isinstance(frame, Join | Leave | Publish) and not valid_group(frame.group):
         raise BadFrame(ErrorCode.BAD_GROUP, _GROUP_RULE, frame.ref)
     if isinstance(frame, Publish):
         try:
-            # The grammar alone lets numbers through that no receiver can hold, such as 1e400.
+            # The grammar alone accepts numbers that no receiver can hold, such as 1e400.
             msgspec.json.decode(frame.data)
         except msgspec.DecodeError as error:
             raise BadFrame(ErrorCode.BAD_FRAME, f"In `data`: {error}", frame.ref) from None
@@ -212,16 +222,23 @@ def parse(text: str) -> ClientFrame:
 
 
 def pong_number(payload: bytes) -> int | None:
-    """The number in the text of a `pong` frame as clients usually write it; None for any other text.
+    """Return the number in a `pong` frame as clients usually write it; None for any other text.
 
-    `parse` reads every way to write it, and costs several times as much.
+    `parse` reads every form of the frame, and costs several times as much.
     """
     pong = _PONG.fullmatch(payload)
     return int(pong[1]) if pong is not None else None
 
 
 def parse_server(text: str) -> ServerFrame | None:
-    """The frame that a server sent, or None for a type that this client does not know; raises `BadFrame`."""
+    """Read a frame that a server sent.
+
+    Returns:
+        None for a frame of an unknown type.
+
+    Raises:
+        BadFrame: The text is not a valid frame.
+    """
     try:
         return _decode(_server_decoder, text)
     except BadFrame as error:
@@ -231,13 +248,15 @@ def parse_server(text: str) -> ServerFrame | None:
 
 
 def valid_group(name: str) -> bool:
-    """Whether this is a group name of Channels, and not one of those that `realtime` keeps for itself."""
+    """Return True for a group name of Channels, unless it is reserved for `realtime`."""
     return _GROUP.fullmatch(name) is not None and not name.startswith("realtime.")
 
 
 _PONG = re.compile(rb'\{"type": ?"pong", ?"n": ?(0|[1-9][0-9]{0,14})\}')
 _GROUP = re.compile(r"[A-Za-z0-9._-]{1,99}")
-_GROUP_RULE = "A group is 1 to 99 ASCII letters, digits, '-', '_' or '.'; names under `realtime.` are ours."
+_GROUP_RULE = (
+    "A group is 1 to 99 ASCII letters, digits, '-', '_' or '.'; names under `realtime.` are reserved."
+)
 _DEPTH_RULE = f"Arrays and objects may be nested {MAX_DEPTH} levels deep."
 
 _Decoded = TypeVar("_Decoded")
@@ -268,7 +287,7 @@ def _decode(decoder: msgspec.json.Decoder[_Decoded], text: str) -> _Decoded:
         if envelope and envelope.type not in known_types:
             detail = f"The known types are {', '.join(known_types)}."
             raise BadFrame(ErrorCode.UNKNOWN_TYPE, detail, ref) from None
-        # Cut, because the message may quote what was sent.
+        # Cut off, because the message may quote the client's text.
         raise BadFrame(ErrorCode.BAD_FRAME, str(error)[:200], ref) from None
     if nested_deeper_than(MAX_DEPTH, encoded):
         raise BadFrame(ErrorCode.BAD_FRAME, _DEPTH_RULE)
@@ -276,7 +295,7 @@ def _decode(decoder: msgspec.json.Decoder[_Decoded], text: str) -> _Decoded:
 
 
 def _read(struct: type[_Decoded], encoded: bytes) -> _Decoded | None:
-    """As much of an object that is no frame as this struct asks for."""
+    """Read the fields of this struct from a text that is not a valid frame; None if they are not there."""
     try:
         return msgspec.json.decode(encoded, type=struct)
     except (msgspec.DecodeError, RecursionError):

@@ -1,4 +1,4 @@
-"""The JSON that applications send to each other as `data`: what has such a form, and how deep it nests."""
+"""Encode the JSON that applications send to each other as `data`, and limit its depth."""
 
 import itertools
 import re
@@ -8,21 +8,26 @@ import msgspec
 from realtime.errors import UnpublishableData
 
 MAX_DEPTH = 100
-"""How deep arrays and objects of a frame may be nested, the frame itself counted.
+"""The most levels of nested arrays and objects in a frame, counting the frame itself.
 
-A fixed limit, because Python's own depends on how deep the caller's stack already is.
+The limit is fixed because Python's own depends on the depth of the caller's stack.
 """
 
-# Recognised by name, since this file knows no Django.
+# Lazy strings are recognised by name, because this module does not import Django.
 _LAZY_STRING = ("django.utils.functional", "Promise")
 
 
 def encode_data(data: object) -> msgspec.Raw:
-    """The JSON of what Python code publishes; a `Raw` is taken to be JSON and returned as it is.
+    """Encode the data that Python code publishes as JSON.
 
-    Beyond the types of JSON: dates and times in ISO 8601, UUIDs, decimals (as strings), enums (their values),
-    dataclasses, sets, bytes (in base64) and Django's lazy strings. NaN and the infinities become null, as in
-    JavaScript. Raises `UnpublishableData`.
+    Args:
+        data: A value of the types of JSON. Other types are dates and times (encoded in ISO 8601), UUIDs,
+            decimals (as strings), enums (their values), dataclasses, sets, bytes (in base64) and Django's
+            lazy strings. NaN and the infinities become null, as in JavaScript. A `Raw` must hold JSON, and is
+            returned unchanged.
+
+    Raises:
+        UnpublishableData: The value has no JSON form, or is nested too deep.
     """
     if isinstance(data, msgspec.Raw):
         return data
@@ -34,16 +39,16 @@ def encode_data(data: object) -> msgspec.Raw:
         raise UnpublishableData(data, "it is nested too deep, or contains itself") from None
     except (TypeError, ValueError, OverflowError) as error:
         raise UnpublishableData(data, str(error)) from error
-    # The frame around it is one level more.
+    # The frame around the data is one more level.
     if nested_deeper_than(MAX_DEPTH - 1, encoded):
         raise UnpublishableData(data, "it is nested too deep")
     return msgspec.Raw(encoded)
 
 
 def _encode_other(value: object) -> str | int | float:
-    """What stands in JSON for a value of a type that msgspec does not know."""
+    """Convert a value of a type that msgspec does not know."""
     match value:
-        case str():  # A subclass, such as Django's SafeString, whose own __str__ returns itself.
+        case str():  # A subclass. The __str__ of Django's SafeString returns itself.
             return str.__str__(value)
         case int() if not isinstance(value, bool):
             return int(value)
@@ -62,7 +67,7 @@ _OTHER_BYTES = bytes(set(range(256)) - set(_STEP))
 
 
 def nested_deeper_than(limit: int, encoded: bytes) -> bool:
-    """Whether arrays and objects are nested deeper than the limit; `encoded` must be valid JSON."""
+    """Return True if arrays and objects are nested deeper than the limit. `encoded` must be valid JSON."""
     if encoded.count(b"[") + encoded.count(b"{") <= limit:
         return False
     brackets = _STRING.sub(b"", encoded).translate(None, delete=_OTHER_BYTES)

@@ -1,4 +1,4 @@
-"""WebSocket frames (RFC 6455 section 5.2): those that a server sends, and short ones of a client."""
+"""Build WebSocket frames of a server, and read short ones of a client (RFC 6455 section 5.2)."""
 
 TEXT = 0x1
 BINARY = 0x2
@@ -9,14 +9,14 @@ _FIN = _MASKED = 0x80
 _RESERVED = 0x70
 _MASK = 4
 _HEADER = 2 + _MASK
-#: Bytes of the payload of a short frame, whose length is in its second byte.
+#: The longest payload of a short frame, which has its length in the second byte.
 _SHORT = 125
 #: Bytes of the longest short frame of a client.
 LONGEST_SHORT = _HEADER + _SHORT
 
 
 def frame(opcode: int, payload: bytes) -> bytes:
-    """Build the frame of a server: unfragmented, without mask or extension."""
+    """Build one frame of a server: unfragmented, without mask or extension."""
     size = len(payload)
     if size < 126:
         return bytes((_FIN | opcode, size)) + payload
@@ -29,7 +29,7 @@ def short_frame(data: bytes) -> tuple[int, bytes] | None:
     """Read bytes that are exactly one short frame of a client: final, masked, without extension.
 
     Returns:
-        Its opcode and payload; None where the bytes are anything else.
+        The opcode and the payload; None for any other bytes.
     """
     size = len(data) - _HEADER
     if not 0 <= size <= _SHORT or data[1] != _MASKED | size or data[0] & (_FIN | _RESERVED) != _FIN:

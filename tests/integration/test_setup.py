@@ -1,4 +1,4 @@
-"""What stands around the app: its environment, private Redis, virtual environment, and rules for tests."""
+"""The surroundings of the app: its environment, private Redis, virtual environment, and rules for tests."""
 
 import os
 import re
@@ -26,7 +26,7 @@ ENVIRONMENT = (
 
 
 def read_settings(monkeypatch: pytest.MonkeyPatch, **environment: str) -> dict[str, object]:
-    """The project's settings as a process with nothing but this in its environment reads them."""
+    """Read the project's settings with only these variables in the environment."""
     for name in ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
@@ -139,12 +139,12 @@ class TestPrivateRedis:
     def claim(self) -> None:
         os.close(private_redis.claim())
 
-    def test_its_folder_lets_nobody_else_in(self) -> None:
+    def test_its_folder_is_closed_to_other_users(self) -> None:
         self.claim()
 
         assert private_redis.socket_path().parent.stat().st_mode & 0o777 == 0o700
 
-    def test_a_runtime_folder_that_is_not_there_is_passed_over(
+    def test_a_missing_runtime_folder_is_skipped(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "missing"))
@@ -166,7 +166,7 @@ class TestPrivateRedis:
             self.claim()
 
     @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
-    def test_a_folder_of_somebody_else_is_refused(self) -> None:
+    def test_a_folder_of_another_user_is_refused(self) -> None:
         folder = private_redis.socket_path().parent
         folder.mkdir(mode=0o700)
         os.chown(folder, 12345, 12345)
@@ -174,7 +174,7 @@ class TestPrivateRedis:
         with pytest.raises(private_redis.CannotStart, match="is not a folder that only you can enter"):
             self.claim()
 
-    def test_a_path_that_the_kernel_would_refuse_is_named_with_its_remedy(
+    def test_a_path_that_is_too_long_is_named_with_its_remedy(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         deep = tmp_path / ("x" * 100)
@@ -195,9 +195,7 @@ class TestPrivateRedis:
             os.close(lock)
         self.claim()
 
-    def test_the_server_of_the_wheel_serves_where_none_is_on_path(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_the_wheels_server_is_used_if_none_is_on_path(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PATH", "/nowhere")
 
         server = Path(private_redis.server_program())
@@ -247,7 +245,7 @@ class TestMakeVenv:
             check=False,
         )
 
-    def test_a_shim_of_a_version_that_is_not_there_is_passed_over(self, machine: Path) -> None:
+    def test_a_shim_of_a_missing_version_is_skipped(self, machine: Path) -> None:
         self.install(machine, "python3.13", runs=False)
         self.install(machine, "python3.11")
 
@@ -255,7 +253,7 @@ class TestMakeVenv:
 
         assert (done.returncode, done.stderr) == (0, "")
 
-    def test_a_python_with_venv_is_taken_before_a_newer_one_without(self, machine: Path) -> None:
+    def test_a_python_with_venv_precedes_a_newer_one_without(self, machine: Path) -> None:
         self.install(machine, "python3.12", venv=False)
         self.install(machine, "python3")
 
@@ -324,7 +322,7 @@ def test_passing(): pass
 
         assert "REQUIRE_ALL=1, and this would be skipped: could not import 'no_such_module'" in output
 
-    def test_without_it_skipping_is_allowed(self, tmp_path: Path) -> None:
+    def test_without_the_option_skipping_is_allowed(self, tmp_path: Path) -> None:
         assert "1 passed, 2 skipped, 1 xfailed" in self.run(self.TESTS, tmp_path, "")
 
 
@@ -350,7 +348,7 @@ class TestWhatIsWritten:
             assert f".venv/bin/python {part}" in readme
             assert f"$(PYTHON) {part}" in makefile
 
-    def test_the_architecture_page_lists_exactly_the_modules_there_are(self) -> None:
+    def test_the_architecture_page_lists_every_module(self) -> None:
         page = (CHECKOUT / "docs/architecture.md").read_text()
         sections = re.findall(
             r"^### (?:`(\w+)/`|The top[^\n]*)\n(.*?)(?=^##)", page, re.MULTILINE | re.DOTALL

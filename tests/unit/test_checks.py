@@ -1,4 +1,4 @@
-"""The system checks: each fault has its id, and its hint says what to do."""
+"""The system checks: each wrong setting has an id and a hint that says what to do."""
 
 import importlib.metadata
 from typing import Any
@@ -87,9 +87,7 @@ def test_channel_layer(layer: dict[str, Any] | None, expected: list[str]) -> Non
         (with_config(CORE, hosts=["redis://a?socket_timeout=5"]), ["realtime.E004"]),
     ],
 )
-def test_another_layer_may_be_for_other_code_but_ours_are_looked_at(
-    other: dict[str, Any], expected: list[str]
-) -> None:
+def test_a_second_layer_of_other_code_is_allowed(other: dict[str, Any], expected: list[str]) -> None:
     with override_settings(CHANNEL_LAYERS={"default": PUBSUB, "other": other}, DEBUG=False):
         assert ids(checks.check_layer(None)) == expected
 
@@ -100,13 +98,13 @@ def test_the_sentence_names_the_setting_that_was_meant() -> None:
     assert message.msg == "REALTIME has no setting 'PING_INTERVALL'; did you mean PING_INTERVAL?"
 
 
-def test_the_sentence_says_what_is_impossible_about_a_relation() -> None:
+def test_the_sentence_names_both_settings_of_a_relation() -> None:
     with override_settings(REALTIME={"ROUND_TIMEOUT": 10.0}):
         (message,) = checks.check_settings(None)
     assert message.msg.startswith("ROUND_TIMEOUT (10.0) must be below ROUND_INTERVAL (10.0): ")
 
 
-def test_the_in_memory_layer_is_well_enough_in_debug() -> None:
+def test_the_in_memory_layer_is_allowed_in_debug() -> None:
     with override_settings(
         CHANNEL_LAYERS={"default": {"BACKEND": "realtime.layers.MemoryLayer"}}, DEBUG=True
     ):
@@ -135,9 +133,7 @@ def test_database(
     assert ids(checks.check_database(None)) == expected
 
 
-def test_the_database_that_a_router_chose_is_looked_at(
-    settings: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_database_that_a_router_chose_is_checked(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = {"ENGINE": "django.db.backends.sqlite3", "OPTIONS": {}}
     monkeypatch.setitem(settings.DATABASES, "records", bad)
     monkeypatch.setattr(checks.router, "db_for_write", lambda model: "records")
@@ -167,5 +163,5 @@ def test_another_distribution_of_the_import_name(monkeypatch: pytest.MonkeyPatch
     assert ids(checks.check_installation(None)) == ["realtime.W002"]
 
 
-def test_this_project_has_nothing_to_be_said_of() -> None:
+def test_this_project_passes_all_checks() -> None:
     assert django_checks.run_checks(tags=["realtime"]) == []

@@ -13,7 +13,7 @@ def test_the_value_is_the_name_in_lower_case(reason):
 
 
 @pytest.mark.parametrize("label", ["", "IDLE", "idle ", "no_such_reason"])
-def test_no_other_text_is_the_label_of_a_reason(label):
+def test_no_other_text_is_the_value_of_a_reason(label):
     with pytest.raises(KeyError):
         by_label(label)
 
@@ -35,7 +35,7 @@ def test_the_text_is_one_sentence(reason):
     assert reason.text.count(".") == 1
 
 
-def test_no_two_reasons_are_one():
+def test_all_reasons_differ():
     assert len(set(CloseReason)) == len(CloseReason.__members__) == 20
     assert len({reason.text for reason in CloseReason}) == 20
 
@@ -69,7 +69,7 @@ def test_the_codes_are_those_of_the_protocol(reason, code):
     assert reason.code == code
 
 
-def test_no_goodbye_goes_to_a_client_that_closed_or_does_not_read():
+def test_no_goodbye_if_the_client_closed_or_does_not_read():
     assert {reason for reason in CloseReason if not reason.goodbye} == {
         CloseReason.CLIENT_CLOSED,
         CloseReason.CLIENT_LOST,
@@ -80,7 +80,7 @@ def test_no_goodbye_goes_to_a_client_that_closed_or_does_not_read():
     }
 
 
-def test_only_reasons_that_trying_again_would_not_change_end_for_good():
+def test_reasons_after_which_a_client_stays_away():
     assert {reason for reason in CloseReason if not reason.reconnect} == {
         CloseReason.PROTOCOL_ERROR,
         CloseReason.NOT_AUTHENTICATED,
@@ -101,10 +101,10 @@ def test_a_client_stays_away_after_4500_to_4999(code):
     assert not may_reconnect(code)
 
 
-def test_a_disconnect_event_with_code_1006_is_a_broken_transport():
+def test_disconnect_code_1006_is_a_broken_transport():
     assert of_disconnect(1006) is CloseReason.CLIENT_LOST
 
 
 @pytest.mark.parametrize("code", [None, 1000, 1001, 1005, 3000, 4000, 4501])
-def test_any_other_disconnect_event_is_an_orderly_close(code):
+def test_any_other_disconnect_code_is_an_orderly_close(code):
     assert of_disconnect(code) is CloseReason.CLIENT_CLOSED

@@ -1,4 +1,4 @@
-"""The settings: every wrong key, value and relation has its sentence."""
+"""The settings: every wrong key, value and relation has a sentence of its own."""
 
 from typing import Any
 
@@ -8,10 +8,23 @@ from django.test import override_settings
 
 from realtime import conf
 from realtime.consumers import RealtimeConsumer
+from realtime.liveness.connection import Limits
 
 
 def test_the_defaults_have_no_problem() -> None:
     assert conf.problems({}) == []
+
+
+def test_the_default_limits_of_liveness() -> None:
+    assert conf.Settings().limits() == Limits(
+        ping_interval=20.0,
+        pong_timeout=8.0,
+        probe_after=5.0,
+        probe_bytes=262_144,
+        max_unacked_bytes=4_194_304,
+        slow_after=1.0,
+        idle_timeout=None,
+    )
 
 
 @pytest.mark.parametrize(
@@ -20,16 +33,21 @@ def test_the_defaults_have_no_problem() -> None:
         ({"PING_INTERVALL": 5}, "did you mean PING_INTERVAL?"),
         ({"ping_interval": 5}, "did you mean PING_INTERVAL?"),
         ({"COLOUR": 5}, "known keys are"),
-        ({"PING_INTERVAL": "20"}, "PING_INTERVAL is '20'; set a number of seconds"),
+        ({"PING_INTERVAL": "20"}, "PING_INTERVAL is '20'; set a number of seconds above zero."),
         ({"PING_INTERVAL": True}, "set a number of seconds"),
         ({"PING_INTERVAL": None}, "set a number of seconds"),
-        ({"PING_INTERVAL": 0}, "set it above zero"),
-        ({"PING_INTERVAL": -1}, "set it above zero"),
-        ({"MAX_MESSAGE_BYTES": 1.5}, "set a whole number"),
-        ({"MISSES_ALLOWED": -1}, "set it above zero"),
-        ({"COALESCE_WINDOW": -0.001}, "set it above zero"),
-        ({"DIRECT_WRITES": 1}, "set True or False"),
-        ({"POLICY": "policy"}, "set a dotted path"),
+        ({"PING_INTERVAL": 0}, "set a number of seconds above zero."),
+        ({"PING_INTERVAL": -1}, "set a number of seconds above zero."),
+        ({"IDLE_TIMEOUT": 0}, "set a number of seconds above zero, or None."),
+        ({"MAX_MESSAGE_BYTES": 1.5}, "set a whole number above zero."),
+        ({"MAX_MESSAGE_BYTES": 1024.0}, "set a whole number above zero."),
+        ({"MAX_INBOUND_QUEUE": True}, "set a whole number above zero."),
+        ({"MAX_ECHOES_MISSED": 0}, "set a whole number above zero, or None."),
+        ({"MISSES_ALLOWED": -1}, "set a whole number, zero or more."),
+        ({"COALESCE_WINDOW": -0.001}, "set a number of seconds, zero or more."),
+        ({"DIRECT_WRITES": 1}, "DIRECT_WRITES is 1; set True or False."),
+        ({"POLICY": "policy"}, "POLICY is 'policy'; set a dotted path."),
+        ({"POLICY": None}, "set a dotted path."),
         ({"LEDGER": "fast"}, 'set "thread" or "inline"'),
         ({"CLIENT_DETAILS": "some"}, 'set "full", "network" or "none"'),
         ({"CLIENT_DETAILS": None}, 'set "full", "network" or "none"'),
@@ -42,7 +60,7 @@ def test_the_defaults_have_no_problem() -> None:
         ({"PROBE_BYTES": 2**30}, "must not be above MAX_UNACKED_BYTES"),
     ],
 )
-def test_what_cannot_work_is_named(given: dict[str, Any], words: str) -> None:
+def test_wrong_settings_are_named(given: dict[str, Any], words: str) -> None:
     (problem,) = conf.problems(given)
     assert words in problem
 
@@ -58,13 +76,17 @@ def test_what_cannot_work_is_named(given: dict[str, Any], words: str) -> None:
         {"COALESCE_WINDOW": 0.005},
         {"DIRECT_WRITES": False},
         {"CLIENT_DETAILS": "network"},
+        {"LEDGER": "inline"},
+        {"GC_THRESHOLD": None},
+        {"GC_THRESHOLD": [700, 10, 10]},
+        {"MAX_ECHOES_MISSED": None},
     ],
 )
-def test_what_can_work_is_taken(given: dict[str, Any]) -> None:
+def test_right_settings_are_accepted(given: dict[str, Any]) -> None:
     assert conf.problems(given) == []
 
 
-def test_the_project_settings_are_read_anew_when_they_change() -> None:
+def test_the_project_settings_are_read_again_when_they_change() -> None:
     with override_settings(REALTIME={"PING_INTERVAL": 9}):
         assert conf.get().PING_INTERVAL == 9
     assert conf.get().PING_INTERVAL == 20

@@ -470,7 +470,7 @@ def test_the_timeline_has_everything_in_the_order_in_which_it_happened(admin_cli
         "Last seen the last proof of life; noted once a minute",
         "Joined sport",
         "Left sport",
-        "Closed kicked, code 4504. Somebody with the right to do so closed the connection.",
+        "Closed kicked, code 4504. A user or a program with the right to do so closed the connection.",
     ]
 
 

@@ -1,4 +1,4 @@
-"""A planned stop: what has been done when it has begun, what it waits for, and how it hears of a signal."""
+"""The drain: the work when it begins, the work that it waits for, and the signals that start it."""
 
 import asyncio
 import os
@@ -36,20 +36,20 @@ DATABASE = pytest.mark.usefixtures("site")
 
 @pytest.fixture(autouse=True)
 def no_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There are none here that would have to take their close frames."""
+    """Do not wait for close frames, because these tests have no sockets."""
     monkeypatch.setattr(drain, "LINGER", 0.0)
 
 
 def this_drain() -> Drain:
-    """That of the running event loop, prepared by the first connection."""
+    """Return the drain of the running event loop, which the first connection prepared."""
     return drain._drains[asyncio.get_running_loop()]
 
 
-# -- what it does ------------------------------------------------------------------------------------
+# -- evictions and records ---------------------------------------------------------------------------
 
 
 @DATABASE
-async def test_everybody_is_closed_when_the_start_returns_and_recorded_when_it_has_ended() -> None:
+async def test_all_are_closed_when_it_starts_and_recorded_when_it_ends() -> None:
     peers = await asyncio.gather(*(Peer().open("g") for _ in range(5)))
     home = await lifecycle.hub()
     ending = this_drain().start()
@@ -67,7 +67,7 @@ async def test_everybody_is_closed_when_the_start_returns_and_recorded_when_it_h
 
 
 @DATABASE
-async def test_it_happens_once_however_often_it_is_asked_for() -> None:
+async def test_a_drain_happens_once() -> None:
     await Peer().open("g")
     first = this_drain().start()
     assert this_drain().start() is first
@@ -75,7 +75,7 @@ async def test_it_happens_once_however_often_it_is_asked_for() -> None:
     assert this_drain().start() is first
 
 
-async def test_under_an_eager_task_factory_it_has_begun_before_anything_is_recorded() -> None:
+async def test_an_eager_drain_begins_before_it_records() -> None:
     begun = []
 
     async def recording() -> None:
@@ -88,7 +88,7 @@ async def test_under_an_eager_task_factory_it_has_begun_before_anything_is_recor
 
 
 @DATABASE
-async def test_who_comes_later_is_let_in_to_be_told_and_leaves_no_record() -> None:
+async def test_a_later_client_is_told_and_leaves_no_record() -> None:
     await Peer().open("g")
     await this_drain().start()
     handled: list[str] = []
@@ -108,9 +108,9 @@ async def test_who_comes_later_is_let_in_to_be_told_and_leaves_no_record() -> No
 
 
 @DATABASE
-async def test_whoever_was_on_the_way_in_ends_too() -> None:
+async def test_a_connection_that_is_being_admitted_ends_too() -> None:
     peer = Peer()
-    # Its hub is only being started.
+    # Its hub is still being started.
     opening = asyncio.ensure_future(lifecycle.admit(peer.connection))
     while asyncio.get_running_loop() not in drain._drains:
         await asyncio.sleep(0)
@@ -123,7 +123,7 @@ async def test_whoever_was_on_the_way_in_ends_too() -> None:
 
 
 @DATABASE
-async def test_the_handlers_that_say_farewell_are_waited_for() -> None:
+async def test_the_drain_waits_for_disconnect_handlers() -> None:
     said = asyncio.Event()
 
     class Consumer(RealtimeConsumer):
@@ -141,7 +141,7 @@ async def test_the_handlers_that_say_farewell_are_waited_for() -> None:
 
 
 @DATABASE
-async def test_a_handler_that_hangs_costs_no_more_than_the_limit_and_no_record(
+async def test_a_hung_handler_costs_the_limit_and_no_record(
     realtime_settings: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     realtime_settings(DRAIN_TIMEOUT=0.3)
@@ -163,7 +163,7 @@ async def test_a_handler_that_hangs_costs_no_more_than_the_limit_and_no_record(
 
 
 @DATABASE
-async def test_a_layer_that_hangs_keeps_no_row_from_being_written(
+async def test_rows_are_written_although_the_layer_hangs(
     realtime_settings: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     realtime_settings(DRAIN_TIMEOUT=0.6)
@@ -177,7 +177,7 @@ async def test_a_layer_that_hangs_keeps_no_row_from_being_written(
         await this_drain().start()
     assert (await peer.record()).close_reason == "server_restart"
     assert not await Process.objects.filter(stopped_at=None).aexists()
-    # That is for the next round.
+    # The next round does that.
     assert await Membership.objects.to_leave().acount() == 1
 
 
@@ -196,20 +196,18 @@ async def fails_later() -> None:
     raise ValueError("broken")
 
 
-def fails_at_once() -> Coroutine[Any, Any, None]:
+def fails_immediately() -> Coroutine[Any, Any, None]:
     raise ValueError("broken")
 
 
-@pytest.mark.parametrize("fails", [fails_later, fails_at_once])
-async def test_a_stop_that_fails_ends_all_the_same(
-    fails: drain.Begin, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.parametrize("fails", [fails_later, fails_immediately])
+async def test_a_drain_that_fails_ends(fails: drain.Begin, caplog: pytest.LogCaptureFixture) -> None:
     await Drain(fails).start()
     assert "Stopping failed" in caplog.text
 
 
 @DATABASE
-async def test_a_connection_that_cannot_be_evicted_keeps_no_other(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failed_eviction_does_not_keep_others(caplog: pytest.LogCaptureFixture) -> None:
     peers = [await Peer().open("g") for _ in range(4)]
 
     def broken(*_: Any) -> None:
@@ -222,11 +220,11 @@ async def test_a_connection_that_cannot_be_evicted_keeps_no_other(caplog: pytest
     assert await Record.objects.filter(close_reason="server_restart").acount() == 4
 
 
-# -- a process that was declared lost -----------------------------------------------------------------
+# -- a process that was declared lost ----------------------------------------------------------------
 
 
 @DATABASE
-async def test_a_lost_process_writes_to_nobody_and_closes_its_sockets_over_a_window(
+async def test_a_lost_process_closes_its_sockets_over_a_window(
     realtime_settings: Callable[..., None],
 ) -> None:
     realtime_settings(RECONNECT_WINDOW=0.4)
@@ -252,7 +250,7 @@ async def test_a_lost_process_writes_to_nobody_and_closes_its_sockets_over_a_win
 
 
 @DATABASE
-async def test_nobody_joins_a_group_in_a_lost_process(realtime_settings: Callable[..., None]) -> None:
+async def test_no_client_joins_a_group_in_a_lost_process(realtime_settings: Callable[..., None]) -> None:
     realtime_settings(RECONNECT_WINDOW=60)
     peers = [await Peer().open("g") for _ in range(4)]
     old = await lifecycle.hub()
@@ -272,13 +270,13 @@ async def test_nobody_joins_a_group_in_a_lost_process(realtime_settings: Callabl
 
 
 @DATABASE
-async def test_a_process_finds_out_itself_that_it_was_declared_lost(
+async def test_a_process_finds_out_that_it_was_declared_lost(
     realtime_settings: Callable[..., None],
 ) -> None:
     realtime_settings(ROUND_INTERVAL=0.1, ROUND_TIMEOUT=0.05)
     peer = await Peer().open("g")
     home = await lifecycle.hub()
-    # Rounds do not ask it any more.
+    # Rounds no longer ask it.
     await Process.objects.filter(pk=home.process).aupdate(lost=True, stopped_at=Now())
     await eventually_async(lambda: peer.connection.reason is CloseReason.SERVER_LOST, within=5)
     assert await lifecycle.hub() is not home
@@ -288,7 +286,7 @@ async def test_a_process_finds_out_itself_that_it_was_declared_lost(
 
 
 class Server:
-    """uvicorn's: it handles signals, and shuts down for whatever reason."""
+    """A stand-in for uvicorn's server, with a signal handler and a shutdown."""
 
     def __init__(self) -> None:
         self.force_exit = False
@@ -305,7 +303,7 @@ Server.__module__ = "uvicorn.server"
 
 @pytest.fixture
 def handlers() -> Iterator[Callable[[Any], None]]:
-    """Sets the handler of SIGTERM; at the end it is as before."""
+    """Set the handler of SIGTERM. At the end it is as before."""
     before = signal.getsignal(signal.SIGTERM)
     yield lambda handler: signal.signal(signal.SIGTERM, handler)
     signal.signal(signal.SIGTERM, before)
@@ -313,7 +311,7 @@ def handlers() -> Iterator[Callable[[Any], None]]:
 
 @pytest.fixture
 def server(handlers: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch) -> Server:
-    """The one that serves this process."""
+    """The server that serves this process."""
     monkeypatch.setattr(drain, "_end_without_threads", lambda: None)
     server = Server()
     handlers(server.handle_exit)
@@ -336,7 +334,7 @@ async def test_uvicorn_closes_nothing_before_the_stop_is_recorded(server: Server
     assert server.closed == [["a socket"]]
 
 
-async def test_a_second_ctrl_c_has_uvicorn_wait_for_nothing(server: Server) -> None:
+async def test_after_a_second_ctrl_c_uvicorn_does_not_wait(server: Server) -> None:
     recorded = asyncio.Event()
 
     async def record() -> None:
@@ -354,14 +352,14 @@ async def test_a_second_ctrl_c_has_uvicorn_wait_for_nothing(server: Server) -> N
 
 async def test_other_programs_that_handle_signals_are_left_alone(handlers: Callable[[Any], None]) -> None:
     class Other(Server):
-        """Of another program, with the same methods."""
+        """A server of another program, with the same methods."""
 
-    def somebodys(number: int, frame: FrameType | None) -> None: ...
+    def another_handler(number: int, frame: FrameType | None) -> None: ...
 
     other = Other()
-    for handler in (somebodys, other.handle_exit, signal.SIG_DFL, signal.SIG_IGN):
+    for handler in (another_handler, other.handle_exit, signal.SIG_DFL, signal.SIG_IGN):
         handlers(handler)
-        drain._hear_from_uvicorn(Drain(never_ends))
+        drain._hook_uvicorn(Drain(never_ends))
         assert signal.getsignal(signal.SIGTERM) == handler
     assert "shutdown" not in vars(other)
 
@@ -381,7 +379,7 @@ async def never_ends() -> None:
 # -- the exit ----------------------------------------------------------------------------------------
 
 
-def test_what_runs_on_in_another_thread_is_stopped_at_the_exit() -> None:
+def test_a_loop_in_another_thread_is_drained_at_the_exit() -> None:
     done: list[str] = []
     running, over = threading.Event(), threading.Event()
 
@@ -423,9 +421,7 @@ IS_SLOW = "atexit.register(lambda: [time.sleep(1), print('done')])"
 @pytest.mark.parametrize(
     ("what", "code", "said"), [(HANGS, drain.THREADS_HUNG, "These threads hang"), (IS_SLOW, 0, "done")]
 )
-def test_a_thread_that_hangs_is_left_behind_and_an_exit_that_takes_time_is_not_cut_short(
-    what: str, code: int, said: str
-) -> None:
+def test_the_exit_waits_for_slow_threads_but_not_for_hung_ones(what: str, code: int, said: str) -> None:
     began = time.monotonic()
     ended = subprocess.run(
         [sys.executable, "-c", EXIT.format(what=what)],

@@ -25,7 +25,7 @@ from realtime.hub import heartbeat
 from realtime.hub.connection import Connection
 from realtime.hub.hub import Hub
 from realtime.layers import groups
-from realtime.liveness.connection import Limits, Liveness
+from realtime.liveness.connection import Liveness
 from realtime.models import Connection as Record
 from realtime.models import Membership
 from realtime.records import batch, connection_rows, ledger, process_rows, retry
@@ -476,7 +476,7 @@ async def slow(life: Life) -> None:
 
 async def pong_missing(life: Life) -> None:
     now = life.home.heartbeat.now()
-    liveness = Liveness(Limits(), now - 60, spread=0)
+    liveness = Liveness(conf.get().limits(), now - 60, spread=0)
     liveness.pinged(now - 50)
     life.connection.liveness = liveness
     life.home.heartbeat._schedule.set(life.connection, now)

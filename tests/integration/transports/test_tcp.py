@@ -1,4 +1,4 @@
-"""What the kernel of this machine tells of a TCP connection."""
+"""The state of a TCP connection, as the kernel of this machine reports it."""
 
 import socket
 import sys
@@ -9,14 +9,14 @@ import pytest
 from realtime.transports import tcp
 from tests.support.assertions.eventually import eventually
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Only Linux tells.")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports it")
 
 Pair = tuple[socket.socket, socket.socket]
 
 
 @pytest.fixture
 def pair() -> Iterator[Pair]:
-    """Two ends of a connection, of which the second takes few bytes that it does not read."""
+    """Two ends of a connection. The kernel of the second holds few unread bytes."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         with socket.create_connection(listener.getsockname()) as ours:
@@ -33,7 +33,7 @@ def look(connection: socket.socket) -> tcp.Line:
 
 
 def fill(connection: socket.socket) -> int:
-    """Write until the kernel takes no more; returns how much it took."""
+    """Write until the kernel takes no more. Return the number of bytes that it took."""
     written = 0
     try:
         while True:
@@ -42,7 +42,7 @@ def fill(connection: socket.socket) -> int:
         return written
 
 
-def test_what_arrives_is_acknowledged(pair: Pair) -> None:
+def test_bytes_that_arrive_are_acknowledged(pair: Pair) -> None:
     ours, _ = pair
     before = look(ours).acknowledged
     ours.send(bytes(100))
@@ -50,7 +50,7 @@ def test_what_arrives_is_acknowledged(pair: Pair) -> None:
     assert look(ours).acknowledged == before + 100
 
 
-def test_what_a_peer_has_no_room_for_waits(pair: Pair) -> None:
+def test_bytes_wait_if_the_peer_has_no_room(pair: Pair) -> None:
     ours, _ = pair
     before, written = look(ours).acknowledged, fill(ours)
     eventually(lambda: look(ours).window == 0, within=5)
@@ -71,7 +71,7 @@ def test_a_peer_that_reads_makes_room(pair: Pair) -> None:
     )
 
 
-def test_nothing_is_known_of_what_is_no_open_tcp_socket() -> None:
+def test_nothing_is_known_of_other_objects_than_tcp_sockets() -> None:
     closed = socket.socket()
     closed.close()
     ours, theirs = socket.socketpair()

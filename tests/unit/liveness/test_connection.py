@@ -1,19 +1,22 @@
-"""`realtime.liveness.connection`: nobody who answers is evicted, nobody who does not is kept.
+"""`realtime.liveness.connection`: a client that answers is kept, one that does not is evicted.
 
-All times are multiples of 1/64 s, which floats add without rounding, so bounds are checked to the instant.
+All times are multiples of 1/64 s. Floats add these without rounding, so bounds are checked to the instant.
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from realtime.liveness.connection import LOOK, NOTHING, PING, Limits, Liveness, RunningTime, Verdict
+from realtime.conf import Settings
+from realtime.liveness.clock import RunningTime
+from realtime.liveness.connection import LOOK, NOTHING, PING, Limits, Liveness, Verdict
 
 INSTANT = 1 / 64
-TINY = 1e-9  # seconds, for what is divided
+TINY = 1e-9  # seconds, for results of divisions
 EVICTIONS = {Verdict.SILENT, Verdict.SLOW, Verdict.IDLE}
 
 
@@ -25,40 +28,34 @@ spreads = st.integers(0, 63).map(lambda part: part / 64)
 
 
 def pinged_blindly(live, now):
-    """Ping where nothing is known of the bytes on their way."""
+    """Ping a connection while nothing is known of its line."""
     n = live.pinged(now)
     live.no_line()
     return n
 
 
 def opened(now=0.0, *, spread=0.0, pingable=True, **limits):
-    return Liveness(Limits(**limits), now, spread=spread, pingable=pingable)
+    """A connection with the default settings, except for these limits."""
+    return Liveness(replace(Settings().limits(), **limits), now, spread=spread, pingable=pingable)
+
+
+def unanswered(live):
+    """The number of pings that are not answered."""
+    return len(live._unanswered)
 
 
 def answered(now=0.0, **limits):
-    """A connection that was pinged and has answered."""
+    """A connection after a ping and its pong."""
     live = opened(now, **limits)
     live.ponged(live.pinged(now), now)
     return live
-
-
-def test_the_defaults_are_those_of_the_settings():
-    assert Limits() == Limits(
-        ping_interval=20.0,
-        pong_timeout=8.0,
-        probe_after=5.0,
-        probe_bytes=262_144,
-        max_unacked_bytes=4_194_304,
-        slow_after=1.0,
-        idle_timeout=None,
-    )
 
 
 # Regular pings.
 
 
 @pytest.mark.parametrize(("spread", "first_at"), [(0.0, 110.0), (0.5, 115.0), (0.75, 117.5)])
-def test_the_first_ping_comes_after_half_an_interval_to_a_whole_one(spread, first_at):
+def test_the_first_ping_comes_after_half_to_one_interval(spread, first_at):
     live = opened(100.0, spread=spread)
     assert live.look_at == first_at
     assert live.verdict(first_at - INSTANT) is Verdict.ALIVE
@@ -82,16 +79,16 @@ def test_pings_are_numbered_from_one():
 
 def test_other_frames_postpone_the_next_ping_by_one_interval():
     live = opened()
-    live.heard(4.0)
+    live.received(4.0)
     assert live.look_at == 24.0
 
 
-def test_other_frames_postpone_a_ping_to_two_intervals_after_the_last_and_no_more():
+def test_other_frames_postpone_a_ping_by_two_intervals_at_most():
     live = opened()
     live.pinged(10.0)
     live.ponged(1, 10.0)
     for now in range(11, 50):
-        live.heard(float(now))
+        live.received(float(now))
     assert live.look_at == 50.0
 
 
@@ -111,13 +108,13 @@ def test_a_pong_answers_its_ping_and_every_earlier_one():
     for now in (1.0, 2.0, 3.0):
         live.pinged(now)
     assert live.ponged(2, 4.0)
-    assert live.outstanding == 1
+    assert unanswered(live) == 1
     assert live.ponged(3, 4.0)
-    assert live.outstanding == 0
+    assert unanswered(live) == 0
 
 
 @pytest.mark.parametrize("n", [-1, 0, 1, 2, 5, 2**53])
-def test_a_pong_to_a_ping_that_is_not_outstanding_has_no_effect(n):
+def test_a_pong_to_no_unanswered_ping_has_no_effect(n):
     live = opened()
     for now in (1.0, 2.0):
         live.pinged(now)
@@ -125,9 +122,9 @@ def test_a_pong_to_a_ping_that_is_not_outstanding_has_no_effect(n):
     live.wrote(10, 2.5)
     live.pinged(3.0)
     live.pinged(4.0)
-    before = (live.look_at, live.outstanding, live.unacked_bytes, live.last_proof_at, live.round_trip)
+    before = (live.look_at, unanswered(live), live.unacked_bytes, live.last_proof_at, live.round_trip)
     assert not live.ponged(n, 9.0)
-    assert (live.look_at, live.outstanding, live.unacked_bytes, live.last_proof_at, live.round_trip) == before
+    assert (live.look_at, unanswered(live), live.unacked_bytes, live.last_proof_at, live.round_trip) == before
     live.no_line()
     assert live.verdict(11.0) is Verdict.SILENT
 
@@ -141,11 +138,11 @@ def test_a_pong_before_any_ping_has_no_effect():
 def test_other_frames_answer_no_ping():
     live = opened()
     pinged_blindly(live, 10.0)
-    live.heard(17.0)
+    live.received(17.0)
     assert live.verdict(18.0) is Verdict.SILENT
 
 
-def test_a_pong_grants_the_next_ping_its_own_time():
+def test_a_pong_starts_the_time_of_the_next_ping():
     live = opened()
     for now in (1.0, 2.0, 3.0):
         live.pinged(now)
@@ -153,7 +150,7 @@ def test_a_pong_grants_the_next_ping_its_own_time():
         assert live.verdict(now - INSTANT) is not Verdict.SILENT
         assert live.ponged(n, now)
         assert live.verdict(now) is not Verdict.SILENT
-    assert live.outstanding == 0
+    assert unanswered(live) == 0
 
 
 def test_the_round_trip_is_that_of_the_last_answered_ping():
@@ -173,14 +170,14 @@ def test_pongs_and_other_frames_are_proofs_of_life():
     assert live.last_proof_at == 1.0
     live.ponged(1, 4.0)
     assert live.last_proof_at == 4.0
-    live.heard(5.0)
+    live.received(5.0)
     assert live.last_proof_at == 5.0
 
 
 # Probes.
 
 
-def test_a_write_soon_after_a_proof_is_probed_when_the_proof_is_old():
+def test_a_write_soon_after_a_proof_is_probed_after_probe_after():
     live = opened(spread=0.5)
     live.pinged(10.0)
     live.ponged(1, 11.0)
@@ -189,7 +186,7 @@ def test_a_write_soon_after_a_proof_is_probed_when_the_proof_is_old():
     assert live.verdict(17.5) is Verdict.PROBE
 
 
-def test_a_write_long_after_a_proof_is_probed_at_the_offset_of_the_connection():
+def test_a_write_long_after_a_proof_is_probed_at_the_spread():
     live = opened(spread=0.5)
     live.wrote(10, 9.0)
     assert live.look_at == 11.5
@@ -224,7 +221,7 @@ def test_a_ping_follows_a_write_a_little_before_its_time(every, leaves_at):
     assert asked == [leaves_at]
 
 
-def test_a_ping_that_no_write_takes_along_leaves_alone():
+def test_without_a_write_a_ping_is_sent_at_its_own_time():
     live = answered(10.0)
     live.wrote(10, 10.0)
     live.wrote(10, 10.5)
@@ -235,7 +232,7 @@ def test_a_ping_that_no_write_takes_along_leaves_alone():
 def test_other_frames_do_not_postpone_a_probe():
     live = answered()
     live.wrote(10, 1.0)
-    live.heard(4.0)
+    live.received(4.0)
     assert live.look_at == 6.0
 
 
@@ -249,7 +246,7 @@ def test_a_write_during_a_ping_is_probed_after_its_pong():
     assert live.look_at == 17.0
 
 
-def test_a_pong_arms_no_probe_while_a_later_ping_is_out():
+def test_a_pong_arms_no_probe_while_a_ping_is_unanswered():
     live = opened()
     live.pinged(1.0)
     live.wrote(10, 1.5)
@@ -281,7 +278,7 @@ def test_messages_are_acknowledged_as_bytes_are():
     assert (live.unacked_messages, live.unacked_bytes) == (1, 5)
 
 
-def test_a_probe_follows_so_many_bytes_at_once():
+def test_a_probe_follows_probe_bytes_immediately():
     live = opened(probe_bytes=100)
     assert live.wrote(99, 1.0) == LOOK
     assert live.wrote(1, 2.0) == PING
@@ -293,7 +290,7 @@ def test_a_probe_follows_so_many_bytes_at_once():
 # Slow and idle.
 
 
-def test_slow_above_the_cap_with_a_ping_unanswered_for_a_second():
+def test_slow_above_the_cap_after_a_second_without_a_pong():
     live = opened(probe_bytes=100, max_unacked_bytes=250)
     live.wrote(100, 1.0)
     pinged_blindly(live, 1.0)
@@ -308,7 +305,7 @@ def test_slow_above_the_cap_with_a_ping_unanswered_for_a_second():
     assert live.verdict(2.0) is Verdict.ALIVE
 
 
-def test_a_burst_above_the_cap_is_not_slow_while_its_ping_is_young():
+def test_a_burst_above_the_cap_is_not_slow_within_a_second():
     live = opened()
     assert live.wrote(10 * 1024 * 1024, 1.0) == PING
     pinged_blindly(live, 1.0)
@@ -319,14 +316,14 @@ def test_a_burst_above_the_cap_is_not_slow_while_its_ping_is_young():
 
 def test_idle_when_the_client_sends_nothing_of_its_own():
     live = opened(idle_timeout=60.0)
-    live.heard(5.0)
+    live.received(5.0)
     for now in (20.0, 40.0, 60.0):
         live.ponged(live.pinged(now), now)
     assert live.look_at == 65.0
     assert live.verdict(65.0) is Verdict.IDLE
 
 
-def test_a_connection_that_cannot_be_pinged_can_only_become_idle():
+def test_without_pings_a_connection_can_only_become_idle():
     live = opened(pingable=False)
     live.wrote(100 * 1024 * 1024, 1.0)
     assert live.look_at == math.inf
@@ -338,10 +335,10 @@ def test_a_connection_that_cannot_be_pinged_can_only_become_idle():
 
 
 @given(spread=spreads, wrote_at=durations(0, 60))
-def test_a_fan_out_is_probed_within_probe_after_at_the_offset_of_each_connection(spread, wrote_at):
+def test_a_fan_out_is_probed_at_the_spread_of_each_connection(spread, wrote_at):
     live = opened(spread=spread, ping_interval=1000.0)
     live.wrote(10, wrote_at)
-    assert live.look_at == wrote_at + 5.0 * spread, "it was never asked"
+    assert live.look_at == wrote_at + 5.0 * spread, "it was never pinged"
     live = answered(spread=spread, ping_interval=1000.0)
     live.wrote(10, wrote_at)
     assert live.look_at == wrote_at + 5.0 * (spread if wrote_at > 5.0 else 1.0)
@@ -364,7 +361,7 @@ def test_the_line_is_looked_at_while_a_ping_is_not_answered():
     assert live.look_at == 30.0
 
 
-def test_a_ping_that_comes_nearer_in_its_line_is_not_late():
+def test_a_ping_that_advances_in_the_line_is_not_late():
     live = opened(ping_interval=100.0)
     live.wrote(1_000_000, 9.0)
     live.pinged(10.0)
@@ -382,7 +379,7 @@ def test_a_ping_that_comes_nearer_in_its_line_is_not_late():
     assert live.verdict(67.0) is Verdict.SILENT
 
 
-def test_in_a_line_a_peer_that_takes_bytes_without_reading_them_is_late():
+def test_a_ping_is_late_if_the_peer_makes_no_room():
     live = opened()
     live.wrote(1_000_000, 9.0)
     live.pinged(10.0)
@@ -393,7 +390,7 @@ def test_in_a_line_a_peer_that_takes_bytes_without_reading_them_is_late():
 
 
 def arrived_behind(size, **limits):
-    """A ping that has arrived in the kernel of its peer at 10.5, behind so many bytes."""
+    """A connection with a ping that arrived in the peer's kernel at 10.5, behind `size` bytes."""
     live = opened(ping_interval=1000.0, probe_bytes=8000, **limits)
     live.wrote(size, 9.0)
     live.pinged(10.0)
@@ -401,7 +398,7 @@ def arrived_behind(size, **limits):
     return live
 
 
-def test_a_ping_that_has_arrived_is_late_when_what_lies_before_it_could_have_been_read():
+def test_an_arrived_ping_is_late_after_the_reading_time():
     live = arrived_behind(12_000)  # at 1,000 bytes a second
     for second in range(11, 30):
         live.line(0, 13_000, 64_000, float(second))
@@ -410,7 +407,7 @@ def test_a_ping_that_has_arrived_is_late_when_what_lies_before_it_could_have_bee
     assert live.verdict(30.0) is Verdict.SILENT
 
 
-def test_a_ping_that_has_arrived_behind_nothing_is_late_after_the_time_for_a_pong():
+def test_a_ping_behind_nothing_is_late_after_pong_timeout():
     live = arrived_behind(0)
     for second in range(11, 18):
         live.line(0, 1000, 64_000, float(second))
@@ -419,12 +416,12 @@ def test_a_ping_that_has_arrived_behind_nothing_is_late_after_the_time_for_a_pon
     assert live.verdict(18.0) is Verdict.SILENT
 
 
-def test_a_peer_whose_kernel_answers_no_more_is_late_though_it_may_have_much_to_read():
+def test_a_peer_is_late_if_its_kernel_stops_answering():
     live = arrived_behind(100_000)
     pings = 0
     for second in range(11, 40):
         now = float(second)
-        # It vanishes at 15.0; what it is sent afterwards waits.
+        # The peer vanishes at 15.0. Pings that are sent afterwards wait.
         live.line(40 * pings if second > 15 else 0, 101_000, 64_000, now)
         verdict = live.verdict(now)
         if verdict is Verdict.PROBE:
@@ -436,7 +433,7 @@ def test_a_peer_whose_kernel_answers_no_more_is_late_though_it_may_have_much_to_
     assert pings >= 2
 
 
-def test_the_time_to_read_begins_when_the_ping_has_left_the_line():
+def test_the_reading_time_begins_when_the_ping_leaves_the_line():
     live = opened(probe_bytes=1_000_000)
     live.wrote(1000, 9.0)
     live.pinged(10.0)
@@ -447,7 +444,7 @@ def test_the_time_to_read_begins_when_the_ping_has_left_the_line():
     assert live.verdict(23.0) is Verdict.SILENT
 
 
-def test_room_that_a_kernel_gives_back_is_no_progress():
+def test_a_window_that_widens_again_is_no_progress():
     live = opened()
     live.wrote(1_000_000, 9.0)
     live.pinged(10.0)
@@ -481,7 +478,7 @@ def test_a_handler_waits_while_half_the_cap_is_unacknowledged():
     assert not live.is_full
     live = opened(pingable=False)
     live.wrote(100 * 1024 * 1024, 1.0)
-    assert not live.is_full, "nothing would ever end the waiting"
+    assert not live.is_full, "no pong would ever end the wait"
 
 
 # Any interleaving.
@@ -490,9 +487,9 @@ TICK = 1.0
 
 
 class Peer:
-    """The other end, and what a bystander writes down about it on a clock of his own.
+    """The other end of the connection, and a model of it on a clock of its own.
 
-    It knows nothing of `Liveness` but the numbers of its pings.
+    The model knows nothing of `Liveness` except for the numbers of its pings.
     """
 
     def __init__(self, now):
@@ -503,10 +500,10 @@ class Peer:
         self.last_pong_at = now
         self.written = 0
         self.acked = 0
-        self.heard_at = now
+        self.received_at = now
         self.stopped_at = None
         self.stalled_since_stop = False
-        self.heard_since_stop = False
+        self.received_since_stop = False
         self.unproven_since = None
         self.on = "a fast link"
         self.acknowledged = 0
@@ -515,8 +512,8 @@ class Peer:
         self.may_read_until = -math.inf
 
     def look_at_line(self, limits, now):
-        """What the kernel says: how many bytes wait, how many it has acknowledged, and its window."""
-        in_line = self.on in ("a slow link", "a link that stands still")
+        """Return the state of the line: the waiting bytes, the acknowledged ones and the window."""
+        in_line = self.on in ("a slow link", "a stalled link")
         if self.on == "a slow link" and self.stopped_at is None:
             self.acknowledged += 1
             if self.was_in_line:
@@ -526,7 +523,7 @@ class Peer:
         if not in_line:
             unread = self.pings[0][2] - self.acked
             self.may_read_until = self.answer_by(limits) + unread * limits.pong_timeout / limits.probe_bytes
-        # All that was ever written, and headers and pings, so that the oldest ping is certainly among it.
+        # All bytes ever written, and headers and pings, so that the oldest ping is certainly in the line.
         return (self.written + 100_000 if in_line else 0), self.acknowledged, 0
 
     def stop(self, now):
@@ -536,7 +533,7 @@ class Peer:
             self.unproven_since = now
 
     def answer_by(self, limits):
-        """The last instant at which an honest peer answers its next ping."""
+        """Return the last instant at which an honest peer answers its next ping."""
         answer_by = max(self.pings[0][1], self.last_pong_at, self.moved_at) + limits.pong_timeout
         return max(answer_by, self.may_read_until)
 
@@ -546,25 +543,24 @@ class Peer:
         return bool(over and self.pings and now - since >= limits.slow_after)
 
     def is_idle(self, limits, now):
-        return limits.idle_timeout is not None and now - self.heard_at >= limits.idle_timeout
+        return limits.idle_timeout is not None and now - self.received_at >= limits.idle_timeout
 
     def gone_by(self, limits):
-        """The instant at which one that stopped answering must have been found."""
+        """Return the instant by which a peer that stopped answering must have been found."""
         bounds = [self.stopped_at + 2 * limits.ping_interval]
-        if not self.heard_since_stop:
+        if not self.received_since_stop:
             bounds.append(self.stopped_at + limits.ping_interval)
         if self.unproven_since is not None:
             bounds.append(self.unproven_since + limits.probe_after)
-        # One whose kernel goes on may have to read first what was written before.
+        # If its kernel still answers, it may have to read the bytes that were written before.
         unread = self.written - self.acked if self.on == "a fast link" else 0
         return min(bounds) + limits.pong_timeout * (1 + unread / limits.probe_bytes)
 
 
 class ConnectionLife(RuleBasedStateMachine):
-    """One connection on links of all kinds, under a hub that looks as late as it may, and a process that
-    stalls.
+    """One connection on links of all kinds, with a hub that looks as late as it may, and stalls.
 
-    The hub reads its clock every tick or oftener, tells answers before it judges, and pings when told to.
+    The hub reads its clock at least once a tick, reports answers before it judges, and pings when told to.
     It looks at every instant that `look_at` names or, if it is lazy, only at ticks.
     """
 
@@ -599,25 +595,25 @@ class ConnectionLife(RuleBasedStateMachine):
     # Time.
 
     def step(self, seconds, *, stalled=False):
-        """Let time pass; what the bystander counts of a stall is a tick."""
+        """Let time pass. On the model's clock a stall takes one tick."""
         self.real += seconds
         self.ours += min(seconds, TICK) if stalled else seconds
         assert self.clock.now(self.real) == self.ours
 
     def judge(self):
-        """What the hub does at a look; an evicted client is followed by another one."""
+        """Judge as the hub does. After an eviction a new client connects."""
         peer, limits, now = self.peer, self.limits, self.ours
         announced = now >= self.live.look_at
         verdict = self.live.verdict(now)
         assert (verdict is not Verdict.ALIVE) == announced
         if verdict is Verdict.LINE:
-            if peer.on == "a link of which nothing is known":
+            if peer.on == "an unknown link":
                 self.live.no_line()
             else:
                 self.live.line(*peer.look_at_line(limits, now), now)
             verdict = self.live.verdict(now)
-            assert verdict is not Verdict.LINE, "the hub would turn in circles"
-        self.check_that_nobody_is_kept_too_long(found=verdict in EVICTIONS)
+            assert verdict is not Verdict.LINE, "the hub would never finish"
+        self.check_that_no_dead_peer_is_kept(found=verdict in EVICTIONS)
         if verdict is Verdict.SILENT:
             assert not peer.honest
             self.connect()
@@ -629,7 +625,7 @@ class ConnectionLife(RuleBasedStateMachine):
             self.connect()
         elif verdict is Verdict.PROBE:
             self.send_a_ping()
-            # Otherwise the hub would turn in circles.
+            # Otherwise the hub would never finish.
             assert self.live.verdict(now) is Verdict.ALIVE
             assert self.live.look_at > now
 
@@ -642,9 +638,9 @@ class ConnectionLife(RuleBasedStateMachine):
         peer.last_ping = (self.ours, peer.written)
         peer.pings.append((peer.sent, *peer.last_ping))
 
-    def check_that_nobody_is_kept_too_long(self, *, found):
+    def check_that_no_dead_peer_is_kept(self, *, found):
         if not self.peer.honest:
-            # A hub that is lazy, or stalled, is up to a tick late with the ping, and again with the verdict.
+            # A lazy or stalled hub is up to a tick late with the ping, and up to another with the verdict.
             late = 2 * TICK if self.lazy or self.peer.stalled_since_stop else 0
             bound = self.peer.gone_by(self.limits) + late
             assert self.ours < bound + TINY or (found and self.ours == bound)
@@ -653,15 +649,15 @@ class ConnectionLife(RuleBasedStateMachine):
         limits, since = self.limits, self.ours - sent_at
         assert (
             since >= limits.ping_interval
-            # It may leave earlier, with a write.
+            # It may be sent earlier, after a write.
             or (since >= limits.probe_after / 2 and self.peer.written > self.peer.acked)
             or self.peer.written - written >= limits.probe_bytes
-            # Only the kernel of this peer tells whether it still reads.
+            # Only the kernel of this peer shows that the peer is still there.
             or (self.peer.may_read_until > -math.inf and since >= limits.pong_timeout / 8 - TINY)
         )
 
     def answer_in_time(self):
-        """An honest peer answers at the last instant, and before the hub judges."""
+        """Let an honest peer answer at the last instant, before the hub judges."""
         peer = self.peer
         while peer.honest and peer.pings and self.ours >= peer.answer_by(self.limits):
             self.answer(0)
@@ -675,7 +671,7 @@ class ConnectionLife(RuleBasedStateMachine):
         assert self.live.ponged(n, self.ours)
 
     def next_stop(self, until):
-        """The next instant at which anything happens by itself."""
+        """Return the next instant at which something happens by itself."""
         stops = [until]
         if self.peer.honest and self.peer.pings:
             stops.append(self.peer.answer_by(self.limits))
@@ -726,15 +722,15 @@ class ConnectionLife(RuleBasedStateMachine):
             [
                 "a fast link",
                 "a slow link",
-                "a link that stands still",
-                "a link of which nothing is known",
+                "a stalled link",
+                "an unknown link",
             ]
         )
     )
     def the_peer_moves_to(self, link):
         self.peer.on = link
         self.peer.was_in_line, self.peer.may_read_until = False, -math.inf
-        # What was seen on another link says nothing of this one.
+        # Earlier looks at another link do not apply to this one.
         self.live._reach, self.live._reads_until = None, -math.inf
         self.answer_in_time()
 
@@ -749,10 +745,10 @@ class ConnectionLife(RuleBasedStateMachine):
 
     @rule()
     def the_peer_sends_another_frame(self):
-        self.peer.heard_at = self.ours
+        self.peer.received_at = self.ours
         if not self.peer.honest:
-            self.peer.heard_since_stop = True
-        self.live.heard(self.ours)
+            self.peer.received_since_stop = True
+        self.live.received(self.ours)
 
     @rule(size=st.integers(1, 400))
     def we_write(self, size):
@@ -779,7 +775,7 @@ class ConnectionLife(RuleBasedStateMachine):
 
     @invariant()
     def both_ends_count_the_same(self):
-        assert self.live.outstanding == len(self.peer.pings)
+        assert unanswered(self.live) == len(self.peer.pings)
         assert self.live.unacked_bytes == self.peer.written - self.peer.acked
 
 
@@ -790,7 +786,7 @@ TestConnectionLife.settings = settings(max_examples=200, stateful_step_count=40,
 # Running time.
 
 
-def test_running_time_follows_the_real_time_of_a_process_that_runs():
+def test_running_time_follows_real_time_without_stalls():
     clock = RunningTime(100.0, longest_step=1.0)
     assert [clock.now(real) for real in (100.0, 100.5, 101.5, 101.5)] == [100.0, 100.5, 101.5, 101.5]
     assert clock.stalled == 0.0
@@ -826,7 +822,7 @@ def test_running_time_and_stalls_make_up_the_real_time(steps):
         before = now
 
 
-def test_a_process_that_was_stopped_for_an_hour_evicts_nobody_who_answers_on_waking():
+def test_after_an_hour_of_sigstop_a_client_that_answers_stays():
     clock = RunningTime(0.0, longest_step=1.0)
     live = opened(clock.now(0.0))
     for real in range(1, 11):

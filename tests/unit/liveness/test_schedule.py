@@ -1,4 +1,4 @@
-"""`realtime.liveness.schedule`: checked against a plain dictionary of times."""
+"""`realtime.liveness.schedule`, compared with a plain dictionary of times."""
 
 import math
 from random import Random
@@ -15,7 +15,7 @@ times = st.integers(0, 40).map(lambda number: number / (2 * SLOTS))
 
 
 class ScheduleAgainstADictionary(RuleBasedStateMachine):
-    """Whatever is set, moved and discarded, exactly what is due comes out, earliest first."""
+    """After any settings, moves and discards, exactly the due keys are returned, earliest first."""
 
     @initialize()
     def open(self):
@@ -85,7 +85,7 @@ def test_keys_need_not_be_comparable():
     assert schedule.due(1.0) == [one, other]
 
 
-def test_a_key_that_went_off_can_be_set_again():
+def test_a_key_that_was_due_can_be_set_again():
     schedule = Schedule()
     schedule.set("key", 1.0)
     assert schedule.due(1.0) == ["key"]
@@ -93,7 +93,7 @@ def test_a_key_that_went_off_can_be_set_again():
     assert schedule.due(1.0) == ["key"]
 
 
-def test_a_key_that_was_discarded_and_set_to_the_same_time_goes_off_once():
+def test_a_key_discarded_and_set_again_is_due_once():
     schedule = Schedule()
     schedule.set("key", 1.0)
     schedule.discard("key")

@@ -1,4 +1,4 @@
-"""`background_loop` and `native_loop` in a process that nothing has patched."""
+"""`background_loop` and `native_loop` in a process without gevent or eventlet."""
 
 import _thread
 import asyncio
@@ -36,14 +36,14 @@ def test_all_calls_share_a_loop(background: BackgroundLoop) -> None:
     assert background.run(loop_of_this_call()) is background.run(loop_of_this_call())
 
 
-def test_a_stopped_loop_is_closed_and_another_takes_its_place(background: BackgroundLoop) -> None:
+def test_a_stopped_loop_is_closed_and_replaced(background: BackgroundLoop) -> None:
     first = background.run(loop_of_this_call())
     background.stop()
     assert first.is_closed()
     assert background.run(loop_of_this_call()) is not first
 
 
-def test_a_call_that_goes_on_is_cancelled_when_the_loop_stops(background: BackgroundLoop) -> None:
+def test_a_running_call_is_cancelled_when_the_loop_stops(background: BackgroundLoop) -> None:
     started, cancelled = threading.Event(), threading.Event()
 
     async def wait() -> None:
@@ -63,7 +63,7 @@ def test_a_call_that_goes_on_is_cancelled_when_the_loop_stops(background: Backgr
     assert task.cancelled()
 
 
-def test_a_caller_does_not_wait_longer_than_it_wants_to(background: BackgroundLoop) -> None:
+def test_a_caller_waits_no_longer_than_its_limit(background: BackgroundLoop) -> None:
     cancelled = threading.Event()
 
     async def wait() -> None:
@@ -77,7 +77,7 @@ def test_a_caller_does_not_wait_longer_than_it_wants_to(background: BackgroundLo
     assert cancelled.wait(5)
 
 
-def test_a_thread_that_cannot_start_is_an_error_of_the_system(
+def test_a_thread_that_cannot_start_is_an_oserror(
     background: BackgroundLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(thread: threading.Thread) -> None:
@@ -118,7 +118,7 @@ def test_the_native_loop_tells_why_it_cannot_connect(native: NativeLoop) -> None
         native.run_until_complete(asyncio.open_unix_connection("/nowhere/socket"))
 
 
-def test_a_function_in_a_thread_of_the_native_loop_returns_or_raises(native: NativeLoop) -> None:
+def test_a_function_in_a_native_thread_returns_or_raises(native: NativeLoop) -> None:
     async def call(text: str) -> int:
         return await asyncio.to_thread(int, text)
 
@@ -127,7 +127,7 @@ def test_a_function_in_a_thread_of_the_native_loop_returns_or_raises(native: Nat
         native.run_until_complete(call("seven"))
 
 
-def test_the_selector_tells_what_is_ready() -> None:
+def test_the_selector_reports_ready_files() -> None:
     selector = PollSelector(select.poll())
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -147,7 +147,7 @@ def test_the_selector_tells_what_is_ready() -> None:
             selector.unregister(ours)
 
 
-def test_the_selector_tells_the_reader_of_a_hang_up() -> None:
+def test_the_selector_reports_a_hang_up_to_the_reader() -> None:
     selector = PollSelector(select.poll())
     ours, theirs = socket.socketpair()
     with ours:

@@ -1,4 +1,4 @@
-"""A pid says that a process has ended only where it means something, and never when there is a doubt."""
+"""A pid shows that a process has ended only if the pid has a meaning here and there is no doubt."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux'
 
 @pytest.fixture
 def sleeper():
-    """A child of ours that runs, and its Pid."""
+    """A running child process, and the time at which it began."""
     child = subprocess.Popen(["sleep", "60"])
     try:
         yield child, _began(child.pid)
@@ -51,7 +51,7 @@ def test_a_process_that_was_killed_is_gone(sleeper) -> None:
     assert pids.is_gone(child.pid, began)
 
 
-def test_one_that_was_killed_is_gone_before_its_parent_has_asked_for_it(sleeper) -> None:
+def test_a_killed_process_is_gone_before_its_parent_reaps_it(sleeper) -> None:
     child, began = sleeper
     child.kill()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
@@ -64,12 +64,12 @@ def test_a_stopped_process_is_not_gone(sleeper) -> None:
     assert not pids.is_gone(child.pid, began)
 
 
-def test_a_pid_that_another_process_has_got_is_not_taken_for_the_first(sleeper) -> None:
+def test_a_process_is_gone_if_another_has_its_pid(sleeper) -> None:
     child, began = sleeper
     assert pids.is_gone(child.pid, began - 1)
 
 
-def test_a_process_that_we_may_not_signal_and_cannot_read_of_is_not_gone(
+def test_a_process_that_is_hidden_from_us_is_not_gone(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def refuse(number: int, signal: int) -> None:
@@ -91,15 +91,13 @@ def test_a_leader_that_ended_before_its_threads_is_not_gone(
     assert pids.is_gone(4711, 98)
 
 
-def test_without_proc_nobody_is_judged_by_a_pid(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_proc_no_pid_is_judged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(pids, "_PROC", tmp_path)
     me = pids.own()
     assert (me.number, me.namespace, me.began) == (os.getpid(), "", 0)
 
 
-def test_a_proc_of_another_pid_namespace_is_not_believed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_proc_of_another_pid_namespace_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "self").symlink_to("1")
     monkeypatch.setattr(pids, "_PROC", tmp_path)
     assert pids.own().namespace == ""

@@ -1,4 +1,4 @@
-"""Tasks that begin when their creator has gone on, whatever the loop's task factory is."""
+"""Tasks begin after their creator goes on, under any task factory of the loop."""
 
 import asyncio
 import contextvars
@@ -13,7 +13,7 @@ from tests.support.doubles.eager import eager_tasks
 PACKAGE = Path(tasks.__file__).parents[1]
 
 
-async def test_a_created_task_begins_after_its_creator_went_on() -> None:
+async def test_a_created_task_begins_after_its_creator_goes_on() -> None:
     steps: list[str] = []
 
     async def work() -> str:
@@ -43,7 +43,7 @@ async def test_an_eager_loop_begins_other_tasks_at_their_creation() -> None:
 
 
 @pytest.mark.parametrize("eager", [False, True])
-async def test_a_created_task_runs_in_the_context_that_it_is_given(eager: bool) -> None:
+async def test_a_created_task_runs_in_the_given_context(eager: bool) -> None:
     variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="outer")
     context = contextvars.copy_context()
     context.run(variable.set, "inner")
@@ -64,5 +64,5 @@ def test_the_package_creates_all_of_its_tasks_here() -> None:
         for path in PACKAGE.rglob("*.py")
         if re.search(r"\b(create_task|ensure_future|TaskGroup)\(", path.read_text())
     }
-    # The second has an event loop of its own, in a thread of its own, which no application gives a factory.
+    # The second has an event loop of its own in a thread of its own. No application gives that a factory.
     assert creating == {"tasks.py", "background_loop.py"}

@@ -1,4 +1,4 @@
-"""The transport, driven without an event loop wherever a real server would not need one."""
+"""The transport for any server. Tests use an event loop only if a real server would need one."""
 
 import asyncio
 import functools
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from realtime.closing import CloseReason
-from realtime.transports.asgi import AsgiTransport, Event, Options, finishes_at_once
+from realtime.transports.asgi import AsgiTransport, Event, Options, finishes_in_one_step
 from tests.support.assertions.eventually import eventually_async
 from tests.support.doubles.eager import eager_tasks
 from tests.support.doubles.watching import Watching
@@ -19,7 +19,7 @@ MESSAGE: Event = {"type": "websocket.send", "text": "hello"}
 
 
 class Server:
-    """A server's side of `send`: records events, raises or suspends when told to."""
+    """A server's `send`, which records events, and raises or suspends if told to."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -80,7 +80,7 @@ def test_what_is_written_before_accept_waits_and_is_counted() -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("closed"), OSError("gone"), Exception("invalid state")])
-def test_a_send_that_raises_is_told_once_and_never_to_the_writer(error: Exception) -> None:
+def test_a_send_that_raises_is_reported_once_to_the_watcher(error: Exception) -> None:
     server = Server()
     transport = server.accepted()
     server.raises = error
@@ -106,19 +106,19 @@ def test_nothing_is_written_after_close() -> None:
     assert server.types == ["accept", "close"]
 
 
-def test_last_words_precede_the_close() -> None:
+def test_a_goodbye_precedes_the_close() -> None:
     server = Server()
     server.accepted().close({"type": "websocket.close", "code": 4000}, MESSAGE)
     assert server.types == ["accept", "send", "close"]
 
 
-def test_last_words_are_not_sent_before_the_handshake_is_complete() -> None:
+def test_no_goodbye_is_sent_before_the_handshake() -> None:
     server = Server()
     server.transport().close({"type": "websocket.close", "code": 4000}, MESSAGE)
     assert server.types == ["close"]
 
 
-def test_a_close_code_that_the_server_refuses_becomes_a_plain_close() -> None:
+def test_a_refused_close_code_becomes_a_plain_close() -> None:
     server = Server()
     transport = server.accepted()
     refused: list[Event] = []
@@ -135,7 +135,7 @@ def test_a_close_code_that_the_server_refuses_becomes_a_plain_close() -> None:
     assert server.events[-1] == {"type": "websocket.close"}
 
 
-def test_a_peer_that_is_gone_is_sent_nothing_at_all() -> None:
+def test_nothing_is_sent_to_a_peer_that_is_gone() -> None:
     server = Server()
     transport = server.accepted()
     transport.abandon()
@@ -144,7 +144,7 @@ def test_a_peer_that_is_gone_is_sent_nothing_at_all() -> None:
 
 
 @pytest.mark.parametrize("module", ["daphne.server", "a.middleware"])
-async def test_a_close_that_has_to_wait_is_sent_after_its_last_words_all_the_same(module: str) -> None:
+async def test_a_close_that_suspends_is_sent_after_its_goodbye(module: str) -> None:
     server = Server()
 
     async def send(event: Event) -> None:
@@ -207,12 +207,12 @@ class _Wrapper:
         (_Wrapper(_of_module("hypercorn.asyncio")).send, False),
     ],
 )
-def test_only_a_known_server_is_driven_by_hand(send: Any, expected: bool) -> None:
-    assert finishes_at_once(send) is expected
+def test_only_the_send_of_a_known_server_is_driven_by_hand(send: Any, expected: bool) -> None:
+    assert finishes_in_one_step(send) is expected
 
 
 @pytest.mark.parametrize("way", ["close", "abandon"])
-def test_a_handshake_that_has_ended_is_not_accepted_any_more(way: str) -> None:
+def test_a_handshake_that_has_ended_is_not_accepted(way: str) -> None:
     server = Server()
     transport = server.transport()
     if way == "close":
@@ -242,12 +242,12 @@ async def test_a_send_that_fails_in_the_queue_ends_with_a_close() -> None:
     await eventually_async(lambda: server.types == ["accept", "close"], within=5)
 
 
-async def test_an_eager_task_factory_keeps_no_queue_from_being_sent() -> None:
+async def test_queues_are_sent_under_an_eager_task_factory() -> None:
     async with eager_tasks():
         server = Server()
         transport = server.transport()
         transport.write(MESSAGE, 5)
-        # A queue that is sent in one step.
+        # The queue is sent in one step.
         await transport.accept({"type": "websocket.accept"})
         await eventually_async(lambda: server.types == ["accept", "send"], within=5)
         server.suspends = True

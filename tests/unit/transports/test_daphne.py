@@ -1,4 +1,4 @@
-"""Which `send` gets the transport for Daphne: only one that leads to exactly what is known."""
+"""The transport for Daphne: the `send` that gets it, its writes, its pongs and its pings."""
 
 import functools
 from collections import deque
@@ -18,7 +18,7 @@ from tests.support.doubles.watching import Watching
 
 
 class Socket:
-    """Takes so many bytes more, and then blocks or raises."""
+    """A socket that takes `room` bytes more, and then blocks or raises."""
 
     def __init__(self) -> None:
         self.taken = b""
@@ -37,7 +37,7 @@ class Socket:
 
 
 class Server:
-    """Twisted's transport."""
+    """A stand-in for Twisted's transport."""
 
     TLS = False
     disconnected = 0
@@ -56,7 +56,7 @@ Server.__module__ = "twisted.internet.tcp"
 
 
 class Protocol:
-    """Autobahn's, as Daphne extends it."""
+    """A stand-in for autobahn's protocol, as Daphne extends it."""
 
     STATE_OPEN = 3
     maskServerFrames = logOctets = logFrames = wasClean = failedByMe = False
@@ -114,13 +114,13 @@ def in_session(send: Any) -> Any:
     return wrapper.send
 
 
-def test_daphnes_own_callable_gets_it_also_behind_channels_session() -> None:
+def test_daphnes_send_is_known_also_behind_channels_session() -> None:
     assert chosen(daphnes()) is DaphneTransport
     assert chosen(in_session(daphnes())) is DaphneTransport
     assert chosen(in_session(in_session(daphnes()))) is DaphneTransport
 
 
-def test_the_setting_switches_it_off() -> None:
+def test_without_direct_writes_it_is_not_used() -> None:
     assert chosen(daphnes(), direct=False) is AsgiTransport
 
 
@@ -139,7 +139,7 @@ async def unknown(event: Any) -> None: ...
         SimpleNamespace(real_send=daphnes()).real_send.func,
     ],
 )
-def test_anything_else_does_not(send: Any) -> None:
+def test_any_other_send_is_unknown(send: Any) -> None:
     assert chosen(send) is AsgiTransport
 
 
@@ -147,7 +147,7 @@ class _Subclass(InstanceSessionWrapper):
     async def send(self, message: Any) -> None: ...
 
 
-def test_a_wrapper_that_looks_like_channels_session_and_sends_otherwise_does_not() -> None:
+def test_a_wrapper_that_resembles_channels_session_is_unknown() -> None:
     wrapper = _Subclass.__new__(_Subclass)
     wrapper.real_send = daphnes()
     assert chosen(wrapper.send) is AsgiTransport
@@ -181,17 +181,17 @@ def _lacks(name: str) -> Callable[[Protocol], None]:
         _lacks("socket"),
     ],
 )
-def test_a_daphne_that_differs_from_what_is_known_does_not(change: Callable[[Protocol], None]) -> None:
+def test_a_protocol_that_differs_from_daphnes_is_unknown(change: Callable[[Protocol], None]) -> None:
     protocol = Protocol()
     change(protocol)
     assert chosen(daphnes(protocol)) is AsgiTransport
 
 
-# -- what it does with a write ---------------------------------------------------------------------------
+# -- writes -----------------------------------------------------------------------------------------------
 
 
 class Opened:
-    """A transport whose handshake is complete, and what it told."""
+    """A transport after its handshake, and the calls that it made to its watcher."""
 
     def __init__(self, **attributes: Any) -> None:
         self.protocol = Protocol()
@@ -227,7 +227,7 @@ def test_a_frame_goes_to_the_socket_while_nothing_is_queued() -> None:
 
 
 @pytest.mark.parametrize("room", range(10))
-def test_the_rest_of_a_short_write_and_all_that_follows_go_through_twisted(room: int) -> None:
+def test_after_a_short_write_all_bytes_go_through_twisted(room: int) -> None:
     opened = Opened()
     opened.protocol.transport.socket.room = room
     opened.write("hello")
@@ -256,16 +256,14 @@ def test_a_socket_that_fails_is_a_send_failure() -> None:
 
 
 @pytest.mark.parametrize(("clean", "failures"), [(False, [CloseReason.SEND_FAILED]), (True, [])])
-def test_a_closed_protocol_is_a_send_failure_unless_the_peer_closed_it(
-    clean: bool, failures: list[CloseReason]
-) -> None:
+def test_a_write_after_close_fails_unless_the_peer_closed(clean: bool, failures: list[CloseReason]) -> None:
     opened = Opened()
     opened.protocol.state, opened.protocol.wasClean = 0, clean
     opened.write("hello")
     assert (opened.failures, opened.in_socket) == (failures, b"")
 
 
-def test_more_than_the_cap_behind_the_message_under_way_is_a_slow_consumer() -> None:
+def test_too_much_behind_the_current_message_is_a_slow_consumer() -> None:
     opened = Opened()
     opened.protocol.transport.socket.room = 0
     opened.write("x" * 200)
@@ -286,44 +284,44 @@ def test_more_than_the_cap_behind_the_message_under_way_is_a_slow_consumer() -> 
         {"text": "longer than Daphne allows"},
     ],
 )
-def test_what_is_daphnes_to_refuse_or_to_pass_over_is_given_to_it(event: dict[str, Any]) -> None:
+def test_events_that_daphne_refuses_are_passed_to_daphne(event: dict[str, Any]) -> None:
     opened = Opened()
     opened.transport._largest = 10
     opened.transport.write({"type": "websocket.send", **event}, 1)
     assert (opened.in_socket, opened.in_twisted) == (b"", b"[by Daphne]")
 
 
-def test_where_compression_was_negotiated_all_goes_through_daphne() -> None:
+def test_with_compression_everything_goes_through_daphne() -> None:
     opened = Opened(_perMessageCompress=object())
     opened.write("hello")
     opened.transport.write_shared(Shared(["one", "two"]))
     assert (opened.in_socket, opened.in_twisted) == (b"", b"[by Daphne]" * 3)
 
 
-def test_pongs_are_told_until_the_end() -> None:
+def test_pongs_are_reported_until_the_end() -> None:
     opened = Opened()
     opened.protocol.onPong(b"1")
     opened.transport.abandon()
     opened.protocol.onPong(b"2")
     assert opened.watcher.pongs == [1]
-    # Nothing of the protocol leads back to the transport any more.
+    # The protocol no longer refers to the transport.
     assert {"onPong", "onCloseFrame", "dataReceived"}.isdisjoint(vars(opened.protocol))
 
 
 @pytest.mark.parametrize("payload", [b"", b"x1", b"-1", b"1.5", b"9" * 16, b"\xb2"])
-def test_a_pong_that_carries_no_number_of_ours_is_ignored(payload: bytes) -> None:
+def test_a_pong_without_a_number_is_ignored(payload: bytes) -> None:
     opened = Opened()
     opened.protocol.onPong(payload)
     assert opened.watcher.pongs == []
 
 
-# -- pongs that come alone -------------------------------------------------------------------------------
+# -- reads of one pong ------------------------------------------------------------------------------------
 
 MASK = b"\x12\x34\x56\x78"
 
 
 def masked(payload: bytes, opcode: int) -> bytes:
-    """A short frame as a browser sends it."""
+    """Build a short frame as a browser sends it."""
     head = bytes((0x80 | opcode, 0x80 | len(payload)))
     return head + MASK + bytes(byte ^ MASK[position % 4] for position, byte in enumerate(payload))
 
@@ -331,14 +329,14 @@ def masked(payload: bytes, opcode: int) -> bytes:
 V1_PONG = b'{"type":"pong","n":17}'
 
 
-def test_a_pong_that_comes_alone_is_taken_without_autobahn() -> None:
+def test_a_read_of_one_pong_bypasses_autobahn() -> None:
     opened = Opened()
     opened.protocol.dataReceived(masked(b"16", PONG))
     opened.protocol.dataReceived(masked(V1_PONG, TEXT))
     opened.protocol.dataReceived(frame(b'{"type": "pong", "n": 18}', TEXT))
     assert (opened.watcher.pongs, opened.watcher.v1_pongs) == ([16], [17, 18])
     assert opened.protocol.received == b""
-    assert opened.protocol.last_ping > 1.0, "Daphne pings whom it has not heard"
+    assert opened.protocol.last_ping > 1.0, "Daphne pings clients that sent it nothing"
 
 
 @pytest.mark.parametrize(
@@ -357,7 +355,7 @@ def test_a_pong_that_comes_alone_is_taken_without_autobahn() -> None:
         pytest.param(frame(V1_PONG.ljust(126), TEXT), id="long"),
     ],
 )
-def test_anything_but_a_pong_that_comes_alone_is_autobahns(data: bytes) -> None:
+def test_any_other_read_goes_to_autobahn(data: bytes) -> None:
     opened = Opened()
     opened.protocol.dataReceived(data)
     assert (opened.watcher.pongs, opened.watcher.v1_pongs) == ([], [])
@@ -373,21 +371,21 @@ def test_anything_but_a_pong_that_comes_alone_is_autobahns(data: bytes) -> None:
         {"state": 2},
     ],
 )
-def test_a_pong_in_the_middle_of_something_is_autobahns(before: dict[str, Any]) -> None:
+def test_a_pong_within_another_frame_goes_to_autobahn(before: dict[str, Any]) -> None:
     opened = Opened()
     vars(opened.protocol).update(before)
     opened.protocol.dataReceived(masked(V1_PONG, TEXT))
     assert (opened.watcher.v1_pongs, opened.protocol.received) == ([], masked(V1_PONG, TEXT))
 
 
-def test_a_pong_between_the_fragments_of_a_message_is_taken() -> None:
+def test_a_pong_between_fragments_is_handled() -> None:
     opened = Opened()
     opened.protocol.inside_message = True
     opened.protocol.dataReceived(masked(b"16", PONG))
     assert opened.watcher.pongs == [16]
 
 
-def test_the_text_of_a_pong_of_a_client_that_is_pinged_otherwise_is_its_own() -> None:
+def test_pong_text_of_a_client_without_v1_is_a_message() -> None:
     opened = Opened()
     opened.watcher.speaks_v1 = False
     opened.protocol.dataReceived(masked(V1_PONG, TEXT))
@@ -395,26 +393,26 @@ def test_the_text_of_a_pong_of_a_client_that_is_pinged_otherwise_is_its_own() ->
 
 
 @pytest.mark.parametrize("name", ["data", "current_frame", "inside_message", "last_ping"])
-def test_an_autobahn_that_reads_in_another_way_takes_all(name: str) -> None:
+def test_an_unknown_autobahn_gets_all_reads(name: str) -> None:
     opened = Opened(**{name: "something else"})
     opened.protocol.dataReceived(masked(V1_PONG, TEXT))
     assert (opened.watcher.v1_pongs, opened.protocol.received) == ([], masked(V1_PONG, TEXT))
 
 
-# -- pings -----------------------------------------------------------------------------------------------
+# -- pings ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("ping", "wire"), [(Ping(7, False), b"\x89\x017"), (Ping(7, True), b'\x81\x15{"type":"ping","n":7}')]
 )
-def test_a_ping_leaves_behind_the_messages_before_it(ping: Ping, wire: bytes) -> None:
+def test_a_ping_follows_the_messages_written_before_it(ping: Ping, wire: bytes) -> None:
     opened = Opened()
     opened.transport.write_shared(Shared(["one"]))
     opened.transport.ping(ping)
     assert opened.in_socket == b"\x81\x03one" + wire
 
 
-def test_a_ping_stays_behind_what_waits() -> None:
+def test_a_ping_waits_behind_queued_messages() -> None:
     opened = Opened()
     opened.protocol.transport.socket.room = 0
     opened.write("hello")
@@ -422,7 +420,7 @@ def test_a_ping_stays_behind_what_waits() -> None:
     assert opened.in_twisted == b"\x81\x05hello\x89\x017"
 
 
-def test_what_waits_in_this_process_is_told() -> None:
+def test_bytes_that_wait_in_this_process_are_reported() -> None:
     opened = Opened()
     opened.write("hello")
     assert opened.watcher.times_behind == 0
@@ -441,7 +439,7 @@ def test_what_waits_in_this_process_is_told() -> None:
         ({"failedByMe": True, "wasMaxFramePayloadSizeExceeded": True}, CloseReason.TOO_LARGE),
     ],
 )
-def test_whom_autobahn_dropped_did_not_just_vanish(failed: dict[str, bool], seen: CloseReason) -> None:
+def test_the_reason_for_which_autobahn_dropped_a_client(failed: dict[str, bool], seen: CloseReason) -> None:
     opened = Opened()
     vars(opened.protocol).update(failed, state=0)
     assert opened.transport.ended_by({"type": "websocket.disconnect", "code": 1006}) is seen

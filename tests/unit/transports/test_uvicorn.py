@@ -1,4 +1,4 @@
-"""How a connection ended, by the close frames that uvicorn's protocol has sent and received."""
+"""The transport for uvicorn: the reason for an end, from the close frames that were sent and received."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +18,7 @@ THEIRS = Close(1001, "")
 
 
 class Transport:
-    """asyncio's."""
+    """A stand-in for asyncio's transport."""
 
     def abort(self) -> None: ...
 
@@ -27,7 +27,7 @@ class Transport:
 
 
 class Protocol:
-    """uvicorn's; `conn` is the one of the library behind it."""
+    """A stand-in for uvicorn's protocol. `conn` is the connection of the library behind it."""
 
     def __init__(self, *, marked: bool = False, **conn: Any) -> None:
         self.transport = Transport()
@@ -55,7 +55,7 @@ def transport_on(protocol: Protocol, failures: list[CloseReason] | None = None) 
 
 
 def failures_of_a_write(protocol: Protocol) -> list[CloseReason]:
-    """What is told of a write that uvicorn refuses because the connection has ended."""
+    """Write while uvicorn refuses because the connection has ended, and return the reported failures."""
     protocol.raises = OSError("ClientDisconnected")
     failures: list[CloseReason] = []
     transport = transport_on(protocol, failures)
@@ -81,11 +81,11 @@ def failures_of_a_write(protocol: Protocol) -> list[CloseReason]:
         ),
         (Close(1012, ""), None, CloseReason.SERVER_RESTART),
         (Close(1012, ""), THEIRS, CloseReason.SERVER_RESTART),
-        # Of which nothing is known but the code of the report.
+        # Nothing is known of it except the code in the report.
         (Close(3000, ""), None, CloseReason.CLIENT_CLOSED),
     ],
 )
-def test_whose_close_frame_was_first_says_who_ended_it(
+def test_the_first_close_frame_tells_which_side_ended_it(
     sent: Close | None, received: Close | None, seen: CloseReason
 ) -> None:
     protocol = Protocol(close_sent=sent, close_rcvd=received)
@@ -106,7 +106,7 @@ def test_whose_close_frame_was_first_says_who_ended_it(
         ("LOCAL_CLOSING", False, 1012, CloseReason.SERVER_RESTART),
     ],
 )
-def test_wsproto_knows_who_was_first_and_uvicorn_what_it_closed_for(
+def test_the_end_by_wsprotos_state_and_uvicorns_code(
     state: str, marked: bool, code: int, seen: CloseReason
 ) -> None:
     protocol = Protocol(marked=marked, state=ConnectionState[state])
@@ -118,18 +118,16 @@ def test_wsproto_knows_who_was_first_and_uvicorn_what_it_closed_for(
     [
         ("OPEN", CloseReason.SEND_FAILED),
         ("CLOSED", CloseReason.CLIENT_CLOSED),
-        # Why uvicorn closed is told by the report only.
+        # Only the report tells the reason for which uvicorn closed.
         ("LOCAL_CLOSING", CloseReason.SEND_FAILED),
     ],
 )
-def test_a_write_that_fails_on_wsproto_after_a_close_frame_is_no_send_failure(
-    state: str, reason: CloseReason
-) -> None:
+def test_a_write_after_a_close_frame_on_wsproto_is_no_failure(state: str, reason: CloseReason) -> None:
     protocol = Protocol(state=ConnectionState[state])
     assert failures_of_a_write(protocol) == [reason]
 
 
-def test_of_another_implementation_only_the_code_is_known() -> None:
+def test_other_implementations_tell_only_the_code() -> None:
     transport = transport_on(Protocol())
     assert transport.ended_by(REPORT) is CloseReason.CLIENT_CLOSED
     assert transport.ended_by({**REPORT, "code": 1006}) is CloseReason.CLIENT_LOST
@@ -138,8 +136,6 @@ def test_of_another_implementation_only_the_code_is_known() -> None:
 @pytest.mark.parametrize(
     ("received", "reason"), [(None, CloseReason.SEND_FAILED), (THEIRS, CloseReason.CLIENT_CLOSED)]
 )
-def test_a_write_that_fails_after_a_close_frame_is_no_send_failure(
-    received: Close | None, reason: CloseReason
-) -> None:
+def test_a_write_after_a_close_frame_is_no_failure(received: Close | None, reason: CloseReason) -> None:
     protocol = Protocol(close_sent=None, close_rcvd=received)
     assert failures_of_a_write(protocol) == [reason]

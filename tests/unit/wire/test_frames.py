@@ -146,7 +146,7 @@ def test_a_client_ignores_types_that_it_does_not_know(kind):
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "null", '{"type":7}', '{"n":1}', '{"type":"ping","n":"one"}']
 )
-def test_a_client_refuses_what_is_no_frame(text):
+def test_a_client_refuses_a_text_that_is_no_frame(text):
     with pytest.raises(BadFrame) as caught:
         frames.parse_server(text)
     assert caught.value.code == ErrorCode.BAD_FRAME
@@ -398,7 +398,7 @@ def test_brackets_in_strings_are_no_levels():
     assert bytes(frames.parse(publish_of(data)).data) == data.encode()
 
 
-def test_the_limit_of_depth_does_not_depend_on_the_stack_of_the_caller():
+def test_the_depth_limit_ignores_the_callers_stack():
     data = "[" * (MAX_DEPTH - 1) + "]" * (MAX_DEPTH - 1)
 
     def parse_below(frames_of_python):
@@ -408,7 +408,7 @@ def test_the_limit_of_depth_does_not_depend_on_the_stack_of_the_caller():
     assert below(500) == frames.parse(publish_of(data))
 
 
-def test_of_two_equal_keys_the_last_one_counts():
+def test_the_last_of_two_equal_keys_counts():
     assert frames.parse('{"type":"join","ref":1,"group":"a","group":"b"}') == Join("b", 1)
     assert frames.parse('{"type":"pong","n":1,"n":2}') == ClientPong(2)
 

@@ -72,7 +72,7 @@ def test_the_values_of_json_keep_their_value(value):
 
 @given(json_values)
 @settings(deadline=None)
-def test_what_is_published_can_be_framed_and_parsed_by_both_sides(value):
+def test_published_data_survives_framing_and_parsing(value):
     raw = encode_data(value)
     received = frames.parse_server(frames.build(frames.Message("g", raw)))
     assert bytes(received.data) == bytes(raw)
@@ -160,7 +160,7 @@ def nested(levels):
     ],
     ids=lambda value: value if isinstance(value, str) and value.isascii() else "",
 )
-def test_other_values_are_refused_in_a_sentence_that_names_the_type(value, named):
+def test_other_values_are_refused_by_the_name_of_their_type(value, named):
     with pytest.raises(UnpublishableData) as caught:
         encode_data(value)
     assert str(caught.value).startswith("A value of type ")
@@ -170,7 +170,7 @@ def test_other_values_are_refused_in_a_sentence_that_names_the_type(value, named
     assert isinstance(caught.value, TypeError)
 
 
-def test_the_deepest_value_that_may_be_published_fits_into_a_frame():
+def test_the_deepest_publishable_value_fits_into_a_frame():
     raw = encode_data(nested(MAX_DEPTH - 1))
     assert frames.parse_server(frames.build(frames.Message("g", raw))).data == raw
 

@@ -1,4 +1,4 @@
-"""Frames made here are what a parser of RFC 6455 that is not ours reads."""
+"""Frames built here are read by an independent parser of RFC 6455."""
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +10,7 @@ from realtime.wire import rfc6455
 
 
 def read(wire: bytes, count: int) -> list[Frame]:
-    """So many frames, as the library reads what a server sent; asserts that nothing is left."""
+    """Read `count` frames as the library reads those of a server. Assert that no bytes are left."""
     stream = StreamReader()
     stream.feed_data(wire)
     stream.feed_eof()
@@ -37,13 +37,13 @@ def test_a_frame_is_read_as_it_was_made(payload: bytes, opcode: int) -> None:
 
 @given(parts=st.lists(payloads, max_size=5))
 @settings(deadline=None)
-def test_frames_one_behind_the_other_stay_apart(parts: list[bytes]) -> None:
+def test_concatenated_frames_stay_separate(parts: list[bytes]) -> None:
     wire = b"".join(rfc6455.frame(rfc6455.TEXT, part) for part in parts)
     assert [frame.data for frame in read(wire, len(parts))] == parts
 
 
 def of_a_client(opcode: Opcode, payload: bytes, *, fin: bool = True) -> bytes:
-    """The bytes that a client sends for one frame, as the library makes them: with a mask."""
+    """Build the bytes of a client's frame with the library: with a mask."""
     return Frame(opcode, payload, fin=fin).serialize(mask=True)
 
 
@@ -73,7 +73,7 @@ def test_bytes_that_are_no_frame_raise_nothing(wire: bytes) -> None:
         pytest.param(Frame(Opcode.PONG, b"17").serialize(mask=False), id="a frame without mask"),
     ],
 )
-def test_what_is_not_one_short_frame_is_left_to_the_server(wire: bytes) -> None:
+def test_bytes_other_than_one_short_frame_are_not_read(wire: bytes) -> None:
     assert rfc6455.short_frame(wire) is None
 
 
