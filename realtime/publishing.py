@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from channels import DEFAULT_CHANNEL_LAYER
 from msgspec import UNSET, UnsetType
 
-from realtime import layers, metrics
+from realtime import metrics
 from realtime.errors import LayerUnavailable, RealtimeError
-from realtime.layers import LAYER_ERRORS, Layer, Message, groups
+from realtime.layers import LAYER_ERRORS, Layer, Message, groups, messages
 from realtime.process import greenlets
 from realtime.process.background_loop import BackgroundLoop
 from realtime.wire import frames
@@ -73,7 +73,7 @@ def _message(group: str, data: object, sender: str | UnsetType | None) -> Messag
     """Encode a message to a group."""
     groups.require_valid(group)
     text = frames.build(frames.Message(group=group, data=encode_data(data), from_=sender))
-    return {"type": layers.MESSAGE, "text": text}
+    return messages.encode(messages.GroupMessage(text))
 
 
 def disconnect(connections: Mapping[str, Sequence[str]], reason: str) -> dict[str, LayerUnavailable]:
@@ -91,7 +91,7 @@ def disconnect(connections: Mapping[str, Sequence[str]], reason: str) -> dict[st
 async def _disconnect(connections: Mapping[str, Sequence[str]], reason: str) -> dict[str, LayerUnavailable]:
     # All at once, so that a Redis that hangs costs one timeout and not one for each process.
     told = await asyncio.gather(
-        *(groups.kick(address, ids, [], reason) for address, ids in connections.items()),
+        *(groups.tell(address, messages.Kick(ids, [], reason)) for address, ids in connections.items()),
         return_exceptions=True,
     )
     failures = {}

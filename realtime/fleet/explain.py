@@ -15,8 +15,7 @@ from realtime.errors import LayerUnavailable
 from realtime.fleet import differences, snapshot
 from realtime.fleet.differences import Difference, Held, Kind, Layer, Stored
 from realtime.fleet.mailbox import Mailbox
-from realtime.layers import groups
-from realtime.process import tasks
+from realtime.layers import groups, messages
 from realtime.records import connection_rows, process_rows
 from realtime.records.entries import Closing, Join
 
@@ -68,7 +67,6 @@ class Explainer:
     def __init__(self, *, timeout: float) -> None:
         self._timeout = timeout
         self._mailbox: Mailbox | None = None
-        self._listening: asyncio.Task[None] | None = None
         self._request = ""
         self._pages: dict[str, dict[int, Any]] = defaultdict(dict)
         """What came for the request, by process and number."""
@@ -104,9 +102,7 @@ class Explainer:
 
     async def close(self) -> None:
         """Stop listening for answers."""
-        if self._mailbox is not None and self._listening is not None:
-            self._listening.cancel()
-            await asyncio.wait([self._listening])
+        if self._mailbox is not None:
             await self._mailbox.close()
 
     # -- looking -----------------------------------------------------------------------------------
@@ -134,7 +130,7 @@ class Explainer:
 
         async def ask(address: str) -> None:
             try:
-                await groups.explain(address, self._request, reply_to)
+                await groups.tell(address, messages.Explain(self._request, reply_to))
             except LayerUnavailable as error:
                 logger.warning("%s was not asked what it holds: %s", address, error)
 
@@ -176,7 +172,8 @@ class Explainer:
         for address in {each.address for each in (*sockets, *rows)}:
             connections = [each.connection for each in sockets if each.address == address]
             memberships = [(each.connection, each.group) for each in rows if each.address == address]
-            await groups.kick(address, connections, memberships, CloseReason.SERVER_LOST.value)
+            kick = messages.Kick(connections, memberships, CloseReason.SERVER_LOST.value)
+            await groups.tell(address, kick)
 
     async def _heal(self, missing: Collection[Difference], stray: Collection[Difference]) -> None:
         asked = await database_sync_to_async(process_rows.processes_to_ask)()
@@ -184,7 +181,7 @@ class Explainer:
         for address in {each.address for each in (*missing, *stray)}:
             names = [each.group for each in stray if each.address == address]
             if address in running:
-                await groups.heal(address, names)
+                await groups.tell(address, messages.Heal(names))
                 continue
             # Nobody is there who could do it, or who could join meanwhile.
             for group in names:
@@ -196,24 +193,15 @@ class Explainer:
         if self._mailbox is not None:
             return
         self._mailbox = await Mailbox.open()
-        self._listening = tasks.create(self._read(self._mailbox))
+        self._mailbox.listen(self._take)
         if not await self._mailbox.hears_itself(LISTENING_TIMEOUT):
             raise LayerUnavailable("What is sent to this program does not arrive.")
 
-    async def _read(self, mailbox: Mailbox) -> None:
-        while True:
-            event = await mailbox.next()
-            try:
-                self._take(event)
-            except Exception:
-                # An answer that makes no sense does not end the listening.
-                logger.exception("An answer could not be taken")
-
-    def _take(self, event: dict[str, Any]) -> None:
-        match event.get("type"):
-            case groups.HOLDINGS if event["request"] == self._request:
-                self._wanted[event["process"]] = event["pages"]
-                self._pages[event["process"]][event["page"]] = event["connections"]
+    def _take(self, message: messages.Control) -> None:
+        match message:
+            case messages.Holdings(request, process, connections, page, pages) if request == self._request:
+                self._wanted[process] = pages
+                self._pages[process][page] = connections
                 self._news.set()
 
 

@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Self
 
-from realtime.layers import groups
+from realtime import metrics
+from realtime.layers import groups, messages
+from realtime.layers.messages import Control, EchoPart, GroupMessage, Mark
 from realtime.process import tasks
 from realtime.transports.asgi import Event
 
@@ -78,15 +80,20 @@ class Echo:
 
 
 class Mailbox:
-    """A channel of this program, read by a task of its own from `open` to `close`."""
+    """A channel of this program, read by a task of its own from `open` to `close`.
+
+    Messages that arrive before `listen` wait for it.
+    """
 
     def __init__(self, address: str) -> None:
         self.address = address
-        """The address under which others reach it."""
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        """The address under which other processes reach the mailbox."""
+        self._take: Callable[[Control], object] | None = None
+        self._waiting: list[Control] = []
         self._echo: Echo | None = None
         self._numbers = itertools.count(1)
-        self.reading = tasks.create(self._read())
+        self._logged: set[str] = set()
+        self.reading = tasks.create(self._read(), name="realtime mailbox")
 
     @classmethod
     async def open(cls, address: str | None = None) -> Self:
@@ -99,14 +106,16 @@ class Mailbox:
         await groups.open_control(address)
         return cls(address)
 
+    def listen(self, take: Callable[[Control], object]) -> None:
+        """Call `take` with every message that other processes sent. If it raises, the error is logged."""
+        self._take = take
+        while self._waiting:
+            self._deliver(self._waiting.pop(0))
+
     async def close(self) -> None:
         """Stop reading."""
         self.reading.cancel()
         await asyncio.wait([self.reading])
-
-    async def next(self) -> Event:
-        """Wait for the next event that another process sent."""
-        return await self._events.get()
 
     async def echo(self, *channels: str) -> Echo:
         """Send an echo to this mailbox, and to these other channels of this process.
@@ -118,10 +127,10 @@ class Mailbox:
         await echo.send()
         return echo
 
-    def returned(self, event: Event) -> None:
-        """Note an echo that came back, here or on another channel; only the last one counts."""
-        if self._echo is not None and event["number"] == self._echo.number:
-            self._echo.returned(event["part"])
+    def returned(self, echo: EchoPart) -> None:
+        """Note a part of an echo that came back, here or on another channel; only the last echo counts."""
+        if self._echo is not None and echo.number == self._echo.number:
+            self._echo.returned(echo.part)
 
     async def hears_itself(self, within: float) -> bool:
         """Find out within so many seconds whether what is sent to this mailbox arrives.
@@ -140,13 +149,40 @@ class Mailbox:
     async def _read(self) -> None:
         while True:
             try:
-                event = await groups.receive_control(self.address)
-                if event.get("type") == groups.ECHO:
-                    self.returned(event)
-                else:
-                    self._events.put_nowait(event)
+                self._sort(await groups.receive_control(self.address))
             except Exception:
-                # Neither an event that makes no sense nor a layer that fails makes this program deaf. The
-                # pause keeps a layer that fails immediately from filling the log.
+                # A layer that fails does not make this program deaf. The pause keeps one that fails
+                # immediately from filling the log.
                 logger.exception("An event from another process could not be read")
                 await asyncio.sleep(PAUSE_AFTER_ERROR)
+
+    def _sort(self, event: Event) -> None:
+        if event.get("type") != messages.ECHO:
+            metrics.events.labels(type=event.get("type", "")).inc()
+        try:
+            message = messages.decode(event)
+        except messages.BadMessage as error:
+            if (kind := repr(event.get("type"))) not in self._logged:
+                self._logged.add(kind)
+                logger.error("%s", error)
+            return
+        match message:
+            case EchoPart():
+                self.returned(message)
+            case Mark() | GroupMessage():
+                # Sent to groups only; no mailbox is a member of one.
+                pass
+            case _ if self._take is None:
+                self._waiting.append(message)
+            case _:
+                self._deliver(message)
+
+    def _deliver(self, message: Control) -> None:
+        assert self._take is not None, "messages wait until there is a listener"  # noqa: S101
+        try:
+            self._take(message)
+        except Exception:
+            # A message that cannot be handled does not make this program deaf.
+            logger.exception(
+                "A message from another process could not be handled: %s", type(message).__name__
+            )

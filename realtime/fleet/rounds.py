@@ -24,9 +24,7 @@ from realtime.errors import LayerUnavailable, RoundFailed
 from realtime.fleet import sweep
 from realtime.fleet.mailbox import Mailbox
 from realtime.fleet.sweep import Swept
-from realtime.layers import groups
-from realtime.liveness.connection import RollCall
-from realtime.process import tasks
+from realtime.layers import groups, messages
 from realtime.records import connection_rows, process_rows
 from realtime.records.connection_rows import Leftover
 from realtime.records.process_rows import Asked, LostProcess
@@ -118,7 +116,6 @@ class Reaper:
         self._carried_through = True
         """Whether the last round that this reaper claimed was."""
         self._mailbox: Mailbox | None = None
-        self._listening: asyncio.Task[None] | None = None
         self._answers: dict[int, set[uuid.UUID]] = {}
         self._news = asyncio.Event()
 
@@ -147,11 +144,11 @@ class Reaper:
         began = self._claimed_at = clock()
         self._carried_through = False
         gone = await sweep.declare_gone(_database)
-        asked, unreachable, roll_call = await self._ask(number)
-        fair = await self._wait(number, roll_call, asked)
-        await self._read_rows(number, roll_call, asked)
+        asked, unreachable = await self._ask(number)
+        answered, fair = await self._wait(number, asked)
+        await self._read_rows(number, asked, answered)
         # Who was not given the whole time to answer, or was not heard, has not missed the round.
-        lost = await self._judge(number, asked, roll_call) if fair and not self.stopping.is_set() else []
+        lost = await self._judge(number, asked, answered) if fair and not self.stopping.is_set() else []
         failures: list[Exception] = []
         try:
             swept, kicked = await self._sweep(failures)
@@ -165,12 +162,11 @@ class Reaper:
         if fair and not unreachable and not self.stopping.is_set():
             await _database(process_rows.finish_round, number)
             self._carried_through = True
-        answered = sum(not roll_call.outcome(process.id, 0).missed for process in asked)
         return Report(
             number=number,
             asked=len(asked),
             unreachable=unreachable,
-            answered=answered,
+            answered=sum(process.id in answered for process in asked),
             lost=len(gone) + len(lost),
             reaped=swept.reaped,
             discarded=swept.discarded,
@@ -188,9 +184,9 @@ class Reaper:
         await self._listen()
         clock = asyncio.get_running_loop().time
         began = clock()
-        asked, unreachable, roll_call = await self._ask(0)
-        await self._wait(0, roll_call, asked)
-        silent = [process.id for process in asked if roll_call.outcome(process.id, 0).missed]
+        asked, unreachable = await self._ask(0)
+        answered, _ = await self._wait(0, asked)
+        silent = [process.id for process in asked if process.id not in answered]
         ended = [process.id for process in await _database(process_rows.lost_processes_to_sweep)]
         reaped = discarded = 0
         for process in silent + ended:
@@ -225,33 +221,25 @@ class Reaper:
 
     async def close(self) -> None:
         """Stop listening for answers."""
-        if self._mailbox is not None and self._listening is not None:
-            self._listening.cancel()
-            await asyncio.wait([self._listening])
+        if self._mailbox is not None:
             await self._mailbox.close()
 
     # -- ask ---------------------------------------------------------------------------------------
 
-    async def _ask(self, number: int) -> tuple[list[Asked], int, RollCall[uuid.UUID]]:
+    async def _ask(self, number: int) -> tuple[list[Asked], int]:
         """The processes that were asked, and how many could not be."""
-        roll_call: RollCall[uuid.UUID] = RollCall(misses_allowed=self.misses_allowed)
         processes = await _database(process_rows.processes_to_ask)
         self._answers = {number: set()}
         # All at once, so that a layer that hangs costs a round one timeout and not one for each process.
         outcomes = await asyncio.gather(*(self._ask_one(process, number) for process in processes))
-        asked = []
-        for process, was_asked in zip(processes, outcomes, strict=True):
-            if was_asked:
-                roll_call.asked(process.id)
-                asked.append(process)
-            else:
-                # A question that was not delivered makes no silence.
-                roll_call.not_asked(process.id)
-        return asked, len(processes) - len(asked), roll_call
+        # Silence counts only after a question that was delivered.
+        asked = [process for process, was_asked in zip(processes, outcomes, strict=True) if was_asked]
+        return asked, len(processes) - len(asked)
 
     async def _ask_one(self, process: Asked, number: int) -> bool:
         try:
-            await groups.ask(process.channel_name, number, self._required_mailbox.address, self.interval)
+            question = messages.Ask(number, self._required_mailbox.address, self.interval)
+            await groups.tell(process.channel_name, question)
         except LayerUnavailable as error:
             logger.warning("%s:%d was not asked: %s", process.host, process.pid, error)
             return False
@@ -259,9 +247,11 @@ class Reaper:
 
     # -- wait --------------------------------------------------------------------------------------
 
-    async def _wait(self, number: int, roll_call: RollCall[uuid.UUID], asked: list[Asked]) -> bool:
-        """Until everybody has answered, or the time is up, or the reaper is to stop. Returns whether it would
-        have heard those who did not answer.
+    async def _wait(self, number: int, asked: list[Asked]) -> tuple[set[uuid.UUID], bool]:
+        """Wait until every process has answered, the time is up, or the reaper must stop.
+
+        Returns:
+            The processes that answered, and True if the reaper would have received all other answers, too.
         """
         clock, everybody = asyncio.get_running_loop().time, {process.id for process in asked}
         until = clock() + self.timeout
@@ -271,21 +261,18 @@ class Reaper:
                     self._news.clear()
                     await self._news.wait()
         answers = self._answers.pop(number)
-        for process in answers:
-            roll_call.answered(process)
         if everybody <= answers:
-            return True
+            return answers, True
         if (late := clock() - until) > LATE:
             logger.warning("This reaper stood still for %.1f s; this round judges nobody", late)
-            return False
-        return bool(answers) or await self._hears_itself()
+            return answers, False
+        return answers, bool(answers) or await self._hears_itself()
 
-    async def _read_rows(self, number: int, roll_call: RollCall[uuid.UUID], asked: list[Asked]) -> None:
-        """Take the answers of processes that wrote them in the database and could not send them."""
-        silent = [process.id for process in asked if roll_call.outcome(process.id, 0).missed]
+    async def _read_rows(self, number: int, asked: list[Asked], answered: set[uuid.UUID]) -> None:
+        """Add the processes whose answer is in the database, because they could not send it."""
+        silent = [process.id for process in asked if process.id not in answered]
         if silent:
-            for process in await _database(process_rows.who_answered, number, silent):
-                roll_call.answered(process)
+            answered.update(await _database(process_rows.who_answered, number, silent))
 
     async def _hears_itself(self) -> bool:
         """Find out whether what is sent to this reaper arrives: if no process answers, it may be deaf."""
@@ -304,14 +291,11 @@ class Reaper:
 
     # -- judge -------------------------------------------------------------------------------------
 
-    async def _judge(
-        self, number: int, asked: list[Asked], roll_call: RollCall[uuid.UUID]
-    ) -> list[LostProcess]:
-        missed = {process.id: roll_call.outcome(process.id, process.missed).missed for process in asked}
-        if back := [process.id for process in asked if missed[process.id] < process.missed]:
+    async def _judge(self, number: int, asked: list[Asked], answered: set[uuid.UUID]) -> list[LostProcess]:
+        if back := [process.id for process in asked if process.missed and process.id in answered]:
             # Who answered by message only, its database being down, has not written so in its row.
             await _database(process_rows.answered, back)
-        silent = [process.id for process in asked if missed[process.id] > process.missed]
+        silent = [process.id for process in asked if process.id not in answered]
         if not silent:
             return []
         # The database has the last word: who answered there, or was judged meanwhile, is spared.
@@ -350,16 +334,17 @@ class Reaper:
         for leftover in leftovers:
             by_channel.setdefault(leftover.channel_name, []).append(leftover)
 
-        async def kick(channel: str, some: list[Leftover]) -> LayerUnavailable | None:
+        async def tell(channel: str, some: list[Leftover]) -> LayerUnavailable | None:
             connections = sorted({str(leftover.connection_id) for leftover in some})
             memberships = [(str(leftover.connection_id), leftover.group) for leftover in some]
             try:
-                await groups.kick(channel, connections, memberships, CloseReason.SERVER_LOST.value)
+                kick = messages.Kick(connections, memberships, CloseReason.SERVER_LOST.value)
+                await groups.tell(channel, kick)
             except LayerUnavailable as error:
                 return error
             return None
 
-        outcomes = await asyncio.gather(*(kick(channel, some) for channel, some in by_channel.items()))
+        outcomes = await asyncio.gather(*(tell(channel, some) for channel, some in by_channel.items()))
         failures = [error for error in outcomes if error is not None]
         told = sum(
             len(some) for some, error in zip(by_channel.values(), outcomes, strict=True) if error is None
@@ -403,29 +388,20 @@ class Reaper:
     async def _listen(self) -> None:
         if self._mailbox is None:
             self._mailbox = await Mailbox.open()
-            self._listening = tasks.create(self._read(self._mailbox))
+            self._mailbox.listen(self._take)
 
     @property
     def _required_mailbox(self) -> Mailbox:
         assert self._mailbox is not None, "answers are listened for before anybody is asked"  # noqa: S101
         return self._mailbox
 
-    async def _read(self, mailbox: Mailbox) -> None:
-        while True:
-            event = await mailbox.next()
-            try:
-                self._take(event)
-            except Exception:
-                # An answer that makes no sense does not make the reaper deaf.
-                logger.exception("The reaper could not take an answer")
-
-    def _take(self, event: dict[str, Any]) -> None:
-        match event.get("type"):
-            case groups.ANSWER:
+    def _take(self, message: messages.Control) -> None:
+        match message:
+            case messages.Answer(number, process):
                 # A late answer to an earlier round is not this round's, though it has reset the process's
                 # misses by its row.
-                if (answers := self._answers.get(event["round"])) is not None:
-                    answers.add(uuid.UUID(event["process"]))
+                if (answers := self._answers.get(number)) is not None:
+                    answers.add(uuid.UUID(process))
         self._news.set()
 
 

@@ -2,8 +2,9 @@
 
 from realtime.layers.core import CoreLayer
 from realtime.layers.memory import MemoryLayer
+from realtime.layers.messages import MARK, MESSAGE
 from realtime.layers.pubsub import PubSubLayer
-from realtime.layers.stamped import CAPACITY, LAYER_ERRORS, MARK, MESSAGE, STAMP, Layer, Message
+from realtime.layers.stamped import CAPACITY, LAYER_ERRORS, STAMP, Layer, Message
 
 __all__ = [
     "CAPACITY",

@@ -11,16 +11,16 @@ follows from the first, so that it waits behind no message.
 import asyncio
 import re
 import uuid
-from collections.abc import Collection, Coroutine, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Sequence
 from typing import Any, TypeVar, cast
 
 from channels import DEFAULT_CHANNEL_LAYER
 from channels.layers import get_channel_layer
 from django.conf import settings
 
-from realtime import layers, metrics
+from realtime import metrics
 from realtime.errors import BadGroup, LayerUnavailable, NoSuchLayer
-from realtime.layers import LAYER_ERRORS, OURS, Layer, Message
+from realtime.layers import LAYER_ERRORS, OURS, Layer, Message, messages
 from realtime.wire import frames
 
 #: Seconds after which a call to the layer is given up. Redis answers in under a millisecond or is not well.
@@ -33,17 +33,6 @@ NAMES = 'use 1 to 99 ASCII letters, digits, "-", "_" and ".", not starting with 
 
 #: The beginning of the names of channels for what processes say to each other.
 CONTROL = "realtime.control."
-
-# Types of the events that processes send each other; group names starting "realtime." are ours as well.
-MESSAGE = layers.MESSAGE
-MARK = layers.MARK
-ASK = "realtime.ask"
-ANSWER = "realtime.answer"
-KICK = "realtime.kick"
-ECHO = "realtime.echo"
-EXPLAIN = "realtime.explain"
-HOLDINGS = "realtime.holdings"
-HEAL = "realtime.heal"
 
 Result = TypeVar("Result")
 
@@ -161,7 +150,7 @@ def aliases() -> list[str]:
 async def check(alias: str = DEFAULT_CHANNEL_LAYER) -> None:
     """Raises LayerUnavailable unless the layer takes a message now."""
     home = layer(alias)
-    await call("send", home.group_send("realtime.check", {"type": MARK, "number": 0, "channel": ""}))
+    await call("send", home.group_send("realtime.check", messages.encode(messages.Mark(0, ""))))
 
 
 async def add(group: str, address: str) -> None:
@@ -189,7 +178,7 @@ async def echo(address: str, channels: Sequence[str], number: int) -> int:
     and what comes to these `channels` beside it; returns how many.
     """
     home, control = _control_at(address)
-    return await call("send an echo", home.echo((control, *channels), number, ECHO))
+    return await call("send an echo", home.echo((control, *channels), number))
 
 
 def heard(address: str, channels: Sequence[str]) -> Sequence[int]:
@@ -224,65 +213,17 @@ async def mark(group: str, number: int, address: str) -> None:
     active.
     """
     home, _ = at(address)
-    await call("mark a group", home.group_send(group, {"type": MARK, "number": number, "channel": address}))
+    await call("mark a group", home.group_send(group, messages.encode(messages.Mark(number, address))))
 
 
-async def ask(address: str, number: int, reply_to: str, interval: float = 0.0) -> None:
-    """Ask the process at `address` to answer round `number`; 0 asks without anything being written.
-
-    Args:
-        address: Of the process.
-        number: Of the round.
-        reply_to: The address of the reaper that asks.
-        interval: Seconds between two rounds of this reaper; 0 where they are not known.
+async def tell(address: str, message: messages.Control) -> None:
+    """Send a message to the mailbox of the process at this address.
 
     Raises:
-        LayerUnavailable: It could not be sent.
+        LayerUnavailable: The channel layer did not take the message.
     """
-    question = {"type": ASK, "round": number, "reply_to": reply_to, "interval": interval}
-    await _tell("ask a process", address, question)
-
-
-async def answer(reply_to: str, number: int, process: str) -> None:
-    """Tell the reaper at `reply_to` that this process answers its round."""
-    await _tell("answer a round", reply_to, {"type": ANSWER, "round": number, "process": process})
-
-
-async def kick(
-    address: str, connections: Sequence[str], memberships: Sequence[tuple[str, str]], reason: str
-) -> None:
-    """Tell the living process at `address` to evict these connections and to settle these (connection,
-    group) pairs.
-    """
-    event = {
-        "type": KICK,
-        "connections": list(connections),
-        "memberships": list(memberships),
-        "reason": reason,
-    }
-    await _tell("kick", address, event)
-
-
-async def explain(address: str, request: str, reply_to: str) -> None:
-    """Ask the process at `address` what it holds; it answers in pages, each a HOLDINGS event."""
-    await _tell("ask a process", address, {"type": EXPLAIN, "request": request, "reply_to": reply_to})
-
-
-async def holdings(reply_to: str, page: Mapping[str, Any]) -> None:
-    """Tell the program at `reply_to` one page of what this process holds."""
-    await _tell("say what is held", reply_to, {"type": HOLDINGS, **page})
-
-
-async def heal(address: str, stray: Sequence[str]) -> None:
-    """Tell the living process at `address` to assert its memberships, and to leave those `stray` groups in
-    which it has nobody.
-    """
-    await _tell("tell a process to heal", address, {"type": HEAL, "stray": list(stray)})
-
-
-async def _tell(name: str, address: str, event: Message) -> None:
     home, channel = _control_at(address)
-    await call(name, home.send(channel, event))
+    await call(message.purpose, home.send(channel, messages.encode(message)))
 
 
 async def members(alias: str) -> tuple[set[tuple[str, str]] | None, dict[str, int] | None]:

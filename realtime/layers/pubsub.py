@@ -11,6 +11,7 @@ from channels_redis.utils import decode_hosts
 from redis import asyncio as aioredis
 
 from realtime import conf
+from realtime.layers import messages
 from realtime.layers.bounded_queue import BoundedQueue
 from realtime.layers.redis_pool import Outage, pool
 from realtime.layers.stamped import ForHubs
@@ -56,13 +57,13 @@ class PubSubLoopLayer(ForHubs, RedisPubSubLoopLayer):
         self.channels[channel] = BoundedQueue(conf.get().MAX_QUEUED_BYTES)
         await self._get_shard(channel).subscribe(channel)
 
-    async def echo(self, channels: Sequence[str], number: int, kind: str) -> int:
+    async def echo(self, channels: Sequence[str], number: int) -> int:
         # All channels of a process share one connection to each Redis, and the groups are spread over all of
         # these: each connection has to prove itself, by the channel on which nothing else waits.
         channel = channels[0]
         for part, shard in enumerate(self._shards):
             await shard.subscribe(channel)
-            echo = {"type": kind, "number": number, "part": part}
+            echo = messages.encode(messages.EchoPart(number, part))
             await shard.publish(channel, self.channel_layer.serialize(echo))
         return len(self._shards)
 

@@ -14,15 +14,14 @@ from typing import Any, Protocol
 from channels.exceptions import ChannelFull
 from redis.exceptions import RedisError
 
+from realtime.layers import messages
+from realtime.layers.messages import MARK, MESSAGE
+
 #: What a layer raises when it cannot do its work now.
 LAYER_ERRORS = (RedisError, OSError, ChannelFull, TimeoutError)
 
 #: The key under which a group message carries the name of its group.
 STAMP = "realtime.group"
-
-# Types of events to a group that only hubs understand.
-MESSAGE = "realtime.message"
-MARK = "realtime.mark"
 
 #: A full queue drops group messages silently, and the queue is one for a whole process (channels_redis#181).
 CAPACITY = 10_000
@@ -47,7 +46,7 @@ class Layer(Protocol):
     on_back: set[Callable[[], None]]
 
     async def open_channel(self, channel: str) -> None: ...
-    async def echo(self, channels: Sequence[str], number: int, kind: str) -> int: ...
+    async def echo(self, channels: Sequence[str], number: int) -> int: ...
     def heard(self, channels: Sequence[str]) -> Sequence[int]: ...
     async def rebuild(self, parts: Collection[int]) -> None: ...
     async def holds(self, group: str, channel: str) -> bool: ...
@@ -96,15 +95,15 @@ class ForHubs:
     async def open_channel(self, channel: str) -> None:
         """Make a channel of this name, as `new_channel` does for one that it names."""
 
-    async def echo(self, channels: Sequence[str], number: int, kind: str) -> int:
-        """Send events of this type with `number` and `part` to this process, which receives these channels.
+    async def echo(self, channels: Sequence[str], number: int) -> int:
+        """Send the parts of echo `number` to this process, which receives these channels.
 
         Returns:
             How many parts, counted from 0, are to come back: one for each connection on which the channels
             are received.
         """
         for part, channel in enumerate(channels):
-            await self.send(channel, {"type": kind, "number": number, "part": part})  # type: ignore[attr-defined]
+            await self.send(channel, messages.encode(messages.EchoPart(number, part)))  # type: ignore[attr-defined]
         return len(channels)
 
     def heard(self, channels: Sequence[str]) -> Sequence[int]:

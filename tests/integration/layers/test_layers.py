@@ -230,7 +230,7 @@ async def test_of_several_redis_only_the_one_that_is_deaf_is_connected_to_anew(
 
             async def send() -> None:
                 while {each["part"] for each in echoes} != {0, 1}:
-                    await layer.echo((channel,), next(numbers), "echo")
+                    await layer.echo((channel,), next(numbers))
                     await asyncio.sleep(0.1)
 
             await within(10, send())
