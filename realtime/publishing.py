@@ -1,6 +1,5 @@
 """Publish to a group from synchronous and asynchronous code, and disconnect from synchronous code."""
 
-import asyncio
 from collections.abc import Mapping, Sequence
 
 from channels import DEFAULT_CHANNEL_LAYER
@@ -83,24 +82,10 @@ def disconnect(connections: Mapping[str, Sequence[str]], reason: str) -> dict[st
     Returns the addresses that could not be told, and why. A process that was told does it in its own time.
     """
     try:
-        return _background.run(_disconnect(connections, reason))
+        kicks = {address: messages.Kick(ids, [], reason) for address, ids in connections.items()}
+        return _background.run(groups.tell_all(kicks))
     except LAYER_ERRORS as error:
         return {address: groups.unavailable("kick", error) for address in connections}
-
-
-async def _disconnect(connections: Mapping[str, Sequence[str]], reason: str) -> dict[str, LayerUnavailable]:
-    # All at once, so that a Redis that hangs costs one timeout and not one for each process.
-    told = await asyncio.gather(
-        *(groups.tell(address, messages.Kick(ids, [], reason)) for address, ids in connections.items()),
-        return_exceptions=True,
-    )
-    failures = {}
-    for address, error in zip(connections, told, strict=True):
-        if isinstance(error, LayerUnavailable):
-            failures[address] = error
-        elif error is not None:
-            raise error
-    return failures
 
 
 _background = BackgroundLoop()

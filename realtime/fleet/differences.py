@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from realtime.layers.contents import Contents, Listeners, StoredMembers
+
 
 class Kind(enum.Enum):
     """Every way in which the three can differ: its label, what it means, and what is done about it."""
@@ -123,12 +125,12 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """What one channel layer says: its stored (group, address), or how many listen to each group."""
+    """What one channel layer says."""
 
     alias: str
     """As processes have it in front of their address; empty for the default layer."""
-    members: frozenset[tuple[str, str]] | None
-    listening: Mapping[str, int] | None
+    contents: Contents
+    """Stored members are given as addresses."""
 
     def has(self, address: str) -> bool:
         return address.rpartition(":")[0] == self.alias
@@ -182,10 +184,11 @@ def _memberships(stored: Stored, held: Mapping[str, Held]) -> Iterator[Differenc
 
 def _layer(layer: Layer, stored: Stored, held: Mapping[str, Held]) -> Iterator[Difference]:
     here = {id: process for id, process in stored.processes.items() if layer.has(process.address)}
-    if layer.members is not None:
-        yield from _stored_layer(layer.members, here, held, stored)
-    if layer.listening is not None:
-        yield from _listening(layer.listening, here, held)
+    match layer.contents:
+        case StoredMembers(pairs):
+            yield from _stored_layer(pairs, here, held, stored)
+        case Listeners(counts):
+            yield from _listening(counts, here, held)
 
 
 def _stored_layer(

@@ -5,14 +5,15 @@ import logging
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from channels import DEFAULT_CHANNEL_LAYER
-from channels.db import database_sync_to_async
 
 from realtime.closing import CloseReason
 from realtime.errors import LayerUnavailable
 from realtime.fleet import differences, snapshot
+from realtime.fleet.database import on_shared_thread as database
 from realtime.fleet.differences import Difference, Held, Kind, Layer, Stored
 from realtime.fleet.mailbox import Mailbox
 from realtime.layers import groups, messages
@@ -24,7 +25,7 @@ logger = logging.getLogger("realtime.explain")
 #: Seconds between two looks: what opens or closes at the first one has done so by the second.
 LOOK_AGAIN_AFTER = 1.5
 #: Seconds within which this program has to hear what it sends to itself.
-LISTENING_TIMEOUT = 5.0
+ECHO_TIMEOUT = 5.0
 
 
 class Explained(NamedTuple):
@@ -64,8 +65,16 @@ class Explained(NamedTuple):
 class Explainer:
     """Looks on the event loop that it is used on; processes are given `timeout` seconds to answer."""
 
-    def __init__(self, *, timeout: float) -> None:
+    def __init__(
+        self,
+        *,
+        timeout: float,
+        look_again_after: float = LOOK_AGAIN_AFTER,
+        echo_timeout: float = ECHO_TIMEOUT,
+    ) -> None:
         self._timeout = timeout
+        self._look_again_after = look_again_after
+        self._echo_timeout = echo_timeout
         self._mailbox: Mailbox | None = None
         self._request = ""
         self._pages: dict[str, dict[int, Any]] = defaultdict(dict)
@@ -81,7 +90,7 @@ class Explainer:
         found, _ = await self._look()
         if not found:
             return []
-        await asyncio.sleep(LOOK_AGAIN_AFTER)
+        await asyncio.sleep(self._look_again_after)
         again, stored = await self._look()
         return [_explained(difference, stored, "nothing", None) for difference in _in_order(found & again)]
 
@@ -90,7 +99,7 @@ class Explainer:
         if not found:
             return []
         await self._put_right([each.difference for each in found])
-        await asyncio.sleep(LOOK_AGAIN_AFTER)
+        await asyncio.sleep(self._look_again_after)
         left, _ = await self._look()
         explained = []
         for each in found:
@@ -108,13 +117,12 @@ class Explainer:
     # -- looking -----------------------------------------------------------------------------------
 
     async def _look(self) -> tuple[set[Difference], Stored]:
-        stored = await database_sync_to_async(snapshot.everything)()
+        stored = await database(snapshot.everything)
         held = await self._ask(stored)
         layers = []
         for alias in groups.aliases():
-            members, listening = await groups.members(alias)
             name = "" if alias == DEFAULT_CHANNEL_LAYER else alias
-            layers.append(Layer(name, None if members is None else frozenset(members), listening))
+            layers.append(Layer(name, await groups.contents(alias)))
         self.compared = _in_words(stored, held)
         return differences.compare(stored, layers, held), stored
 
@@ -126,22 +134,15 @@ class Explainer:
         running = {id: process for id, process in stored.processes.items() if process.running}
 
         assert self._mailbox is not None, "answers are listened for before anybody is asked"  # noqa: S101
-        reply_to = self._mailbox.address
-
-        async def ask(address: str) -> None:
-            try:
-                await groups.tell(address, messages.Explain(self._request, reply_to))
-            except LayerUnavailable as error:
-                logger.warning("%s was not asked what it holds: %s", address, error)
-
-        await asyncio.gather(*(ask(process.address) for process in running.values()))
-        try:
+        question = messages.Explain(self._request, self._mailbox.address)
+        failed = await groups.tell_all({process.address: question for process in running.values()})
+        for address, error in failed.items():
+            logger.warning("%s was not asked what it holds: %s", address, error)
+        with suppress(TimeoutError):
             async with asyncio.timeout(self._timeout):
                 while not running.keys() <= self._complete().keys():
                     self._news.clear()
                     await self._news.wait()
-        except TimeoutError:
-            pass
         return self._complete()
 
     def _complete(self) -> dict[str, Held]:
@@ -159,12 +160,12 @@ class Explainer:
             by_kind[difference.kind].append(difference)
         if gone := by_kind[Kind.RECORD_WITHOUT_SOCKET]:
             closings = [Closing(uuid.UUID(each.connection), CloseReason.SERVER_LOST, None) for each in gone]
-            await database_sync_to_async(connection_rows.close_connections)(closings, uuid.uuid4())
+            await database(connection_rows.close_connections, closings, uuid.uuid4())
         if unrecorded := by_kind[Kind.MEMBER_WITHOUT_ROW]:
             joins = [
                 Join(uuid.UUID(each.connection), uuid.UUID(each.process), each.group) for each in unrecorded
             ]
-            await database_sync_to_async(connection_rows.open_memberships)(joins)
+            await database(connection_rows.open_memberships, joins)
         await self._kick(by_kind[Kind.SOCKET_WITHOUT_RECORD], by_kind[Kind.ROW_WITHOUT_MEMBER])
         await self._heal(by_kind[Kind.NOT_IN_LAYER], by_kind[Kind.ONLY_IN_LAYER])
 
@@ -176,7 +177,7 @@ class Explainer:
             await groups.tell(address, kick)
 
     async def _heal(self, missing: Collection[Difference], stray: Collection[Difference]) -> None:
-        asked = await database_sync_to_async(process_rows.processes_to_ask)()
+        asked = await database(process_rows.processes_to_ask)
         running = {process.channel_name for process in asked}
         for address in {each.address for each in (*missing, *stray)}:
             names = [each.group for each in stray if each.address == address]
@@ -194,7 +195,7 @@ class Explainer:
             return
         self._mailbox = await Mailbox.open()
         self._mailbox.listen(self._take)
-        if not await self._mailbox.hears_itself(LISTENING_TIMEOUT):
+        if not await self._mailbox.hears_itself(self._echo_timeout):
             raise LayerUnavailable("What is sent to this program does not arrive.")
 
     def _take(self, message: messages.Control) -> None:

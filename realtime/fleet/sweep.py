@@ -8,20 +8,19 @@ that a development server needs no reaper.
 import asyncio
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
 from django.db import Error as DatabaseFailure
 
 from realtime import conf, metrics
 from realtime.closing import CloseReason
 from realtime.errors import LayerUnavailable, NoSuchLayer
+from realtime.fleet.database import Database, OwnThread
 from realtime.layers import groups
 from realtime.process import pids
 from realtime.records import connection_rows, process_rows
 from realtime.records.batch import is_for_its_rows
-from realtime.records.ledger import Ledger
 from realtime.records.process_rows import LostProcess
 
 logger = logging.getLogger("realtime.sweep")
@@ -34,14 +33,6 @@ START_TIMEOUT = 60.0
 WRITE_OFF_AFTER = 2_592_000.0
 
 NOT_SWEPT = "What an earlier process held was not swept at the start"
-
-Result = TypeVar("Result")
-
-
-class Database(Protocol):
-    """Runs a call of `records` in a thread that may use the database."""
-
-    def __call__(self, call: Callable[..., Result], /, *arguments: object) -> Awaitable[Result]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,20 +109,21 @@ async def sweep(
     return Swept(reaped, discarded, written_off, tuple(failures))
 
 
-async def predecessors() -> None:
+async def predecessors(within: float = START_TIMEOUT) -> None:
     """What a process does for its machine when it starts. Raises nothing: a failure is logged, and rounds or
     the next start do what was left.
     """
-    ledger = Ledger()  # A thread of its own, so that no connection of this process waits behind a sweep.
+    # A thread of its own, so that no connection of this process waits behind a sweep.
+    database = OwnThread("realtime-sweep")
     try:
-        async with asyncio.timeout(START_TIMEOUT):
+        async with asyncio.timeout(within):
             here = pids.own()
             if not here.namespace:
                 return
-            await declare_gone(ledger.call)
+            await declare_gone(database)
             # Also what an earlier start left half done, which is declared lost already.
-            ended = await ledger.call(process_rows.neighbours_to_sweep, here.host, here.namespace)
-            done = await sweep(ended, ledger.call, lambda: False, keep_closed=conf.get().KEEP_CLOSED)
+            ended = await database(process_rows.neighbours_to_sweep, here.host, here.namespace)
+            done = await sweep(ended, database, lambda: False, keep_closed=conf.get().KEEP_CLOSED)
         for failure in done.failures:
             logger.error("%s; rounds will sweep it: %s", NOT_SWEPT, failure)
         if ended:
@@ -144,7 +136,7 @@ async def predecessors() -> None:
     except Exception:
         logger.exception("%s; rounds will sweep it", NOT_SWEPT)
     finally:
-        ledger.shut()
+        database.shut()
 
 
 async def _close_records(process: LostProcess, database: Database, stopping: Callable[[], bool]) -> int:

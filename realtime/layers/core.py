@@ -13,6 +13,7 @@ from redis import asyncio as aioredis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
+from realtime.layers.contents import StoredMembers
 from realtime.layers.redis_pool import CONNECT_TIMEOUT, Outage, pool
 from realtime.layers.stamped import CAPACITY, ForHubs, Message
 
@@ -103,7 +104,7 @@ class CoreLayer(ForHubs, RedisChannelLayer):
                 pipe.expire(self._group_key(group), self.group_expiry)
             await pipe.execute()
 
-    async def stored_members(self) -> set[tuple[str, str]] | None:
+    async def contents(self) -> StoredMembers:
         beginning, found = self._group_key("").decode(), set()
         for index in range(self.ring_size):
             connection = self.connection(index)
@@ -111,7 +112,7 @@ class CoreLayer(ForHubs, RedisChannelLayer):
                 group = key.decode().removeprefix(beginning)
                 for channel in await connection.zrange(key, 0, -1):
                     found.add((group, channel.decode()))
-        return found
+        return StoredMembers(frozenset(found))
 
     async def forget_channel(self, channel: str) -> None:
         """Delete the queue that a killed process left; Redis would keep it for the hour of `expiry`."""

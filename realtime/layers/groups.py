@@ -11,7 +11,7 @@ follows from the first, so that it waits behind no message.
 import asyncio
 import re
 import uuid
-from collections.abc import Collection, Coroutine, Sequence
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 from channels import DEFAULT_CHANNEL_LAYER
@@ -21,6 +21,7 @@ from django.conf import settings
 from realtime import metrics
 from realtime.errors import BadGroup, LayerUnavailable, NoSuchLayer
 from realtime.layers import LAYER_ERRORS, OURS, Layer, Message, messages
+from realtime.layers.contents import Contents, StoredMembers
 from realtime.wire import frames
 
 #: Seconds after which a call to the layer is given up. Redis answers in under a millisecond or is not well.
@@ -226,17 +227,42 @@ async def tell(address: str, message: messages.Control) -> None:
     await call(message.purpose, home.send(channel, messages.encode(message)))
 
 
-async def members(alias: str) -> tuple[set[tuple[str, str]] | None, dict[str, int] | None]:
-    """What this layer knows of its groups: every (group, address) that it stores, or, where it stores none,
-    how many processes listen to each.
+async def tell_all(told: Mapping[str, messages.Control]) -> dict[str, LayerUnavailable]:
+    """Send messages to many processes at the same time.
+
+    A Redis that hangs costs one timeout in total, not one for each process.
+
+    Args:
+        told: The message for each address.
+
+    Returns:
+        The addresses whose message the channel layer did not take, each with the reason.
+    """
+    outcomes = await asyncio.gather(
+        *(tell(address, message) for address, message in told.items()), return_exceptions=True
+    )
+    failed = {}
+    for address, outcome in zip(told, outcomes, strict=True):
+        if isinstance(outcome, LayerUnavailable):
+            failed[address] = outcome
+        elif outcome is not None:
+            raise outcome
+    return failed
+
+
+async def contents(alias: str) -> Contents:
+    """Return the groups that the layer of this alias knows. Stored members are given as addresses.
+
+    Raises:
+        LayerUnavailable: The layer did not list them within `LISTING_TIMEOUT`.
     """
     home = layer(alias)
     # Longer than a call, because it takes many.
     try:
         async with asyncio.timeout(LISTING_TIMEOUT):
-            stored, listening = await home.stored_members(), await home.subscribers()
+            found = await home.contents()
     except LAYER_ERRORS as error:
         raise LayerUnavailable(f"The channel layer failed to list its groups ({error!r}).") from error
-    if stored is not None and alias != DEFAULT_CHANNEL_LAYER:
-        stored = {(group, f"{alias}:{channel}") for group, channel in stored}
-    return stored, listening
+    if isinstance(found, StoredMembers):
+        return StoredMembers(frozenset((group, _address(alias, channel)) for group, channel in found.pairs))
+    return found

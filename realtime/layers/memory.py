@@ -6,6 +6,7 @@ from typing import Any
 
 from channels.layers import InMemoryChannelLayer
 
+from realtime.layers.contents import StoredMembers
 from realtime.layers.stamped import CAPACITY, ForHubs, Message
 
 
@@ -47,5 +48,7 @@ class MemoryLayer(ForHubs, InMemoryChannelLayer):
         for group in groups:
             await self.group_add(group, channel)
 
-    async def stored_members(self) -> set[tuple[str, str]] | None:
-        return {(group, channel) for group, channels in self.groups.items() for channel in channels}
+    async def contents(self) -> StoredMembers:
+        return StoredMembers(
+            frozenset((group, channel) for group, channels in self.groups.items() for channel in channels)
+        )

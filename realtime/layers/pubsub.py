@@ -13,6 +13,7 @@ from redis import asyncio as aioredis
 from realtime import conf
 from realtime.layers import messages
 from realtime.layers.bounded_queue import BoundedQueue
+from realtime.layers.contents import Listeners
 from realtime.layers.redis_pool import Outage, pool
 from realtime.layers.stamped import ForHubs
 
@@ -83,7 +84,7 @@ class PubSubLoopLayer(ForHubs, RedisPubSubLoopLayer):
         for shard, names in self._by_shard(groups).items():
             await shard.reassert(names)
 
-    async def subscribers(self) -> dict[str, int] | None:
+    async def contents(self) -> Listeners:
         beginning = self._get_group_channel_name("")
         found: dict[str, int] = {}
         for shard in self._shards:
@@ -92,7 +93,7 @@ class PubSubLoopLayer(ForHubs, RedisPubSubLoopLayer):
                 name.removeprefix(beginning): number
                 for name, number in (await shard.subscribers(names)).items()
             }
-        return found
+        return Listeners(found)
 
     def _by_shard(self, groups: Iterable[str]) -> dict["_Shard", list[str]]:
         """The names under which these groups are subscribed, and where."""

@@ -15,6 +15,7 @@ from channels.exceptions import ChannelFull
 from redis.exceptions import RedisError
 
 from realtime.layers import messages
+from realtime.layers.contents import Contents
 from realtime.layers.messages import MARK, MESSAGE
 
 #: What a layer raises when it cannot do its work now.
@@ -51,8 +52,7 @@ class Layer(Protocol):
     async def rebuild(self, parts: Collection[int]) -> None: ...
     async def holds(self, group: str, channel: str) -> bool: ...
     async def reassert(self, groups: Collection[str], channel: str) -> None: ...
-    async def stored_members(self) -> set[tuple[str, str]] | None: ...
-    async def subscribers(self) -> dict[str, int] | None: ...
+    async def contents(self) -> Contents: ...
 
 
 class ForHubs:
@@ -121,14 +121,6 @@ class ForHubs:
 
     async def reassert(self, groups: Collection[str], channel: str) -> None:
         """`group_add` for all of these, of which the channel should be a member already, in one go."""
-
-    async def stored_members(self) -> set[tuple[str, str]] | None:
-        """Every (group, channel) that the layer stores, None where it stores none."""
-        return None
-
-    async def subscribers(self) -> dict[str, int] | None:
-        """How many processes listen to each group to which anybody listens, None where groups are stored."""
-        return None
 
     def _tell_back(self) -> None:
         for tell in tuple(self.on_back):

@@ -32,14 +32,9 @@ from tests.support.doubles import rows
 pytestmark = pytest.mark.usefixtures("site")
 
 
-@pytest.fixture(autouse=True)
-def short_moments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(explain, "LOOK_AGAIN_AFTER", 0.1)
-
-
 @pytest_asyncio.fixture
 async def explainer() -> AsyncIterator[Explainer]:
-    made = Explainer(timeout=0.4)
+    made = Explainer(timeout=0.4, look_again_after=0.1)
     yield made
     await made.close()
 
@@ -271,14 +266,14 @@ def test_the_command_explains_and_says_whether_anything_was_repaired(
     assert exit.value.code == 0
 
 
-async def test_looking_is_bounded_where_nothing_comes_back(
-    explainer: Explainer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_look_is_bounded_if_nothing_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    explainer = Explainer(timeout=0.4, echo_timeout=0.3)
+
     async def lost(*_: Any) -> int:
         return 1
 
     monkeypatch.setattr(groups, "echo", lost)
-    monkeypatch.setattr(explain, "LISTENING_TIMEOUT", 0.3)
     with pytest.raises(LayerUnavailable):
         async with asyncio.timeout(5):
             await explainer.look()
+    await explainer.close()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -268,7 +269,7 @@ async def test_a_sweep_that_hangs_neither_delays_nor_fails_the_start(
         await asyncio.sleep(60)
 
     monkeypatch.setattr(groups, "discard", hang)
-    monkeypatch.setattr(sweep, "START_TIMEOUT", 0.5)
+    monkeypatch.setattr(sweep, "predecessors", partial(sweep.predecessors, 0.5))
     async with asyncio.timeout(10):
         home = await lifecycle.hub()
         assert not discarding.is_set(), "the hub waited for the sweep"
