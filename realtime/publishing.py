@@ -23,10 +23,19 @@ async def apublish(
     alias: str = DEFAULT_CHANNEL_LAYER,
     sender: str | UnsetType | None = UNSET,
 ) -> None:
-    """Send `data`, anything that JSON can carry, to every connection in `group` of the layer `alias`.
+    """Send data to every connection in a group. The frame is encoded once for all receivers.
 
-    The frame is encoded here, once for all receivers. `sender` is set for what a client published: its
-    user, or None. Raises BadGroup, UnpublishableData, LayerUnavailable.
+    Args:
+        group: The name of the group.
+        data: Anything that JSON can carry.
+        alias: The alias of the channel layer in CHANNEL_LAYERS.
+        sender: The user of a client that published, or None if that client is anonymous. Leave it out for
+            data of the server.
+
+    Raises:
+        BadGroup: No group can have this name.
+        UnpublishableData: JSON cannot carry the data.
+        LayerUnavailable: The channel layer did not take the message.
     """
     message = _message(group, data, sender)
     await groups.call("publish", groups.layer(alias).group_send(group, message))
@@ -34,12 +43,20 @@ async def apublish(
 
 
 def publish(group: str, data: object, *, alias: str = DEFAULT_CHANNEL_LAYER) -> None:
-    """`apublish` for synchronous code: returns when the channel layer has taken the message.
+    """Send data to every connection in a group, from synchronous code.
 
-    In a process that gevent or eventlet has patched, other greenlets run while this one waits.
+    The function returns when the channel layer has taken the message. In a process that gevent or eventlet
+    has patched, other greenlets run while this one waits.
+
+    Args:
+        group: The name of the group.
+        data: Anything that JSON can carry.
+        alias: The alias of the channel layer in CHANNEL_LAYERS.
 
     Raises:
-        BadGroup, UnpublishableData, LayerUnavailable: As `apublish` does.
+        BadGroup: No group can have this name.
+        UnpublishableData: JSON cannot carry the data.
+        LayerUnavailable: The channel layer did not take the message.
         RealtimeError: The caller runs on an event loop, or in a callback of the hub of gevent or eventlet,
             and would block it.
     """
@@ -53,8 +70,8 @@ def publish(group: str, data: object, *, alias: str = DEFAULT_CHANNEL_LAYER) -> 
             f"publish() would block every greenlet, because it was called in a callback of {library.name}'s "
             f"hub; use `{library.name}.spawn(publish, …)`."
         )
-    # Everything but the call to the layer happens here. The loop has a native thread, and locks that gevent
-    # or eventlet has patched, such as those of the metrics, are not made for two of these.
+    # Everything except the call to the layer happens in this thread. The loop has a native thread, and locks
+    # that gevent or eventlet has patched, such as those of the metrics, do not work between native threads.
     message = _message(group, data, UNSET)
     home = groups.layer(alias)
     try:
@@ -76,10 +93,16 @@ def _message(group: str, data: object, sender: str | UnsetType | None) -> Messag
 
 
 def disconnect(connections: Mapping[str, Sequence[str]], reason: str) -> dict[str, LayerUnavailable]:
-    """`kick` for synchronous code, in a thread without an event loop: the connections to evict, by the
-    address of the living process that holds them.
+    """Tell processes to evict connections, from synchronous code in a thread without an event loop.
 
-    Returns the addresses that could not be told, and why. A process that was told does it in its own time.
+    The function does not wait until the processes have evicted them.
+
+    Args:
+        connections: The ids of the connections, by the address of the living process that holds them.
+        reason: The `value` of a `CloseReason`.
+
+    Returns:
+        The addresses of the processes that could not be told, each with the reason.
     """
     try:
         kicks = {address: messages.Kick(ids, [], reason) for address, ids in connections.items()}

@@ -66,7 +66,7 @@ class Echo:
             False when nothing arrived over one of the connections for this long.
         """
         while True:
-            before = groups.heard(self._address, self._channels)
+            before = groups.received(self._address, self._channels)
             with suppress(TimeoutError):
                 async with asyncio.timeout(patience):
                     while self.missing:
@@ -74,7 +74,7 @@ class Echo:
                         await self._news.wait()
             if not self.missing:
                 return True
-            now = groups.heard(self._address, self._channels)
+            now = groups.received(self._address, self._channels)
             if not busy() and any(now[part] == before[part] for part in self.missing):
                 return False
 

@@ -126,7 +126,7 @@ async def test_an_echo_is_not_missed_while_other_messages_arrive(
         return 1
 
     monkeypatch.setattr(groups, "echo", late)
-    monkeypatch.setattr(groups, "heard", lambda *_: [next(heard)])
+    monkeypatch.setattr(groups, "received", lambda *_: [next(heard)])
     echo = await mailbox.echo()
     waiting = asyncio.ensure_future(echo.is_back(0.05))
     await asyncio.sleep(0.3)
