@@ -62,7 +62,7 @@ class Pool(aioredis.BlockingConnectionPool):
 
     A firewall may have forgotten a connection, or its Redis may have been replaced. A command on such a
     connection fails or hangs, and it is not known if Redis carried the command out. Therefore the pool sends
-    a PING before the command, and no command is ever sent twice. redis-py's `health_check_interval` would wait
+    a PING first, and no command is ever sent twice. redis-py's own `health_check_interval` would wait
     for the answer without a bound.
 
     Args:
