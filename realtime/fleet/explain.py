@@ -1,4 +1,4 @@
-"""What the database, the channel layers and the server processes say, asked for, compared, and put right."""
+"""Compare the database, the channel layers and the server processes, and repair the differences."""
 
 import asyncio
 import logging
@@ -22,23 +22,24 @@ from realtime.records.entries import Closing, Join
 
 logger = logging.getLogger("realtime.explain")
 
-#: Seconds between two looks: what opens or closes at the first one has done so by the second.
+#: Seconds between two looks. A connection that opens or closes during the first one has finished by then.
 LOOK_AGAIN_AFTER = 1.5
-#: Seconds within which this program has to hear what it sends to itself.
+#: Seconds within which an echo to this program must come back.
 ECHO_TIMEOUT = 5.0
 
 
 class Explained(NamedTuple):
-    """A difference, what was done about it, and whether it is gone; `repaired` is None where nothing was."""
+    """A difference, and what was done about it."""
 
     difference: Difference
     process: str
     """host:pid."""
     done: str
     repaired: bool | None
+    """True if the difference is gone, False if it is not, None if nothing was done."""
 
     def fields(self) -> dict[str, Any]:
-        """As one JSON object."""
+        """Return one JSON object."""
         kind, process, address, connection, group = self.difference
         return {
             "difference": kind.label,
@@ -53,7 +54,7 @@ class Explained(NamedTuple):
         }
 
     def line(self) -> str:
-        """As one line for people."""
+        """Return one line for people."""
         kind, _, address, connection, group = self.difference
         what = [("connection", connection), ("group", group), ("process", self.process)]
         if not self.process:
@@ -63,7 +64,13 @@ class Explained(NamedTuple):
 
 
 class Explainer:
-    """Looks on the event loop that it is used on; processes are given `timeout` seconds to answer."""
+    """Looks for differences, on the event loop on which it is used.
+
+    Args:
+        timeout: Seconds that processes have to answer.
+        look_again_after: Seconds between two looks.
+        echo_timeout: Seconds within which an echo to this program must come back.
+    """
 
     def __init__(
         self,
@@ -78,14 +85,21 @@ class Explainer:
         self._mailbox: Mailbox | None = None
         self._request = ""
         self._pages: dict[str, dict[int, Any]] = defaultdict(dict)
-        """What came for the request, by process and number."""
+        """The pages that answer the request, by process and number."""
         self._wanted: dict[str, int] = {}
         self._news = asyncio.Event()
         self.compared = ""
-        """What the last look compared, in words."""
+        """Says what the last look compared."""
 
     async def look(self) -> list[Explained]:
-        """What differs, and is not just happening. Raises LayerUnavailable or a `django.db.Error`."""
+        """Return the differences that two looks found.
+
+        A single look also finds connections that are just opening or closing.
+
+        Raises:
+            LayerUnavailable: A layer did not list its groups, or brings this program no messages.
+            django.db.Error: The database could not be asked.
+        """
         await self._listen()
         found, _ = await self._look()
         if not found:
@@ -95,10 +109,21 @@ class Explainer:
         return [_explained(difference, stored, "nothing", None) for difference in _in_order(found & again)]
 
     async def repair(self, found: Collection[Explained]) -> list[Explained]:
-        """Put right what rounds do not, and look what is left of what was found."""
+        """Repair the differences that rounds do not repair, and look again.
+
+        Args:
+            found: The differences that `look` returned.
+
+        Returns:
+            The same differences; each says what was done, and if it is gone.
+
+        Raises:
+            LayerUnavailable: As `look` raises it, or a process could not be told.
+            django.db.Error: The database could not be asked.
+        """
         if not found:
             return []
-        await self._put_right([each.difference for each in found])
+        await self._repair([each.difference for each in found])
         await asyncio.sleep(self._look_again_after)
         left, _ = await self._look()
         explained = []
@@ -110,7 +135,7 @@ class Explainer:
         return explained
 
     async def close(self) -> None:
-        """Stop listening for answers."""
+        """Stop receiving answers."""
         if self._mailbox is not None:
             await self._mailbox.close()
 
@@ -127,17 +152,17 @@ class Explainer:
         return differences.compare(stored, layers, held), stored
 
     async def _ask(self, stored: Stored) -> dict[str, Held]:
-        """What each process that answers in time holds."""
+        """Ask all processes for their connections and groups; return those that answered in time."""
         self._request = uuid.uuid4().hex
         self._pages.clear()
         self._wanted = {}
         running = {id: process for id, process in stored.processes.items() if process.running}
 
-        assert self._mailbox is not None, "answers are listened for before anybody is asked"  # noqa: S101
+        assert self._mailbox is not None, "the mailbox is opened before a process is asked"  # noqa: S101
         question = messages.Explain(self._request, self._mailbox.address)
         failed = await groups.tell_all({process.address: question for process in running.values()})
         for address, error in failed.items():
-            logger.warning("%s was not asked what it holds: %s", address, error)
+            logger.warning("%s was not asked for its connections: %s", address, error)
         with suppress(TimeoutError):
             async with asyncio.timeout(self._timeout):
                 while not running.keys() <= self._complete().keys():
@@ -152,9 +177,9 @@ class Explainer:
             if len(pages) == self._wanted[process]
         }
 
-    # -- putting right -----------------------------------------------------------------------------
+    # -- repairing ---------------------------------------------------------------------------------
 
-    async def _put_right(self, found: Collection[Difference]) -> None:
+    async def _repair(self, found: Collection[Difference]) -> None:
         by_kind: dict[Kind, list[Difference]] = defaultdict(list)
         for difference in found:
             by_kind[difference.kind].append(difference)
@@ -184,7 +209,7 @@ class Explainer:
             if address in running:
                 await groups.tell(address, messages.Heal(names))
                 continue
-            # Nobody is there who could do it, or who could join meanwhile.
+            # The process has ended: it cannot do this itself, and cannot join the group meanwhile.
             for group in names:
                 await groups.discard(group, address)
 
@@ -196,7 +221,7 @@ class Explainer:
         self._mailbox = await Mailbox.open()
         self._mailbox.listen(self._take)
         if not await self._mailbox.hears_itself(self._echo_timeout):
-            raise LayerUnavailable("What is sent to this program does not arrive.")
+            raise LayerUnavailable("The channel layer brings this program no messages.")
 
     def _take(self, message: messages.Control) -> None:
         match message:
@@ -209,8 +234,20 @@ class Explainer:
 async def explain(
     explainer: Explainer, tell: Callable[[Explained], None], rounds: Callable[[], Any] | None
 ) -> bool:
-    """Look, let `rounds` and then the explainer put right what differs, and tell of each difference; without
-    `rounds` nothing is put right. Returns whether anything was.
+    """Look for differences, repair them, and report each.
+
+    Args:
+        explainer: Looks and repairs.
+        tell: Called with each difference.
+        rounds: Runs rounds, which come first and repair what ended processes left; returns True if they
+            repaired anything. Without it, nothing is repaired.
+
+    Returns:
+        True if anything was repaired.
+
+    Raises:
+        LayerUnavailable: As the explainer raises it, or differences are still there.
+        django.db.Error: The database could not be asked.
     """
     found = await explainer.look()
     repaired = False

@@ -1,7 +1,7 @@
-"""A channel on which a program hears what other processes say to it, and finds out whether it hears at all.
+"""A channel on which a program receives messages of other processes, and a check that it receives anything.
 
-Messages of groups never come here, so a question, a kick or an echo waits behind none of them: a process that
-is behind with its messages still answers (decision 17).
+Messages of groups never come here, so a question, a kick or an echo does not wait behind them. A process that
+is behind with the messages of groups still answers (decision 17).
 """
 
 import asyncio
@@ -21,12 +21,18 @@ logger = logging.getLogger("realtime.mailbox")
 
 #: Seconds until reading goes on after an event that could not be read.
 PAUSE_AFTER_ERROR = 0.05
-#: Seconds between two echoes of `hears_itself`: a SUBSCRIBE that was written is not yet one that is active.
+#: Seconds between two echoes of `hears_itself`. A SUBSCRIBE that was sent may not be active yet.
 ECHO_AGAIN_AFTER = 0.1
 
 
 class Echo:
-    """What a program sends to itself, one part over each connection on which it receives."""
+    """Messages that a program sends to itself, one part over each connection on which it receives.
+
+    Args:
+        address: The address of the program's mailbox.
+        channels: Other channels from which the program receives.
+        number: The number of the echo.
+    """
 
     def __init__(self, address: str, channels: Sequence[str], number: int) -> None:
         self.number = number
@@ -40,7 +46,7 @@ class Echo:
         """Send all parts.
 
         Raises:
-            LayerUnavailable: A part could not be sent, which says nothing about what is received.
+            LayerUnavailable: A part could not be sent. This says nothing about receiving.
         """
         self._parts = await groups.echo(self._address, self._channels, self.number)
 
@@ -51,19 +57,19 @@ class Echo:
 
     @property
     def missing(self) -> set[int]:
-        """The parts that did not come back yet."""
+        """The parts that have not come back yet."""
         return set(range(self._parts)) - self._back
 
     async def is_back(self, patience: float, *, busy: Callable[[], bool] = lambda: False) -> bool:
         """Wait until all parts are back.
 
         Args:
-            patience: Seconds in which something has to arrive over each connection whose part is missing. A
-                part that stands in line behind other messages is not missing while these arrive.
-            busy: Returns true while a message is being taken, for which all others wait.
+            patience: Seconds within which each connection that still owes a part must bring a message. A part
+                may wait behind other messages; it is not given up while these arrive.
+            busy: Returns True while the program handles a message, for which all others wait.
 
         Returns:
-            False when nothing arrived over one of the connections for this long.
+            True if all parts came back. False if one of the connections brought nothing for this long.
         """
         while True:
             before = groups.received(self._address, self._channels)
@@ -80,9 +86,10 @@ class Echo:
 
 
 class Mailbox:
-    """A channel of this program, read by a task of its own from `open` to `close`.
+    """A channel of this program, which a task reads from `open` to `close`.
 
-    Messages that arrive before `listen` wait for it.
+    Messages that arrive before `listen` wait for it. An event that is no message is logged once for each type
+    and dropped.
     """
 
     def __init__(self, address: str) -> None:
@@ -97,7 +104,10 @@ class Mailbox:
 
     @classmethod
     async def open(cls, address: str | None = None) -> Self:
-        """Open the mailbox of the server process at this address; without one, that of another program.
+        """Open a mailbox.
+
+        Args:
+            address: The address of this server process; None for a program that has no channel.
 
         Raises:
             LayerUnavailable: The channel could not be opened.
@@ -107,7 +117,7 @@ class Mailbox:
         return cls(address)
 
     def listen(self, take: Callable[[Control], object]) -> None:
-        """Call `take` with every message that other processes sent. If it raises, the error is logged."""
+        """Pass every message from other processes to `take`. If it raises, the error is logged."""
         self._take = take
         while self._waiting:
             self._deliver(self._waiting.pop(0))
@@ -118,7 +128,7 @@ class Mailbox:
         await asyncio.wait([self.reading])
 
     async def echo(self, *channels: str) -> Echo:
-        """Send an echo to this mailbox, and to these other channels of this process.
+        """Send an echo to this mailbox, and to these other channels of this program.
 
         Raises:
             LayerUnavailable: It could not be sent.
@@ -128,12 +138,15 @@ class Mailbox:
         return echo
 
     def returned(self, echo: EchoPart) -> None:
-        """Note a part of an echo that came back, here or on another channel; only the last echo counts."""
+        """Note a part of an echo that came back, here or on another channel. Only the last echo counts."""
         if self._echo is not None and echo.number == self._echo.number:
             self._echo.returned(echo.part)
 
     async def hears_itself(self, within: float) -> bool:
-        """Find out within so many seconds whether what is sent to this mailbox arrives.
+        """Return True if an echo to this mailbox comes back in time.
+
+        Args:
+            within: Seconds for which echoes are sent.
 
         Raises:
             LayerUnavailable: An echo could not be sent.
@@ -151,8 +164,8 @@ class Mailbox:
             try:
                 self._sort(await groups.receive_control(self.address))
             except Exception:
-                # A layer that fails does not make this program deaf. The pause keeps one that fails
-                # immediately from filling the log.
+                # A failing layer must not end the reading. The pause keeps a layer that fails immediately
+                # from filling the log.
                 logger.exception("An event from another process could not be read")
                 await asyncio.sleep(PAUSE_AFTER_ERROR)
 
@@ -170,7 +183,7 @@ class Mailbox:
             case EchoPart():
                 self.returned(message)
             case Mark() | GroupMessage():
-                # Sent to groups only; no mailbox is a member of one.
+                # These go to groups only, and no mailbox is in a group.
                 pass
             case _ if self._take is None:
                 self._waiting.append(message)
@@ -182,7 +195,7 @@ class Mailbox:
         try:
             self._take(message)
         except Exception:
-            # A message that cannot be handled does not make this program deaf.
+            # A message that cannot be handled must not end the reading.
             logger.exception(
                 "A message from another process could not be handled: %s", type(message).__name__
             )

@@ -236,7 +236,7 @@ async def test_a_start_that_could_not_sweep_everything_says_why_without_a_traceb
     kill(neighbour)
     await sweep.predecessors()
     (error,) = errors(caplog)
-    assert error.startswith("What an earlier process held was not swept at the start; rounds will sweep it:")
+    assert error.startswith("Earlier processes of this machine were not swept at the start; rounds will sweep them:")
     assert 'no "elsewhere" layer' in error
     assert "Traceback" not in caplog.text
 
@@ -277,7 +277,7 @@ async def test_a_sweep_that_hangs_neither_delays_nor_fails_the_start(
     await lifecycle.stop()
     assert discarding.is_set()
     (error,) = errors(caplog)
-    assert "rounds will sweep it" in error
+    assert "rounds will sweep them" in error
     assert not await nothing_left(process)
     assert home.process != process
 
