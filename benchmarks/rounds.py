@@ -23,7 +23,7 @@ from benchmarks import filling  # noqa: E402
 from realtime.fleet import sweep  # noqa: E402
 from realtime.fleet.mailbox import Mailbox  # noqa: E402
 from realtime.fleet.rounds import Reaper  # noqa: E402
-from realtime.layers import groups  # noqa: E402
+from realtime.layers import groups, messages  # noqa: E402
 from realtime.models import Connection, Process  # noqa: E402
 from realtime.records import connection_rows, process_rows  # noqa: E402
 
@@ -49,12 +49,14 @@ class Timed:
 
 async def answer(process: uuid.UUID, mailbox: Mailbox) -> None:
     """Answer rounds as a hub does: by the row and by a message."""
+    questions = asyncio.Queue[messages.Control]()
+    mailbox.listen(questions.put_nowait)
+    write = database_sync_to_async(process_rows.answer_round)
     while True:
-        event = await mailbox.next()
-        if event.get("type") == groups.ASK:
-            write = database_sync_to_async(process_rows.answer_round)
-            await write(process, event["round"], connections=0, loop_lag=0.0)
-            await groups.answer(event["reply_to"], event["round"], str(process))
+        question = await questions.get()
+        if isinstance(question, messages.Ask):
+            await write(process, question.round, connections=0, loop_lag=0.0)
+            await groups.tell(question.reply_to, messages.Answer(question.round, str(process)))
 
 
 async def measure(options: argparse.Namespace) -> dict[str, Any]:

@@ -1,14 +1,13 @@
 """Publish to a group from synchronous and asynchronous code, and disconnect from synchronous code."""
 
-import asyncio
 from collections.abc import Mapping, Sequence
 
 from channels import DEFAULT_CHANNEL_LAYER
 from msgspec import UNSET, UnsetType
 
-from realtime import layers, metrics
+from realtime import metrics
 from realtime.errors import LayerUnavailable, RealtimeError
-from realtime.layers import LAYER_ERRORS, Layer, Message, groups
+from realtime.layers import LAYER_ERRORS, Layer, Message, groups, messages
 from realtime.process import greenlets
 from realtime.process.background_loop import BackgroundLoop
 from realtime.wire import frames
@@ -24,10 +23,19 @@ async def apublish(
     alias: str = DEFAULT_CHANNEL_LAYER,
     sender: str | UnsetType | None = UNSET,
 ) -> None:
-    """Send `data`, anything that JSON can carry, to every connection in `group` of the layer `alias`.
+    """Send data to every connection in a group. The frame is encoded once for all receivers.
 
-    The frame is encoded here, once for all receivers. `sender` is set for what a client published: its
-    user, or None. Raises BadGroup, UnpublishableData, LayerUnavailable.
+    Args:
+        group: The name of the group.
+        data: Anything that JSON can carry.
+        alias: The alias of the channel layer in CHANNEL_LAYERS.
+        sender: The user of a client that published, or None if that client is anonymous. Leave it out for
+            data of the server.
+
+    Raises:
+        BadGroup: No group can have this name.
+        UnpublishableData: JSON cannot carry the data.
+        LayerUnavailable: The channel layer did not take the message.
     """
     message = _message(group, data, sender)
     await groups.call("publish", groups.layer(alias).group_send(group, message))
@@ -35,12 +43,20 @@ async def apublish(
 
 
 def publish(group: str, data: object, *, alias: str = DEFAULT_CHANNEL_LAYER) -> None:
-    """`apublish` for synchronous code: returns when the channel layer has taken the message.
+    """Send data to every connection in a group, from synchronous code.
 
-    In a process that gevent or eventlet has patched, other greenlets run while this one waits.
+    The function returns when the channel layer has taken the message. In a process that gevent or eventlet
+    has patched, other greenlets run while this one waits.
+
+    Args:
+        group: The name of the group.
+        data: Anything that JSON can carry.
+        alias: The alias of the channel layer in CHANNEL_LAYERS.
 
     Raises:
-        BadGroup, UnpublishableData, LayerUnavailable: As `apublish` does.
+        BadGroup: No group can have this name.
+        UnpublishableData: JSON cannot carry the data.
+        LayerUnavailable: The channel layer did not take the message.
         RealtimeError: The caller runs on an event loop, or in a callback of the hub of gevent or eventlet,
             and would block it.
     """
@@ -54,8 +70,8 @@ def publish(group: str, data: object, *, alias: str = DEFAULT_CHANNEL_LAYER) -> 
             f"publish() would block every greenlet, because it was called in a callback of {library.name}'s "
             f"hub; use `{library.name}.spawn(publish, …)`."
         )
-    # Everything but the call to the layer happens here. The loop has a native thread, and locks that gevent
-    # or eventlet has patched, such as those of the metrics, are not made for two of these.
+    # Everything except the call to the layer happens in this thread. The loop has a native thread, and locks
+    # that gevent or eventlet has patched, such as those of the metrics, do not work between native threads.
     message = _message(group, data, UNSET)
     home = groups.layer(alias)
     try:
@@ -73,34 +89,26 @@ def _message(group: str, data: object, sender: str | UnsetType | None) -> Messag
     """Encode a message to a group."""
     groups.require_valid(group)
     text = frames.build(frames.Message(group=group, data=encode_data(data), from_=sender))
-    return {"type": layers.MESSAGE, "text": text}
+    return messages.encode(messages.GroupMessage(text))
 
 
 def disconnect(connections: Mapping[str, Sequence[str]], reason: str) -> dict[str, LayerUnavailable]:
-    """`kick` for synchronous code, in a thread without an event loop: the connections to evict, by the
-    address of the living process that holds them.
+    """Tell processes to evict connections, from synchronous code in a thread without an event loop.
 
-    Returns the addresses that could not be told, and why. A process that was told does it in its own time.
+    The function does not wait until the processes have evicted them.
+
+    Args:
+        connections: The ids of the connections, by the address of the living process that holds them.
+        reason: The `value` of a `CloseReason`.
+
+    Returns:
+        The addresses of the processes that could not be told, each with the reason.
     """
     try:
-        return _background.run(_disconnect(connections, reason))
+        kicks = {address: messages.Kick(ids, [], reason) for address, ids in connections.items()}
+        return _background.run(groups.tell_all(kicks))
     except LAYER_ERRORS as error:
         return {address: groups.unavailable("kick", error) for address in connections}
-
-
-async def _disconnect(connections: Mapping[str, Sequence[str]], reason: str) -> dict[str, LayerUnavailable]:
-    # All at once, so that a Redis that hangs costs one timeout and not one for each process.
-    told = await asyncio.gather(
-        *(groups.kick(address, ids, [], reason) for address, ids in connections.items()),
-        return_exceptions=True,
-    )
-    failures = {}
-    for address, error in zip(connections, told, strict=True):
-        if isinstance(error, LayerUnavailable):
-            failures[address] = error
-        elif error is not None:
-            raise error
-    return failures
 
 
 _background = BackgroundLoop()

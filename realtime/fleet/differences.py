@@ -1,7 +1,6 @@
-"""What the database, the channel layer and the server processes say of the same connections, compared.
+"""Compare the database, the channel layer and the server processes.
 
-Each of the three is a snapshot of its own moment, so a difference counts only when a second look finds it
-again.
+Each of the three is a snapshot of its own moment. A difference counts only if a second look finds it again.
 """
 
 import enum
@@ -10,9 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from realtime.layers.contents import Contents, Listeners, StoredMembers
+
 
 class Kind(enum.Enum):
-    """Every way in which the three can differ: its label, what it means, and what is done about it."""
+    """The ways for the three to differ: a label, the meaning, and the remedy."""
 
     PROCESS_SILENT = (
         "process_silent",
@@ -21,12 +22,12 @@ class Kind(enum.Enum):
     )
     RECORD_OF_ENDED_PROCESS = (
         "record_of_ended_process",
-        "a record is open whose process has ended",
+        "a record of an ended process is open",
         "closed by a round",
     )
     MEMBERSHIP_OF_ENDED_PROCESS = (
         "membership_of_ended_process",
-        "a membership is still to be left whose process has ended",
+        "a membership of an ended process is not left yet",
         "left by a round",
     )
     RECORD_WITHOUT_SOCKET = (
@@ -52,7 +53,7 @@ class Kind(enum.Enum):
     NOT_IN_LAYER = (
         "not_in_layer",
         "a process has members in a group, and the layer does not have the process in it",
-        "its process was told to assert it again",
+        "its process was told to re-add it",
     )
     ONLY_IN_LAYER = (
         "only_in_layer",
@@ -77,11 +78,12 @@ class Kind(enum.Enum):
 
     @property
     def repairable(self) -> bool:
+        """True if a remedy exists."""
         return self not in (Kind.UNKNOWN_CHANNEL, Kind.UNKNOWN_LISTENER)
 
 
 class Difference(NamedTuple):
-    """One thing that two of the three say differently. Ids are text; what does not apply is empty."""
+    """One difference between two of the three. Ids are text. A field that does not apply is empty."""
 
     kind: Kind
     process: str = ""
@@ -92,50 +94,59 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A row of a process; `name` is host:pid."""
+    """The row of a process."""
 
     address: str
     name: str
+    """host:pid."""
     running: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What the database says."""
+    """The content of the database."""
 
     processes: Mapping[str, Process]
     records: Mapping[str, str]
     """The process of each open record."""
     memberships: Mapping[tuple[str, str], str]
-    """The process of each (connection, group) that is not left."""
+    """The process of each (connection, group) that was not left."""
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What one process says: its connections, each with its groups."""
+    """The connections that one process holds, each with its groups."""
 
     connections: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     @property
     def groups(self) -> frozenset[str]:
+        """The groups of all connections."""
         return frozenset().union(*self.connections.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """What one channel layer says: its stored (group, address), or how many listen to each group."""
+    """The content of one channel layer."""
 
     alias: str
-    """As processes have it in front of their address; empty for the default layer."""
-    members: frozenset[tuple[str, str]] | None
-    listening: Mapping[str, int] | None
+    """The alias at the beginning of addresses; empty for the default layer."""
+    contents: Contents
+    """Stored members are given as addresses."""
 
     def has(self, address: str) -> bool:
+        """Return True if the address is one of this layer."""
         return address.rpartition(":")[0] == self.alias
 
 
 def compare(stored: Stored, layers: Iterable[Layer], held: Mapping[str, Held]) -> set[Difference]:
-    """`held` are the processes that answered, by id. What a silent process may hold is not judged."""
+    """Return all differences. The connections of processes that did not answer are not compared.
+
+    Args:
+        stored: The content of the database.
+        layers: The content of each channel layer.
+        held: The answers of processes, by the id of the process.
+    """
     held = {id: each for id, each in held.items() if id in stored.processes}
     return {
         *_silent(stored, held),
@@ -174,7 +185,7 @@ def _memberships(stored: Stored, held: Mapping[str, Held]) -> Iterator[Differenc
     for id, each in held.items():
         for connection, groups in each.connections.items():
             for group in groups:
-                # Without a record there is another difference, and no row can be.
+                # A connection without a record is another difference, and cannot have a row.
                 if connection in stored.records and (connection, group) not in stored.memberships:
                     address = stored.processes[id].address
                     yield Difference(Kind.MEMBER_WITHOUT_ROW, id, address, connection, group)
@@ -182,10 +193,11 @@ def _memberships(stored: Stored, held: Mapping[str, Held]) -> Iterator[Differenc
 
 def _layer(layer: Layer, stored: Stored, held: Mapping[str, Held]) -> Iterator[Difference]:
     here = {id: process for id, process in stored.processes.items() if layer.has(process.address)}
-    if layer.members is not None:
-        yield from _stored_layer(layer.members, here, held, stored)
-    if layer.listening is not None:
-        yield from _listening(layer.listening, here, held)
+    match layer.contents:
+        case StoredMembers(pairs):
+            yield from _stored_layer(pairs, here, held, stored)
+        case Listeners(counts):
+            yield from _listening(counts, here, held)
 
 
 def _stored_layer(
@@ -196,7 +208,7 @@ def _stored_layer(
 ) -> Iterator[Difference]:
     to_leave = {(group, id) for (_, group), id in stored.memberships.items()}
     ids = {process.address: id for id, process in here.items()}
-    # Other channels of a living process begin as its hub's does, and are its consumers' own business.
+    # Other channels of a living process begin like that of its hub. They belong to consumers.
     owners = {_owner(process.address) for process in here.values() if process.running}
     for id in held.keys() & here.keys():
         for group in held[id].groups:
@@ -208,7 +220,7 @@ def _stored_layer(
             if _owner(address) not in owners:
                 yield Difference(Kind.UNKNOWN_CHANNEL, address=address, group=group)
         elif (group, owner) in to_leave:
-            # On the to-do list of cleanups already.
+            # Already on the to-do list of cleanups.
             continue
         elif not here[owner].running or (owner in held and group not in held[owner].groups):
             yield Difference(Kind.ONLY_IN_LAYER, owner, address, group=group)
@@ -223,7 +235,7 @@ def _listening(
     for id in answered:
         for group in held[id].groups:
             if listening.get(group, 0) < expected[group]:
-                # Who of those that have members does not listen cannot be told; each may assert it again.
+                # It is not known which of the processes with members does not listen. Each re-adds itself.
                 yield Difference(Kind.NOT_IN_LAYER, id, here[id].address, group=group)
     for group, number in listening.items():
         if complete and number > expected[group]:
@@ -231,15 +243,20 @@ def _listening(
 
 
 def _owner(address: str) -> str:
-    """The part of a core layer's channel name that all channels of one process have in common."""
+    """Return the part of a core layer's channel name that all channels of one process have in common."""
     return address.partition("!")[0]
 
 
 def pages(
     connections: Iterable[tuple[str, Iterable[str]]], size: int
 ) -> Iterator[list[tuple[str, list[str]]]]:
-    """Connections with their groups, in pages of at most `size` names, which is two or more. There is at
-    least one page, and a connection with many groups is in several.
+    """Divide connections and their groups into pages.
+
+    There is at least one page. A connection with many groups is in several pages.
+
+    Args:
+        connections: Connections, each with its groups.
+        size: The most names of connections and groups in one page; two or more.
     """
     page: list[tuple[str, list[str]]] = []
     room = size
@@ -258,7 +275,7 @@ def pages(
 
 
 def joined(parts: Iterable[tuple[str, Iterable[str]]]) -> Held:
-    """What `pages` took apart."""
+    """Put together what `pages` divided."""
     connections: dict[str, set[str]] = {}
     for connection, groups in parts:
         connections.setdefault(connection, set()).update(groups)

@@ -1,44 +1,45 @@
-"""What the database, the channel layers and the server processes say, asked for, compared, and put right."""
+"""Compare the database, the channel layers and the server processes, and repair the differences."""
 
 import asyncio
 import logging
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from channels import DEFAULT_CHANNEL_LAYER
-from channels.db import database_sync_to_async
 
 from realtime.closing import CloseReason
 from realtime.errors import LayerUnavailable
 from realtime.fleet import differences, snapshot
+from realtime.fleet.database import on_shared_thread as database
 from realtime.fleet.differences import Difference, Held, Kind, Layer, Stored
 from realtime.fleet.mailbox import Mailbox
-from realtime.layers import groups
-from realtime.process import tasks
+from realtime.layers import groups, messages
 from realtime.records import connection_rows, process_rows
 from realtime.records.entries import Closing, Join
 
 logger = logging.getLogger("realtime.explain")
 
-#: Seconds between two looks: what opens or closes at the first one has done so by the second.
+#: Seconds between two looks. A connection that opens or closes during the first one has finished by then.
 LOOK_AGAIN_AFTER = 1.5
-#: Seconds within which this program has to hear what it sends to itself.
-LISTENING_TIMEOUT = 5.0
+#: Seconds within which an echo to this program must come back.
+ECHO_TIMEOUT = 5.0
 
 
 class Explained(NamedTuple):
-    """A difference, what was done about it, and whether it is gone; `repaired` is None where nothing was."""
+    """A difference, and what was done about it."""
 
     difference: Difference
     process: str
     """host:pid."""
     done: str
     repaired: bool | None
+    """True if the difference is gone, False if it is not, None if nothing was done."""
 
     def fields(self) -> dict[str, Any]:
-        """As one JSON object."""
+        """Return one JSON object."""
         kind, process, address, connection, group = self.difference
         return {
             "difference": kind.label,
@@ -53,7 +54,7 @@ class Explained(NamedTuple):
         }
 
     def line(self) -> str:
-        """As one line for people."""
+        """Return one line for people."""
         kind, _, address, connection, group = self.difference
         what = [("connection", connection), ("group", group), ("process", self.process)]
         if not self.process:
@@ -63,36 +64,67 @@ class Explained(NamedTuple):
 
 
 class Explainer:
-    """Looks on the event loop that it is used on; processes are given `timeout` seconds to answer."""
+    """Looks for differences, on the event loop on which it is used.
 
-    def __init__(self, *, timeout: float) -> None:
+    Args:
+        timeout: Seconds that processes have to answer.
+        look_again_after: Seconds between two looks.
+        echo_timeout: Seconds within which an echo to this program must come back.
+    """
+
+    def __init__(
+        self,
+        *,
+        timeout: float,
+        look_again_after: float = LOOK_AGAIN_AFTER,
+        echo_timeout: float = ECHO_TIMEOUT,
+    ) -> None:
         self._timeout = timeout
+        self._look_again_after = look_again_after
+        self._echo_timeout = echo_timeout
         self._mailbox: Mailbox | None = None
-        self._listening: asyncio.Task[None] | None = None
         self._request = ""
         self._pages: dict[str, dict[int, Any]] = defaultdict(dict)
-        """What came for the request, by process and number."""
+        """The pages that answer the request, by process and number."""
         self._wanted: dict[str, int] = {}
         self._news = asyncio.Event()
         self.compared = ""
-        """What the last look compared, in words."""
+        """Says what the last look compared."""
 
     async def look(self) -> list[Explained]:
-        """What differs, and is not just happening. Raises LayerUnavailable or a `django.db.Error`."""
+        """Return the differences that two looks found.
+
+        A single look also finds connections that are just opening or closing.
+
+        Raises:
+            LayerUnavailable: A layer did not list its groups, or brings this program no messages.
+            django.db.Error: The database could not be asked.
+        """
         await self._listen()
         found, _ = await self._look()
         if not found:
             return []
-        await asyncio.sleep(LOOK_AGAIN_AFTER)
+        await asyncio.sleep(self._look_again_after)
         again, stored = await self._look()
         return [_explained(difference, stored, "nothing", None) for difference in _in_order(found & again)]
 
     async def repair(self, found: Collection[Explained]) -> list[Explained]:
-        """Put right what rounds do not, and look what is left of what was found."""
+        """Repair the differences that rounds do not repair, and look again.
+
+        Args:
+            found: The differences that `look` returned.
+
+        Returns:
+            The same differences; each says what was done, and if it is gone.
+
+        Raises:
+            LayerUnavailable: As `look` raises it, or a process could not be told.
+            django.db.Error: The database could not be asked.
+        """
         if not found:
             return []
-        await self._put_right([each.difference for each in found])
-        await asyncio.sleep(LOOK_AGAIN_AFTER)
+        await self._repair([each.difference for each in found])
+        await asyncio.sleep(self._look_again_after)
         left, _ = await self._look()
         explained = []
         for each in found:
@@ -103,49 +135,39 @@ class Explainer:
         return explained
 
     async def close(self) -> None:
-        """Stop listening for answers."""
-        if self._mailbox is not None and self._listening is not None:
-            self._listening.cancel()
-            await asyncio.wait([self._listening])
+        """Stop receiving answers."""
+        if self._mailbox is not None:
             await self._mailbox.close()
 
     # -- looking -----------------------------------------------------------------------------------
 
     async def _look(self) -> tuple[set[Difference], Stored]:
-        stored = await database_sync_to_async(snapshot.everything)()
+        stored = await database(snapshot.everything)
         held = await self._ask(stored)
         layers = []
         for alias in groups.aliases():
-            members, listening = await groups.members(alias)
             name = "" if alias == DEFAULT_CHANNEL_LAYER else alias
-            layers.append(Layer(name, None if members is None else frozenset(members), listening))
+            layers.append(Layer(name, await groups.contents(alias)))
         self.compared = _in_words(stored, held)
         return differences.compare(stored, layers, held), stored
 
     async def _ask(self, stored: Stored) -> dict[str, Held]:
-        """What each process that answers in time holds."""
+        """Ask all processes for their connections and groups; return those that answered in time."""
         self._request = uuid.uuid4().hex
         self._pages.clear()
         self._wanted = {}
         running = {id: process for id, process in stored.processes.items() if process.running}
 
-        assert self._mailbox is not None, "answers are listened for before anybody is asked"  # noqa: S101
-        reply_to = self._mailbox.address
-
-        async def ask(address: str) -> None:
-            try:
-                await groups.explain(address, self._request, reply_to)
-            except LayerUnavailable as error:
-                logger.warning("%s was not asked what it holds: %s", address, error)
-
-        await asyncio.gather(*(ask(process.address) for process in running.values()))
-        try:
+        assert self._mailbox is not None, "the mailbox is opened before a process is asked"  # noqa: S101
+        question = messages.Explain(self._request, self._mailbox.address)
+        failed = await groups.tell_all({process.address: question for process in running.values()})
+        for address, error in failed.items():
+            logger.warning("%s was not asked for its connections: %s", address, error)
+        with suppress(TimeoutError):
             async with asyncio.timeout(self._timeout):
                 while not running.keys() <= self._complete().keys():
                     self._news.clear()
                     await self._news.wait()
-        except TimeoutError:
-            pass
         return self._complete()
 
     def _complete(self) -> dict[str, Held]:
@@ -155,20 +177,20 @@ class Explainer:
             if len(pages) == self._wanted[process]
         }
 
-    # -- putting right -----------------------------------------------------------------------------
+    # -- repairing ---------------------------------------------------------------------------------
 
-    async def _put_right(self, found: Collection[Difference]) -> None:
+    async def _repair(self, found: Collection[Difference]) -> None:
         by_kind: dict[Kind, list[Difference]] = defaultdict(list)
         for difference in found:
             by_kind[difference.kind].append(difference)
         if gone := by_kind[Kind.RECORD_WITHOUT_SOCKET]:
             closings = [Closing(uuid.UUID(each.connection), CloseReason.SERVER_LOST, None) for each in gone]
-            await database_sync_to_async(connection_rows.close_connections)(closings, uuid.uuid4())
+            await database(connection_rows.close_connections, closings, uuid.uuid4())
         if unrecorded := by_kind[Kind.MEMBER_WITHOUT_ROW]:
             joins = [
                 Join(uuid.UUID(each.connection), uuid.UUID(each.process), each.group) for each in unrecorded
             ]
-            await database_sync_to_async(connection_rows.open_memberships)(joins)
+            await database(connection_rows.open_memberships, joins)
         await self._kick(by_kind[Kind.SOCKET_WITHOUT_RECORD], by_kind[Kind.ROW_WITHOUT_MEMBER])
         await self._heal(by_kind[Kind.NOT_IN_LAYER], by_kind[Kind.ONLY_IN_LAYER])
 
@@ -176,17 +198,18 @@ class Explainer:
         for address in {each.address for each in (*sockets, *rows)}:
             connections = [each.connection for each in sockets if each.address == address]
             memberships = [(each.connection, each.group) for each in rows if each.address == address]
-            await groups.kick(address, connections, memberships, CloseReason.SERVER_LOST.value)
+            kick = messages.Kick(connections, memberships, CloseReason.SERVER_LOST.value)
+            await groups.tell(address, kick)
 
     async def _heal(self, missing: Collection[Difference], stray: Collection[Difference]) -> None:
-        asked = await database_sync_to_async(process_rows.processes_to_ask)()
+        asked = await database(process_rows.processes_to_ask)
         running = {process.channel_name for process in asked}
         for address in {each.address for each in (*missing, *stray)}:
             names = [each.group for each in stray if each.address == address]
             if address in running:
-                await groups.heal(address, names)
+                await groups.tell(address, messages.Heal(names))
                 continue
-            # Nobody is there who could do it, or who could join meanwhile.
+            # The process has ended: it cannot do this itself, and cannot join the group meanwhile.
             for group in names:
                 await groups.discard(group, address)
 
@@ -196,32 +219,35 @@ class Explainer:
         if self._mailbox is not None:
             return
         self._mailbox = await Mailbox.open()
-        self._listening = tasks.create(self._read(self._mailbox))
-        if not await self._mailbox.hears_itself(LISTENING_TIMEOUT):
-            raise LayerUnavailable("What is sent to this program does not arrive.")
+        self._mailbox.listen(self._take)
+        if not await self._mailbox.hears_itself(self._echo_timeout):
+            raise LayerUnavailable("The channel layer brings this program no messages.")
 
-    async def _read(self, mailbox: Mailbox) -> None:
-        while True:
-            event = await mailbox.next()
-            try:
-                self._take(event)
-            except Exception:
-                # An answer that makes no sense does not end the listening.
-                logger.exception("An answer could not be taken")
-
-    def _take(self, event: dict[str, Any]) -> None:
-        match event.get("type"):
-            case groups.HOLDINGS if event["request"] == self._request:
-                self._wanted[event["process"]] = event["pages"]
-                self._pages[event["process"]][event["page"]] = event["connections"]
+    def _take(self, message: messages.Control) -> None:
+        match message:
+            case messages.Holdings(request, process, connections, page, pages) if request == self._request:
+                self._wanted[process] = pages
+                self._pages[process][page] = connections
                 self._news.set()
 
 
 async def explain(
     explainer: Explainer, tell: Callable[[Explained], None], rounds: Callable[[], Any] | None
 ) -> bool:
-    """Look, let `rounds` and then the explainer put right what differs, and tell of each difference; without
-    `rounds` nothing is put right. Returns whether anything was.
+    """Look for differences, repair them, and report each.
+
+    Args:
+        explainer: Looks and repairs.
+        tell: Called with each difference.
+        rounds: Runs rounds, which come first and repair what ended processes left; returns True if they
+            repaired anything. Without it, nothing is repaired.
+
+    Returns:
+        True if anything was repaired.
+
+    Raises:
+        LayerUnavailable: As the explainer raises it, or differences are still there.
+        django.db.Error: The database could not be asked.
     """
     found = await explainer.look()
     repaired = False

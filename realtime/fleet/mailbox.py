@@ -1,7 +1,7 @@
-"""A channel on which a program hears what other processes say to it, and finds out whether it hears at all.
+"""A channel on which a program receives messages of other processes, and a check that it receives anything.
 
-Messages of groups never come here, so a question, a kick or an echo waits behind none of them: a process that
-is behind with its messages still answers (decision 17).
+Messages of groups never come here, so a question, a kick or an echo does not wait behind them. A process that
+is behind with the messages of groups still answers (decision 17).
 """
 
 import asyncio
@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Self
 
-from realtime.layers import groups
+from realtime import metrics
+from realtime.layers import groups, messages
+from realtime.layers.messages import Control, EchoPart, GroupMessage, Mark
 from realtime.process import tasks
 from realtime.transports.asgi import Event
 
@@ -19,12 +21,18 @@ logger = logging.getLogger("realtime.mailbox")
 
 #: Seconds until reading goes on after an event that could not be read.
 PAUSE_AFTER_ERROR = 0.05
-#: Seconds between two echoes of `hears_itself`: a SUBSCRIBE that was written is not yet one that is active.
+#: Seconds between two echoes of `hears_itself`. A SUBSCRIBE that was sent may not be active yet.
 ECHO_AGAIN_AFTER = 0.1
 
 
 class Echo:
-    """What a program sends to itself, one part over each connection on which it receives."""
+    """Messages that a program sends to itself, one part over each connection on which it receives.
+
+    Args:
+        address: The address of the program's mailbox.
+        channels: Other channels from which the program receives.
+        number: The number of the echo.
+    """
 
     def __init__(self, address: str, channels: Sequence[str], number: int) -> None:
         self.number = number
@@ -38,7 +46,7 @@ class Echo:
         """Send all parts.
 
         Raises:
-            LayerUnavailable: A part could not be sent, which says nothing about what is received.
+            LayerUnavailable: A part could not be sent. This says nothing about receiving.
         """
         self._parts = await groups.echo(self._address, self._channels, self.number)
 
@@ -49,22 +57,22 @@ class Echo:
 
     @property
     def missing(self) -> set[int]:
-        """The parts that did not come back yet."""
+        """The parts that have not come back yet."""
         return set(range(self._parts)) - self._back
 
     async def is_back(self, patience: float, *, busy: Callable[[], bool] = lambda: False) -> bool:
         """Wait until all parts are back.
 
         Args:
-            patience: Seconds in which something has to arrive over each connection whose part is missing. A
-                part that stands in line behind other messages is not missing while these arrive.
-            busy: Returns true while a message is being taken, for which all others wait.
+            patience: Seconds within which each connection that still owes a part must bring a message. A part
+                may wait behind other messages; it is not given up while these arrive.
+            busy: Returns True while the program handles a message, for which all others wait.
 
         Returns:
-            False when nothing arrived over one of the connections for this long.
+            True if all parts came back. False if one of the connections brought nothing for this long.
         """
         while True:
-            before = groups.heard(self._address, self._channels)
+            before = groups.received(self._address, self._channels)
             with suppress(TimeoutError):
                 async with asyncio.timeout(patience):
                     while self.missing:
@@ -72,25 +80,34 @@ class Echo:
                         await self._news.wait()
             if not self.missing:
                 return True
-            now = groups.heard(self._address, self._channels)
+            now = groups.received(self._address, self._channels)
             if not busy() and any(now[part] == before[part] for part in self.missing):
                 return False
 
 
 class Mailbox:
-    """A channel of this program, read by a task of its own from `open` to `close`."""
+    """A channel of this program, which a task reads from `open` to `close`.
+
+    Messages that arrive before `listen` wait for it. An event that is no message is logged once for each type
+    and dropped.
+    """
 
     def __init__(self, address: str) -> None:
         self.address = address
-        """The address under which others reach it."""
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        """The address under which other processes reach the mailbox."""
+        self._take: Callable[[Control], object] | None = None
+        self._waiting: list[Control] = []
         self._echo: Echo | None = None
         self._numbers = itertools.count(1)
-        self.reading = tasks.create(self._read())
+        self._logged: set[str] = set()
+        self.reading = tasks.create(self._read(), name="realtime mailbox")
 
     @classmethod
     async def open(cls, address: str | None = None) -> Self:
-        """Open the mailbox of the server process at this address; without one, that of another program.
+        """Open a mailbox.
+
+        Args:
+            address: The address of this server process; None for a program that has no channel.
 
         Raises:
             LayerUnavailable: The channel could not be opened.
@@ -99,17 +116,19 @@ class Mailbox:
         await groups.open_control(address)
         return cls(address)
 
+    def listen(self, take: Callable[[Control], object]) -> None:
+        """Pass every message from other processes to `take`. If it raises, the error is logged."""
+        self._take = take
+        while self._waiting:
+            self._deliver(self._waiting.pop(0))
+
     async def close(self) -> None:
         """Stop reading."""
         self.reading.cancel()
         await asyncio.wait([self.reading])
 
-    async def next(self) -> Event:
-        """Wait for the next event that another process sent."""
-        return await self._events.get()
-
     async def echo(self, *channels: str) -> Echo:
-        """Send an echo to this mailbox, and to these other channels of this process.
+        """Send an echo to this mailbox, and to these other channels of this program.
 
         Raises:
             LayerUnavailable: It could not be sent.
@@ -118,13 +137,16 @@ class Mailbox:
         await echo.send()
         return echo
 
-    def returned(self, event: Event) -> None:
-        """Note an echo that came back, here or on another channel; only the last one counts."""
-        if self._echo is not None and event["number"] == self._echo.number:
-            self._echo.returned(event["part"])
+    def returned(self, echo: EchoPart) -> None:
+        """Note a part of an echo that came back, here or on another channel. Only the last echo counts."""
+        if self._echo is not None and echo.number == self._echo.number:
+            self._echo.returned(echo.part)
 
     async def hears_itself(self, within: float) -> bool:
-        """Find out within so many seconds whether what is sent to this mailbox arrives.
+        """Return True if an echo to this mailbox comes back in time.
+
+        Args:
+            within: Seconds for which echoes are sent.
 
         Raises:
             LayerUnavailable: An echo could not be sent.
@@ -140,13 +162,40 @@ class Mailbox:
     async def _read(self) -> None:
         while True:
             try:
-                event = await groups.receive_control(self.address)
-                if event.get("type") == groups.ECHO:
-                    self.returned(event)
-                else:
-                    self._events.put_nowait(event)
+                self._sort(await groups.receive_control(self.address))
             except Exception:
-                # Neither an event that makes no sense nor a layer that fails makes this program deaf. The
-                # pause keeps a layer that fails immediately from filling the log.
+                # A failing layer must not end the reading. The pause keeps a layer that fails immediately
+                # from filling the log.
                 logger.exception("An event from another process could not be read")
                 await asyncio.sleep(PAUSE_AFTER_ERROR)
+
+    def _sort(self, event: Event) -> None:
+        if event.get("type") != messages.ECHO:
+            metrics.events.labels(type=event.get("type", "")).inc()
+        try:
+            message = messages.decode(event)
+        except messages.BadMessage as error:
+            if (kind := repr(event.get("type"))) not in self._logged:
+                self._logged.add(kind)
+                logger.error("%s", error)
+            return
+        match message:
+            case EchoPart():
+                self.returned(message)
+            case Mark() | GroupMessage():
+                # These go to groups only, and no mailbox is in a group.
+                pass
+            case _ if self._take is None:
+                self._waiting.append(message)
+            case _:
+                self._deliver(message)
+
+    def _deliver(self, message: Control) -> None:
+        assert self._take is not None, "messages wait until there is a listener"  # noqa: S101
+        try:
+            self._take(message)
+        except Exception:
+            # A message that cannot be handled must not end the reading.
+            logger.exception(
+                "A message from another process could not be handled: %s", type(message).__name__
+            )

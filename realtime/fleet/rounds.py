@@ -1,20 +1,19 @@
-"""Rounds: ask every process, wait, judge those that stay silent, sweep what the lost ones held.
+"""Rounds: ask every process, wait, judge the silent processes, and clean up after the lost ones.
 
-Any number of reapers may run: each round has one number, and the database gives each number to one reaper.
-One that dies in the middle of a round leaves only to-do items behind (`left_at` is null, `closed_at` is
-null), which the next round finds.
+Any number of reapers may run. Each round has a number, and the database gives each number to one reaper. A
+reaper that dies in the middle of a round leaves only to-do items behind (`left_at` is null, `closed_at` is
+null). The next round finds them.
 """
 
 import asyncio
 import logging
 import uuid
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-from channels.db import database_sync_to_async
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error as DatabaseFailure
 
@@ -22,34 +21,33 @@ from realtime import conf, metrics
 from realtime.closing import CloseReason
 from realtime.errors import LayerUnavailable, RoundFailed
 from realtime.fleet import sweep
+from realtime.fleet.database import on_shared_thread as database
 from realtime.fleet.mailbox import Mailbox
 from realtime.fleet.sweep import Swept
-from realtime.layers import groups
-from realtime.process import tasks
+from realtime.layers import groups, messages
 from realtime.records import connection_rows, process_rows
 from realtime.records.connection_rows import Leftover
 from realtime.records.process_rows import Asked, LostProcess
 
 logger = logging.getLogger("realtime.reaper")
 
-#: How often in an interval somebody who did not get a round looks for the next one.
-LOOKS_PER_INTERVAL = 20
-#: Looks by which a reaper lets others go first after a round that it did not carry through. Otherwise one
-#: whose rounds all fail would claim every round, because it knows to the millisecond when the next is due.
-LOOKS_YIELDED = 2
-#: Intervals that `enough_rounds` waits for a round to be carried through, by this reaper or another.
+#: How often in an interval a reaper that did not get a round checks for the next one.
+CHECKS_PER_INTERVAL = 20
+#: Checks for which a reaper lets the others go first after a round that it did not carry through. Otherwise a
+#: reaper with only failing rounds would claim every round: it knows to the millisecond when the next is due.
+CHECKS_YIELDED = 2
+#: Intervals for which `enough_rounds` waits until a round is carried through, by this reaper or another.
 PATIENCE = 3
-#: Seconds by which a wait may be late before this reaper was stopped itself, and nobody's silence counts.
-LATE = 1.0
-#: Seconds of a round for deleting old records, a batch at a time: the rest is left to the next one.
+#: If a wait ends more than this many seconds late, the reaper itself was stalled, and the round counts no
+#: misses.
+LONGEST_STALL = 1.0
+#: Seconds in each round for deleting old records. The next round continues.
 PURGE_TIME = 1.0
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one round found and did. `seconds` is how long it took."""
+    """The result of one round."""
 
     number: int
     asked: int
@@ -62,25 +60,27 @@ class Report:
     discarded: int
     """(group, channel) pairs discarded on behalf of lost processes."""
     kicked: int
-    """Memberships that living processes were told to settle."""
+    """Memberships that living processes were told to finish leaving."""
     seconds: float
+    """Duration of the round."""
     purged: int = 0
     """Old closed records that were deleted."""
     written_off: int = 0
     """(group, channel) pairs that were marked left without a discard, because their layer is gone."""
     purged_memberships: int = 0
-    """Old left memberships that were deleted, without those that went with their record."""
+    """Old left memberships that were deleted, without those that were deleted with their record."""
 
     @property
     def repaired(self) -> bool:
+        """True if the round found something to repair."""
         return bool(self.lost or self.reaped or self.discarded or self.kicked or self.written_off)
 
     def fields(self) -> dict[str, Any]:
-        """As one JSON object."""
+        """Return the report as one JSON object."""
         return asdict(self)
 
     def line(self) -> str:
-        """As one line for people."""
+        """Return the report as one line for people."""
         line = (
             f"round {self.number}: asked {self.asked}, answered {self.answered}, lost {self.lost}, "
             f"reaped {self.reaped}, discarded {self.discarded}, kicked {self.kicked}, {self.seconds:.2f} s"
@@ -96,18 +96,51 @@ class Report:
         return line
 
 
+class Poll:
+    """One question to all processes, and their answers."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.asked: list[Asked] = []
+        """The processes to which the question was delivered."""
+        self.unreachable = 0
+        """How many processes the question could not be delivered to."""
+        self.answered: set[uuid.UUID] = set()
+
+    @property
+    def silent(self) -> list[Asked]:
+        """The processes that were asked and did not answer."""
+        return [process for process in self.asked if process.id not in self.answered]
+
+
 class Reaper:
-    """Runs rounds on the event loop that it is used on; `interval` and `timeout` in seconds. Records are
-    deleted `keep_closed` seconds after they were closed, unless that is None.
+    """Runs rounds on the event loop on which it is used.
+
+    Args:
+        interval: Seconds between two rounds.
+        timeout: Seconds that processes have to answer; less than `interval`.
+        misses_allowed: Rounds in a row that a process may leave unanswered. One more, and it is lost.
+        keep_closed: Seconds from the end of a record until it is deleted; None keeps all records.
+        purge_time: Seconds in each round for deleting old records.
+
+    Raises:
+        ImproperlyConfigured: `timeout` is not between 0 and `interval`.
     """
 
     def __init__(
-        self, *, interval: float, timeout: float, misses_allowed: int, keep_closed: float | None = None
+        self,
+        *,
+        interval: float,
+        timeout: float,
+        misses_allowed: int,
+        keep_closed: float | None = None,
+        purge_time: float = PURGE_TIME,
     ) -> None:
         self.interval = interval
         self.timeout = timeout
         self.misses_allowed = misses_allowed
         self.keep_closed = keep_closed
+        self.purge_time = purge_time
         if not 0 < timeout < interval:
             raise ImproperlyConfigured(
                 f"--timeout ({timeout:g}) must be above zero and below --interval ({interval:g})."
@@ -115,15 +148,19 @@ class Reaper:
         self.stopping = asyncio.Event()
         self._claimed_at = 0.0
         self._carried_through = True
-        """Whether the last round that this reaper claimed was."""
+        """False if the last round that this reaper claimed was not carried through."""
         self._mailbox: Mailbox | None = None
-        self._listening: asyncio.Task[None] | None = None
-        self._answers: dict[int, set[uuid.UUID]] = {}
-        self._news = asyncio.Event()
+        self._poll: Poll | None = None
+        """The question that is waiting for answers."""
+        self._answer_came = asyncio.Event()
 
     @classmethod
     def as_configured(cls, interval: float | None = None, timeout: float | None = None) -> "Reaper":
-        """With these times, or those of the settings. Raises ImproperlyConfigured."""
+        """Return a reaper with these times; without them, with those of the settings.
+
+        Raises:
+            ImproperlyConfigured: `timeout` is not between 0 and `interval`.
+        """
         settings = conf.get()
         return cls(
             interval=settings.ROUND_INTERVAL if interval is None else interval,
@@ -133,42 +170,47 @@ class Reaper:
         )
 
     async def round(self) -> Report | None:
-        """One round, or None when it is not due or another reaper has it.
+        """Run one round.
 
-        Raises LayerUnavailable or a `django.db.Error` when processes could not be asked or judged, and
-        RoundFailed when the sweep or the purge left something undone, which stays on the to-do list.
+        Returns:
+            The report, or None if no round is due or another reaper has it.
+
+        Raises:
+            LayerUnavailable: The channel layer did not open a channel for the answers.
+            django.db.Error: The database could not be asked.
+            RoundFailed: The sweep or the purge left something undone. It stays on the to-do list.
         """
         await self._listen()
-        number = await _database(process_rows.claim_round, self.interval)
+        number = await database(process_rows.claim_round, self.interval)
         if number is None:
             return None
         clock = asyncio.get_running_loop().time
         began = self._claimed_at = clock()
         self._carried_through = False
-        gone = await sweep.declare_gone(_database)
-        asked, unreachable = await self._ask(number)
-        answered, fair = await self._wait(number, asked)
-        await self._read_rows(number, asked, answered)
-        # Who was not given the whole time to answer, or was not heard, has not missed the round.
-        lost = await self._judge(number, asked, answered) if fair and not self.stopping.is_set() else []
+        gone = await sweep.declare_gone(database)
+        poll = await self._ask(number)
+        is_fair = await self._wait(poll)
+        await self._read_rows(poll)
+        # A process that did not have the whole time, or that this reaper could not receive, missed nothing.
+        lost = await self._judge(poll) if is_fair and not self.stopping.is_set() else []
         failures: list[Exception] = []
         try:
             swept, kicked = await self._sweep(failures)
         except DatabaseFailure as error:
             failures.append(error)
         finally:
-            # Also after a sweep that cannot succeed: otherwise old records would be kept for ever.
+            # A sweep that can never succeed must not keep old records for ever.
             purged = await self._purge(failures)
         if failures:
             raise RoundFailed.of(failures)
-        if fair and not unreachable and not self.stopping.is_set():
-            await _database(process_rows.finish_round, number)
+        if is_fair and not poll.unreachable and not self.stopping.is_set():
+            await database(process_rows.finish_round, number)
             self._carried_through = True
         return Report(
             number=number,
-            asked=len(asked),
-            unreachable=unreachable,
-            answered=sum(process.id in answered for process in asked),
+            asked=len(poll.asked),
+            unreachable=poll.unreachable,
+            answered=len(poll.asked) - len(poll.silent),
             lost=len(gone) + len(lost),
             reaped=swept.reaped,
             discarded=swept.discarded,
@@ -180,129 +222,134 @@ class Reaper:
         )
 
     async def preview(self) -> Report:
-        """Ask, and say what a round would do, without writing anything anywhere. `lost` counts processes that
-        stay silent.
+        """Ask all processes, and write nothing.
+
+        Returns:
+            A report of what a round would do. `lost` counts the processes that did not answer.
+
+        Raises:
+            LayerUnavailable: The channel layer did not open a channel for the answers.
+            django.db.Error: The database could not be asked.
         """
         await self._listen()
         clock = asyncio.get_running_loop().time
         began = clock()
-        asked, unreachable = await self._ask(0)
-        answered, _ = await self._wait(0, asked)
-        silent = [process.id for process in asked if process.id not in answered]
-        ended = [process.id for process in await _database(process_rows.lost_processes_to_sweep)]
+        poll = await self._ask(0)
+        await self._wait(poll)
+        ended = await database(process_rows.lost_processes_to_sweep)
         reaped = discarded = 0
-        for process in silent + ended:
-            reaped += await _database(connection_rows.count_open_records, process)
-            discarded += len(await _database(connection_rows.groups_to_leave, process))
+        for process in [*(each.id for each in poll.silent), *(each.id for each in ended)]:
+            reaped += await database(connection_rows.count_open_records, process)
+            discarded += len(await database(connection_rows.groups_to_leave, process))
         return Report(
             number=0,
-            asked=len(asked),
-            unreachable=unreachable,
-            answered=len(asked) - len(silent),
-            lost=len(silent),
+            asked=len(poll.asked),
+            unreachable=poll.unreachable,
+            answered=len(poll.asked) - len(poll.silent),
+            lost=len(poll.silent),
             reaped=reaped,
             discarded=discarded,
-            kicked=len(await _database(connection_rows.leftovers)),
+            kicked=len(await database(connection_rows.leftovers)),
             seconds=clock() - began,
         )
 
     async def until_next(self) -> None:
-        """Wait until this reaper's next round is due, or it is time to look whether another's has come."""
+        """Wait until the next round of this reaper is due, or until the next check for another's round."""
         now = asyncio.get_running_loop().time()
         due = self._claimed_at + self.interval
         if not self._carried_through:
-            due += LOOKS_YIELDED * self.interval / LOOKS_PER_INTERVAL
+            due += CHECKS_YIELDED * self.interval / CHECKS_PER_INTERVAL
         with suppress(TimeoutError):
-            async with asyncio.timeout(max(self.interval / LOOKS_PER_INTERVAL, due - now)):
+            async with asyncio.timeout(max(self.interval / CHECKS_PER_INTERVAL, due - now)):
                 await self.stopping.wait()
 
     def stop(self) -> None:
-        """Wait for nobody any more and begin no new batch; what is being written is finished."""
+        """End the wait for answers and begin no new batch. A batch that is being written is finished."""
         self.stopping.set()
-        self._news.set()
+        self._answer_came.set()
 
     async def close(self) -> None:
-        """Stop listening for answers."""
-        if self._mailbox is not None and self._listening is not None:
-            self._listening.cancel()
-            await asyncio.wait([self._listening])
+        """Stop receiving answers."""
+        if self._mailbox is not None:
             await self._mailbox.close()
 
     # -- ask ---------------------------------------------------------------------------------------
 
-    async def _ask(self, number: int) -> tuple[list[Asked], int]:
-        """The processes that were asked, and how many could not be."""
-        processes = await _database(process_rows.processes_to_ask)
-        self._answers = {number: set()}
-        # All at once, so that a layer that hangs costs a round one timeout and not one for each process.
-        outcomes = await asyncio.gather(*(self._ask_one(process, number) for process in processes))
-        # Silence counts only after a question that was delivered.
-        asked = [process for process, was_asked in zip(processes, outcomes, strict=True) if was_asked]
-        return asked, len(processes) - len(asked)
-
-    async def _ask_one(self, process: Asked, number: int) -> bool:
-        try:
-            await groups.ask(process.channel_name, number, self._required_mailbox.address, self.interval)
-        except LayerUnavailable as error:
-            logger.warning("%s:%d was not asked: %s", process.host, process.pid, error)
-            return False
-        return True
+    async def _ask(self, number: int) -> Poll:
+        self._poll = poll = Poll(number)
+        processes = await database(process_rows.processes_to_ask)
+        question = messages.Ask(number, self._required_mailbox.address, self.interval)
+        failed = await groups.tell_all({process.channel_name: question for process in processes})
+        for process in processes:
+            if (error := failed.get(process.channel_name)) is None:
+                poll.asked.append(process)
+            else:
+                # Silence counts only after a question that was delivered.
+                poll.unreachable += 1
+                logger.warning("%s:%d was not asked: %s", process.host, process.pid, error)
+        return poll
 
     # -- wait --------------------------------------------------------------------------------------
 
-    async def _wait(self, number: int, asked: list[Asked]) -> tuple[set[uuid.UUID], bool]:
+    async def _wait(self, poll: Poll) -> bool:
         """Wait until every process has answered, the time is up, or the reaper must stop.
 
         Returns:
-            The processes that answered, and True if the reaper would have received all other answers, too.
+            True if the reaper would have received the answers of the silent processes, too.
         """
-        clock, everybody = asyncio.get_running_loop().time, {process.id for process in asked}
+        clock, asked = asyncio.get_running_loop().time, {process.id for process in poll.asked}
         until = clock() + self.timeout
         with suppress(TimeoutError):
             async with asyncio.timeout_at(until):
-                while not everybody <= self._answers[number] and not self.stopping.is_set():
-                    self._news.clear()
-                    await self._news.wait()
-        answers = self._answers.pop(number)
-        if everybody <= answers:
-            return answers, True
-        if (late := clock() - until) > LATE:
-            logger.warning("This reaper stood still for %.1f s; this round judges nobody", late)
-            return answers, False
-        return answers, bool(answers) or await self._hears_itself()
+                while not asked <= poll.answered and not self.stopping.is_set():
+                    self._answer_came.clear()
+                    await self._answer_came.wait()
+        self._poll = None
+        if asked <= poll.answered:
+            return True
+        if (late := clock() - until) > LONGEST_STALL:
+            logger.warning("This reaper was stalled for %.1f s; this round counts no misses", late)
+            return False
+        return bool(poll.answered) or await self._check_reception()
 
-    async def _read_rows(self, number: int, asked: list[Asked], answered: set[uuid.UUID]) -> None:
+    async def _read_rows(self, poll: Poll) -> None:
         """Add the processes whose answer is in the database, because they could not send it."""
-        silent = [process.id for process in asked if process.id not in answered]
-        if silent:
-            answered.update(await _database(process_rows.who_answered, number, silent))
+        if silent := [process.id for process in poll.silent]:
+            poll.answered.update(await database(process_rows.who_answered, poll.number, silent))
 
-    async def _hears_itself(self) -> bool:
-        """Find out whether what is sent to this reaper arrives: if no process answers, it may be deaf."""
+    async def _check_reception(self) -> bool:
+        """Check that this reaper receives anything at all, and open new connections if it does not.
+
+        Returns:
+            True if an echo came back: the processes did not answer.
+        """
         mailbox = self._required_mailbox
         try:
             echo = await mailbox.echo()
             if await echo.is_back(self.timeout / 2):
                 return True
-            logger.error("Nobody answered, and an echo did not come back either; this round judges nobody")
+            logger.error(
+                "No process answered, and an echo did not come back either; this round counts no misses"
+            )
             await groups.rebuild(mailbox.address, echo.missing)
         except LayerUnavailable as error:
             logger.warning(
-                "Nobody answered, and the layer takes nothing; this round judges nobody: %s", error
+                "No process answered, and the layer takes no message; this round counts no misses: %s",
+                error,
             )
         return False
 
     # -- judge -------------------------------------------------------------------------------------
 
-    async def _judge(self, number: int, asked: list[Asked], answered: set[uuid.UUID]) -> list[LostProcess]:
-        if back := [process.id for process in asked if process.missed and process.id in answered]:
-            # Who answered by message only, its database being down, has not written so in its row.
-            await _database(process_rows.answered, back)
-        silent = [process.id for process in asked if process.id not in answered]
+    async def _judge(self, poll: Poll) -> list[LostProcess]:
+        if back := [process.id for process in poll.asked if process.missed and process.id in poll.answered]:
+            # A process whose database is down answers by message only; reset its misses here.
+            await database(process_rows.answered, back)
+        silent = [process.id for process in poll.silent]
         if not silent:
             return []
-        # The database has the last word: who answered there, or was judged meanwhile, is spared.
-        lost = await _database(process_rows.judge, number, silent, self.misses_allowed)
+        # The database decides: a process that answered there, or was judged meanwhile, is spared.
+        lost = await database(process_rows.judge, poll.number, silent, self.misses_allowed)
         for process in lost:
             logger.error(
                 "Process %s:%d is lost: it left %d rounds unanswered",
@@ -316,56 +363,55 @@ class Reaper:
     # -- sweep -------------------------------------------------------------------------------------
 
     async def _sweep(self, failures: list[Exception]) -> tuple[Swept, int]:
-        """Put right what ended processes held, and tell living ones what they have left undone.
+        """Clean up after ended processes, and tell living ones which groups they have to finish leaving.
 
-        Returns what was swept, and of how many memberships living processes were told. Everything that kept
-        the rest from being done is added to `failures`.
+        Args:
+            failures: Receives everything that kept a part from being done.
+
+        Returns:
+            What was swept, and the number of memberships of which living processes were told.
         """
-        ended = await _database(process_rows.lost_processes_to_sweep)
-        swept = await sweep.sweep(ended, _database, self.stopping.is_set, keep_closed=self.keep_closed)
+        ended = await database(process_rows.lost_processes_to_sweep)
+        swept = await sweep.sweep(ended, database, self.stopping.is_set, keep_closed=self.keep_closed)
         failures += swept.failures
-        # Also when a layer is down: what processes in another have left undone is done all the same.
-        kicked, not_told = await self._kick(await _database(connection_rows.leftovers))
+        # A layer that is down must not keep the processes of another layer from being told.
+        kicked, not_told = await self._kick(await database(connection_rows.leftovers))
         failures += not_told
         return swept, kicked
 
     async def _kick(self, leftovers: list[Leftover]) -> tuple[int, list[LayerUnavailable]]:
-        """A living process leaves its groups itself: only it knows whether somebody else has joined them
-        meanwhile. Returns how many memberships were told of, and what kept others from it.
+        """Tell living processes which groups they have to finish leaving.
+
+        A living process leaves its groups itself, because only it knows if other connections have joined them
+        meanwhile.
+
+        Returns:
+            The number of memberships of which processes were told, and the errors of the other ones.
         """
-        by_channel: dict[str, list[Leftover]] = {}
+        by_address: dict[str, list[Leftover]] = defaultdict(list)
         for leftover in leftovers:
-            by_channel.setdefault(leftover.channel_name, []).append(leftover)
-
-        async def kick(channel: str, some: list[Leftover]) -> LayerUnavailable | None:
-            connections = sorted({str(leftover.connection_id) for leftover in some})
-            memberships = [(str(leftover.connection_id), leftover.group) for leftover in some]
-            try:
-                await groups.kick(channel, connections, memberships, CloseReason.SERVER_LOST.value)
-            except LayerUnavailable as error:
-                return error
-            return None
-
-        outcomes = await asyncio.gather(*(kick(channel, some) for channel, some in by_channel.items()))
-        failures = [error for error in outcomes if error is not None]
-        told = sum(
-            len(some) for some, error in zip(by_channel.values(), outcomes, strict=True) if error is None
-        )
-        return told, failures
+            by_address[leftover.channel_name].append(leftover)
+        failed = await groups.tell_all({address: _kick(some) for address, some in by_address.items()})
+        told = sum(len(some) for address, some in by_address.items() if address not in failed)
+        return told, list(failed.values())
 
     # -- purge -------------------------------------------------------------------------------------
 
     async def _purge(self, failures: list[Exception]) -> Counter[str]:
-        """Delete what has been over for long enough, for a limited time.
+        """Delete rows that ended long enough ago, for a limited time.
 
-        Returns how many rows of each kind went. A failure of the database is added to `failures`.
+        Args:
+            failures: Receives the failures of the database.
+
+        Returns:
+            The number of deleted rows of each kind.
         """
         purged: Counter[str] = Counter()
         if self.keep_closed is None:
             return purged
         clock = asyncio.get_running_loop().time
-        until = clock() + PURGE_TIME
-        # In turns, a batch each: a backlog of one kind must not take the whole time.
+        until = clock() + self.purge_time
+        # The kinds take turns, a batch each, so that a backlog of one kind does not take the whole time.
         turns = deque[tuple[str, Callable[[float], int]]](
             (
                 ("records", connection_rows.purge_closed),
@@ -376,7 +422,7 @@ class Reaper:
         while turns and clock() < until and not self.stopping.is_set():
             kind, purge = turns.popleft()
             try:
-                deleted = await _database(purge, self.keep_closed)
+                deleted = await database(purge, self.keep_closed)
             except DatabaseFailure as error:
                 failures.append(error)
                 continue
@@ -390,36 +436,38 @@ class Reaper:
     async def _listen(self) -> None:
         if self._mailbox is None:
             self._mailbox = await Mailbox.open()
-            self._listening = tasks.create(self._read(self._mailbox))
+            self._mailbox.listen(self._take)
 
     @property
     def _required_mailbox(self) -> Mailbox:
-        assert self._mailbox is not None, "answers are listened for before anybody is asked"  # noqa: S101
+        assert self._mailbox is not None, "the mailbox is opened before a process is asked"  # noqa: S101
         return self._mailbox
 
-    async def _read(self, mailbox: Mailbox) -> None:
-        while True:
-            event = await mailbox.next()
-            try:
-                self._take(event)
-            except Exception:
-                # An answer that makes no sense does not make the reaper deaf.
-                logger.exception("The reaper could not take an answer")
+    def _take(self, message: messages.Control) -> None:
+        match message:
+            # A late answer to an earlier round does not answer this one, although the process has reset its
+            # misses in its row.
+            case messages.Answer(number, process) if self._poll is not None and number == self._poll.number:
+                self._poll.answered.add(uuid.UUID(process))
+        self._answer_came.set()
 
-    def _take(self, event: dict[str, Any]) -> None:
-        match event.get("type"):
-            case groups.ANSWER:
-                # A late answer to an earlier round is not this round's, though it has reset the process's
-                # misses by its row.
-                if (answers := self._answers.get(event["round"])) is not None:
-                    answers.add(uuid.UUID(event["process"]))
-        self._news.set()
+
+def _kick(leftovers: list[Leftover]) -> messages.Kick:
+    return messages.Kick(
+        connections=sorted({str(leftover.connection_id) for leftover in leftovers}),
+        memberships=[(str(leftover.connection_id), leftover.group) for leftover in leftovers],
+        reason=CloseReason.SERVER_LOST.value,
+    )
 
 
 async def rounds(reaper: Reaper, report: Callable[[Report | Exception], None]) -> None:
-    """Round after round until the reaper is to stop.
+    """Run round after round until the reaper must stop.
 
-    A round that fails is reported and the next one tries again: a reaper is most needed when things are down.
+    A round that fails is reported, and the next one tries again: a reaper is most needed in an outage.
+
+    Args:
+        reaper: Runs the rounds.
+        report: Called with the report of each round, or with the exception that it failed with.
     """
     while not reaper.stopping.is_set():
         try:
@@ -437,17 +485,25 @@ async def rounds(reaper: Reaper, report: Callable[[Report | Exception], None]) -
 async def enough_rounds(reaper: Reaper, report: Callable[[Report], None]) -> bool:
     """Run as many rounds as it takes to find a process that has just died.
 
-    Rounds that other reapers run meanwhile count, because they ask and judge the same processes, but only
-    those that were carried through: a round that failed may have found nothing.
+    The rounds of other reapers count, because they ask and judge the same processes. Only rounds that were
+    carried through count: a round that failed may have found nothing.
 
-    Returns: whether this reaper repaired anything.
+    Args:
+        reaper: Runs the rounds.
+        report: Called with the report of each round.
 
-    Raises what `Reaper.round` raises, and LayerUnavailable when this reaper could not ask every process, or
-    when no round is carried through for a while.
+    Returns:
+        True if this reaper repaired anything.
+
+    Raises:
+        LayerUnavailable: This reaper could not ask every process, or no round was carried through for
+            `PATIENCE` intervals.
+        django.db.Error: As `Reaper.round` raises it.
+        RoundFailed: As `Reaper.round` raises it.
     """
     clock = asyncio.get_running_loop().time
-    last = await _database(process_rows.current_round)
-    carried_through, news_at, repaired = 0, clock(), False
+    last = await database(process_rows.current_round)
+    carried_through, progress_at, repaired = 0, clock(), False
     while not reaper.stopping.is_set():
         done = await reaper.round()
         if done is not None:
@@ -455,23 +511,18 @@ async def enough_rounds(reaper: Reaper, report: Callable[[Report], None]) -> boo
             repaired = repaired or done.repaired
             if done.unreachable:
                 raise LayerUnavailable(f"{done.unreachable} processes could not be asked.")
-        finished = await _database(process_rows.finished_round)
+        finished = await database(process_rows.finished_round)
         if finished > last:
-            # Of several since the last look one counts: the others only make this take longer.
-            last, carried_through, news_at = finished, carried_through + 1, clock()
-        if carried_through > reaper.misses_allowed and not await _database(
+            # If several finished since the last check, only one is counted. That only takes longer.
+            last, carried_through, progress_at = finished, carried_through + 1, clock()
+        if carried_through > reaper.misses_allowed and not await database(
             process_rows.has_spared, reaper.misses_allowed
         ):
             break
-        if clock() - news_at > PATIENCE * reaper.interval:
+        if clock() - progress_at > PATIENCE * reaper.interval:
             raise LayerUnavailable(
-                f"Rounds are claimed, and for {PATIENCE * reaper.interval:g} s none was carried through; "
-                "look at what the other reapers say."
+                f"Rounds are claimed, but for {PATIENCE * reaper.interval:g} s none was carried through; "
+                "look at the output of the other reapers."
             )
         await reaper.until_next()
     return repaired
-
-
-async def _database(call: Callable[..., Result], *arguments: object) -> Result:
-    result: Result = await database_sync_to_async(call)(*arguments)
-    return result

@@ -7,7 +7,10 @@ from realtime.records import rows
 
 
 def everything() -> Stored:
-    """All that is open or to be left, and all processes: to be compared, at a cost that grows with it."""
+    """Return all open records, all memberships that are not left, and all processes.
+
+    The cost grows with their number.
+    """
     using = rows.database()
     memberships = {
         (str(connection_id), group): str(process_id)
@@ -19,7 +22,7 @@ def everything() -> Stored:
         str(id): str(process_id)
         for id, process_id in Connection.objects.using(using).open().values_list("id", "process_id")
     }
-    # Last, so that every process of the above is among them.
+    # Last, so that every process of these records and memberships is found.
     processes = {
         str(id): StoredProcess(address, f"{host}:{pid}", running=stopped_at is None)
         for id, address, host, pid, stopped_at in Process.objects.using(using).values_list(

@@ -1,52 +1,43 @@
-"""What a process held when it ended: its records are closed, its groups left, in that order of writes which
-leaves a to-do list behind whoever dies in the middle.
+"""Clean up after ended processes: close their records and leave their groups.
 
-Rounds sweep whatever ended anywhere. A server process that starts sweeps what ended on its own machine, so
-that a development server needs no reaper.
+The order of the writes leaves a to-do list behind if the process that sweeps dies in the middle.
+
+Rounds sweep all ended processes. A server process that starts sweeps those of its own machine, so that a
+development server needs no reaper.
 """
 
 import asyncio
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
 from django.db import Error as DatabaseFailure
 
 from realtime import conf, metrics
 from realtime.closing import CloseReason
 from realtime.errors import LayerUnavailable, NoSuchLayer
+from realtime.fleet.database import Database, OwnThread
 from realtime.layers import groups
 from realtime.process import pids
 from realtime.records import connection_rows, process_rows
 from realtime.records.batch import is_for_its_rows
-from realtime.records.ledger import Ledger
 from realtime.records.process_rows import LostProcess
 
 logger = logging.getLogger("realtime.sweep")
 
-#: Seconds that a starting process spends on its predecessors; what is left then is left to rounds, or to the
-#: next start.
+#: Seconds that a starting process spends on its predecessors. Rounds or the next start do the rest.
 START_TIMEOUT = 60.0
-#: Seconds after the end of a process until memberships in a channel layer that CHANNEL_LAYERS no longer has
-#: are written off, where KEEP_CLOSED is None; a month.
+#: Seconds from the end of a process until its memberships in a channel layer that CHANNEL_LAYERS no longer
+#: has are written off, if KEEP_CLOSED is None; a month.
 WRITE_OFF_AFTER = 2_592_000.0
 
-NOT_SWEPT = "What an earlier process held was not swept at the start"
-
-Result = TypeVar("Result")
-
-
-class Database(Protocol):
-    """Runs a call of `records` in a thread that may use the database."""
-
-    def __call__(self, call: Callable[..., Result], /, *arguments: object) -> Awaitable[Result]: ...
+NOT_SWEPT = "Earlier processes of this machine were not swept at the start"
 
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """Result of one sweep."""
+    """The result of one sweep."""
 
     reaped: int
     """Records closed."""
@@ -59,10 +50,12 @@ class Swept:
 
 
 async def declare_gone(database: Database) -> list[LostProcess]:
-    """Declare lost the processes of this machine whose pid is gone, and return those.
+    """Declare lost the processes of this machine that no longer exist.
 
-    Nobody has to be asked for that: unlike silence, the kernel's word is final. Only pids of our own PID
-    namespace are looked at.
+    They need not be asked: the kernel knows. Only the pids of this process's own PID namespace are checked.
+
+    Returns:
+        The processes that were declared lost.
     """
     here = pids.own()
     if not here.namespace:
@@ -85,16 +78,16 @@ async def sweep(
     *,
     keep_closed: float | None,
 ) -> Swept:
-    """Close the records of these ended processes and leave their groups.
+    """Close the records of ended processes and leave their groups.
 
-    A failure keeps no other process from being swept; what is left stays on the to-do list. May be repeated,
-    and run by several reapers at the same time.
+    A process that cannot be swept stays on the to-do list and does not stop the sweep of the others. A sweep
+    may be repeated, and several reapers may sweep at the same time.
 
     Args:
-        processes: the ended processes.
-        database: runs each call of `records`.
-        stopping: once it returns true, no new batch is begun.
-        keep_closed: seconds after the end of a process until its memberships in a channel layer that no
+        processes: The ended processes.
+        database: Runs each call of `realtime.records`.
+        stopping: Once it returns True, no new batch is begun.
+        keep_closed: Seconds from the end of a process until its memberships in a channel layer that no
             longer exists are written off; None means `WRITE_OFF_AFTER`.
     """
     patience = WRITE_OFF_AFTER if keep_closed is None else keep_closed
@@ -108,47 +101,52 @@ async def sweep(
             else:
                 written_off += await _write_off(process, missing, database, stopping, patience)
         except LayerUnavailable as error:
-            # The others may have been in another layer, which works.
+            # The other processes may have been in another layer, which works.
             failures.append(error)
         except DatabaseFailure as error:
             failures.append(error)
             if not is_for_its_rows(error):
-                # The database is down, and would fail for the others, too.
+                # The database is down, and would fail for the other processes, too.
                 break
     return Swept(reaped, discarded, written_off, tuple(failures))
 
 
-async def predecessors() -> None:
-    """What a process does for its machine when it starts. Raises nothing: a failure is logged, and rounds or
-    the next start do what was left.
+async def predecessors(within: float = START_TIMEOUT) -> None:
+    """Sweep the ended processes of this machine. A server process does so when it starts.
+
+    A failure is logged and not raised. Rounds or the next start do the rest.
+
+    Args:
+        within: Seconds after which the sweep is given up.
     """
-    ledger = Ledger()  # A thread of its own, so that no connection of this process waits behind a sweep.
+    # A thread of its own, so that no client of this process waits for a sweep.
+    database = OwnThread("realtime-sweep")
     try:
-        async with asyncio.timeout(START_TIMEOUT):
+        async with asyncio.timeout(within):
             here = pids.own()
             if not here.namespace:
                 return
-            await declare_gone(ledger.call)
-            # Also what an earlier start left half done, which is declared lost already.
-            ended = await ledger.call(process_rows.neighbours_to_sweep, here.host, here.namespace)
-            done = await sweep(ended, ledger.call, lambda: False, keep_closed=conf.get().KEEP_CLOSED)
+            await declare_gone(database)
+            # Includes processes that an earlier start declared lost and did not finish to sweep.
+            ended = await database(process_rows.neighbours_to_sweep, here.host, here.namespace)
+            done = await sweep(ended, database, lambda: False, keep_closed=conf.get().KEEP_CLOSED)
         for failure in done.failures:
-            logger.error("%s; rounds will sweep it: %s", NOT_SWEPT, failure)
+            logger.error("%s; rounds will sweep them: %s", NOT_SWEPT, failure)
         if ended:
             logger.info(
-                "Swept what %d processes of this machine held: %d records, %d groups",
+                "Swept %d ended processes of this machine: %d records, %d groups",
                 len(ended),
                 done.reaped,
                 done.discarded,
             )
     except Exception:
-        logger.exception("%s; rounds will sweep it", NOT_SWEPT)
+        logger.exception("%s; rounds will sweep them", NOT_SWEPT)
     finally:
-        ledger.shut()
+        database.shut()
 
 
 async def _close_records(process: LostProcess, database: Database, stopping: Callable[[], bool]) -> int:
-    """In batches, each a transaction of its own, so that nobody else waits long for the tables."""
+    """Close records in batches, each in a transaction: other processes must not wait long for the tables."""
     stamp, closed = uuid.uuid4(), 0
     while not stopping() and (batch := await database(connection_rows.close_lost_records, process.id, stamp)):
         closed += batch
@@ -161,16 +159,15 @@ async def _leave_groups(process: LostProcess, database: Database, stopping: Call
     while not stopping() and (batch := await database(connection_rows.groups_to_leave, process.id)):
         for group in batch:
             await groups.discard(group, process.channel_name)
-        # Only what was discarded is written off: a layer that fails half-way leaves the rest on the
-        # to-do list.
-        # Another reaper may be sweeping the same process, and what it wrote off it has counted.
+        # Only discarded groups are marked as left. If the layer fails half-way, the rest stays on the to-do
+        # list. Another reaper may be sweeping the same process; it counts the groups that it marks.
         discarded += len(await database(connection_rows.left_groups, process.id, batch))
     await groups.forget_channel(process.channel_name)
     return discarded
 
 
 def _missing_layer(process: LostProcess) -> NoSuchLayer | None:
-    """Return why CHANNEL_LAYERS has no layer for this process any more, or None where it has one."""
+    """Return the reason why CHANNEL_LAYERS has no layer for this process any more, or None if it has one."""
     try:
         groups.at(process.channel_name)
     except NoSuchLayer as error:
@@ -187,19 +184,28 @@ async def _write_off(
 ) -> int:
     """Mark the memberships of a process as left, although nothing was discarded.
 
-    This is the only `left_at` without a `group_discard`: the layer that could be asked no longer exists, and
-    while the memberships are on the to-do list neither the process nor its records can be purged.
+    This is the only `left_at` without a `group_discard`. The layer that would have to be asked no longer
+    exists. While the memberships are on the to-do list, neither the process nor its records can be purged.
 
-    Returns: how many groups this call wrote off.
+    Args:
+        process: The ended process.
+        reason: The reason why its layer no longer exists, for texts.
+        database: Runs each call of `realtime.records`.
+        stopping: Once it returns True, no new batch is begun.
+        patience: Seconds from the end of the process until its memberships are written off.
 
-    Raises LayerUnavailable if there are memberships and the process ended less than `patience` seconds ago.
+    Returns:
+        The number of groups that this call wrote off.
+
+    Raises:
+        LayerUnavailable: There are memberships, and the process ended less than `patience` seconds ago.
     """
     written_off = 0
     while not stopping() and (names := await database(connection_rows.groups_to_leave, process.id)):
         if not await database(process_rows.has_ended_for, process.id, patience):
             raise LayerUnavailable(
                 f"The ended process {process.host}:{process.pid} cannot leave its groups: {reason} If that "
-                "layer was removed for good, do nothing: what is left is written off "
+                "layer was removed for good, do nothing: its memberships are written off "
                 f"{patience:.0f} s after the process ended."
             )
         written_off += len(await database(connection_rows.left_groups, process.id, names))

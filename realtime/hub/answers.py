@@ -17,7 +17,7 @@ from realtime.errors import LayerUnavailable, RecordsUnavailable
 from realtime.hub.connection import Connection
 from realtime.hub.healing import Healer
 from realtime.hub.heartbeat import Heartbeat
-from realtime.layers import groups
+from realtime.layers import groups, messages
 from realtime.records import process_rows
 from realtime.records.ledger import Ledger
 
@@ -101,7 +101,7 @@ class Answers:
             self._look_every = sooner
             self._look_sooner.set()
         try:
-            await groups.answer(reply_to, number, str(self._process))
+            await groups.tell(reply_to, messages.Answer(number, str(self._process)))
         except LayerUnavailable as error:
             logger.warning("Round %d could not be answered through the channel layer: %s", number, error)
         if number == 0:

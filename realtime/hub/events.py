@@ -8,7 +8,7 @@ from realtime import metrics
 from realtime.fleet.mailbox import Mailbox
 from realtime.hub.fanout import Fanout
 from realtime.hub.memberships import Memberships
-from realtime.layers import STAMP, groups
+from realtime.layers import STAMP, groups, messages
 from realtime.transports.asgi import Event
 
 logger = logging.getLogger("realtime.hub")
@@ -58,13 +58,10 @@ class Events:
     async def _take(self, event: Event) -> None:
         group = event.pop(STAMP, None)
         match event.get("type"):
-            case groups.MESSAGE if group is not None:
+            case messages.MESSAGE if group is not None:
                 await self._fanout.put(group, event["text"])
-            case groups.MARK:
-                if event["channel"] == self._memberships.address:
-                    self._memberships.mark_returned(event["number"])
-            case groups.ECHO:
-                self._mailbox.returned(event)
+            case messages.MARK | messages.ECHO:
+                self._take_own(event)
             case _ if group is not None:
                 for connection in tuple(self._memberships.groups.get(group, ())):
                     # A deep copy: a handler may change what it is given.
@@ -77,6 +74,19 @@ class Events:
                     f"An event of type {kind!r} did not say which group it was sent to; is every process "
                     "that sends configured with a layer of realtime.layers?"
                 )
+
+    def _take_own(self, event: Event) -> None:
+        """Note a mark or a part of an echo that came back."""
+        try:
+            message = messages.decode(event)
+        except messages.BadMessage as error:
+            self._log_once(str(error))
+            return
+        match message:
+            case messages.Mark(number, address) if address == self._memberships.address:
+                self._memberships.mark_returned(number)
+            case messages.EchoPart():
+                self._mailbox.returned(message)
 
     def _log_once(self, sentence: str) -> None:
         if sentence not in self._logged:

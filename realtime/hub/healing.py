@@ -295,7 +295,7 @@ class Healer:
                     await locks.enter_async_context(self._memberships.locked(group))
                 held = [group for group in held if group in self._memberships.groups]
                 if held:
-                    await groups.reassert(held, self._address)
+                    await groups.re_add(held, self._address)
                     metrics.groups_reasserted.labels(cause=cause).inc(len(held))
             await asyncio.sleep(0)
 

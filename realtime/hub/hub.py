@@ -7,7 +7,7 @@ local member's transport. What other processes say to this one comes to its mail
 import asyncio
 import logging
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ from realtime.hub.fanout import Fanout
 from realtime.hub.healing import Healer
 from realtime.hub.heartbeat import Heartbeat
 from realtime.hub.memberships import Memberships
-from realtime.layers import groups
+from realtime.layers import groups, messages
 from realtime.process import pids, tasks, tuning
 from realtime.records.ledger import Ledger
 from realtime.records.ledger import make as make_ledger
@@ -43,8 +43,8 @@ class Owner(Protocol):
     def evict(self, connection: Connection, reason: CloseReason) -> object:
         """End a connection that proved to be dead, slow or idle."""
 
-    async def kick(self, hub: "Hub", event: Event) -> None:
-        """Carry out a KICK of another process."""
+    async def kick(self, hub: "Hub", kick: messages.Kick) -> None:
+        """Carry out a `Kick` of another process."""
 
     def hub_is_lost(self, hub: "Hub") -> None:
         """Replace the hub: its process was declared lost, and its rows were closed."""
@@ -83,7 +83,6 @@ class Hub:
         self._owner = owner
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
-        self._unknown: set[str] = set()
         self.heartbeat = Heartbeat(settings.limits(), settings.MAX_UNSENT_TOTAL_BYTES, owner.evict)
         self.memberships = Memberships(self.channel)
         self.fanout = Fanout(self.memberships.groups, self.heartbeat, settings.COALESCE_WINDOW)
@@ -146,7 +145,7 @@ class Hub:
         hub._watch("fan-out", hub.fanout.run())
         hub._watch("pings", hub.heartbeat.run())
         hub._watch("healing", hub.healer.run())
-        hub._watch("mailbox", hub._read_mailbox())
+        mailbox.listen(hub._take_control)
         if ledger.shared:
             # No other process sees what a test suite writes inline.
             hub._watch("rounds", hub.answers.follow_rounds())
@@ -223,30 +222,16 @@ class Hub:
 
     # -- what other processes say --------------------------------------------------------------------
 
-    async def _read_mailbox(self) -> None:
-        while True:
-            event = await self.mailbox.next()
-            metrics.events.labels(type=event.get("type", "")).inc()
-            try:
-                self._take_control(event)
-            except Exception:
-                logger.exception("The hub could not take an event of another process")
-
-    def _take_control(self, event: Event) -> None:
-        match event.get("type"):
-            case groups.ASK:
-                interval = event.get("interval", 0.0)
-                self._spawn(self.answers.answer(event["round"], event["reply_to"], interval))
-            case groups.EXPLAIN:
-                self._spawn(self._explain(event["request"], event["reply_to"]))
-            case groups.HEAL:
-                self._heal(event["stray"])
-            case groups.KICK:
-                self._spawn(self._owner.kick(self, event))
-            case kind:
-                if (name := repr(kind)) not in self._unknown:
-                    self._unknown.add(name)
-                    logger.error("Another process sent an event of the unknown type %s", name)
+    def _take_control(self, message: messages.Control) -> None:
+        match message:
+            case messages.Ask(number, reply_to, interval):
+                self._spawn(self.answers.answer(number, reply_to, interval))
+            case messages.Explain(request, reply_to):
+                self._spawn(self._explain(request, reply_to))
+            case messages.Heal(stray):
+                self._heal(stray)
+            case messages.Kick():
+                self._spawn(self._owner.kick(self, message))
 
     async def _explain(self, request: str, reply_to: str) -> None:
         """Say what this process holds, in pages."""
@@ -254,12 +239,12 @@ class Hub:
         parts = list(differences.pages(held, NAMES_PER_PAGE))
         try:
             for number, part in enumerate(parts):
-                page = {"request": request, "process": str(self.process), "connections": part}
-                await groups.holdings(reply_to, {**page, "page": number, "pages": len(parts)})
+                page = messages.Holdings(request, str(self.process), part, number, len(parts))
+                await groups.tell(reply_to, page)
         except LayerUnavailable as error:
             logger.warning("What this process holds could not be said: %s", error)
 
-    def _heal(self, stray: list[str]) -> None:
+    def _heal(self, stray: Sequence[str]) -> None:
         """Repair memberships: the layer lost this process in its groups, or has it in others."""
         self.memberships.note_strays(stray)
         self.healer.re_add_all("told")

@@ -11,13 +11,13 @@ from realtime.closing import CloseReason
 from realtime.errors import RecordsUnavailable
 from realtime.hub.connection import Connection
 from realtime.hub.hub import Hub
+from realtime.layers import messages
 from realtime.process import drain, tasks
-from realtime.transports.asgi import Event
 
 logger = logging.getLogger("realtime.hubs")
 
 Evict = Callable[[Connection, CloseReason], object]
-Kick = Callable[[Hub, Event], Coroutine[Any, Any, None]]
+Kick = Callable[[Hub, messages.Kick], Coroutine[Any, Any, None]]
 
 
 class Supervisor:
@@ -25,7 +25,7 @@ class Supervisor:
 
     Args:
         evict: Ends a connection.
-        kick: Carries out a KICK that another process sent to a hub.
+        kick: Carries out a `Kick` that another process sent to a hub.
     """
 
     def __init__(self, *, evict: Evict, kick: Kick) -> None:
@@ -62,8 +62,8 @@ class Supervisor:
     def evict(self, connection: Connection, reason: CloseReason) -> None:
         self._evict(connection, reason)
 
-    async def kick(self, hub: Hub, event: Event) -> None:
-        await self._kick(hub, event)
+    async def kick(self, hub: Hub, kick: messages.Kick) -> None:
+        await self._kick(hub, kick)
 
     def hub_is_lost(self, hub: Hub) -> None:
         self._replace(hub, CloseReason.SERVER_LOST, "This process was declared lost")

@@ -1,9 +1,10 @@
-"""The library's two Redis layers, and Channels' in-memory one, each with the few lines that a hub needs."""
+"""The channel layers to set in CHANNEL_LAYERS: two on Redis, and one in memory for tests and one process."""
 
 from realtime.layers.core import CoreLayer
 from realtime.layers.memory import MemoryLayer
+from realtime.layers.messages import MARK, MESSAGE
 from realtime.layers.pubsub import PubSubLayer
-from realtime.layers.stamped import CAPACITY, LAYER_ERRORS, MARK, MESSAGE, STAMP, Layer, Message
+from realtime.layers.stamped import CAPACITY, LAYER_ERRORS, STAMP, Layer, Message
 
 __all__ = [
     "CAPACITY",
@@ -19,5 +20,5 @@ __all__ = [
     "PubSubLayer",
 ]
 
-#: The layers that say which group a message was sent to.
+#: The layers that tell a receiver which group a message was sent to.
 OURS = (CoreLayer, MemoryLayer, PubSubLayer)

@@ -1,8 +1,8 @@
 """The queue of messages between the socket of Redis and the task that reads a channel, bounded in bytes.
 
-Redis is read all the time: it cuts off a subscriber that does not read, with everything that waits for it. So
-what comes faster than it can be taken waits in this process, up to a limit. Above it the oldest messages are
-dropped.
+Redis cuts off a subscriber that does not read, and drops everything that waits for it. Therefore the socket
+is read all the time. Messages that come faster than they can be taken wait in this process, up to a limit.
+Above the limit, the oldest messages are dropped.
 """
 
 import asyncio
@@ -13,24 +13,28 @@ from realtime import metrics
 
 logger = logging.getLogger("realtime.layers")
 
-#: Bytes that a waiting message takes beside its content.
+#: Bytes that a waiting message takes in addition to its content.
 OVERHEAD = 64
 
 
 class BoundedQueue(asyncio.Queue[bytes]):
-    """An `asyncio.Queue` of messages that holds `max_bytes` at most, and one message in any case."""
+    """An `asyncio.Queue` of messages that holds at most `max_bytes`, but always at least one message.
+
+    Args:
+        max_bytes: The limit in bytes, counted with `OVERHEAD` for each message.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._bytes = 0
         self._dropped = 0
-        """Since messages began to be dropped."""
+        """The number of messages dropped since the queue last kept up."""
         super().__init__()
         _all.add(self)
 
     @property
     def held(self) -> int:
-        """What waits, in bytes of memory."""
+        """The bytes of memory that the waiting messages take."""
         return self._bytes
 
     def _put(self, item: bytes) -> None:
@@ -62,5 +66,5 @@ class BoundedQueue(asyncio.Queue[bytes]):
 
 _all: weakref.WeakSet[BoundedQueue] = weakref.WeakSet()
 
-# Added up when the metrics are read, so that it costs a message nothing.
+# Added up when the metrics are read, so that a message costs nothing.
 metrics.queued_bytes.set_function(lambda: sum(queue.held for queue in tuple(_all)))

@@ -1,5 +1,6 @@
-"""channels_redis's core layer, with the few lines that a hub needs, and put right where it gives up: its
-`receive` raises when Redis restarts, which would end every consumer.
+"""channels_redis's core layer, with the additions that a hub needs, and with a `receive` that outlives Redis.
+
+The library's `receive` raises when Redis restarts, which would end every consumer.
 """
 
 import asyncio
@@ -13,30 +14,32 @@ from redis import asyncio as aioredis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
+from realtime.layers.contents import StoredMembers
 from realtime.layers.redis_pool import CONNECT_TIMEOUT, Outage, pool
-from realtime.layers.stamped import CAPACITY, ForHubs, Message
+from realtime.layers.stamped import CAPACITY, Message, StampedLayer
 
-#: Seconds that a queued message is kept. Its age is the difference between two senders' clocks: with the
-#: library's minute, a sender whose clock is five minutes ahead removes what everybody else has just sent.
+#: Seconds for which a queued message is kept. The age of a message is the difference between the clocks of
+#: two senders. With the library's minute, a sender with a clock that is five minutes ahead would remove the
+#: latest messages of all others.
 EXPIRY = 3600
 
-#: Seconds until a receiver looks again whether another one has found Redis back.
-LOOK_AGAIN_AFTER = 0.5
+#: Seconds until a receiver checks again if another receiver has found Redis back.
+CHECK_AGAIN_AFTER = 0.5
 
 
-class CoreLayer(ForHubs, RedisChannelLayer):
-    """channels_redis's core layer: group membership stored in Redis, messages queued there for an hour."""
+class CoreLayer(StampedLayer, RedisChannelLayer):
+    """channels_redis's core layer. Redis stores the members of groups, and queues messages for an hour."""
 
     def __init__(
         self, hosts: Any = None, *, capacity: int = CAPACITY, expiry: int = EXPIRY, **options: Any
     ) -> None:
         super().__init__(hosts=hosts, capacity=capacity, expiry=expiry, **options)
         # One for all receivers: they take turns on one queue, and hundreds would each log the same outage.
-        self._outage = Outage("receive", self._tell_back)
+        self._outage = Outage("receive", self._call_on_back)
         self._asking = False
         self._reads: set[asyncio.Timeout] = set()
         # By queue, because each queue is read by a command of its own.
-        self._heard: Counter[str] = Counter()
+        self._received: Counter[str] = Counter()
 
     def create_pool(self, index: int) -> aioredis.ConnectionPool:
         return pool(self.hosts[index])
@@ -50,24 +53,25 @@ class CoreLayer(ForHubs, RedisChannelLayer):
                 await self._outage.pause(error)
 
     async def _is_back(self, channel: str) -> bool:
-        """Whether Redis takes writes again, which `receive` would tell with the next message only. Of all
-        receivers one asks, and the others look again: thousands would keep the process busy.
+        """Return True if Redis takes writes again. `receive` alone would notice only with the next message.
+
+        One receiver asks, and all others wait: thousands of questions would keep the process busy.
         """
         if self._asking:
-            await asyncio.sleep(LOOK_AGAIN_AFTER)
+            await asyncio.sleep(CHECK_AGAIN_AFTER)
             return not self._outage.lasts
         self._asking = True
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 # A write that changes nothing, because a replica answers a PING.
-                await self._of(channel).zrem(self._queue(channel), "")
+                await self._connection_of(channel).zrem(self._queue(channel), "")
         finally:
             self._asking = False
         self._outage.over()
         return True
 
     async def _brpop_with_clean(self, index: int, channel: str, timeout: float) -> bytes | None:  # noqa: ASYNC109
-        """The library's read, which `rebuild` can end; the library then reads again."""
+        """Read as the library does, in a way that `rebuild` can end. The library then reads again."""
         if self._outage.lasts:
             raise RedisConnectionError("Redis was out of reach for another receiver.")
         try:
@@ -77,25 +81,25 @@ class CoreLayer(ForHubs, RedisChannelLayer):
                     content: bytes | None = await super()._brpop_with_clean(index, channel, timeout)
                 finally:
                     self._reads.discard(limit)
-            self._heard[channel] += content is not None
+            self._received[channel] += content is not None
             return content
         except TimeoutError:
             if not limit.expired():
                 raise
-            self._tell_back()
+            self._call_on_back()
             return None
 
     async def rebuild(self, parts: Collection[int]) -> None:
         for limit in self._reads:
             limit.reschedule(asyncio.get_running_loop().time())
 
-    def heard(self, channels: Sequence[str]) -> Sequence[int]:
-        return [self._heard[self._queue(channel)] for channel in channels]
+    def received(self, channels: Sequence[str]) -> Sequence[int]:
+        return [self._received[self._queue(channel)] for channel in channels]
 
     async def holds(self, group: str, channel: str) -> bool:
-        return await self._of(group).zscore(self._group_key(group), channel) is not None
+        return await self._connection_of(group).zscore(self._group_key(group), channel) is not None
 
-    async def reassert(self, groups: Collection[str], channel: str) -> None:
+    async def re_add(self, groups: Collection[str], channel: str) -> None:
         for index, some in self._by_host(groups).items():
             pipe = self.connection(index).pipeline(transaction=False)
             for group in some:
@@ -103,7 +107,7 @@ class CoreLayer(ForHubs, RedisChannelLayer):
                 pipe.expire(self._group_key(group), self.group_expiry)
             await pipe.execute()
 
-    async def stored_members(self) -> set[tuple[str, str]] | None:
+    async def contents(self) -> StoredMembers:
         beginning, found = self._group_key("").decode(), set()
         for index in range(self.ring_size):
             connection = self.connection(index)
@@ -111,18 +115,18 @@ class CoreLayer(ForHubs, RedisChannelLayer):
                 group = key.decode().removeprefix(beginning)
                 for channel in await connection.zrange(key, 0, -1):
                     found.add((group, channel.decode()))
-        return found
+        return StoredMembers(frozenset(found))
 
     async def forget_channel(self, channel: str) -> None:
-        """Delete the queue that a killed process left; Redis would keep it for the hour of `expiry`."""
+        """Delete the queue that a killed process left. Otherwise Redis keeps it for the hour of `expiry`."""
         queue = self._queue(channel)
-        await self._of(channel).delete(queue, self._backup_channel_name(queue))
+        await self._connection_of(channel).delete(queue, self._backup_channel_name(queue))
 
     def _queue(self, channel: str) -> str:
         return f"{self.prefix}{self.non_local_name(channel)}"
 
-    def _of(self, name: str) -> Any:
-        """The Redis that has what is stored for this group or channel."""
+    def _connection_of(self, name: str) -> Any:
+        """Return a connection to the Redis that stores the data of this group or channel."""
         return self.connection(self.consistent_hash(name))
 
     def _by_host(self, groups: Iterable[str]) -> dict[int, list[str]]:

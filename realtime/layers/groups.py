@@ -1,11 +1,13 @@
-"""Every call to the channel layer but those that publish: membership, and what processes say to each other.
+"""Every call to the channel layer: memberships, and messages between processes.
 
-Each call is bounded, and whatever the layer raises becomes one exception, `LayerUnavailable`.
+Each call is bounded in time. Every error of a layer becomes one exception, `LayerUnavailable`.
 
-A process is reached at an address: the name of its channel, and before it the alias of the layer with a colon
-where that is not the default one. Whoever knows the address of a process, as rounds do, needs nothing else.
-Messages of groups come to that channel. What processes say to each other goes to a second one, whose name
-follows from the first, so that it waits behind no message.
+Other processes reach a process at its address: the name of its channel, and before it the alias of its layer
+with a colon, unless that is the default layer. The address is all that a reaper needs to know of a process.
+
+Messages of groups come to the channel of a process. Messages from other processes come to a second one, its
+control channel, so that they wait behind no message of a group. The name of the control channel follows from
+the name of the channel.
 """
 
 import asyncio
@@ -18,12 +20,13 @@ from channels import DEFAULT_CHANNEL_LAYER
 from channels.layers import get_channel_layer
 from django.conf import settings
 
-from realtime import layers, metrics
+from realtime import metrics
 from realtime.errors import BadGroup, LayerUnavailable, NoSuchLayer
-from realtime.layers import LAYER_ERRORS, OURS, Layer, Message
+from realtime.layers import LAYER_ERRORS, OURS, Layer, Message, messages
+from realtime.layers.contents import Contents, StoredMembers
 from realtime.wire import frames
 
-#: Seconds after which a call to the layer is given up. Redis answers in under a millisecond or is not well.
+#: Seconds after which a call to the layer is given up. A Redis that works answers in less than a millisecond.
 CALL_TIMEOUT = 5.0
 #: Seconds after which the listing of everything in a layer is given up.
 LISTING_TIMEOUT = 60.0
@@ -31,25 +34,21 @@ LISTING_TIMEOUT = 60.0
 #: The rule that the message of BadGroup ends with.
 NAMES = 'use 1 to 99 ASCII letters, digits, "-", "_" and ".", not starting with "realtime.".'
 
-#: The beginning of the names of channels for what processes say to each other.
+#: The beginning of the name of every control channel. Names that start with "realtime." are reserved.
 CONTROL = "realtime.control."
-
-# Types of the events that processes send each other; group names starting "realtime." are ours as well.
-MESSAGE = layers.MESSAGE
-MARK = layers.MARK
-ASK = "realtime.ask"
-ANSWER = "realtime.answer"
-KICK = "realtime.kick"
-ECHO = "realtime.echo"
-EXPLAIN = "realtime.explain"
-HOLDINGS = "realtime.holdings"
-HEAL = "realtime.heal"
 
 Result = TypeVar("Result")
 
 
+# -- layers and addresses --------------------------------------------------------------------------
+
+
 def layer(alias: str = DEFAULT_CHANNEL_LAYER) -> Layer:
-    """The project's channel layer of this alias. Raises NoSuchLayer if there is none, or not one of ours."""
+    """Return the project's channel layer of this alias.
+
+    Raises:
+        NoSuchLayer: CHANNEL_LAYERS has no layer of this alias, or it is not a layer of this package.
+    """
     found = get_channel_layer(alias)
     if found is None:
         raise NoSuchLayer(
@@ -64,23 +63,32 @@ def layer(alias: str = DEFAULT_CHANNEL_LAYER) -> Layer:
     return cast(Layer, found)
 
 
+def aliases() -> list[str]:
+    """Return the aliases of the project's channel layers that are layers of this package."""
+    return [alias for alias in settings.CHANNEL_LAYERS if isinstance(get_channel_layer(alias), OURS)]
+
+
 def at(address: str) -> tuple[Layer, str]:
-    """The layer and the channel behind an address. Raises NoSuchLayer when this layer is not here."""
+    """Return the layer and the channel of an address.
+
+    Raises:
+        NoSuchLayer: CHANNEL_LAYERS has no such layer.
+    """
     return layer(alias_of(address)), address.rpartition(":")[2]
+
+
+def alias_of(address: str) -> str:
+    """Return the alias of the layer of an address."""
+    alias, colon, _ = address.rpartition(":")
+    return alias if colon else DEFAULT_CHANNEL_LAYER
 
 
 def _address(alias: str, channel: str) -> str:
     return channel if alias == DEFAULT_CHANNEL_LAYER else f"{alias}:{channel}"
 
 
-def alias_of(address: str) -> str:
-    """The alias of the layer in which this address is."""
-    alias, colon, _ = address.rpartition(":")
-    return alias if colon else DEFAULT_CHANNEL_LAYER
-
-
 def control_of(channel: str) -> str:
-    """The channel for what is said to the process that has this channel; one of these is its own."""
+    """Return the control channel of the process that has this channel. A control channel is its own."""
     if channel.startswith(CONTROL):
         return channel
     # All layers end the names of channels with something unique.
@@ -93,12 +101,28 @@ def _control_at(address: str) -> tuple[Layer, str]:
 
 
 def require_valid(group: str) -> None:
-    """Raises BadGroup unless this is a name that a group can have."""
+    """Check the name of a group.
+
+    Raises:
+        BadGroup: No group can have this name.
+    """
     if not frames.valid_group(group):
         raise BadGroup(f"{group!r} cannot be a group's name; {NAMES}")
 
 
+# -- bounded calls ---------------------------------------------------------------------------------
+
+
 async def call(name: str, work: Coroutine[Any, Any, Result]) -> Result:
+    """Make a call to a layer.
+
+    Args:
+        name: The call, in words for the error and as the label `call` of `realtime_layer_errors_total`.
+        work: The coroutine of the layer.
+
+    Raises:
+        LayerUnavailable: The layer failed, or did not answer within `CALL_TIMEOUT`.
+    """
     try:
         return await bounded(work)
     except LAYER_ERRORS as error:
@@ -106,196 +130,177 @@ async def call(name: str, work: Coroutine[Any, Any, Result]) -> Result:
 
 
 async def bounded(work: Coroutine[Any, Any, Result]) -> Result:
+    """Give a call to a layer up after `CALL_TIMEOUT`.
+
+    Raises:
+        TimeoutError: The layer did not answer in time.
+    """
     async with asyncio.timeout(CALL_TIMEOUT):
         return await work
 
 
 def unavailable(name: str, error: BaseException) -> LayerUnavailable:
-    """Count an error of the layer, and say which call failed."""
+    """Count an error of a layer, and return the exception that says which call failed."""
     metrics.layer_errors.labels(call=name).inc()
     detail = f"{type(error).__name__}: {error}".rstrip(": ")
     return LayerUnavailable(f"The channel layer failed to {name} ({detail}).")
 
 
-# -- membership ------------------------------------------------------------------------------------
+# -- channels --------------------------------------------------------------------------------------
+#
+# All calls from here on raise LayerUnavailable if the layer failed or did not answer in time.
 
 
 async def new_channel(alias: str = DEFAULT_CHANNEL_LAYER) -> str:
-    """A channel of this process; whoever opens it has to go on receiving from it."""
+    """Open a channel of this process, which must go on receiving from it, and return its name."""
     return await call("open a channel", layer(alias).new_channel())
 
 
 async def new_address(alias: str) -> str:
-    """A channel of this process in the layer of this alias, as the address at which others reach it."""
+    """Open a channel of this process in the layer of this alias, and return its address."""
     return _address(alias, await new_channel(alias))
 
 
 async def close_channel(address: str) -> None:
-    """Undo `new_address` where nobody has received from the channel yet."""
+    """Undo `new_address` for a channel from which this process has not received yet."""
     home, channel = at(address)
     await call("close a channel", home.close_channel(channel))
 
 
-def new_control(alias: str = DEFAULT_CHANNEL_LAYER) -> str:
-    """A new address for what is said to a program that has no channel for messages."""
-    return _address(alias, CONTROL + uuid.uuid4().hex)
-
-
-async def open_control(address: str) -> None:
-    """Open the channel for what is said to the process at this address, which has to go on receiving."""
-    home, channel = _control_at(address)
-    await call("open a channel", home.open_channel(channel))
-
-
-async def receive_control(address: str) -> Message:
-    """Wait for the next event that was said to this process, however long that takes."""
-    home, channel = _control_at(address)
-    return await home.receive(channel)
-
-
-def aliases() -> list[str]:
-    """The project's channel layers that are ours; others are none of our business."""
-    return [alias for alias in settings.CHANNEL_LAYERS if isinstance(get_channel_layer(alias), OURS)]
-
-
-async def check(alias: str = DEFAULT_CHANNEL_LAYER) -> None:
-    """Raises LayerUnavailable unless the layer takes a message now."""
-    home = layer(alias)
-    await call("send", home.group_send("realtime.check", {"type": MARK, "number": 0, "channel": ""}))
-
-
-async def add(group: str, address: str) -> None:
-    home, channel = at(address)
-    await call("add to a group", home.group_add(group, channel))
-
-
-async def discard(group: str, address: str) -> None:
-    home, channel = at(address)
-    await call("discard from a group", home.group_discard(group, channel))
-
-
 async def forget_channel(address: str) -> None:
-    """Remove what the layer stores for the channel of a process that is gone."""
+    """Remove what the layer stores for the channels of a process that no longer exists."""
     home, channel = at(address)
     for each in (channel, control_of(channel)):
         await call("forget a channel", home.forget_channel(each))
 
 
-# -- healing ---------------------------------------------------------------------------------------
+def new_control(alias: str = DEFAULT_CHANNEL_LAYER) -> str:
+    """Return a new address for a program that has a control channel only."""
+    return _address(alias, CONTROL + uuid.uuid4().hex)
 
 
-async def echo(address: str, channels: Sequence[str], number: int) -> int:
-    """Send events to oneself, one over each connection on which one receives what is said to this address,
-    and what comes to these `channels` beside it; returns how many.
-    """
-    home, control = _control_at(address)
-    return await call("send an echo", home.echo((control, *channels), number, ECHO))
+async def open_control(address: str) -> None:
+    """Open the control channel of this process, which must go on receiving from it."""
+    home, channel = _control_at(address)
+    await call("open a channel", home.open_channel(channel))
 
 
-def heard(address: str, channels: Sequence[str]) -> Sequence[int]:
-    """How much has come in so far over the connection of each part of such an echo, as numbers that grow."""
-    home, control = _control_at(address)
-    return home.heard((control, *channels))
+async def receive_control(address: str) -> Message:
+    """Wait for the next event on the control channel of this process, without a bound."""
+    home, channel = _control_at(address)
+    return await home.receive(channel)
 
 
-async def rebuild(address: str, parts: Collection[int]) -> None:
-    """Receive at this address on new connections in place of those on which a part of an echo is missing."""
-    home, _ = at(address)
-    await call("rebuild a connection", home.rebuild(parts))
+# -- memberships -----------------------------------------------------------------------------------
+
+
+async def add(group: str, address: str) -> None:
+    """Add the channel at this address to a group."""
+    home, channel = at(address)
+    await call("add to a group", home.group_add(group, channel))
+
+
+async def discard(group: str, address: str) -> None:
+    """Remove the channel at this address from a group. It is no error if the channel is not in it."""
+    home, channel = at(address)
+    await call("discard from a group", home.group_discard(group, channel))
+
+
+async def re_add(names: Sequence[str], address: str) -> None:
+    """Call `add` for many groups together. It changes nothing for memberships that the layer still has."""
+    home, channel = at(address)
+    await call("assert memberships", home.re_add(names, channel))
 
 
 async def holds(group: str, address: str) -> bool:
-    """False when the layer has certainly lost this membership."""
+    """Return False if the layer has certainly lost this membership."""
     home, channel = at(address)
     return await call("look for a membership", home.holds(group, channel))
 
 
-async def reassert(names: Sequence[str], address: str) -> None:
-    """`add` for many groups in one go, which changes nothing where the layer still has the membership."""
-    home, channel = at(address)
-    await call("assert memberships", home.reassert(names, channel))
+async def mark(group: str, number: int, address: str) -> None:
+    """Send a mark through a group. It comes back to this address once the membership is active."""
+    home, _ = at(address)
+    await call("mark a group", home.group_send(group, messages.encode(messages.Mark(number, address))))
+
+
+async def contents(alias: str) -> Contents:
+    """Return the groups that the layer of this alias knows. Stored members are given as addresses."""
+    home = layer(alias)
+    # A longer bound than that of a call, because the listing takes many calls.
+    try:
+        async with asyncio.timeout(LISTING_TIMEOUT):
+            found = await home.contents()
+    except LAYER_ERRORS as error:
+        raise LayerUnavailable(f"The channel layer failed to list its groups ({error!r}).") from error
+    if isinstance(found, StoredMembers):
+        return StoredMembers(frozenset((group, _address(alias, channel)) for group, channel in found.pairs))
+    return found
+
+
+# -- health ----------------------------------------------------------------------------------------
+
+
+async def check(alias: str = DEFAULT_CHANNEL_LAYER) -> None:
+    """Send a message to a group without members, to find out if the layer takes messages now."""
+    home = layer(alias)
+    await call("send", home.group_send("realtime.check", messages.encode(messages.Mark(0, ""))))
+
+
+async def echo(address: str, channels: Sequence[str], number: int) -> int:
+    """Send an echo to this process: one part for each connection on which it receives.
+
+    Args:
+        address: The address of this process. The control channel is part of the echo.
+        channels: Other channels from which this process receives.
+        number: The number of the echo.
+
+    Returns:
+        The number of parts, which are counted from 0.
+    """
+    home, control = _control_at(address)
+    return await call("send an echo", home.echo((control, *channels), number))
+
+
+def received(address: str, channels: Sequence[str]) -> Sequence[int]:
+    """Return, for each part of such an echo, the number of messages that its connection brought so far."""
+    home, control = _control_at(address)
+    return home.received((control, *channels))
+
+
+async def rebuild(address: str, parts: Collection[int]) -> None:
+    """Replace the connections on which these parts of an echo are missing."""
+    home, _ = at(address)
+    await call("rebuild a connection", home.rebuild(parts))
 
 
 # -- between processes -----------------------------------------------------------------------------
 
 
-async def mark(group: str, number: int, address: str) -> None:
-    """Ask the layer to carry a mark through `group`; it comes back to `address` once the membership is
-    active.
-    """
-    home, _ = at(address)
-    await call("mark a group", home.group_send(group, {"type": MARK, "number": number, "channel": address}))
+async def tell(address: str, message: messages.Control) -> None:
+    """Send a message to the mailbox of the process at this address."""
+    home, channel = _control_at(address)
+    await call(message.purpose, home.send(channel, messages.encode(message)))
 
 
-async def ask(address: str, number: int, reply_to: str, interval: float = 0.0) -> None:
-    """Ask the process at `address` to answer round `number`; 0 asks without anything being written.
+async def tell_all(told: Mapping[str, messages.Control]) -> dict[str, LayerUnavailable]:
+    """Send messages to many processes at the same time.
+
+    A Redis that hangs costs one timeout in total, not one for each process.
 
     Args:
-        address: Of the process.
-        number: Of the round.
-        reply_to: The address of the reaper that asks.
-        interval: Seconds between two rounds of this reaper; 0 where they are not known.
+        told: The message for each address.
 
-    Raises:
-        LayerUnavailable: It could not be sent.
+    Returns:
+        The addresses whose message the channel layer did not take, each with the reason.
     """
-    question = {"type": ASK, "round": number, "reply_to": reply_to, "interval": interval}
-    await _tell("ask a process", address, question)
-
-
-async def answer(reply_to: str, number: int, process: str) -> None:
-    """Tell the reaper at `reply_to` that this process answers its round."""
-    await _tell("answer a round", reply_to, {"type": ANSWER, "round": number, "process": process})
-
-
-async def kick(
-    address: str, connections: Sequence[str], memberships: Sequence[tuple[str, str]], reason: str
-) -> None:
-    """Tell the living process at `address` to evict these connections and to settle these (connection,
-    group) pairs.
-    """
-    event = {
-        "type": KICK,
-        "connections": list(connections),
-        "memberships": list(memberships),
-        "reason": reason,
-    }
-    await _tell("kick", address, event)
-
-
-async def explain(address: str, request: str, reply_to: str) -> None:
-    """Ask the process at `address` what it holds; it answers in pages, each a HOLDINGS event."""
-    await _tell("ask a process", address, {"type": EXPLAIN, "request": request, "reply_to": reply_to})
-
-
-async def holdings(reply_to: str, page: Mapping[str, Any]) -> None:
-    """Tell the program at `reply_to` one page of what this process holds."""
-    await _tell("say what is held", reply_to, {"type": HOLDINGS, **page})
-
-
-async def heal(address: str, stray: Sequence[str]) -> None:
-    """Tell the living process at `address` to assert its memberships, and to leave those `stray` groups in
-    which it has nobody.
-    """
-    await _tell("tell a process to heal", address, {"type": HEAL, "stray": list(stray)})
-
-
-async def _tell(name: str, address: str, event: Message) -> None:
-    home, channel = _control_at(address)
-    await call(name, home.send(channel, event))
-
-
-async def members(alias: str) -> tuple[set[tuple[str, str]] | None, dict[str, int] | None]:
-    """What this layer knows of its groups: every (group, address) that it stores, or, where it stores none,
-    how many processes listen to each.
-    """
-    home = layer(alias)
-    # Longer than a call, because it takes many.
-    try:
-        async with asyncio.timeout(LISTING_TIMEOUT):
-            stored, listening = await home.stored_members(), await home.subscribers()
-    except LAYER_ERRORS as error:
-        raise LayerUnavailable(f"The channel layer failed to list its groups ({error!r}).") from error
-    if stored is not None and alias != DEFAULT_CHANNEL_LAYER:
-        stored = {(group, f"{alias}:{channel}") for group, channel in stored}
-    return stored, listening
+    outcomes = await asyncio.gather(
+        *(tell(address, message) for address, message in told.items()), return_exceptions=True
+    )
+    failed = {}
+    for address, outcome in zip(told, outcomes, strict=True):
+        if isinstance(outcome, LayerUnavailable):
+            failed[address] = outcome
+        elif outcome is not None:
+            raise outcome
+    return failed

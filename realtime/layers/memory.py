@@ -1,4 +1,4 @@
-"""Channels' in-memory layer, with what a hub needs."""
+"""Channels' in-memory layer, with the additions that a hub needs."""
 
 import asyncio
 from collections.abc import Collection
@@ -6,14 +6,15 @@ from typing import Any
 
 from channels.layers import InMemoryChannelLayer
 
-from realtime.layers.stamped import CAPACITY, ForHubs, Message
+from realtime.layers.contents import StoredMembers
+from realtime.layers.stamped import CAPACITY, Message, StampedLayer
 
 
-class MemoryLayer(ForHubs, InMemoryChannelLayer):
-    """Channels' in-memory layer: for tests, and for one process that nobody else publishes to.
+class MemoryLayer(StampedLayer, InMemoryChannelLayer):
+    """Channels' in-memory layer: for tests, and for one process to which no other process publishes.
 
-    Its queues belong to the event loop that waits on them, so what comes from another loop (synchronous
-    code that publishes) is handed over to that one.
+    A queue belongs to the event loop that waits on it. A message from another loop, such as that of
+    synchronous code that publishes, is handed over to this loop.
     """
 
     def __init__(self, *, capacity: int = CAPACITY, **options: Any) -> None:
@@ -36,16 +37,18 @@ class MemoryLayer(ForHubs, InMemoryChannelLayer):
         try:
             return await super().receive_stamped(channel)
         except asyncio.CancelledError:
-            # As with the other layers, whoever stops receiving is gone.
+            # As with the other layers, a receiver that stops is gone.
             self._loops.pop(channel, None)
             raise
 
     async def holds(self, group: str, channel: str) -> bool:
         return channel in self.groups.get(group, ())
 
-    async def reassert(self, groups: Collection[str], channel: str) -> None:
+    async def re_add(self, groups: Collection[str], channel: str) -> None:
         for group in groups:
             await self.group_add(group, channel)
 
-    async def stored_members(self) -> set[tuple[str, str]] | None:
-        return {(group, channel) for group, channels in self.groups.items() for channel in channels}
+    async def contents(self) -> StoredMembers:
+        return StoredMembers(
+            frozenset((group, channel) for group, channels in self.groups.items() for channel in channels)
+        )

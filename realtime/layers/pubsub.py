@@ -1,5 +1,6 @@
-"""channels_redis's pub/sub layer, with the few lines that a hub needs, and with a subscriber connection that
-can be replaced.
+"""channels_redis's pub/sub layer, with the additions that a hub needs.
+
+Its subscriber connections can be replaced.
 """
 
 import asyncio
@@ -11,26 +12,27 @@ from channels_redis.utils import decode_hosts
 from redis import asyncio as aioredis
 
 from realtime import conf
+from realtime.layers import messages
 from realtime.layers.bounded_queue import BoundedQueue
+from realtime.layers.contents import Listeners
 from realtime.layers.redis_pool import Outage, pool
-from realtime.layers.stamped import ForHubs
+from realtime.layers.stamped import StampedLayer
 
 
 class PubSubLayer(RedisPubSubChannelLayer):
-    """channels_redis's pub/sub layer: nothing stored in Redis, membership ends with the process."""
+    """channels_redis's pub/sub layer. Redis stores nothing, and memberships end with the process."""
 
     def _get_layer(self) -> "PubSubLoopLayer":
         loop = asyncio.get_running_loop()
         if loop not in self._layers:
-            # The library makes its own loop layer, which knows how to close with the loop; ours takes its
-            # place.
+            # The library arranges that its own loop layer is closed with the loop. Ours takes its place.
             super()._get_layer()
             self._layers[loop] = PubSubLoopLayer(*self._args, **self._kwargs, channel_layer=self)
         layer: PubSubLoopLayer = self._layers[loop]
         return layer
 
 
-class PubSubLoopLayer(ForHubs, RedisPubSubLoopLayer):
+class PubSubLoopLayer(StampedLayer, RedisPubSubLoopLayer):
     """The pub/sub layer of one event loop."""
 
     def __init__(self, hosts: Any = None, **options: Any) -> None:
@@ -39,7 +41,7 @@ class PubSubLoopLayer(ForHubs, RedisPubSubLoopLayer):
 
     async def group_discard(self, group: str, channel: str) -> None:
         await super().group_discard(group, channel)
-        # The library forgets the group before Redis is asked, and would never repeat a discard that failed.
+        # The library forgets the group before it asks Redis, and would never repeat a failed discard.
         name = self._get_group_channel_name(group)
         if name not in self.groups:
             await self._get_shard(name).unsubscribe(name)
@@ -56,17 +58,17 @@ class PubSubLoopLayer(ForHubs, RedisPubSubLoopLayer):
         self.channels[channel] = BoundedQueue(conf.get().MAX_QUEUED_BYTES)
         await self._get_shard(channel).subscribe(channel)
 
-    async def echo(self, channels: Sequence[str], number: int, kind: str) -> int:
-        # All channels of a process share one connection to each Redis, and the groups are spread over all of
-        # these: each connection has to prove itself, by the channel on which nothing else waits.
+    async def echo(self, channels: Sequence[str], number: int) -> int:
+        # All channels of a process share one connection to each Redis, and the groups are spread over these
+        # connections. Each of them carries a part, on the control channel, which has the shortest queue.
         channel = channels[0]
         for part, shard in enumerate(self._shards):
             await shard.subscribe(channel)
-            echo = {"type": kind, "number": number, "part": part}
-            await shard.publish(channel, self.channel_layer.serialize(echo))
+            message = messages.encode(messages.EchoPart(number, part))
+            await shard.publish(channel, self.channel_layer.serialize(message))
         return len(self._shards)
 
-    def heard(self, channels: Sequence[str]) -> Sequence[int]:
+    def received(self, channels: Sequence[str]) -> Sequence[int]:
         return [shard.received for shard in self._shards]
 
     async def rebuild(self, parts: Collection[int]) -> None:
@@ -74,27 +76,28 @@ class PubSubLoopLayer(ForHubs, RedisPubSubLoopLayer):
             self._shards[part].rebuild()
 
     async def holds(self, group: str, channel: str) -> bool:
-        # Where others subscribe as well, our own subscription is not seen; it is asserted in its turn.
+        # If other processes subscribe as well, a lost subscription of this one is not noticed here. The hub
+        # re-adds all memberships in turn.
         name = self._get_group_channel_name(group)
-        return bool((await self._get_shard(name).subscribers([name]))[name])
+        return bool((await self._get_shard(name).count_subscribers([name]))[name])
 
-    async def reassert(self, groups: Collection[str], channel: str) -> None:
+    async def re_add(self, groups: Collection[str], channel: str) -> None:
         for shard, names in self._by_shard(groups).items():
-            await shard.reassert(names)
+            await shard.subscribe_again(names)
 
-    async def subscribers(self) -> dict[str, int] | None:
+    async def contents(self) -> Listeners:
         beginning = self._get_group_channel_name("")
         found: dict[str, int] = {}
         for shard in self._shards:
-            names = await shard.subscribed(f"{beginning}*")
+            names = await shard.names_like(f"{beginning}*")
             found |= {
                 name.removeprefix(beginning): number
-                for name, number in (await shard.subscribers(names)).items()
+                for name, number in (await shard.count_subscribers(names)).items()
             }
-        return found
+        return Listeners(found)
 
     def _by_shard(self, groups: Iterable[str]) -> dict["_Shard", list[str]]:
-        """The names under which these groups are subscribed, and where."""
+        """Return the names under which these groups are subscribed, by the Redis that has them."""
         by_shard: dict[_Shard, list[str]] = {}
         for group in groups:
             name = self._get_group_channel_name(group)
@@ -103,8 +106,9 @@ class PubSubLoopLayer(ForHubs, RedisPubSubLoopLayer):
 
 
 class _Shard(RedisSingleShardConnection):
-    """One Redis of the pub/sub layer: waits for messages instead of polling ten times a second, and outlives
-    outages.
+    """One Redis of the pub/sub layer.
+
+    It waits for messages instead of polling ten times a second, and it outlives outages.
     """
 
     _redis: Any
@@ -112,9 +116,9 @@ class _Shard(RedisSingleShardConnection):
 
     def __init__(self, host: dict[str, Any], channel_layer: PubSubLoopLayer) -> None:
         super().__init__(host, channel_layer)
-        self._outage = Outage("subscriber connection", channel_layer._tell_back)
+        self._outage = Outage("subscriber connection", channel_layer._call_on_back)
         self.received = 0
-        """How many messages came in over the subscriber connection."""
+        """The number of messages that the subscriber connection brought."""
 
     def _ensure_redis(self) -> None:
         if self._redis is None:
@@ -122,23 +126,23 @@ class _Shard(RedisSingleShardConnection):
             self._pubsub = self._redis.pubsub()
 
     async def publish(self, channel: str, message: bytes) -> None:
-        # Without the lock, under which the subscriber connection may wait for a Redis that hangs.
+        # Without the lock: a task that holds it may be waiting for a Redis that hangs.
         self._ensure_redis()
         await self._redis.publish(channel, message)
 
-    async def subscribed(self, pattern: str) -> list[str]:
-        """The names like this that anybody has subscribed."""
+    async def names_like(self, pattern: str) -> list[str]:
+        """Return the names that match the pattern and have at least one subscriber."""
         self._ensure_redis()
         return [name.decode() for name in await self._redis.pubsub_channels(pattern)]
 
-    async def subscribers(self, names: Collection[str]) -> dict[str, int]:
-        """How many connections have subscribed each of these."""
+    async def count_subscribers(self, names: Collection[str]) -> dict[str, int]:
+        """Return the number of connections that have subscribed to each name."""
         self._ensure_redis()
         found = await self._redis.pubsub_numsub(*names) if names else []
         return {name.decode(): int(number) for name, number in found}
 
-    async def reassert(self, names: Collection[str]) -> None:
-        """SUBSCRIBE again, which changes nothing where Redis still knows."""
+    async def subscribe_again(self, names: Collection[str]) -> None:
+        """Send SUBSCRIBE again. It changes nothing for a name that Redis still has."""
         async with self._lock:
             if known := [name for name in names if name in self._subscribed_to]:
                 self._ensure_redis()
@@ -146,19 +150,19 @@ class _Shard(RedisSingleShardConnection):
                 await self._pubsub.subscribe(*known)
 
     def rebuild(self) -> None:
-        """Cut the subscriber connection; whoever reads it opens another and subscribes all names on it."""
+        """Cut the subscriber connection. Its reader opens another one and subscribes to all names on it."""
         connection = self._pubsub.connection if self._pubsub is not None else None
         if connection is not None and connection._writer is not None:
-            # An orderly close would wait for bytes that nobody takes.
+            # An orderly close would wait until the other end has taken all bytes.
             connection._writer.transport.abort()
 
     async def _do_receiving(self) -> None:
         while True:
             try:
                 if self._outage.lasts:
-                    # Opens a connection if there is none, and subscribes all names on it.
+                    # Opens a connection if there is none, and subscribes to all names on it.
                     await self._pubsub.connect()
-                    await self._forget_what_was_left()
+                    await self._unsubscribe_left_names()
                     self._outage.over()
                 if self._pubsub is not None and self._pubsub.subscribed:
                     message = await self._pubsub.get_message(ignore_subscribe_messages=True, timeout=None)
@@ -167,11 +171,14 @@ class _Shard(RedisSingleShardConnection):
                 else:
                     await asyncio.sleep(0.05)
             except Exception as error:
-                # Whatever it was: a process whose messages nobody reads any more would be deaf for ever.
+                # Any exception at all: if this loop ended, the process would never receive a message again.
                 await self._outage.pause(error)
 
-    async def _forget_what_was_left(self) -> None:
-        """redis-py subscribes also what it was told to leave when the answer got lost with the connection."""
+    async def _unsubscribe_left_names(self) -> None:
+        """Unsubscribe from names that were left while the connection broke.
+
+        If the answer to UNSUBSCRIBE was lost with the connection, redis-py subscribes to the name again.
+        """
         async with self._lock:
             left = {name.decode() for name in self._pubsub.channels} - self._subscribed_to
             if left:

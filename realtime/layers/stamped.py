@@ -1,10 +1,10 @@
-"""What a hub needs of a channel layer beyond Channels.
+"""The additions to Channels' channel layers that a hub needs.
 
-A message in a channel layer does not say which group it was sent to, and a hub, which has one channel for
-all its groups, must know. `group_send` therefore stamps the group's name on the message, and `receive`
-takes the stamp off again, so that all other code sees plain Channels; only a hub reads stamps, through
-`receive_stamped`. And a hub has to find out whether what it relies on still holds, and put it right (see
-`realtime.hub.healing`).
+A message in a channel layer does not say which group it was sent to. A hub has one channel for all its groups
+and must know. Therefore `group_send` stamps the name of the group on the message, and `receive` takes the
+stamp off, so that all other code sees plain Channels. Only a hub reads stamps, through `receive_stamped`.
+
+A hub must also find out if its memberships still hold, and repair them (see `realtime.hub.healing`).
 """
 
 import math
@@ -14,24 +14,25 @@ from typing import Any, Protocol
 from channels.exceptions import ChannelFull
 from redis.exceptions import RedisError
 
-#: What a layer raises when it cannot do its work now.
+from realtime.layers import messages
+from realtime.layers.contents import Contents
+from realtime.layers.messages import MARK, MESSAGE
+
+#: The exceptions of a layer that cannot do its work now.
 LAYER_ERRORS = (RedisError, OSError, ChannelFull, TimeoutError)
 
 #: The key under which a group message carries the name of its group.
 STAMP = "realtime.group"
 
-# Types of events to a group that only hubs understand.
-MESSAGE = "realtime.message"
-MARK = "realtime.mark"
-
-#: A full queue drops group messages silently, and the queue is one for a whole process (channels_redis#181).
+#: Messages in a queue of the core and the in-memory layer. A full queue drops group messages silently, and a
+#: whole process has one queue (channels_redis#181).
 CAPACITY = 10_000
 
 Message = dict[str, Any]
 
 
 class Layer(Protocol):
-    """What the rest of `realtime` uses of a channel layer."""
+    """The part of a channel layer that the rest of `realtime` uses. `StampedLayer` describes the methods."""
 
     async def new_channel(self, prefix: str = ...) -> str: ...
     async def send(self, channel: str, message: Message) -> None: ...
@@ -47,25 +48,23 @@ class Layer(Protocol):
     on_back: set[Callable[[], None]]
 
     async def open_channel(self, channel: str) -> None: ...
-    async def echo(self, channels: Sequence[str], number: int, kind: str) -> int: ...
-    def heard(self, channels: Sequence[str]) -> Sequence[int]: ...
+    async def echo(self, channels: Sequence[str], number: int) -> int: ...
+    def received(self, channels: Sequence[str]) -> Sequence[int]: ...
     async def rebuild(self, parts: Collection[int]) -> None: ...
     async def holds(self, group: str, channel: str) -> bool: ...
-    async def reassert(self, groups: Collection[str], channel: str) -> None: ...
-    async def stored_members(self) -> set[tuple[str, str]] | None: ...
-    async def subscribers(self) -> dict[str, int] | None: ...
+    async def re_add(self, groups: Collection[str], channel: str) -> None: ...
+    async def contents(self) -> Contents: ...
 
 
-class ForHubs:
-    """What a hub needs: stamps of groups, and ways to find out whether the layer carries what it should.
+class StampedLayer:
+    """Mixin for a channel layer of Channels that adds stamps of groups and the checks that a hub needs.
 
-    `group_send` stamps the group on what is sent, and the stamp is taken off for every receiver but a hub.
-    What hubs say to each other through a group they alone receive: any other consumer in that group (one of
-    plain Channels, a synchronous one) would end with an exception.
+    `MESSAGE` and `MARK` events in groups are delivered to hubs only. Any other consumer in the group, such as
+    one of plain Channels, has no handler for them and would end with an exception.
     """
 
     group_expiry = math.inf
-    """Seconds after which the layer forgets a membership that was not asserted again."""
+    """Seconds after which the layer forgets a membership that was not added again."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -82,55 +81,53 @@ class ForHubs:
                 return message
 
     async def receive_stamped(self, channel: str) -> Message:
-        """The next message on the channel, with `STAMP` in it where it was sent to a group."""
+        """Wait for the next message on the channel. If it was sent to a group, it carries `STAMP`."""
         message: Message = await super().receive(channel)  # type: ignore[misc]
         # A copy, because the core layer hands one and the same object to all receivers of a process.
         return {**message}
 
     async def forget_channel(self, channel: str) -> None:
-        """Remove what the layer stores for the channel of a process that is gone."""
+        """Remove what the layer stores for the channel of a process that no longer exists."""
 
     async def close_channel(self, channel: str) -> None:
-        """Undo `new_channel` for a channel that nobody receives from."""
+        """Undo `new_channel` for a channel from which no task receives."""
 
     async def open_channel(self, channel: str) -> None:
-        """Make a channel of this name, as `new_channel` does for one that it names."""
+        """Open a channel of this name, as `new_channel` opens one that it names itself."""
 
-    async def echo(self, channels: Sequence[str], number: int, kind: str) -> int:
-        """Send events of this type with `number` and `part` to this process, which receives these channels.
+    async def echo(self, channels: Sequence[str], number: int) -> int:
+        """Send an echo to this process: one part for each connection that brings messages of these channels.
+
+        Args:
+            channels: Channels from which this process receives.
+            number: The number of the echo.
 
         Returns:
-            How many parts, counted from 0, are to come back: one for each connection on which the channels
-            are received.
+            The number of parts, which are counted from 0.
         """
         for part, channel in enumerate(channels):
-            await self.send(channel, {"type": kind, "number": number, "part": part})  # type: ignore[attr-defined]
+            await self.send(channel, messages.encode(messages.EchoPart(number, part)))  # type: ignore[attr-defined]
         return len(channels)
 
-    def heard(self, channels: Sequence[str]) -> Sequence[int]:
-        """How much has come in so far over the connection of each part of such an echo."""
+    def received(self, channels: Sequence[str]) -> Sequence[int]:
+        """Return, for each part of an echo to these channels, the number of messages that its connection
+        brought so far.
+        """
         return [0] * len(channels)
 
     async def rebuild(self, parts: Collection[int]) -> None:
-        """Give up the connections on which these parts of an echo should have come, and receive on new ones;
-        `on_back` tells when that is done.
+        """Replace the connections on which these parts of an echo are missing.
+
+        `on_back` is called when the layer receives on the new connections.
         """
 
     async def holds(self, group: str, channel: str) -> bool:
-        """False when the channel is certainly no member of the group any more."""
+        """Return False if the layer has certainly lost the channel as a member of the group."""
         return True
 
-    async def reassert(self, groups: Collection[str], channel: str) -> None:
-        """`group_add` for all of these, of which the channel should be a member already, in one go."""
+    async def re_add(self, groups: Collection[str], channel: str) -> None:
+        """Call `group_add` for all these groups together. The channel should be in them already."""
 
-    async def stored_members(self) -> set[tuple[str, str]] | None:
-        """Every (group, channel) that the layer stores, None where it stores none."""
-        return None
-
-    async def subscribers(self) -> dict[str, int] | None:
-        """How many processes listen to each group to which anybody listens, None where groups are stored."""
-        return None
-
-    def _tell_back(self) -> None:
-        for tell in tuple(self.on_back):
-            tell()
+    def _call_on_back(self) -> None:
+        for call in tuple(self.on_back):
+            call()

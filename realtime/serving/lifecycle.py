@@ -29,7 +29,7 @@ from realtime.errors import ConnectionGone, LayerUnavailable, RecordsUnavailable
 from realtime.hub.connection import Connection, State
 from realtime.hub.hub import Hub
 from realtime.hub.supervisor import Supervisor
-from realtime.layers import groups
+from realtime.layers import groups, messages
 from realtime.process import tasks
 from realtime.records.entries import Closing, Join, Opening
 from realtime.transports.asgi import Event
@@ -394,19 +394,19 @@ async def _leave_one(connection: Connection, group: str) -> None:
             await home.ledger.leave([_join(connection, group)])
 
 
-async def _kick(home: Hub, event: Event) -> None:
+async def _kick(home: Hub, kick: messages.Kick) -> None:
     """Handle a KICK: evict the named connections held here, and leave the named memberships."""
-    reason = by_label(event["reason"])
-    for number, connection_id in enumerate(event["connections"], start=1):
+    reason = by_label(kick.reason)
+    for number, connection_id in enumerate(kick.connections, start=1):
         connection = home.connections.get(UUID(connection_id))
         if connection is not None:
             evict(connection, reason)
         if number % SLICE == 0:
             await asyncio.sleep(0)
     # Parse each id once: parsing a UUID costs ten times as much as the rest of the loop.
-    ids = {text: UUID(text) for text in {text for text, _ in event["memberships"]}}
+    ids = {text: UUID(text) for text in {text for text, _ in kick.memberships}}
     leaving: dict[str, list[UUID]] = defaultdict(list)
-    for connection_id, group in event["memberships"]:
+    for connection_id, group in kick.memberships:
         leaving[group].append(ids[connection_id])
     await _leave_many(home, leaving)
 

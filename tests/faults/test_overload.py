@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from realtime.closing import CloseReason
-from realtime.layers import groups
+from realtime.layers import groups, messages
 from tests.support.assertions.eventually import eventually_async
 from tests.support.assertions.measured import measured
 from tests.support.assertions.scrape import scrape
@@ -41,7 +41,7 @@ async def kick_one(site: Site, audience: Audience) -> float:
     )
     began = time.monotonic()
     with same_layer(site):
-        await groups.kick(row["channel_name"], [str(row["id"])], [], CloseReason.KICKED.value)
+        await groups.tell(row["channel_name"], messages.Kick([str(row["id"])], [], CloseReason.KICKED.value))
     await eventually_async(lambda: audience.report.codes == {"4504": 1}, within=30)
     return time.monotonic() - began
 

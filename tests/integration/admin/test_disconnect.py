@@ -20,7 +20,7 @@ from realtime import publishing
 from realtime.admin import ConnectionAdmin, ProcessAdmin, disconnect
 from realtime.closing import CloseReason
 from realtime.errors import LayerUnavailable
-from realtime.layers import groups
+from realtime.layers import groups, messages
 from realtime.models import Connection, Process
 from realtime.records import connection_rows
 from tests.support.doubles.rows import USER_KEY, a_process, closings, make_lost, open_connections
@@ -28,7 +28,6 @@ from tests.support.doubles.rows import USER_KEY, a_process, closings, make_lost,
 pytestmark = pytest.mark.django_db
 
 LIST = "/admin/realtime/connection/"
-PROCESS_KICK = {"memberships": [], "reason": "kicked"}
 
 
 class RoomAdmin(ConnectionAdmin):
@@ -50,13 +49,13 @@ def told(monkeypatch):
     """Every kick that processes were sent: their channels, and the connections named there."""
     kicks = []
 
-    async def kick(address, connections, memberships, reason):
-        assert {"memberships": list(memberships), "reason": reason} == PROCESS_KICK
+    async def tell(address, kick):
+        assert kick == messages.Kick(kick.connections, [], "kicked")
         if address.endswith("unreachable"):
             raise LayerUnavailable("The channel layer failed to kick (it is full).")
-        kicks.append((address, sorted(connections)))
+        kicks.append((address, sorted(kick.connections)))
 
-    monkeypatch.setattr(groups, "kick", kick)
+    monkeypatch.setattr(groups, "tell", tell)
     return kicks
 
 
@@ -153,10 +152,10 @@ def test_of_very_many_processes_that_cannot_be_told_ten_are_named(admin_client, 
 
 
 def test_a_bug_in_asking_is_not_taken_for_a_process_that_cannot_be_told(admin_client, monkeypatch):
-    async def kick(*arguments: object) -> None:
+    async def tell(*arguments: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(groups, "kick", kick)
+    monkeypatch.setattr(groups, "tell", tell)
     (id,) = open_connections(a_process(), 1)
 
     with pytest.raises(RuntimeError, match="a bug"):
@@ -388,6 +387,4 @@ def test_the_processes_are_told_through_the_layer_with_the_reason_of_a_kick(sett
     confirm(admin_client, post(admin_client, [id]))
 
     event = publishing._background.run(groups.receive_control(channel))
-    assert event["type"] == groups.KICK
-    assert event["connections"] == [str(id)]
-    assert event["reason"] == CloseReason.KICKED.value
+    assert messages.decode(event) == messages.Kick([str(id)], [], CloseReason.KICKED.value)

@@ -20,7 +20,7 @@ from realtime.fleet.explain import Explained, Explainer
 from realtime.fleet.rounds import Reaper, enough_rounds
 from realtime.hub import hub
 from realtime.hub.connection import Connection
-from realtime.layers import groups
+from realtime.layers import groups, messages
 from realtime.models import Connection as Record
 from realtime.models import Membership, Process
 from realtime.records import connection_rows, process_rows
@@ -32,14 +32,9 @@ from tests.support.doubles import rows
 pytestmark = pytest.mark.usefixtures("site")
 
 
-@pytest.fixture(autouse=True)
-def short_moments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(explain, "LOOK_AGAIN_AFTER", 0.1)
-
-
 @pytest_asyncio.fixture
 async def explainer() -> AsyncIterator[Explainer]:
-    made = Explainer(timeout=0.4)
+    made = Explainer(timeout=0.4, look_again_after=0.1)
     yield made
     await made.close()
 
@@ -208,15 +203,14 @@ async def test_a_process_that_could_not_say_all_of_it_counts_as_silent(
 ) -> None:
     monkeypatch.setattr(hub, "NAMES_PER_PAGE", 2)
     await a_peer("a", "b")
-    say, said = groups.holdings, []
+    tell = groups.tell
 
-    async def once(reply_to: str, page: Any) -> None:
-        said.append(page)
-        if page["page"]:
+    async def once(address: str, message: messages.Control) -> None:
+        if isinstance(message, messages.Holdings) and message.page:
             raise LayerUnavailable("full")
-        await say(reply_to, page)
+        await tell(address, message)
 
-    monkeypatch.setattr(groups, "holdings", once)
+    monkeypatch.setattr(groups, "tell", once)
     found, _ = await told(explainer)
     assert [each.difference.kind for each in found] == [Kind.PROCESS_SILENT]
 
@@ -227,8 +221,8 @@ async def test_an_answer_that_makes_no_sense_ends_nothing(
     await a_peer("g")
     await explainer.look()
     assert explainer._mailbox is not None
-    await get_channel_layer().send(explainer._mailbox.address, {"type": groups.HOLDINGS})
-    await eventually_async(lambda: "An answer could not be taken" in caplog.text, within=5)
+    await get_channel_layer().send(explainer._mailbox.address, {"type": "realtime.holdings"})
+    await eventually_async(lambda: "realtime.holdings event that cannot be read" in caplog.text, within=5)
     assert await explainer.look() == []
 
 
@@ -272,14 +266,14 @@ def test_the_command_explains_and_says_whether_anything_was_repaired(
     assert exit.value.code == 0
 
 
-async def test_looking_is_bounded_where_nothing_comes_back(
-    explainer: Explainer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_look_is_bounded_if_nothing_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    explainer = Explainer(timeout=0.4, echo_timeout=0.3)
+
     async def lost(*_: Any) -> int:
         return 1
 
     monkeypatch.setattr(groups, "echo", lost)
-    monkeypatch.setattr(explain, "LISTENING_TIMEOUT", 0.3)
     with pytest.raises(LayerUnavailable):
         async with asyncio.timeout(5):
             await explainer.look()
+    await explainer.close()

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -10,7 +10,9 @@ import pytest_asyncio
 from channels.layers import channel_layers, get_channel_layer
 
 from realtime.fleet.mailbox import Mailbox
-from realtime.layers import groups
+from realtime.layers import groups, messages
+from realtime.layers.messages import Answer, Ask, EchoPart, Heal, Kick
+from tests.support.assertions.eventually import eventually_async
 from tests.support.programs.servers import RedisServer
 
 
@@ -31,41 +33,67 @@ async def layer(request: pytest.FixtureRequest, settings: Any, server: RedisServ
     channel_layers.backends.clear()
 
 
-async def soon(mailbox: Mailbox) -> dict[str, Any]:
-    async with asyncio.timeout(5):
-        return await mailbox.next()
+class Open:
+    """An open mailbox, and what it received."""
+
+    def __init__(self, mailbox: Mailbox) -> None:
+        self.mailbox = mailbox
+        self.address = mailbox.address
+        self.received = asyncio.Queue[messages.Control]()
+        mailbox.listen(self.received.put_nowait)
+
+    async def next(self) -> messages.Control:
+        async with asyncio.timeout(5):
+            return await self.received.get()
 
 
-async def test_what_is_said_to_an_address_comes_to_its_mailbox(layer: Any) -> None:
+@pytest_asyncio.fixture
+async def opened(layer: Any) -> AsyncIterator[Callable[..., Awaitable[Open]]]:
+    mailboxes = []
+
+    async def open(address: str | None = None) -> Open:
+        mailboxes.append(await Mailbox.open(address))
+        assert await mailboxes[-1].hears_itself(5.0)
+        return Open(mailboxes[-1])
+
+    yield open
+    for mailbox in mailboxes:
+        await mailbox.close()
+
+
+async def test_a_message_to_an_address_comes_to_its_mailbox(opened: Callable[..., Any]) -> None:
     address = await groups.new_address("default")
-    mailbox = await Mailbox.open(address)
-    assert await mailbox.hears_itself(5.0)
-    await groups.heal(address, ["g"])
-    assert await soon(mailbox) == {"type": groups.HEAL, "stray": ["g"]}
-    await mailbox.close()
+    mailbox = await opened(address)
+    await groups.tell(address, Heal(["g"]))
+    assert await mailbox.next() == Heal(["g"])
 
 
-async def test_messages_that_nobody_takes_keep_nothing_from_the_mailbox(layer: Any) -> None:
+async def test_a_mailbox_does_not_wait_behind_group_messages(layer: Any, opened: Callable[..., Any]) -> None:
     address = await groups.new_address("default")
-    mailbox = await Mailbox.open(address)
-    assert await mailbox.hears_itself(5.0)
+    mailbox = await opened(address)
     for _ in range(500):
         await layer.send(address, {"type": "message"})
-    await groups.kick(address, [], [], "kicked")
-    assert (await soon(mailbox))["type"] == groups.KICK
+    await groups.tell(address, Kick([], [], "kicked"))
+    assert isinstance(await mailbox.next(), Kick)
+
+
+async def test_a_program_without_a_channel_has_an_address(opened: Callable[..., Any]) -> None:
+    asked, asker = await opened(), await opened()
+    await groups.tell(asked.address, Ask(3, asker.address))
+    question = await asked.next()
+    await groups.tell(question.reply_to, Answer(question.round, "it"))
+    assert await asker.next() == Answer(3, "it")
+
+
+async def test_messages_before_the_listener_wait_for_it(layer: Any) -> None:
+    mailbox = await Mailbox.open()
+    assert await mailbox.hears_itself(5.0)
+    await groups.tell(mailbox.address, Heal(["g"]))
+    await groups.tell(mailbox.address, Heal(["h"]))
+    await eventually_async(lambda: len(mailbox._waiting) == 2, within=5)
+    opened = Open(mailbox)
+    assert [await opened.next(), await opened.next()] == [Heal(["g"]), Heal(["h"])]
     await mailbox.close()
-
-
-async def test_a_program_without_a_channel_has_an_address_too(layer: Any) -> None:
-    asked, asker = await Mailbox.open(), await Mailbox.open()
-    assert await asked.hears_itself(5.0)
-    assert await asker.hears_itself(5.0)
-    await groups.ask(asked.address, 3, asker.address)
-    question = await soon(asked)
-    await groups.answer(question["reply_to"], question["round"], "it")
-    assert await soon(asker) == {"type": groups.ANSWER, "round": 3, "process": "it"}
-    await asked.close()
-    await asker.close()
 
 
 async def test_an_echo_that_is_lost_is_missed_after_the_patience(
@@ -98,12 +126,12 @@ async def test_an_echo_is_not_missed_while_other_messages_arrive(
         return 1
 
     monkeypatch.setattr(groups, "echo", late)
-    monkeypatch.setattr(groups, "heard", lambda *_: [next(heard)])
+    monkeypatch.setattr(groups, "received", lambda *_: [next(heard)])
     echo = await mailbox.echo()
     waiting = asyncio.ensure_future(echo.is_back(0.05))
     await asyncio.sleep(0.3)
     assert not waiting.done()
-    mailbox.returned({"number": echo.number, "part": 0})
+    mailbox.returned(EchoPart(echo.number, 0))
     async with asyncio.timeout(5):
         assert await waiting
     await mailbox.close()
@@ -119,21 +147,49 @@ async def test_an_echo_that_comes_after_the_next_one_was_sent_is_ignored(
 
     monkeypatch.setattr(groups, "echo", lost)
     first, second = await mailbox.echo(), await mailbox.echo()
-    mailbox.returned({"number": first.number, "part": 0})
+    mailbox.returned(EchoPart(first.number, 0))
     assert second.missing == {0}
     await mailbox.close()
 
 
-async def test_an_event_that_makes_no_sense_does_not_make_a_mailbox_deaf(
-    layer: Any, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"type": "realtime.echo"},
+        {"type": "realtime.kick", "connections": [1], "memberships": [], "reason": "kicked"},
+        {"type": "realtime.ask", "round": "1", "reply_to": "a"},
+        {"type": "realtime.superseded", "by": "the next version"},
+        {"type": 1},
+        {},
+    ],
+)
+async def test_a_bad_event_is_logged_once_and_dropped(
+    layer: Any, opened: Callable[..., Any], event: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    mailbox = await Mailbox.open()
-    assert await mailbox.hears_itself(5.0)
-    await layer.send(mailbox.address, {"type": groups.ECHO})
-    await layer.send(mailbox.address, {"type": "x"})
-    assert await soon(mailbox) == {"type": "x"}
-    assert "could not be read" in caplog.text
-    await mailbox.close()
+    mailbox = await opened()
+    for _ in range(3):
+        await layer.send(mailbox.address, event)
+    await groups.tell(mailbox.address, Heal(["g"]))
+    assert await mailbox.next() == Heal(["g"])
+    (record,) = caplog.records
+    assert (record.levelname, record.name) == ("ERROR", "realtime.mailbox")
+    assert record.getMessage().startswith("Another process sent a")
+
+
+async def test_a_listener_that_fails_hears_the_next_message(
+    opened: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    mailbox = await opened()
+
+    def fail_once(message: messages.Control) -> None:
+        mailbox.mailbox.listen(mailbox.received.put_nowait)
+        raise RuntimeError("a bug")
+
+    mailbox.mailbox.listen(fail_once)
+    await groups.tell(mailbox.address, Heal(["g"]))
+    await groups.tell(mailbox.address, Heal(["h"]))
+    assert await mailbox.next() == Heal(["h"])
+    assert "a bug" in caplog.text
 
 
 async def test_a_mailbox_that_is_closed_leaves_nothing_in_redis(layer: Any, server: RedisServer) -> None:

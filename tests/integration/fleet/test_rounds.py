@@ -20,14 +20,12 @@ from realtime.errors import LayerUnavailable, RoundFailed
 from realtime.fleet import sweep
 from realtime.fleet.mailbox import Mailbox
 from realtime.fleet.rounds import PATIENCE, Reaper, Report, enough_rounds, rounds
-from realtime.layers import groups
+from realtime.layers import groups, messages
 from realtime.models import Connection, Membership, Process
 from realtime.records import connection_rows, process_rows
 from realtime.records.entries import Closing, Join, Opening
 
 pytestmark = pytest.mark.usefixtures("memory_layer")
-
-Answer = Callable[[dict[str, Any]], Any]
 
 
 class FakeProcess:
@@ -36,11 +34,13 @@ class FakeProcess:
     def __init__(self, *, through_layer: bool = True, in_database: bool = True) -> None:
         self.through_layer = through_layer
         self.in_database = in_database
-        self.kicks: list[dict[str, Any]] = []
+        self.kicks: list[messages.Kick] = []
+        self.received = asyncio.Queue[messages.Control]()
 
     async def start(self) -> "FakeProcess":
         self.channel = await get_channel_layer().new_channel()
         self.mailbox = await Mailbox.open(self.channel)
+        self.mailbox.listen(self.received.put_nowait)
         self.id: uuid.UUID = await database_sync_to_async(process_rows.start_process)(self.channel, "host", 1)
         self.task = asyncio.create_task(self._run())
         return self
@@ -57,15 +57,16 @@ class FakeProcess:
 
     async def _run(self) -> None:
         while True:
-            event = await self.mailbox.next()
-            if event["type"] == groups.KICK:
-                self.kicks.append(event)
+            message = await self.received.get()
+            if isinstance(message, messages.Kick):
+                self.kicks.append(message)
                 continue
+            assert isinstance(message, messages.Ask)
             if self.through_layer:
-                await groups.answer(event["reply_to"], event["round"], str(self.id))
-            if self.in_database and event["round"]:
+                await groups.tell(message.reply_to, messages.Answer(message.round, str(self.id)))
+            if self.in_database and message.round:
                 await database_sync_to_async(process_rows.answer_round)(
-                    self.id, event["round"], connections=0, loop_lag=0.0
+                    self.id, message.round, connections=0, loop_lag=0.0
                 )
 
     async def row(self) -> Process:
@@ -156,7 +157,7 @@ async def test_a_process_that_could_not_be_asked_has_missed_nothing(
     async def failing(*_: Any) -> None:
         raise LayerUnavailable("full")
 
-    monkeypatch.setattr(groups, "ask", failing)
+    monkeypatch.setattr(groups, "tell", failing)
     for _ in range(4):
         await next_round(reaper)
     row = await process.row()
@@ -171,7 +172,7 @@ async def test_enough_rounds_in_which_nobody_could_be_asked_have_failed(
     async def failing(*_: Any) -> None:
         raise LayerUnavailable("full")
 
-    monkeypatch.setattr(groups, "ask", failing)
+    monkeypatch.setattr(groups, "tell", failing)
     reports: list[Report] = []
     with pytest.raises(LayerUnavailable, match="1 processes could not be asked"):
         await enough_rounds(reaper, reports.append)
@@ -245,7 +246,7 @@ async def test_a_living_process_is_told_what_it_has_left_undone(
     async with asyncio.timeout(5):
         while not process.kicks:
             await asyncio.sleep(0.01)
-    assert process.kicks[0]["memberships"] == [(str(connection), "g")]
+    assert process.kicks[0].memberships == [(str(connection), "g")]
 
 
 async def test_a_preview_writes_nothing(reaper: Reaper, processes: Callable[..., Any]) -> None:
@@ -349,7 +350,7 @@ async def test_a_reaper_that_stood_still_counts_nobody_as_silent(
     report = await next_round(reaper)
     await reaper.close()
     assert (report.asked, report.answered, report.lost) == (1, 0, 0)
-    assert "stood still" in caplog.text
+    assert "was stalled for" in caplog.text
     assert (await process.row()).missed == 0
 
 
@@ -364,27 +365,27 @@ async def test_living_processes_are_told_although_the_layer_of_a_dead_one_is_dow
         closing = Closing(connection, CloseReason.CLIENT_LOST, None)
         await database_sync_to_async(connection_rows.close_connections)([closing], uuid.uuid4())
     await database_sync_to_async(process_rows.judge)(1, [dead.id], 0)
-    kick, discard = groups.kick, groups.discard
+    tell, discard = groups.tell, groups.discard
 
     async def discard_here(group: str, address: str) -> None:
         if address == dead.channel:
             raise LayerUnavailable("that layer is down")
         await discard(group, address)
 
-    async def kick_here(address: str, *what: Any) -> None:
-        if address == full.channel:
+    async def tell_here(address: str, message: messages.Control) -> None:
+        if address == full.channel and isinstance(message, messages.Kick):
             raise LayerUnavailable("its channel is full")
-        await kick(address, *what)
+        await tell(address, message)
 
     monkeypatch.setattr(groups, "discard", discard_here)
-    monkeypatch.setattr(groups, "kick", kick_here)
+    monkeypatch.setattr(groups, "tell", tell_here)
     with pytest.raises(RoundFailed) as failed:
         await next_round(reaper)
     assert str(failed.value) == "that layer is down; its channel is full."
     async with asyncio.timeout(5):
         while not living.kicks:
             await asyncio.sleep(0.01)
-    assert [group for _, group in living.kicks[0]["memberships"]] == ["h"]
+    assert [group for _, group in living.kicks[0].memberships] == ["h"]
 
 
 async def test_a_layer_that_hangs_costs_a_round_one_timeout(
@@ -397,7 +398,7 @@ async def test_a_layer_that_hangs_costs_a_round_one_timeout(
         await asyncio.sleep(0.3)
         raise LayerUnavailable("hung")
 
-    monkeypatch.setattr(groups, "ask", hanging)
+    monkeypatch.setattr(groups, "tell", hanging)
     report = await next_round(reaper)
     assert (report.unreachable, report.asked) == (20, 0)
     assert report.seconds < 2
@@ -408,9 +409,10 @@ async def test_an_answer_that_makes_no_sense_does_not_make_the_reaper_deaf(
 ) -> None:
     await processes()
     await next_round(reaper)
-    await get_channel_layer().send(reaper._required_mailbox.address, {"type": groups.ANSWER})
+    for answer in ({"type": "realtime.answer"}, {"type": "realtime.answer", "round": 2, "process": "x"}):
+        await get_channel_layer().send(reaper._required_mailbox.address, answer)
     assert (await next_round(reaper)).answered == 1
-    assert "could not take an answer" in caplog.text
+    assert "a realtime.answer event that cannot be read" in caplog.text
 
 
 async def test_rounds_delete_what_has_been_closed_for_long_enough(
@@ -459,7 +461,7 @@ async def test_rounds_delete_what_a_living_connection_left_long_ago(processes: C
 async def test_a_backlog_of_records_leaves_time_for_memberships(
     reaper: Reaper, processes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("realtime.fleet.rounds.PURGE_TIME", 0.2)
+    reaper.purge_time = 0.2
 
     def one_more(older_than: float) -> int:
         time.sleep(0.05)
@@ -476,7 +478,7 @@ async def test_a_backlog_of_records_leaves_time_for_memberships(
 async def test_deleting_old_records_takes_a_bounded_part_of_a_round(
     reaper: Reaper, processes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("realtime.fleet.rounds.PURGE_TIME", 0.2)
+    reaper.purge_time = 0.2
 
     def one_more(older_than: float) -> int:
         time.sleep(0.05)
@@ -593,7 +595,7 @@ async def test_only_a_round_that_was_carried_through_is_recorded_as_finished(
         raise LayerUnavailable("full")
 
     with monkeypatch.context() as patched:
-        patched.setattr(groups, "ask", failing)
+        patched.setattr(groups, "tell", failing)
         assert (await next_round(reaper)).unreachable == 1
     assert await finished() == 1
     with monkeypatch.context() as patched:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -235,7 +236,9 @@ async def test_a_start_that_could_not_sweep_everything_says_why_without_a_traceb
     kill(neighbour)
     await sweep.predecessors()
     (error,) = errors(caplog)
-    assert error.startswith("What an earlier process held was not swept at the start; rounds will sweep it:")
+    assert error.startswith(
+        "Earlier processes of this machine were not swept at the start; rounds will sweep them:"
+    )
     assert 'no "elsewhere" layer' in error
     assert "Traceback" not in caplog.text
 
@@ -268,7 +271,7 @@ async def test_a_sweep_that_hangs_neither_delays_nor_fails_the_start(
         await asyncio.sleep(60)
 
     monkeypatch.setattr(groups, "discard", hang)
-    monkeypatch.setattr(sweep, "START_TIMEOUT", 0.5)
+    monkeypatch.setattr(sweep, "predecessors", partial(sweep.predecessors, 0.5))
     async with asyncio.timeout(10):
         home = await lifecycle.hub()
         assert not discarding.is_set(), "the hub waited for the sweep"
@@ -276,7 +279,7 @@ async def test_a_sweep_that_hangs_neither_delays_nor_fails_the_start(
     await lifecycle.stop()
     assert discarding.is_set()
     (error,) = errors(caplog)
-    assert "rounds will sweep it" in error
+    assert "rounds will sweep them" in error
     assert not await nothing_left(process)
     assert home.process != process
 

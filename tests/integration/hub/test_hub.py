@@ -15,7 +15,7 @@ from realtime.closing import CloseReason
 from realtime.errors import LayerUnavailable
 from realtime.fleet.mailbox import Mailbox
 from realtime.hub import fanout, hub, memberships
-from realtime.layers import groups
+from realtime.layers import groups, messages
 from realtime.models import Process
 from realtime.records import process_rows
 from realtime.serving import lifecycle
@@ -24,19 +24,21 @@ from tests.support.assertions.eventually import eventually_async
 pytestmark = pytest.mark.usefixtures("site")
 
 
-async def answers_to(home: hub.Hub, number: int, interval: float = 0.0) -> dict[str, Any]:
+async def answers_to(home: hub.Hub, number: int, interval: float = 0.0) -> messages.Control:
     mailbox = await Mailbox.open()
-    await groups.ask(home.channel, number, mailbox.address, interval)
+    answers = asyncio.Queue[messages.Control]()
+    mailbox.listen(answers.put_nowait)
+    await groups.tell(home.channel, messages.Ask(number, mailbox.address, interval))
     async with asyncio.timeout(5):
-        event = await mailbox.next()
+        answer = await answers.get()
     await mailbox.close()
-    return event
+    return answer
 
 
 async def test_a_round_is_answered_through_the_layer_and_in_the_database() -> None:
     home = await lifecycle.hub()
     answer = await answers_to(home, 7)
-    assert answer == {"type": groups.ANSWER, "round": 7, "process": str(home.process)}
+    assert answer == messages.Answer(7, str(home.process))
     async with asyncio.timeout(5):
         while (await Process.objects.aget(pk=home.process)).last_round != 7:
             await asyncio.sleep(0.01)
@@ -44,7 +46,7 @@ async def test_a_round_is_answered_through_the_layer_and_in_the_database() -> No
 
 async def test_round_zero_is_answered_and_writes_nothing() -> None:
     home = await lifecycle.hub()
-    assert (await answers_to(home, 0))["round"] == 0
+    assert await answers_to(home, 0) == messages.Answer(0, str(home.process))
     assert (await Process.objects.aget(pk=home.process)).answered_at is None
 
 
@@ -70,13 +72,13 @@ async def test_a_group_event_without_a_stamp_is_counted_and_logged_once(
 
 
 @pytest.mark.parametrize(
-    "event", [{"type": groups.MESSAGE}, {"type": groups.MARK}, {"type": groups.KICK}, {}]
+    "event", [{"type": messages.MESSAGE}, {"type": messages.MARK}, {"type": messages.ECHO}, {}]
 )
 async def test_an_event_that_makes_no_sense_does_not_make_the_hub_deaf(event: dict[str, Any]) -> None:
     home = await lifecycle.hub()
     await get_channel_layer().group_add("g", home.channel)
     await get_channel_layer().group_send("g", event)
-    assert (await answers_to(home, 0))["type"] == groups.ANSWER
+    assert isinstance(await answers_to(home, 0), messages.Answer)
 
 
 async def test_a_mark_that_does_not_come_back_is_waited_for_a_second_at_most(

@@ -17,7 +17,7 @@ from realtime.closing import CloseReason
 from realtime.errors import LayerUnavailable
 from realtime.hub import healing
 from realtime.hub.connection import Connection
-from realtime.layers import groups
+from realtime.layers import groups, messages
 from realtime.models import Connection as Record
 from realtime.models import Membership, Process
 from realtime.records import connection_rows
@@ -88,8 +88,7 @@ async def is_kicked(connection: Connection) -> None:
     home, connection_id = await lifecycle.hub(), str(connection.id)
     home.remove(connection)
     memberships = [(connection_id, group) for group in connection.joined]
-    event = {"connections": [], "memberships": memberships, "reason": CloseReason.SERVER_LOST.value}
-    await lifecycle._kick(home, event)
+    await lifecycle._kick(home, messages.Kick([], memberships, CloseReason.SERVER_LOST.value))
 
 
 async def is_settled(connection: Connection) -> None:
@@ -118,9 +117,7 @@ async def test_many_connections_are_kicked_in_slices(monkeypatch: pytest.MonkeyP
     peers = [await Peer().open() for _ in range(20)]
     home = await lifecycle.hub()
     ids = [str(peer.connection.id) for peer in peers]
-    kicking = asyncio.create_task(
-        lifecycle._kick(home, {"connections": ids, "memberships": [], "reason": "kicked"})
-    )
+    kicking = asyncio.create_task(lifecycle._kick(home, messages.Kick(ids, [], "kicked")))
     await asyncio.sleep(0)
     assert sum(peer.connection.gone for peer in peers) == 5
     await kicking

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import socket
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 import pytest_asyncio
 import redis
 
-from realtime.layers import MARK, MESSAGE, STAMP, CoreLayer, MemoryLayer, PubSubLayer, redis_pool
+from realtime.layers import MARK, MESSAGE, STAMP, CoreLayer, MemoryLayer, PubSubLayer
+from realtime.layers.redis_pool import shake_hands
 from tests.support.assertions.eventually import eventually_async
 from tests.support.programs.servers import RedisServer
 
@@ -128,14 +130,12 @@ async def test_an_idle_receiver_is_not_given_up(backend: Any, server: RedisServe
 
 
 @pytest.mark.parametrize("backend", [CoreLayer, PubSubLayer])
-async def test_a_connection_that_went_deaf_while_unused_is_replaced_and_nothing_sent_twice(
-    backend: Any, server: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    receiver, layer = backend(hosts=[server.url]), backend(hosts=[server.url])
+async def test_a_connection_that_died_unused_is_replaced(backend: Any, server: RedisServer) -> None:
+    """No command is sent twice."""
+    impatient = {"address": server.url, "unused_for": 0.0, "ping_timeout": 0.2}
+    receiver, layer = backend(hosts=[server.url]), backend(hosts=[impatient])
     channel = await joined(receiver, "g")
     await layer.group_send("g", {"type": "x", "n": 0})
-    monkeypatch.setattr(redis_pool, "UNUSED_FOR", 0.0)
-    monkeypatch.setattr(redis_pool, "PING_TIMEOUT", 0.2)
     for connection in pool_of(layer)._available_connections:
         connection._writer.transport.pause_reading()
     await within(3, layer.group_send("g", {"type": "x", "n": 1}))
@@ -151,14 +151,14 @@ def pool_of(layer: Any) -> Any:
     return layer._shards[0]._redis.connection_pool
 
 
-async def test_a_redis_that_takes_connections_and_says_nothing_is_given_up(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(redis_pool, "CONNECT_TIMEOUT", 0.3)
+async def test_a_redis_that_never_answers_the_handshake_is_given_up(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as mute:
         mute.bind(str(tmp_path / "mute.sock"))
-        mute.listen()  # the kernel takes connections, and nobody else does
-        layer = CoreLayer(hosts=[f"unix://{tmp_path}/mute.sock"])
+        mute.listen()  # only the kernel takes connections
+        address = f"unix://{tmp_path}/mute.sock"
+        layer = CoreLayer(
+            hosts=[{"address": address, "redis_connect_func": partial(shake_hands, within=0.3)}]
+        )
         with pytest.raises(redis.RedisError):
             await within(3, layer.group_send("g", {"type": "x"}))
         await layer.close_pools()
@@ -230,7 +230,7 @@ async def test_of_several_redis_only_the_one_that_is_deaf_is_connected_to_anew(
 
             async def send() -> None:
                 while {each["part"] for each in echoes} != {0, 1}:
-                    await layer.echo((channel,), next(numbers), "echo")
+                    await layer.echo((channel,), next(numbers))
                     await asyncio.sleep(0.1)
 
             await within(10, send())

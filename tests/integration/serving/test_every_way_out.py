@@ -24,7 +24,7 @@ from realtime.fleet.rounds import Reaper
 from realtime.hub import heartbeat
 from realtime.hub.connection import Connection
 from realtime.hub.hub import Hub
-from realtime.layers import groups
+from realtime.layers import groups, messages
 from realtime.liveness.connection import Liveness
 from realtime.models import Connection as Record
 from realtime.models import Membership
@@ -508,7 +508,8 @@ async def cancelled_again_and_again(life: Life) -> None:
 
 
 async def kicked(life: Life) -> None:
-    await groups.kick(life.home.channel, [str(life.connection.id)], [], CloseReason.KICKED.value)
+    kick = messages.Kick([str(life.connection.id)], [], CloseReason.KICKED.value)
+    await groups.tell(life.home.channel, kick)
     await eventually_async(lambda: life.connection.gone, within=5, every=0.005)
 
 

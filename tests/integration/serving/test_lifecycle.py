@@ -17,7 +17,7 @@ from realtime.closing import CloseReason
 from realtime.errors import ConnectionGone, LayerUnavailable, RecordsUnavailable
 from realtime.hub.connection import Connection
 from realtime.hub.hub import Hub
-from realtime.layers import groups
+from realtime.layers import groups, messages
 from realtime.models import Connection as Record
 from realtime.models import Membership, Process
 from realtime.records import connection_rows, process_rows
@@ -294,7 +294,7 @@ async def test_a_group_that_the_layer_did_not_discard_stays_on_the_to_do_list(
 
     monkeypatch.setattr(groups, "discard", discard)
     home = await lifecycle.hub()
-    await groups.kick(home.channel, [], [(str(peer.connection.id), "g")], "server_lost")
+    await groups.tell(home.channel, messages.Kick([], [(str(peer.connection.id), "g")], "server_lost"))
     await eventually_left()
     assert not await members_in_layer("g")
 
@@ -345,7 +345,7 @@ async def test_a_process_that_was_declared_lost_starts_anew() -> None:
     lost = await database_sync_to_async(process_rows.judge)(9, [old.process], 1)
     assert [process.id for process in lost] == [old.process]
 
-    await groups.ask(old.channel, 10, "realtime.nobody")
+    await groups.tell(old.channel, messages.Ask(10, "realtime.nobody"))
     await eventually_async(lambda: peer.connection.reason is CloseReason.SERVER_LOST, within=5)
     assert peer.sent[-1]["code"] == 4000
     assert '"retry_after"' in peer.texts[-1]
@@ -525,7 +525,7 @@ async def test_a_process_that_hears_twice_that_it_is_lost_starts_anew_once(
     old = await lifecycle.hub()
     await Process.objects.filter(pk=old.process).adelete()
     for number in (1, 2, 3):
-        await groups.ask(old.channel, number, "realtime.nobody")
+        await groups.tell(old.channel, messages.Ask(number, "realtime.nobody"))
     await eventually_async(lambda: old.ledger._writer.ended, within=5)
     assert peer.connection.reason is CloseReason.SERVER_LOST
     assert caplog.text.count("declared lost") == 1

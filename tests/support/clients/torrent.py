@@ -6,7 +6,7 @@ from typing import Self
 
 from channels.layers import get_channel_layer
 
-from realtime.layers import STAMP, groups
+from realtime.layers import STAMP, messages
 from realtime.wire import frames
 from realtime.wire.payload import encode_data
 from tests.support.clients.numbers import same_layer
@@ -75,4 +75,4 @@ class Torrent(Repeating):
     def _event(self, group: str) -> dict[str, str]:
         data = encode_data([self.tag, self.published, self.filler])
         text = frames.build(frames.Message(group=group, data=data))
-        return {"type": groups.MESSAGE, "text": text, STAMP: group}
+        return {"type": messages.MESSAGE, "text": text, STAMP: group}

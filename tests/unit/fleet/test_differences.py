@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from realtime.fleet.differences import Difference, Held, Kind, Layer, Process, Stored, compare, joined, pages
+from realtime.layers.contents import Listeners, StoredMembers
 
 PROCESSES = {"p": Process("specific.p!1", "host:1", True), "q": Process("specific.q!1", "host:2", True)}
 GROUPS = ("g", "h", "i")
@@ -26,7 +27,7 @@ def agreeing(held: Holdings, *, stored_in_layer: bool = True) -> tuple[Stored, l
     }
     members = frozenset((group, PROCESSES[id].address) for id, each in held.items() for group in each.groups)
     listening = {group: sum(group in each.groups for each in held.values()) for group, _ in members}
-    layer = Layer("", members, None) if stored_in_layer else Layer("", None, listening)
+    layer = Layer("", StoredMembers(members) if stored_in_layer else Listeners(listening))
     return Stored(PROCESSES, records, memberships), [layer]
 
 
@@ -58,8 +59,10 @@ def test_whatever_one_of_the_three_forgets_is_found_and_nothing_else(
     choices += [("row", each) for each in sorted(stored.memberships)]
     choices += [("socket", each) for each in sorted(stored.records)]
     choices += [("member", each) for each in sorted(stored.memberships)]
-    choices += [("layer", each) for each in sorted(layer.members or ())]
-    choices += [("listener", each) for each in sorted(layer.listening or ())]
+    if isinstance(layer.contents, StoredMembers):
+        choices += [("layer", each) for each in sorted(layer.contents.pairs)]
+    else:
+        choices += [("listener", each) for each in sorted(layer.contents.counts)]
     if not choices:
         return
     what, which = data.draw(st.sampled_from(choices))
@@ -91,12 +94,14 @@ def test_whatever_one_of_the_three_forgets_is_found_and_nothing_else(
         expected |= too_many_listeners(layer, held)
     elif what == "layer":
         group, address = which  # type: ignore[misc]
-        layer = replace(layer, members=(layer.members or frozenset()) - {which})
+        assert isinstance(layer.contents, StoredMembers)
+        layer = replace(layer, contents=StoredMembers(layer.contents.pairs - {which}))
         id = next(id for id, process in PROCESSES.items() if process.address == address)
         expected = {Difference(Kind.NOT_IN_LAYER, id, address, group=group)}
     else:
-        assert layer.listening is not None
-        layer = replace(layer, listening={**layer.listening, which: layer.listening[str(which)] - 1})
+        assert isinstance(layer.contents, Listeners)
+        counts = layer.contents.counts
+        layer = replace(layer, contents=Listeners({**counts, str(which): counts[str(which)] - 1}))
         expected = {
             Difference(Kind.NOT_IN_LAYER, id, PROCESSES[id].address, group=str(which))
             for id, each in held.items()
@@ -111,9 +116,11 @@ def without(mapping: Mapping, key: object) -> dict:  # type: ignore[type-arg]
 
 def too_many_listeners(layer: Layer, held: Holdings) -> set[Difference]:
     """Where the layer only counts, a process that lost its last member there is one listener too many."""
+    if isinstance(layer.contents, StoredMembers):
+        return set()
     return {
         Difference(Kind.UNKNOWN_LISTENER, group=group)
-        for group, number in (layer.listening or {}).items()
+        for group, number in layer.contents.counts.items()
         if number > sum(group in each.groups for each in held.values())
     }
 
@@ -145,20 +152,20 @@ def test_all_that_an_ended_process_left_is_a_difference(held: Holdings) -> None:
 @pytest.mark.parametrize("running", [True, False])
 def test_a_group_that_only_the_layer_has_a_process_in_is_a_difference(running: bool) -> None:
     processes = {"p": Process("specific.p!1", "host:1", running)}
-    layer = Layer("", frozenset({("g", "specific.p!1")}), None)
+    layer = Layer("", StoredMembers(frozenset({("g", "specific.p!1")})))
     found = compare(Stored(processes, {}, {}), [layer], {"p": Held()} if running else {})
     assert found == {Difference(Kind.ONLY_IN_LAYER, "p", "specific.p!1", group="g")}
 
 
 def test_a_channel_of_no_known_process_is_named() -> None:
-    layer = Layer("", frozenset({("g", "specific.x!1")}), None)
+    layer = Layer("", StoredMembers(frozenset({("g", "specific.x!1")})))
     found = compare(Stored(PROCESSES, {}, {}), [layer], {"p": Held(), "q": Held()})
     assert found == {Difference(Kind.UNKNOWN_CHANNEL, address="specific.x!1", group="g")}
     assert not Kind.UNKNOWN_CHANNEL.repairable
 
 
 def test_a_consumers_own_channel_in_a_living_process_is_its_own_business() -> None:
-    layer = Layer("", frozenset({("g", "specific.p!2")}), None)
+    layer = Layer("", StoredMembers(frozenset({("g", "specific.p!2")})))
     assert not compare(Stored(PROCESSES, {}, {}), [layer], {"p": Held(), "q": Held()})
 
 
@@ -166,15 +173,15 @@ def test_a_process_is_looked_for_in_its_own_layer_only() -> None:
     processes = {"p": Process("other:specific.p!1", "host:1", True)}
     held = {"p": Held({"c": frozenset({"g"})})}
     stored = Stored(processes, {"c": "p"}, {("c", "g"): "p"})
-    empty, full = Layer("", frozenset(), None), Layer("other", frozenset({("g", "other:specific.p!1")}), None)
-    assert compare(stored, [empty, full], held) == set()
-    assert {each.kind for each in compare(stored, [empty, replace(full, members=frozenset())], held)} == {
-        Kind.NOT_IN_LAYER
-    }
+    nothing = StoredMembers(frozenset())
+    here, other = Layer("", nothing), Layer("other", StoredMembers(frozenset({("g", "other:specific.p!1")})))
+    assert compare(stored, [here, other], held) == set()
+    found = compare(stored, [here, replace(other, contents=nothing)], held)
+    assert {each.kind for each in found} == {Kind.NOT_IN_LAYER}
 
 
 def test_who_did_not_answer_may_be_the_listener_that_nobody_knows() -> None:
-    layer = Layer("", None, {"g": 1})
+    layer = Layer("", Listeners({"g": 1}))
     assert compare(Stored(PROCESSES, {}, {}), [layer], {"p": Held(), "q": Held()}) == {
         Difference(Kind.UNKNOWN_LISTENER, group="g")
     }

@@ -1,0 +1,200 @@
+"""Messages between processes: their types, and their form as the dicts that a channel layer carries.
+
+While a new version is rolled out, processes of two versions exchange these messages. Therefore a receiver
+ignores fields that it does not know, and drops messages of a type that it does not know. A new field needs a
+default, because processes of the previous version do not send it. A field keeps its name and its meaning.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, TypeAlias, get_args
+
+import msgspec
+
+# The types of events that come over the channel for messages of groups. The hub tells them apart before it
+# decodes anything.
+MESSAGE = "realtime.message"
+MARK = "realtime.mark"
+ECHO = "realtime.echo"
+
+
+class BadMessage(ValueError):
+    """An event that is no message between processes; the text says why."""
+
+
+class _Message(msgspec.Struct, frozen=True, tag_field="type"):
+    """A message is sent with all of its fields, also those that have their default."""
+
+
+class _Control(_Message, frozen=True):
+    """A message to the mailbox of one process."""
+
+    purpose: ClassVar[str]
+    """The words for sending it, in the text of errors and as the label `call` of `realtime_layer_errors`."""
+
+
+# To a server process.
+
+
+class Ask(_Control, frozen=True, tag="realtime.ask"):
+    """Asks a process to answer a round.
+
+    Attributes:
+        round: The number of the round. 0 asks for an answer and writes nothing.
+        reply_to: The address of the reaper that asks.
+        interval: Seconds between two rounds of this reaper; 0 if they are not known.
+    """
+
+    purpose = "ask a process"
+
+    round: int
+    reply_to: str
+    interval: float = 0.0
+
+
+class Kick(_Control, frozen=True, tag="realtime.kick"):
+    """Tells a process to evict connections, and to finish leaving groups.
+
+    Attributes:
+        connections: The ids of the connections to evict.
+        memberships: Pairs of the id of a connection and the name of a group that it has to leave.
+        reason: The `value` of a `CloseReason`.
+    """
+
+    purpose = "kick"
+
+    connections: Sequence[str]
+    memberships: Sequence[tuple[str, str]]
+    reason: str
+
+
+class Explain(_Control, frozen=True, tag="realtime.explain"):
+    """Asks a process for its connections and their groups. The process answers with `Holdings`.
+
+    Attributes:
+        request: An id that every answer repeats.
+        reply_to: The address of the program that asks.
+    """
+
+    purpose = "ask a process"
+
+    request: str
+    reply_to: str
+
+
+class Heal(_Control, frozen=True, tag="realtime.heal"):
+    """Tells a process to re-add its memberships to the channel layer.
+
+    Attributes:
+        stray: Groups that the process has to leave, because it has no members there.
+    """
+
+    purpose = "tell a process to heal"
+
+    stray: Sequence[str]
+
+
+# To a reaper, or to another program that asked.
+
+
+class Answer(_Control, frozen=True, tag="realtime.answer"):
+    """Answers a round.
+
+    Attributes:
+        round: The number of the round.
+        process: The id of the process that answers.
+    """
+
+    purpose = "answer a round"
+
+    round: int
+    process: str
+
+
+class Holdings(_Control, frozen=True, tag="realtime.holdings"):
+    """One page of the connections of a process, with their groups.
+
+    Attributes:
+        request: The id of the request that the page answers.
+        process: The id of the process that answers.
+        connections: Pairs of the id of a connection and the names of its groups.
+        page: The number of the page, from 0.
+        pages: The number of pages in the whole answer.
+    """
+
+    purpose = "say what is held"
+
+    request: str
+    process: str
+    connections: Sequence[tuple[str, Sequence[str]]]
+    page: int
+    pages: int
+
+
+# To the process that sends it.
+
+
+class EchoPart(_Message, frozen=True, tag=ECHO):
+    """One part of an echo, which a process sends to itself to find out if it receives anything.
+
+    Attributes:
+        number: The number of the echo.
+        part: The number of the part, from 0. Each connection to the channel layer carries one part.
+    """
+
+    number: int
+    part: int
+
+
+class Mark(_Message, frozen=True, tag=MARK):
+    """Goes through a group. It comes back to the process that sent it once its membership is active.
+
+    Attributes:
+        number: The number of the mark.
+        channel: The address of the process that sent it.
+    """
+
+    number: int
+    channel: str
+
+
+# To all members of a group.
+
+
+class GroupMessage(_Message, frozen=True, tag=MESSAGE):
+    """A message that was published to a group.
+
+    The hub reads `text` from the dict without `decode`, because it does so for every published message.
+
+    Attributes:
+        text: The frame for clients, as `realtime.wire.frames.build` makes it.
+    """
+
+    text: str
+
+
+Control: TypeAlias = Ask | Kick | Explain | Heal | Answer | Holdings
+Message: TypeAlias = Control | EchoPart | Mark | GroupMessage
+
+_TYPES: dict[str, type[Message]] = {str(each.__struct_config__.tag): each for each in get_args(Message)}
+
+
+def encode(message: Message) -> dict[str, Any]:
+    """Return the dict that a channel layer carries."""
+    event: dict[str, Any] = msgspec.to_builtins(message)
+    return event
+
+
+def decode(event: Mapping[str, Any]) -> Message:
+    """Return the message in a dict that came from a channel layer.
+
+    Raises:
+        BadMessage: This version knows no message of this type, or a field is missing or has a wrong type.
+    """
+    kind = event.get("type")
+    declared = _TYPES.get(kind) if isinstance(kind, str) else None
+    if declared is None:
+        raise BadMessage(f"Another process sent an event of the unknown type {kind!r}.")
+    try:
+        return msgspec.convert(event, declared)
+    except msgspec.ValidationError as error:
+        raise BadMessage(f"Another process sent a {kind} event that cannot be read: {error}.") from None
