@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from realtime.closing import by_label
+from realtime.closing import CloseReason
 from realtime.models import Connection, Membership
 
 
@@ -44,6 +44,6 @@ def timeline(connection: Connection, memberships: list[Membership]) -> list[Entr
 def reason_text(connection: Connection) -> str:
     """The sentence for a close reason; empty for one that this version does not know."""
     try:
-        return by_label(connection.close_reason).text
-    except KeyError:
+        return CloseReason(connection.close_reason).text
+    except ValueError:
         return ""
