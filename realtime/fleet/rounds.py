@@ -275,7 +275,7 @@ class Reaper:
         """Add the processes whose answer is in the database, because they could not send it."""
         silent = [process.id for process in asked if process.id not in answered]
         if silent:
-            answered.update(await _database(process_rows.who_answered, number, silent))
+            answered.update(await _database(process_rows.processes_that_answered, number, silent))
 
     async def _hears_itself(self) -> bool:
         """Find out whether what is sent to this reaper arrives: if no process answers, it may be deaf."""
@@ -297,7 +297,7 @@ class Reaper:
     async def _judge(self, number: int, asked: list[Asked], answered: set[uuid.UUID]) -> list[LostProcess]:
         if back := [process.id for process in asked if process.missed and process.id in answered]:
             # Who answered by message only, its database being down, has not written so in its row.
-            await _database(process_rows.answered, back)
+            await _database(process_rows.reset_misses, back)
         silent = [process.id for process in asked if process.id not in answered]
         if not silent:
             return []

@@ -37,15 +37,6 @@ class Leftover:
     group: str
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """How many processes run, connections are open, and memberships are not left."""
-
-    processes: int
-    connections: int
-    memberships: int
-
-
 class Forgotten(NamedTuple):
     """How many records of a user were deleted, and how many only lost what names the user."""
 
@@ -61,7 +52,7 @@ def in_one_transaction() -> AbstractContextManager[Any]:
 def open_connections(openings: Sequence[Opening]) -> None:
     """Insert the records of new connections; those that exist are left as they are, even when closed."""
     texts = ("user_id", "path", "remote_address", "user_agent", "subprotocol")
-    rows.insert(
+    rows.insert_new(
         Connection,
         ("id", "process_id", *texts),
         [
@@ -106,7 +97,7 @@ def close_connections(closings: Sequence[Closing], stamp: uuid.UUID) -> set[uuid
 
 def open_memberships(joins: Sequence[Join]) -> None:
     """Insert memberships; those that are open already are left as they are."""
-    rows.insert(
+    rows.insert_new(
         Membership,
         ("connection_id", "process_id", "group"),
         [(join.connection_id, join.process_id, join.group) for join in joins],
@@ -114,7 +105,7 @@ def open_memberships(joins: Sequence[Join]) -> None:
     )
 
 
-def leave_memberships(joins: Sequence[Join]) -> int:
+def mark_memberships_left(joins: Sequence[Join]) -> int:
     """Mark memberships as left, after their `group_discard` returned; return how many this call marked."""
     using = rows.database()
     left = 0
@@ -170,7 +161,7 @@ def groups_to_leave(process_id: uuid.UUID, limit: int = BATCH) -> list[str]:
     return list(memberships.order_by("group").values_list("group", flat=True).distinct()[:limit])
 
 
-def left_groups(process_id: uuid.UUID, groups: Collection[str]) -> set[str]:
+def mark_groups_left(process_id: uuid.UUID, groups: Collection[str]) -> set[str]:
     """Mark a process's memberships in these groups as left, after its `group_discard`s returned, or instead
     of them where the channel layer no longer exists.
 
@@ -219,7 +210,7 @@ def purge_left(older_than: float, limit: int = BATCH) -> int:
     return rows.delete_some(expired.order_by("left_at"), limit)
 
 
-def forget_user(user_id: str) -> Forgotten:
+def forget_user(user_id: str, limit: int = BATCH) -> Forgotten:
     """Remove everything that names this user, whatever its age.
 
     Records of closed connections are deleted. Others are needed until their connection has closed and left
@@ -236,7 +227,7 @@ def forget_user(user_id: str) -> Forgotten:
     using = rows.database()
     theirs = Connection.objects.using(using).filter(user_id=user_id)
     deleted = 0
-    while number := rows.delete_some(theirs.to_purge(Now()).order_by("closed_at"), BATCH):
+    while number := rows.delete_some(theirs.to_purge(Now()).order_by("closed_at"), limit):
         deleted += number
     with transaction.atomic(using=using):
         rows.lock(theirs)
@@ -245,16 +236,6 @@ def forget_user(user_id: str) -> Forgotten:
 
 
 # Reads
-
-
-def counts() -> Counts:
-    """Counted in the tables: exact, at a cost that grows with the number of open rows."""
-    using = rows.database()
-    return Counts(
-        processes=Process.objects.using(using).running().count(),
-        connections=Connection.objects.using(using).open().count(),
-        memberships=Membership.objects.using(using).to_leave().count(),
-    )
 
 
 def count_open_records(process_id: uuid.UUID) -> int:

@@ -242,13 +242,13 @@ def has_spared(misses_allowed: int) -> bool:
     return Process.objects.using(rows.database()).running().filter(missed__gt=misses_allowed).exists()
 
 
-def who_answered(number: int, processes: Collection[uuid.UUID]) -> set[uuid.UUID]:
+def processes_that_answered(number: int, processes: Collection[uuid.UUID]) -> set[uuid.UUID]:
     """Return those of these processes that have written an answer to this round, or to a later one."""
     found = Process.objects.using(rows.database()).filter(pk__in=processes, last_round__gte=number)
     return set(found.values_list("pk", flat=True))
 
 
-def answered(processes: Collection[uuid.UUID]) -> None:
+def reset_misses(processes: Collection[uuid.UUID]) -> None:
     """Forget the misses of processes that answered a round, though perhaps not in their own row."""
     Process.objects.using(rows.database()).running().filter(pk__in=processes).update(missed=0)
 

@@ -19,7 +19,8 @@ class Writer:
     hangs would keep the process for ever. A write that the database is taking gets a moment to be done.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, exit_wait: float = EXIT_WAIT) -> None:
+        self.exit_wait = exit_wait
         self._name = name
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -36,10 +37,6 @@ class Writer:
     def shut(self) -> None:
         """End the thread when it has done what is queued."""
         self._jobs.put(None)
-
-    @property
-    def ended(self) -> bool:
-        return self._thread is not None and not self._thread.is_alive()
 
     def join(self, timeout: float) -> None:
         """`shut`, and wait until the thread has ended, or for `timeout` seconds."""
@@ -58,7 +55,7 @@ def _work(jobs: "queue.SimpleQueue[Job | None]") -> None:
 
 def _finish() -> None:
     for writer in tuple(_running):
-        writer.join(EXIT_WAIT)
+        writer.join(writer.exit_wait)
 
 
 atexit.register(_finish)

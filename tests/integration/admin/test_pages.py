@@ -170,7 +170,7 @@ def test_groups_that_were_left_are_not_shown(admin_client):
     process = a_process()
     ids = open_connections(process, 1)
     connection_rows.open_memberships(joins(process, ids, "gone"))
-    connection_rows.leave_memberships(joins(process, ids, "gone"))
+    connection_rows.mark_memberships_left(joins(process, ids, "gone"))
 
     assert "gone" not in cells(admin_client, CONNECTIONS)["user_and_groups"]
 
@@ -283,7 +283,7 @@ def test_connections_are_filtered_by_a_group_that_they_are_in_now(admin_client):
     (first,), (second,) = open_connections(one, 1), open_connections(two, 1)
     connection_rows.open_memberships(joins(one, [first], "news", "sport"))
     connection_rows.open_memberships(joins(two, [second], "news"))
-    connection_rows.leave_memberships(joins(one, [first], "sport"))
+    connection_rows.mark_memberships_left(joins(one, [first], "sport"))
 
     assert set(listed(admin_client, CONNECTIONS, group=" news ")) == {str(first), str(second)}
     assert listed(admin_client, CONNECTIONS, group="news", process=str(two)) == [str(second)]
@@ -457,7 +457,7 @@ def test_the_timeline_has_everything_in_the_order_in_which_it_happened(admin_cli
     process = a_process(host="web-1", pid=4711)
     (id,) = ids = open_connections(process, 1)
     connection_rows.open_memberships(joins(process, ids, "news", "sport"))
-    connection_rows.leave_memberships(joins(process, ids, "news", "sport"))
+    connection_rows.mark_memberships_left(joins(process, ids, "news", "sport"))
     closed(id, CloseReason.KICKED)
     Connection.objects.update(opened_at=at(-60), last_seen_at=at(-30), closed_at=at(-10))
     Membership.objects.filter(group="news").update(joined_at=at(-59), left_at=at(-40))

@@ -15,11 +15,13 @@ from django.test.utils import CaptureQueriesContext
 from realtime.closing import CloseReason
 from realtime.errors import RecordsUnavailable
 from realtime.models import Connection, Membership, Process
-from realtime.records import batch, connection_rows, retry
-from realtime.records.batch import Write, settle
+from realtime.records import batch, connection_rows
+from realtime.records.batch import write_batch
 from realtime.records.entries import Closing, Join, Opening
 from realtime.records.ledger import Ledger
-from realtime.records.write_queue import Kind
+from realtime.records.retry import Retry
+from realtime.records.write_queue import Kind, Write
+from tests.support.assertions.threads import is_alive
 from tests.support.doubles.rows import a_process, an_opening, open_connections
 
 pytestmark = pytest.mark.django_db(transaction=True)  # the ledger's thread has to see the rows
@@ -39,11 +41,11 @@ def closing(id: uuid.UUID) -> Write:
 
 @pytest_asyncio.fixture
 async def ledger() -> AsyncIterator[Ledger]:
-    made = Ledger()
+    made = Ledger(retry=Retry(longest=0.05))
     yield made
     made.shut()
     await asyncio.to_thread(made._writer.join, 10)
-    assert made._writer.ended
+    assert not is_alive(made._writer)
     # That of the thread for async tests, which would keep PostgreSQL from dropping the database.
     await database_sync_to_async(connections.close_all)()
 
@@ -58,7 +60,7 @@ def test_concurrent_opens_and_joins_are_two_statements_in_one_transaction() -> N
     writes = [opening(row) for row in rows] + [joining(process, row.id) for row in rows]
 
     with CaptureQueriesContext(connection) as captured:
-        assert settle(writes) == [None] * 180
+        assert write_batch(writes) == [None] * 180
 
     assert len(statements("INSERT", captured)) == 2
     assert len(statements("BEGIN", captured)) <= 1  # Django logs it on SQLite only
@@ -76,7 +78,7 @@ def test_a_row_that_is_refused_fails_alone() -> None:
         closing(to_close),
     ]
 
-    *outcomes, closed = settle(writes)
+    *outcomes, closed = write_batch(writes)
 
     refused = [writes[position] for position, outcome in enumerate(outcomes) if outcome is not None]
     assert [write.connections for write in refused] == [(poisoned.id,), (poisoned.id,)]
@@ -96,7 +98,7 @@ def test_text_that_no_database_takes_fails_alone(group: str) -> None:
     writes = [joining(process, id) for id in ids]
     writes[2] = joining(process, ids[2], group)
 
-    outcomes = settle(writes)
+    outcomes = write_batch(writes)
 
     if connection.vendor == "sqlite" and "\0" in group:
         assert outcomes == [None] * 4
@@ -110,7 +112,7 @@ def test_a_process_that_was_removed_takes_in_nobody_and_harms_nobody() -> None:
     Process.objects.filter(pk=gone).delete()
     writes = [opening(an_opening(each)) for each in (gone, process) * 20]
 
-    outcomes = settle(writes)
+    outcomes = write_batch(writes)
 
     assert [isinstance(outcome, IntegrityError) for outcome in outcomes] == [True, False] * 20
     assert Connection.objects.open().count() == 20
@@ -126,7 +128,7 @@ def test_a_database_that_is_not_well_is_asked_once_for_the_whole_batch(
         raise OperationalError("the database is starting up")
 
     monkeypatch.setattr(connection_rows, "open_connections", refuse)
-    outcomes = settle([opening(an_opening(process)) for _ in range(10)])
+    outcomes = write_batch([opening(an_opening(process)) for _ in range(10)])
 
     assert len(tries) == 1
     assert [type(outcome) for outcome in outcomes] == [OperationalError] * 10
@@ -154,7 +156,6 @@ def _answer_lost_at(monkeypatch: pytest.MonkeyPatch, commits: set[int]) -> Itera
 async def test_a_close_whose_commit_was_not_answered_finds_that_it_was_the_first(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retry, "LONGEST_PAUSE", 0.05)
     process = await database_sync_to_async(a_process)()
     ids = await database_sync_to_async(open_connections)(process, 5)
     with _answer_lost_at(monkeypatch, {1, 2}) as commits:
@@ -219,7 +220,7 @@ def test_of_the_queries_that_debug_keeps_those_of_the_last_batch_remain(settings
     process = a_process()
     kept = []
     for _ in range(3):
-        batch.settle_on_fresh_connections([opening(an_opening(process))])
+        batch.write_batch_outside_requests([opening(an_opening(process))])
         kept.append(len(connection.queries_log))
 
     # The first began with the queries that made the process.
@@ -231,5 +232,5 @@ def test_whatever_happens_on_the_thread_is_the_answer_of_every_write(monkeypatch
         raise SystemExit
 
     monkeypatch.setattr(batch, "close_old_connections", fail)
-    outcomes = batch.settle_on_fresh_connections([opening(an_opening(uuid.uuid4())) for _ in range(2)])
+    outcomes = batch.write_batch_outside_requests([opening(an_opening(uuid.uuid4())) for _ in range(2)])
     assert [type(outcome) for outcome in outcomes] == [SystemExit] * 2

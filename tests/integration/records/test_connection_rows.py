@@ -11,7 +11,7 @@ from django.db.models import F
 from django.db.models.functions import Now
 
 from realtime.closing import CloseReason
-from realtime.models import Connection, Membership
+from realtime.models import Connection, Membership, Process
 from realtime.records import connection_rows, process_rows
 from realtime.records.entries import Closing
 from tests.support.doubles.rows import (
@@ -28,6 +28,15 @@ from tests.support.racing import race
 pytestmark = pytest.mark.django_db(transaction=True)  # other threads and processes have to see the rows
 
 DAY = 86400.0
+
+
+def open_rows() -> tuple[int, int, int]:
+    """The numbers of running processes, open connections and memberships that are not left."""
+    return (
+        Process.objects.running().count(),
+        Connection.objects.open().count(),
+        Membership.objects.to_leave().count(),
+    )
 
 
 # Connections
@@ -95,15 +104,13 @@ def test_a_storm_larger_than_a_batch_is_opened_joined_left_and_closed():
 
     ids = open_connections(process, count)
     connection_rows.open_memberships(joins(process, ids, "news"))
-    assert connection_rows.counts() == connection_rows.Counts(
-        processes=1, connections=count, memberships=count
-    )
+    assert open_rows() == (1, count, count)
 
     connection_rows.touch_connections(ids)
     assert Connection.objects.filter(last_seen_at__gt=F("opened_at")).count() == count
-    assert connection_rows.leave_memberships(joins(process, ids, "news")) == count
+    assert connection_rows.mark_memberships_left(joins(process, ids, "news")) == count
     assert connection_rows.close_connections(closings(ids), uuid.uuid4()) == set(ids)
-    assert connection_rows.counts() == connection_rows.Counts(processes=1, connections=0, memberships=0)
+    assert open_rows() == (1, 0, 0)
 
 
 def test_a_close_records_reason_code_and_stamp():
@@ -206,8 +213,8 @@ def test_leaving_counts_what_this_call_left_and_happens_once():
     connection_rows.open_memberships(joins(process, [first, second], "news", "sport"))
 
     leaving = [*joins(process, [first], "news", "sport"), *joins(process, [second], "news")]
-    assert connection_rows.leave_memberships(leaving) == 3
-    assert connection_rows.leave_memberships(leaving) == 0
+    assert connection_rows.mark_memberships_left(leaving) == 3
+    assert connection_rows.mark_memberships_left(leaving) == 0
 
     remaining = Membership.objects.to_leave().get()
     assert (remaining.connection_id, remaining.group) == (second, "sport")
@@ -217,7 +224,7 @@ def test_a_group_that_was_left_can_be_joined_again():
     process = a_process()
     joining = joins(process, open_connections(process, 1), "news")
     connection_rows.open_memberships(joining)
-    connection_rows.leave_memberships(joining)
+    connection_rows.mark_memberships_left(joining)
 
     connection_rows.open_memberships(joining)
 
@@ -229,7 +236,7 @@ def test_leaving_nothing_leaves_nothing():
     process = a_process()
     connection_rows.open_memberships(joins(process, open_connections(process, 1), "news"))
 
-    assert connection_rows.leave_memberships([]) == 0
+    assert connection_rows.mark_memberships_left([]) == 0
 
     assert Membership.objects.to_leave().count() == 1
 
@@ -249,10 +256,10 @@ def test_an_ended_process_is_swept_until_it_holds_nothing():
     for process in (lost, stopped):
         assert connection_rows.close_lost_records(process, uuid.uuid4()) == 1
     assert {process.id for process in process_rows.lost_processes_to_sweep()} == {lost}
-    assert connection_rows.left_groups(lost, connection_rows.groups_to_leave(lost)) == {"news"}
+    assert connection_rows.mark_groups_left(lost, connection_rows.groups_to_leave(lost)) == {"news"}
     assert process_rows.lost_processes_to_sweep() == []
 
-    assert connection_rows.counts() == connection_rows.Counts(processes=1, connections=1, memberships=1)
+    assert open_rows() == (1, 1, 1)
 
 
 def test_what_a_lost_process_held_is_closed_in_batches():
@@ -293,10 +300,10 @@ def test_the_groups_of_a_lost_process_are_named_once_each_and_in_batches():
     connection_rows.open_memberships(joins(other, open_connections(other, 1), "d"))
 
     assert connection_rows.groups_to_leave(process, limit=2) == ["a", "b"]
-    assert connection_rows.left_groups(process, ["a", "b"]) == {"a", "b"}
-    assert connection_rows.left_groups(process, ["a", "b"]) == set()
+    assert connection_rows.mark_groups_left(process, ["a", "b"]) == {"a", "b"}
+    assert connection_rows.mark_groups_left(process, ["a", "b"]) == set()
     assert connection_rows.groups_to_leave(process, limit=2) == ["c"]
-    assert connection_rows.left_groups(process, ["c", "d"]) == {"c"}
+    assert connection_rows.mark_groups_left(process, ["c", "d"]) == {"c"}
     assert connection_rows.groups_to_leave(process) == []
     assert connection_rows.groups_to_leave(other) == ["d"]
 
@@ -307,13 +314,13 @@ def test_leftovers_are_memberships_of_closed_connections_in_running_processes():
     orphan = open_connections(lost, 1)
     connection_rows.open_memberships(joins(process, [still_open, closed], "news", "sport"))
     connection_rows.open_memberships(joins(lost, orphan, "news"))
-    connection_rows.leave_memberships(joins(process, [closed], "sport"))
+    connection_rows.mark_memberships_left(joins(process, [closed], "sport"))
     connection_rows.close_connections(closings([closed, *orphan]), uuid.uuid4())
     make_lost(lost)
 
     assert connection_rows.leftovers() == [connection_rows.Leftover(process, "specific.abc", closed, "news")]
 
-    connection_rows.leave_memberships(joins(process, [closed], "news"))
+    connection_rows.mark_memberships_left(joins(process, [closed], "news"))
     assert connection_rows.leftovers() == []
 
 
@@ -334,7 +341,7 @@ def test_old_closed_records_are_purged_with_their_memberships():
     process = a_process()
     old, recent, held, still_open = open_connections(process, 4)
     connection_rows.open_memberships(joins(process, [old, held], "news"))
-    connection_rows.leave_memberships(joins(process, [old], "news"))
+    connection_rows.mark_memberships_left(joins(process, [old], "news"))
     connection_rows.close_connections(closings([old, recent, held]), uuid.uuid4())
     Connection.objects.filter(pk__in=[old, held]).update(closed_at=Now() - timedelta(days=8))
 
@@ -373,12 +380,11 @@ def test_of_a_user_that_is_forgotten_nothing_is_left_that_names_them():
     assert connection_rows.forget_user(USER_KEY) == (0, 0)
 
 
-def test_many_records_of_a_user_are_forgotten_in_batches(monkeypatch):
-    monkeypatch.setattr(connection_rows, "BATCH", 2)
+def test_many_records_of_a_user_are_forgotten_in_batches():
     ids = open_connections(a_process(), 5)
     connection_rows.close_connections(closings(ids), uuid.uuid4())
 
-    assert connection_rows.forget_user(USER_KEY) == (5, 0)
+    assert connection_rows.forget_user(USER_KEY, limit=2) == (5, 0)
     assert not Connection.objects.exists()
 
 
@@ -417,7 +423,7 @@ def test_memberships_left_long_ago_are_purged_while_their_connection_lives():
     process = a_process()
     (living,) = open_connections(process, 1)
     connection_rows.open_memberships(joins(process, [living], "old", "recent", "held"))
-    connection_rows.leave_memberships(joins(process, [living], "old", "recent"))
+    connection_rows.mark_memberships_left(joins(process, [living], "old", "recent"))
     long_ago = Now() - timedelta(days=8)
     Membership.objects.update(joined_at=long_ago)
     Membership.objects.filter(group="old").update(left_at=long_ago)
@@ -452,7 +458,7 @@ def test_a_purge_that_races_with_a_client_that_comes_and_goes_deletes_no_open_me
         for _ in range(100):
             connection_rows.open_memberships(joining)
             held.append(Membership.objects.to_leave().count())
-            connection_rows.leave_memberships(joining)
+            connection_rows.mark_memberships_left(joining)
         connection_rows.open_memberships(joining)
         goes_on = False
         return held
@@ -475,7 +481,7 @@ def test_purges_of_memberships_that_race_delete_each_once():
     process = a_process()
     ids = open_connections(process, 60)
     connection_rows.open_memberships(joins(process, ids, "news"))
-    connection_rows.leave_memberships(joins(process, ids, "news"))
+    connection_rows.mark_memberships_left(joins(process, ids, "news"))
     Membership.objects.update(left_at=Now() - timedelta(days=2))
 
     def purge_all():

@@ -13,22 +13,27 @@ from django.db import IntegrityError, OperationalError
 
 from realtime.closing import CloseReason
 from realtime.errors import RecordsUnavailable
-from realtime.records import batch, connection_rows, ledger, process_rows, retry
+from realtime.records import batch, connection_rows, process_rows
 from realtime.records.entries import Closing, Opening
 from realtime.records.ledger import Ledger
+from realtime.records.retry import Retry
 from tests.support.assertions.eventually import eventually_async
+from tests.support.assertions.threads import is_alive
 
 
 @pytest.fixture
-def writer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
-    monkeypatch.setattr(ledger, "OPEN_TIMEOUT", 0.2)
-    monkeypatch.setattr(retry, "LONGEST_PAUSE", 0.1)
+def retry() -> Retry:
+    return Retry(longest=0.1)
+
+
+@pytest.fixture
+def writer(monkeypatch: pytest.MonkeyPatch, retry: Retry) -> Iterator[Ledger]:
     monkeypatch.setattr(batch, "close_old_connections", lambda: None)
     monkeypatch.setattr(connection_rows, "in_one_transaction", nullcontext)
-    made = Ledger()
+    made = Ledger(open_timeout=0.2, retry=retry)
     yield made
     made._writer.join(10)
-    assert made._writer.ended
+    assert not is_alive(made._writer)
 
 
 class Database:
@@ -162,7 +167,7 @@ async def test_what_waits_is_written_before_the_thread_ends(writer: Ledger, data
     database.hangs.clear()
     database.goes_on.set()
     assert await asyncio.gather(*closes) == [True] * 4
-    await eventually_async(lambda: writer._writer.ended, within=5)
+    await eventually_async(lambda: not is_alive(writer._writer), within=5)
 
 
 async def test_a_close_waits_for_a_database_that_hangs_and_its_turn_comes(
@@ -253,11 +258,8 @@ async def test_writes_that_wait_for_one_go_on_when_it_is_cancelled_in_its_try(
     assert await asyncio.wait_for(asyncio.gather(*others), 5) == [True, True]
 
 
-async def test_any_write_that_succeeds_ends_the_waiting(
-    writer: Ledger, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(retry, "LONGEST_PAUSE", 60.0)
-    monkeypatch.setattr(retry, "SHORTEST_PAUSE", 60.0)
+@pytest.mark.parametrize("retry", [Retry(shortest=60.0, longest=60.0)], ids=["no try for a minute"])
+async def test_any_write_that_succeeds_ends_the_waiting(writer: Ledger, database: Database) -> None:
     database.refuses = True
     close = asyncio.create_task(writer.close(a_closing()))
     await eventually_async(lambda: database.tries == 1, within=5, every=0.01)

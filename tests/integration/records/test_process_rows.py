@@ -260,7 +260,7 @@ def test_answers_in_the_database_are_found_for_a_round():
     process_rows.answer_round(early, 6, connections=0, loop_lag=0.0)
     process_rows.answer_round(late, 8, connections=0, loop_lag=0.0)
 
-    assert process_rows.who_answered(7, [early, late, silent]) == {late}
+    assert process_rows.processes_that_answered(7, [early, late, silent]) == {late}
 
 
 def test_a_process_is_lost_when_it_missed_more_rounds_than_allowed():

@@ -6,14 +6,14 @@ import threading
 import time
 
 from realtime.records.thread import Writer
+from tests.support.assertions.threads import is_alive
 
 HANGS = """
 import threading
 from realtime.records import thread
 
-thread.EXIT_WAIT = 0.2
 hung, job = threading.Event(), threading.Event()
-writer = thread.Writer("a ledger")
+writer = thread.Writer("a ledger", exit_wait=0.2)
 writer.do(lambda: (hung.set(), job.wait()))
 hung.wait()
 print("hangs")
@@ -44,7 +44,7 @@ def test_jobs_are_done_in_order_and_the_thread_ends_after_the_last() -> None:
     for number in range(100):
         writer.do(lambda number=number: done.append((number, threading.current_thread().name)))  # type: ignore[misc]
     writer.join(10)
-    assert writer.ended
+    assert not is_alive(writer)
     assert done == [(number, "a ledger") for number in range(100)]
 
 
@@ -63,4 +63,4 @@ def test_a_writer_that_was_never_used_has_no_thread() -> None:
     writer = Writer("a ledger")
     writer.join(1)
     assert threading.active_count() == before
-    assert not writer.ended
+    assert not is_alive(writer)

@@ -18,7 +18,7 @@ def a_write(kind: Kind, *connections: int, rows: int = 1) -> Write:
     return Write(kind, range(rows), () if kind is Kind.CALL else connections)
 
 
-def drained(backlog: WriteQueue[Write], limit: int) -> list[list[Write]]:
+def drained(backlog: WriteQueue, limit: int) -> list[list[Write]]:
     batches = []
     while batch := backlog.take(limit):
         batches.append(batch)
@@ -29,7 +29,7 @@ def drained(backlog: WriteQueue[Write], limit: int) -> list[list[Write]]:
 def test_every_write_is_taken_once_and_each_connections_writes_in_order(
     asked: list[tuple[Kind, set[int], int]], limit: int
 ) -> None:
-    backlog: WriteQueue[Write] = WriteQueue()
+    backlog = WriteQueue()
     writes = [a_write(kind, *connections, rows=rows) for kind, connections, rows in asked]
     for write in writes:
         backlog.put(write)
@@ -45,7 +45,7 @@ def test_every_write_is_taken_once_and_each_connections_writes_in_order(
 
 
 def test_a_call_can_go_before_everything_that_waits() -> None:
-    backlog: WriteQueue[Write] = WriteQueue()
+    backlog = WriteQueue()
     waiting, urgent = a_write(Kind.OPEN, 1), a_write(Kind.CALL)
     backlog.put(waiting)
     backlog.put_first(urgent)
@@ -56,7 +56,7 @@ def test_a_call_can_go_before_everything_that_waits() -> None:
 def test_a_batch_is_bounded_and_written_kind_by_kind(
     asked: list[tuple[Kind, set[int], int]], limit: int
 ) -> None:
-    backlog: WriteQueue[Write] = WriteQueue()
+    backlog = WriteQueue()
     for kind, connections, rows in asked:
         backlog.put(a_write(kind, *connections, rows=rows))
 
@@ -76,7 +76,7 @@ def test_a_batch_is_bounded_and_written_kind_by_kind(
 def test_a_call_waits_for_all_that_was_asked_for_before_it_and_nothing_passes_it(
     asked: list[tuple[Kind, set[int], int]], limit: int
 ) -> None:
-    backlog: WriteQueue[Write] = WriteQueue()
+    backlog = WriteQueue()
     writes = [a_write(kind, *connections, rows=rows) for kind, connections, rows in asked]
     for write in writes:
         backlog.put(write)
@@ -88,7 +88,7 @@ def test_a_call_waits_for_all_that_was_asked_for_before_it_and_nothing_passes_it
 
 
 def test_a_storm_of_connects_is_one_batch_of_records_and_then_memberships() -> None:
-    backlog: WriteQueue[Write] = WriteQueue()
+    backlog = WriteQueue()
     for connection in range(50):
         backlog.put(a_write(Kind.OPEN, connection))
         backlog.put(a_write(Kind.JOIN, connection))
@@ -99,7 +99,7 @@ def test_a_storm_of_connects_is_one_batch_of_records_and_then_memberships() -> N
 
 
 def test_who_joins_again_what_it_left_does_so_in_the_next_batch() -> None:
-    backlog: WriteQueue[Write] = WriteQueue()
+    backlog = WriteQueue()
     for kind in (Kind.LEAVE, Kind.JOIN):
         backlog.put(a_write(kind, 1))
     backlog.put(a_write(Kind.OPEN, 2))
@@ -110,7 +110,7 @@ def test_who_joins_again_what_it_left_does_so_in_the_next_batch() -> None:
 
 
 def test_a_write_is_withdrawn_until_a_batch_has_it() -> None:
-    backlog: WriteQueue[Write] = WriteQueue()
+    backlog = WriteQueue()
     early, late = a_write(Kind.OPEN, 1), a_write(Kind.OPEN, 2)
     backlog.put(early)
     backlog.put(late)
