@@ -39,7 +39,9 @@ class Retry:
             await self._back.wait()
             return
         self._one_retries = True
-        pause = min(self._shortest * 2 ** (self._failures - 1), self._longest)
+        # Thousands of writes may have failed, and two to the power of thousands is no float.
+        doublings = min(self._failures - 1, 100)
+        pause = min(self._shortest * 2**doublings, self._longest)
         try:
             async with asyncio.timeout(random.uniform(pause / 2, pause)):  # noqa: S311 - not a secret
                 await self._back.wait()
