@@ -14,7 +14,7 @@ from realtime.records.write_queue import Write
 
 
 class InlineLedger(Ledger):
-    """Writes in the thread and the transaction of a test, whose data no other thread would see.
+    """Writes in the thread and the transaction of a test. No other thread would see the test's data.
 
     Each write is written alone, for as long as it takes.
     """

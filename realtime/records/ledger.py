@@ -1,4 +1,4 @@
-"""The records of this process's connections, written in the order in which they are asked for.
+"""The writer of this process's records, in the order of the calls.
 
 One batch is in flight at a time. Writes that are asked for meanwhile wait and become the next batch: a few
 bulk statements in one transaction, for one client as for a thousand. Batches are written on a thread of the
@@ -8,7 +8,7 @@ close.
 A cancelled caller does not cancel its write. Opens and joins are tried once, because a client is waiting to
 be let in. One that is still queued after `open_timeout` is withdrawn. Otherwise clients that reconnect again
 and again would fill the queue of a database that hangs. Closes and leaves are repeated until the database
-takes them, because nothing else in this process will write them.
+takes them, because no other code in this process will write them.
 """
 
 import asyncio
@@ -257,7 +257,7 @@ class Ledger:
         asyncio.get_running_loop().call_later(self._open_timeout / 10, self._withdraw_late)
 
     def _withdraw_late(self) -> None:
-        """Fail every write whose caller has waited too long, and withdraw it if no batch has taken it."""
+        """Fail every write that is late, and withdraw it if no batch has taken it."""
         self._timer_set = False
         if self._busy:
             self._set_timer()

@@ -1,4 +1,4 @@
-"""How rows are written: to which database, how many in one statement, locked in which order, with which text.
+"""The common rules for writing rows: the database, the size of statements, the order of locks, clean text.
 
 Rows are inserted by statements that are built here, for a quarter of what `bulk_create` costs. `bulk_create`
 resolves and compiles every value of every row on its own, for 50 to 70 microseconds a row, of which the

@@ -1,4 +1,4 @@
-"""Writes that wait for the database, and the choice of those that one transaction takes.
+"""The queue of writes that wait for the database, and the choice of the writes of one transaction.
 
 A batch is written kind by kind: first records are opened, then memberships joined, then memberships left,
 then records closed. Within one batch, that order could put a write before an earlier write of the same
@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # the future belongs to the ledger; this file only carries it
 
 
 class Kind(IntEnum):
-    """The kinds of writes, in the order in which those of one batch are written."""
+    """The kinds of writes, in the order that a batch writes them."""
 
     OPEN = 1
     JOIN = 2
@@ -77,7 +77,7 @@ class Write:
 
 
 class WriteQueue:
-    """Writes in the order in which they were asked for."""
+    """Writes in the order of the calls."""
 
     def __init__(self) -> None:
         # An ordered dict and not a queue, so that withdrawing a write is no search. While the database hangs,
@@ -117,7 +117,7 @@ class WriteQueue:
             limit: The largest number of rows in the batch. A single write that has more is taken alone.
 
         Returns:
-            The writes, in the order in which they must be written; empty if none waits.
+            The writes, in the order that they must be written; empty if none waits.
         """
         batch: list[Write] = []
         reached: dict[Hashable, Kind] = {}
@@ -143,7 +143,7 @@ class WriteQueue:
 
 
 def _may_follow(kind: Kind, last: Kind | None) -> bool:
-    """Return True if a batch whose last write of a connection is `last` may take one of `kind` after it.
+    """Return True if a batch may take a write of `kind` after `last`, its last write of that connection.
 
     Two closes of one connection are never in one batch: only one of them may find that it was the first.
     """
