@@ -39,19 +39,18 @@ import datetime, uuid
 import django
 django.setup()
 from django.db.models.functions import Now
-from realtime.records import process_rows
-from realtime.records import connection_rows
-from realtime.closing import CloseReason
 from realtime.models import Connection, Round
+from realtime.records import connection_rows, process_rows
+from realtime.records.entries import Opening
 
 process = process_rows.start_process("specific.abc", "web-1", 4711)
-records.open_connections([records.Opening(uuid.uuid4(), process, "7", "/ws/", "192.0.2.1", "", "")])
+connection_rows.open_connections([Opening(uuid.uuid4(), process, "7", "/ws/", "192.0.2.1", "", "")])
 print(process_rows.claim_round(10.0), process_rows.claim_round(10.0))
 Round.objects.update(started_at=Now() - datetime.timedelta(seconds=10))
 print(process_rows.claim_round(10.0), process_rows.claim_round(10.0))
 process_rows.judge(2, [process], misses_allowed=0)
-records.close_lost_records(process, uuid.uuid4())
-print(Connection.objects.get().close_reason, records.purge_closed(3600.0))
+connection_rows.close_lost_records(process, uuid.uuid4())
+print(Connection.objects.get().close_reason, connection_rows.purge_closed(3600.0))
 """
 
 
