@@ -44,8 +44,9 @@ class DisconnectAction(admin.ModelAdmin):  # type: ignore[type-arg]  # takes non
     actions = ("disconnect_selected",)
 
     def has_disconnect_permission(self, request: HttpRequest) -> bool:
-        """Return True if the user has the action's own permission or Django's to change connections, which
-        allows nothing else here.
+        """Return True if the user has the action's own permission, or Django's to change connections.
+
+        The latter permits only this action here.
         """
         return any(request.user.has_perm(f"realtime.{verb}_connection") for verb in ("disconnect", "change"))
 

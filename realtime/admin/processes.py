@@ -14,7 +14,7 @@ from realtime.admin.wording import device, duration
 from realtime.models import Connection, Process
 
 NEWEST = 20
-"""How many of its open connections the page of a process shows."""
+"""The number of open connections on the page of a process."""
 
 
 @admin.register(Process)

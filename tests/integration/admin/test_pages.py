@@ -467,7 +467,7 @@ def test_the_timeline_has_everything_in_the_order_in_which_it_happened(admin_cli
         "Opened /ws/ on web-1:4711",
         "Joined news",
         "Left news",
-        "Last seen the last proof of life; noted once a minute",
+        "Last seen the last proof of life; recorded once a minute",
         "Joined sport",
         "Left sport",
         "Closed kicked, code 4504. A user or a program with the right to do so closed the connection.",
