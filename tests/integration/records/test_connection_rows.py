@@ -1,4 +1,4 @@
-"""Runs on the database of DATABASE_URL; tests/integration/test_postgresql.py repeats it on PostgreSQL."""
+"""Runs on the database of DATABASE_URL; `test_postgresql.py` repeats it on PostgreSQL."""
 
 import uuid
 from collections import Counter
@@ -25,7 +25,7 @@ from tests.support.doubles.rows import (
 )
 from tests.support.racing import race
 
-pytestmark = pytest.mark.django_db(transaction=True)  # other threads and processes have to see the rows
+pytestmark = pytest.mark.django_db(transaction=True)  # other threads and processes must see the rows
 
 DAY = 86400.0
 
@@ -64,7 +64,7 @@ def test_opening_again_changes_nothing():
     assert Connection.objects.values().get() == before
 
 
-def test_opening_again_does_not_reopen_what_was_closed_meanwhile():
+def test_opening_again_does_not_reopen_a_closed_record():
     opening = an_opening(a_process())
     connection_rows.open_connections([opening])
     connection_rows.close_connections(closings([opening.id]), uuid.uuid4())
@@ -74,7 +74,7 @@ def test_opening_again_does_not_reopen_what_was_closed_meanwhile():
     assert Connection.objects.open().count() == 0
 
 
-def test_text_from_a_client_is_cleaned_and_cut_to_what_the_columns_hold():
+def test_text_from_a_client_is_cleaned_and_cut_to_its_column():
     opening = an_opening(
         a_process(host="h" * 300),
         path="/ws/\0/" + "p" * 600,
@@ -98,7 +98,7 @@ def test_a_connection_of_an_unknown_process_is_refused():
         connection_rows.open_connections([an_opening(uuid.uuid4())])
 
 
-def test_a_storm_larger_than_a_batch_is_opened_joined_left_and_closed():
+def test_a_storm_larger_than_a_batch_is_recorded():
     process = a_process()
     count = connection_rows.BATCH * 2 + 1
 
@@ -139,7 +139,7 @@ def test_the_first_reason_for_a_close_counts():
     assert Connection.objects.values().get() == before
 
 
-def test_a_close_that_is_repeated_with_its_stamp_reports_the_same_connections_again():
+def test_a_close_repeated_with_its_stamp_returns_the_same_ids():
     ids = open_connections(a_process(), 3)
     stamp = uuid.uuid4()
 
@@ -150,7 +150,7 @@ def test_a_close_that_is_repeated_with_its_stamp_reports_the_same_connections_ag
 
 
 @pytest.mark.parametrize("code", [-1, 0, 999, 5000, 65535])
-def test_a_close_code_that_rfc_6455_does_not_allow_is_not_stored(code):
+def test_a_close_code_outside_rfc_6455_is_not_stored(code):
     (id,) = open_connections(a_process(), 1)
 
     connection_rows.close_connections([Closing(id, CloseReason.CLIENT_CLOSED, code)], uuid.uuid4())
@@ -158,13 +158,13 @@ def test_a_close_code_that_rfc_6455_does_not_allow_is_not_stored(code):
     assert Connection.objects.get().close_code is None
 
 
-def test_writers_that_race_for_the_same_connections_get_each_of_them_once():
+def test_of_racing_writers_one_closes_each_connection():
     process = a_process()
     process_rows.stop_process(process)
 
     def race_for(ids):
         stamps = [uuid.uuid4() for _ in range(3)]
-        # Each reason is a statement of its own, so the first two come to the same rows in opposite orders.
+        # Each reason is a statement of its own, so the first two writers update the rows in opposite orders.
         endings = closings(ids[::2], CloseReason.IDLE) + closings(ids[1::2], CloseReason.KICKED)
 
         forwards, backwards, reaped = race(
@@ -196,7 +196,7 @@ def test_a_closed_connection_is_not_touched():
 # Memberships
 
 
-def test_joining_again_changes_nothing_while_the_membership_is_open():
+def test_joining_an_open_membership_again_changes_nothing():
     process = a_process()
     joining = joins(process, open_connections(process, 1), "news")
     connection_rows.open_memberships(joining)
@@ -294,7 +294,7 @@ def test_the_records_of_a_running_process_are_not_swept():
     assert Connection.objects.open().count() == 1
 
 
-def test_the_groups_of_a_lost_process_are_named_once_each_and_in_batches():
+def test_the_groups_of_a_lost_process_come_once_in_batches():
     process, other = a_process(), a_process()
     connection_rows.open_memberships(joins(process, open_connections(process, 3), "b", "a", "c"))
     connection_rows.open_memberships(joins(other, open_connections(other, 1), "d"))
@@ -308,7 +308,7 @@ def test_the_groups_of_a_lost_process_are_named_once_each_and_in_batches():
     assert connection_rows.groups_to_leave(other) == ["d"]
 
 
-def test_leftovers_are_memberships_of_closed_connections_in_running_processes():
+def test_leftovers_are_of_closed_connections():
     process, lost = a_process(channel_name="specific.abc"), a_process()
     still_open, closed = open_connections(process, 2)
     orphan = open_connections(lost, 1)
@@ -337,7 +337,7 @@ def test_leftovers_come_in_batches_with_the_oldest_first():
 # Purging
 
 
-def test_old_closed_records_are_purged_with_their_memberships():
+def test_a_purge_deletes_old_closed_records_with_memberships():
     process = a_process()
     old, recent, held, still_open = open_connections(process, 4)
     connection_rows.open_memberships(joins(process, [old, held], "news"))
@@ -351,7 +351,7 @@ def test_old_closed_records_are_purged_with_their_memberships():
     assert set(Membership.objects.values_list("connection_id", flat=True)) == {held}
 
 
-def test_a_purge_keeps_to_its_limit_and_begins_with_the_oldest():
+def test_a_purge_is_limited_and_begins_with_the_oldest():
     ids = open_connections(a_process(), 3)
     connection_rows.close_connections(closings(ids), uuid.uuid4())
     for days, id in enumerate(ids, start=10):
@@ -362,7 +362,7 @@ def test_a_purge_keeps_to_its_limit_and_begins_with_the_oldest():
     assert Connection.objects.get().pk == ids[0]
 
 
-def test_of_a_user_that_is_forgotten_nothing_is_left_that_names_them():
+def test_no_record_names_a_forgotten_user():
     process = a_process()
     closed, held, still_open = open_connections(process, 3)
     other = an_opening(process, user_id="8", remote_address="198.51.100.8")
@@ -419,7 +419,7 @@ def test_purges_that_race_delete_each_record_once():
     assert sum(race(purge_all, purge_all)) == 60
 
 
-def test_memberships_left_long_ago_are_purged_while_their_connection_lives():
+def test_old_memberships_of_a_living_connection_are_purged():
     process = a_process()
     (living,) = open_connections(process, 1)
     connection_rows.open_memberships(joins(process, [living], "old", "recent", "held"))
@@ -435,7 +435,7 @@ def test_memberships_left_long_ago_are_purged_while_their_connection_lives():
     assert Connection.objects.open().count() == 1
 
 
-def test_a_purge_of_memberships_keeps_to_its_limit_and_begins_with_the_oldest():
+def test_a_purge_of_memberships_begins_with_the_oldest():
     process = a_process()
     (living,) = open_connections(process, 1)
     for days, group in enumerate(("c", "b", "a"), start=10):
@@ -447,7 +447,7 @@ def test_a_purge_of_memberships_keeps_to_its_limit_and_begins_with_the_oldest():
     assert Membership.objects.get().group == "c"
 
 
-def test_a_purge_that_races_with_a_client_that_comes_and_goes_deletes_no_open_membership():
+def test_a_racing_purge_deletes_no_open_membership():
     process = a_process()
     joining = joins(process, open_connections(process, 1), "news")
     goes_on = True
@@ -490,7 +490,7 @@ def test_purges_of_memberships_that_race_delete_each_once():
     assert sum(race(purge_all, purge_all)) == 60
 
 
-# What the tables refuse
+# Constraints of the tables
 
 
 @pytest.mark.parametrize(

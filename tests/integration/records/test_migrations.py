@@ -1,4 +1,4 @@
-"""The app's migrations say all that its models say, also in projects that are set up otherwise."""
+"""The app's migrations are complete, also in projects with other settings."""
 
 import os
 import subprocess
@@ -76,7 +76,7 @@ def test_the_migration_can_be_taken_back():
 
 @pytest.fixture
 def foreign_project(tmp_path: Path):
-    """Another project's folder, and a function that runs Python in it and returns what it printed."""
+    """A function that runs Python in the folder of another project and returns the output."""
     people = tmp_path / "people"
     people.mkdir()
     (people / "__init__.py").touch()
@@ -104,7 +104,7 @@ def foreign_project(tmp_path: Path):
 
 
 @pytest.mark.acceptance  # a Django of its own
-def test_a_project_with_other_settings_needs_no_migration_of_this_app(foreign_project):
+def test_other_settings_need_no_migration_of_this_app(foreign_project):
     assert "realtime" not in foreign_project("-m", "django", "makemigrations", "--check", "--dry-run")
 
 
