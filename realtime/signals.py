@@ -7,6 +7,8 @@ async. If a receiver raises an exception, it is logged, and the other receivers 
 
 from django.dispatch import Signal
 
+__all__ = ["connection_closed", "connection_opened"]
+
 #: Sent after the record is committed and before the client is told.
 connection_opened = Signal()
 

@@ -27,6 +27,8 @@ from realtime.errors import BadFrame
 from realtime.serving import lifecycle
 from realtime.wire import frames
 
+__all__ = ["Client", "Refused", "connect"]
+
 #: Seconds that a client waits for the application.
 PATIENCE = 5.0
 

@@ -16,7 +16,7 @@ from realtime.admin.cells import NOTHING
 from realtime.admin.memberships import Groups, current_groups
 from realtime.admin.search import HELP, search
 from realtime.admin.timeline import reason_text, timeline
-from realtime.admin.window import WindowAdmin, WindowChangeList
+from realtime.admin.readonly import ReadOnlyAdmin, BoundedChangeList
 from realtime.admin.wording import ago, device, duration
 from realtime.models import Connection
 
@@ -24,7 +24,7 @@ NEWEST = 100
 """The number of memberships on the page of a connection. One that joins and leaves all day has many."""
 
 
-class ConnectionChangeList(WindowChangeList):
+class ConnectionChangeList(BoundedChangeList):
     """A page of connections with their usernames and groups, which are not in the rows themselves."""
 
     def get_results(self, request: HttpRequest) -> None:
@@ -39,7 +39,7 @@ class ConnectionChangeList(WindowChangeList):
 
 
 @admin.register(Connection)
-class ConnectionAdmin(DisconnectAction, WindowAdmin):
+class ConnectionAdmin(DisconnectAction, ReadOnlyAdmin):
     list_display = (
         "connection",
         "user_and_groups",

@@ -59,7 +59,11 @@ class Outcome:
 
 
 def plan(connections: QuerySet[Any]) -> Plan:
-    """Return the plan for the first `AT_ONCE` connections."""
+    """Sort connections by the processes that hold them.
+
+    Args:
+        connections: The selected connections. The plan takes the first `AT_ONCE` of them.
+    """
     made = Plan()
     rows = connections.values_list("process", "closed_at", "id", "user_id", "path")[:AT_ONCE]
     held: dict[uuid.UUID, list[Row]] = {}
@@ -76,7 +80,11 @@ def plan(connections: QuerySet[Any]) -> Plan:
 
 
 def carry_out(made: Plan) -> Outcome:
-    """Ask all living processes, side by side."""
+    """Ask all running processes of a plan side by side.
+
+    Returns:
+        The processes that were asked, and the processes that could not be asked, each with its error.
+    """
     waiting: dict[str, list[str]] = {}
     for process, rows in made.living.items():
         waiting.setdefault(process.channel_name, []).extend(str(row.id) for row in rows)

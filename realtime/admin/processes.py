@@ -9,7 +9,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from realtime.admin import cells, filters, people
-from realtime.admin.window import WindowAdmin
+from realtime.admin.readonly import ReadOnlyAdmin
 from realtime.admin.wording import device, duration
 from realtime.models import Connection, Process
 
@@ -18,7 +18,7 @@ NEWEST = 20
 
 
 @admin.register(Process)
-class ProcessAdmin(WindowAdmin):
+class ProcessAdmin(ReadOnlyAdmin):
     list_display = ("process", "state", "last_answer", "open_connections", "lag", "missed", "started")
     list_display_links = None
     list_filter = (filters.ProcessStateFilter,)

@@ -19,9 +19,14 @@ HELP = (
 
 
 def search(connections: QuerySet[Any], text: str) -> QuerySet[Any]:
-    """Return the connections that a text in the search field means.
+    """Search connections.
 
-    A text is taken for the beginning of a path, an address, the id of a connection, or a user's name or key.
+    Args:
+        connections: The connections of the list, after its filters.
+        text: The beginning of a path, an address, the id of a connection, or a user's name or key.
+
+    Returns:
+        The connections that match, as a query.
     """
     text = text.strip()
     if text.startswith("/"):

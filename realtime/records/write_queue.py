@@ -23,7 +23,7 @@ class Kind(IntEnum):
     LEAVE = 3
     CLOSE = 4
     CALL = 5
-    """Anything else. A call is written alone, after every write that stands before it."""
+    """Any other call of `records`. It is written alone, after every write that stands before it."""
 
 
 class Write:

@@ -17,7 +17,7 @@ from django.urls import reverse
 
 from realtime.admin import disconnect, filters, people, search
 from realtime.admin.connections import NEWEST
-from realtime.admin.window import BoundedPaginator
+from realtime.admin.readonly import BoundedPaginator
 from realtime.closing import CloseReason
 from realtime.models import Connection, Membership, Process, Round
 from realtime.records import connection_rows, process_rows

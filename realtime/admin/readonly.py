@@ -41,7 +41,7 @@ UNITS: dict[str, Sequence[int]] = {
 }
 
 
-class WindowChangeList(ChangeList):
+class BoundedChangeList(ChangeList):
     """A list with a bounded date hierarchy."""
 
     def get_filters(self, request: HttpRequest) -> Any:
@@ -84,7 +84,7 @@ class WindowChangeList(ChangeList):
         }
 
 
-class WindowAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # takes none at run time
+class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # takes none at run time
     """An admin that permits only to view, to users with Django's `view` permission.
 
     Each row has `now`, the database's time, to compare its own times with.
