@@ -14,9 +14,9 @@ from realtime.admin import cells, filters, people
 from realtime.admin.action import DisconnectAction
 from realtime.admin.cells import NOTHING
 from realtime.admin.memberships import Groups, current_groups
+from realtime.admin.readonly import BoundedChangeList, ReadOnlyAdmin
 from realtime.admin.search import HELP, search
 from realtime.admin.timeline import reason_text, timeline
-from realtime.admin.readonly import ReadOnlyAdmin, BoundedChangeList
 from realtime.admin.wording import ago, device, duration
 from realtime.models import Connection
 
