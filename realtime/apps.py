@@ -1,4 +1,4 @@
-"""How Django finds this app."""
+"""The app configuration for INSTALLED_APPS."""
 
 from django.apps import AppConfig
 
@@ -9,7 +9,7 @@ class RealtimeConfig(AppConfig):
     name = "realtime"
     label = "realtime"
     verbose_name = "Realtime"
-    # Set here, so that a project's own default never asks for a migration of this app.
+    # Set here, so that a project's own default never makes a migration of this app necessary.
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:

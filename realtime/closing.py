@@ -31,7 +31,8 @@ class CloseReason(enum.Enum):
     goodbye: bool
     """True if a goodbye frame precedes the close. None is sent to a client that closed, or does not read."""
 
-    def __new__(cls, value: str, code: int, text: str, goodbye: bool = True) -> Self:
+    # Every member gives code and text. The defaults let type checkers accept `CloseReason(value)`.
+    def __new__(cls, value: str, code: int = 0, text: str = "", goodbye: bool = True) -> Self:
         reason = object.__new__(cls)
         reason._value_ = value
         reason.code = code
@@ -72,11 +73,3 @@ class CloseReason(enum.Enum):
 def of_disconnect(code: int | None) -> CloseReason:
     """Return the reason behind a `websocket.disconnect` event that the server did not cause."""
     return CloseReason.CLIENT_LOST if code == ABNORMAL_CLOSURE else CloseReason.CLIENT_CLOSED
-
-
-def by_label(label: str) -> CloseReason:
-    """The reason with this `value`. Raises KeyError for any other text."""
-    return _BY_LABEL[label]
-
-
-_BY_LABEL = {reason.value: reason for reason in CloseReason}

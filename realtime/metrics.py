@@ -1,65 +1,69 @@
-"""The Prometheus instruments. They are declared here and moved where the thing happens; this file counts
-nothing itself.
+"""The Prometheus instruments.
+
+They are declared here. The module that does the counted thing changes the instrument.
 """
 
 from prometheus_client import Counter, Gauge, Histogram
 
 connections = Gauge("realtime_connections", "Connections that this process holds.")
-opened = Counter("realtime_connections_opened", "Connections admitted by this process.")
+opened = Counter("realtime_connections_opened", "Connections that this process admitted.")
 closed = Counter(
     "realtime_connections_closed", "Connections that ended in this process, by close reason.", ["reason"]
 )
 refused = Counter(
-    "realtime_connections_refused", "Connections refused before they were admitted.", ["reason"]
+    "realtime_connections_refused", "Connections that were refused before they were admitted.", ["reason"]
 )
-groups = Gauge("realtime_groups", "Channel-layer groups of which this process is a member.")
+groups = Gauge("realtime_groups", "Groups of the channel layer of which this process is a member.")
 
 events = Counter("realtime_events_received", "Events that reached this process's hub, by type.", ["type"])
 unstamped = Counter(
-    "realtime_events_unstamped", "Group events that did not say which group they were sent to."
+    "realtime_events_unstamped", "Events of groups that did not say to which group they were sent."
 )
 events_dropped = Counter(
-    "realtime_events_dropped", "Events of the layer dropped because a handler was too busy to take them."
+    "realtime_events_dropped",
+    "Events of the layer that were dropped because a handler was too busy to take them.",
 )
 messages_dropped = Counter(
     "realtime_messages_dropped",
-    "Messages of the channel layer dropped because more than MAX_QUEUED_BYTES of them waited.",
+    "Messages of the channel layer that were dropped because more than MAX_QUEUED_BYTES of them waited.",
 )
 queued_bytes = Gauge(
     "realtime_queued_bytes", "Memory of the messages that wait until this process takes them."
 )
-deliveries = Counter("realtime_deliveries", "Frames handed to transports by fan-out.")
-published = Counter("realtime_messages_published", "Messages published by this process.")
+deliveries = Counter("realtime_deliveries", "Frames that fan-out handed to transports.")
+published = Counter("realtime_messages_published", "Messages that this process published.")
 subscribe_unconfirmed = Counter(
-    "realtime_subscribe_unconfirmed", "Groups whose first mark did not come back within a second."
+    "realtime_subscribe_unconfirmed", "Groups for which the first mark did not come back within a second."
 )
 echoes_missed = Counter(
     "realtime_echoes_missed", "Echoes that this process sent to itself and that did not come back in time."
 )
 deaf = Gauge(
-    "realtime_layer_deaf", "1 while this process does not hear what it sends to itself, by layer.", ["layer"]
+    "realtime_layer_deaf",
+    "1 while this process does not hear what it sends to itself, by layer.",
+    ["layer"],
 )
 layer_rebuilds = Counter(
     "realtime_layer_rebuilds",
-    "Times that connections to the layer were replaced because they carried nothing.",
+    "Connections to the layer that were replaced because they carried nothing.",
 )
 groups_reasserted = Counter(
-    "realtime_groups_reasserted", "Memberships asserted once more in the channel layer, by cause.", ["cause"]
+    "realtime_groups_reasserted", "Memberships that were re-added to the channel layer, by cause.", ["cause"]
 )
-layer_errors = Counter("realtime_layer_errors", "Calls to the channel layer that failed.", ["call"])
+layer_errors = Counter("realtime_layer_errors", "Calls to the channel layer that failed, by call.", ["call"])
 record_errors = Counter(
-    "realtime_record_errors", "Writes of records that failed and were repeated or given up."
+    "realtime_record_errors", "Writes of records that failed, and were repeated or given up."
 )
 
 pings = Counter("realtime_pings_sent", "Pings sent to connections.")
 round_trip = Histogram(
     "realtime_ping_round_trip_seconds",
-    "From ping to pong.",
+    "The time from a ping to its pong.",
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
 zombie_lifetime = Histogram(
     "realtime_zombie_lifetime_seconds",
-    "From the last proof of life of a connection to its removal, by close reason.",
+    "The time from a connection's last proof of life to its removal, by close reason.",
     ["reason"],
     buckets=(0.1, 0.5, 1, 2.5, 5, 10, 15, 20, 30, 45, 60, 120),
 )
@@ -74,9 +78,10 @@ zombie_bytes = Counter(
     ["reason"],
 )
 stalled = Counter(
-    "realtime_loop_stalled_seconds", "Time for which the event loop stood still; it counts against nobody."
+    "realtime_loop_stalled_seconds",
+    "Time for which the event loop was stalled. It counts against no client.",
 )
-loop_lag = Gauge("realtime_loop_lag_seconds", "How late the event loop ran its last tick.")
+loop_lag = Gauge("realtime_loop_lag_seconds", "The delay with which the event loop ran its last tick.")
 
-rounds = Counter("realtime_rounds", "Rounds run by this process, by outcome.", ["outcome"])
+rounds = Counter("realtime_rounds", "Rounds that this process ran, by outcome.", ["outcome"])
 processes_lost = Counter("realtime_processes_lost", "Processes that this process declared lost.")

@@ -1,8 +1,8 @@
-"""The rows that outlive a crash: processes, the connections they hold, the memberships of these, the round.
+"""The rows that outlive a crash: processes, their connections, the memberships of connections, the round.
 
-Every time in these tables comes from the database's clock, so no two hosts' clocks are ever compared.
+Every time in these tables comes from the database's clock, so the clocks of two hosts are never compared.
 Nothing here depends on a project's settings (user model, default primary key, language), so a project never
-has to migrate this app itself.
+has to make a migration for this app.
 """
 
 import uuid
@@ -14,20 +14,20 @@ from django.db.models import Count, Exists, OuterRef, Q, Subquery
 
 
 class ProcessQuerySet(models.QuerySet["Process"]):
-    """Verbs for server processes."""
+    """Queries for server processes."""
 
     def running(self) -> "ProcessQuerySet":
-        """Neither stopped by plan nor declared lost."""
+        """Return processes that neither stopped by plan nor were declared lost."""
         return self.filter(stopped_at__isnull=True)
 
     def ended(self) -> "ProcessQuerySet":
-        """Stopped by plan or declared lost."""
+        """Return processes that stopped by plan or were declared lost."""
         return self.filter(stopped_at__isnull=False)
 
     def to_sweep(self) -> "ProcessQuerySet":
-        """Ended processes that left open records or memberships behind."""
-        # Counts, because PostgreSQL plans EXISTS as if a row were found soon: where there is none, it reads
-        # all of a table, and that for each process which holds nothing.
+        """Return ended processes that left open records or memberships behind."""
+        # Counts and not EXISTS, because PostgreSQL plans EXISTS as if a row were found soon. For each process
+        # that holds nothing, it would read all of a table.
         records = Connection.objects.open().filter(process=OuterRef("pk"))
         memberships = Membership.objects.to_leave().filter(process=OuterRef("pk"))
         held = {
@@ -37,39 +37,45 @@ class ProcessQuerySet(models.QuerySet["Process"]):
         return self.ended().alias(**held).filter(Q(records_held__gt=0) | Q(memberships_held__gt=0))
 
     def to_purge(self, stopped_before: Any) -> "ProcessQuerySet":
-        """Ended at or before this time (a datetime or a database expression), with no record left."""
+        """Return ended processes without records.
+
+        Args:
+            stopped_before: A datetime or a database expression; only processes that ended then or earlier.
+        """
         records = Connection.objects.filter(process=OuterRef("pk"))
         return self.ended().filter(~Exists(records), stopped_at__lte=stopped_before)
 
 
 class Process(models.Model):
-    """One run of one server process. A process that starts anew gets a new row."""
+    """One run of one server process. A process that starts again gets a new row."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     channel_name = models.CharField(max_length=200)
-    """The hub's address: its channel, after the alias of the layer and a colon unless that is the default."""
+    """The hub's address: its channel, preceded by the alias of its layer and a colon if that is not the
+    default layer.
+    """
     host = models.CharField(max_length=255)
     pid = models.PositiveIntegerField()
     pid_namespace = models.CharField(max_length=100, default="")
-    """Where `pid` means something (machine, boot, PID namespace); empty where that cannot be known."""
+    """The scope of `pid` (machine, boot, PID namespace); empty if it cannot be known."""
     pid_began = models.BigIntegerField(default=0)
-    """Clock ticks from the machine's boot to the start of what has this pid; 0 where unknown."""
+    """Clock ticks from the machine's boot to the start of the process with this pid; 0 if unknown."""
     started_at = models.DateTimeField()
     last_round = models.BigIntegerField(default=0)
     """The highest round that this process answered."""
     missed = models.PositiveSmallIntegerField(default=0)
-    """How many rounds in a row were delivered to this process and stayed unanswered."""
+    """The number of rounds in a row that were delivered to this process and that it did not answer."""
     connections = models.PositiveIntegerField(default=0)
-    """As of the last answer; for display."""
+    """The number of its connections at the last answer; only displayed."""
     loop_lag = models.FloatField(default=0.0)
-    """Seconds by which the event loop was late, as of the last answer; for display."""
+    """Seconds by which the event loop was late at the last answer; only displayed."""
     answered_at = models.DateTimeField(null=True)
     look_every = models.DurationField(default=timedelta)
-    """The process looks at least this often for rounds that it was not asked."""
+    """The longest time between two looks of the process for rounds that it was not asked."""
     spared_until = models.DateTimeField(null=True)
-    """Since its first missed round, the process has looked for rounds by then; until then it is not lost."""
+    """The time by which a process that missed a round has looked for rounds. Until then it is not lost."""
     heard_at = models.DateTimeField(null=True)
-    """When the process last knew that it hears what it sends to itself through the channel layer."""
+    """The last time when the process knew that it receives what it sends to itself through the layer."""
     stopped_at = models.DateTimeField(null=True)
     """Set once, by a planned stop or by the round that declared the process lost."""
     lost = models.BooleanField(default=False)
@@ -89,40 +95,46 @@ class Process(models.Model):
 
 
 class ConnectionQuerySet(models.QuerySet["Connection"]):
-    """Verbs for connection records."""
+    """Queries for connection records."""
 
     def open(self) -> "ConnectionQuerySet":
+        """Return records of connections that are open."""
         return self.filter(closed_at__isnull=True)
 
     def closed(self) -> "ConnectionQuerySet":
+        """Return records of connections that are closed."""
         return self.filter(closed_at__isnull=False)
 
     def to_purge(self, closed_before: Any) -> "ConnectionQuerySet":
-        """Closed at or before this time (a datetime or a database expression), all memberships left."""
+        """Return closed records without memberships that must still be left.
+
+        Args:
+            closed_before: A datetime or a database expression; only records that were closed then or earlier.
+        """
         held = Membership.objects.to_leave().filter(connection=OuterRef("pk"))
         return self.closed().filter(~Exists(held), closed_at__lte=closed_before)
 
 
 class Connection(models.Model):
-    """The record of one accepted WebSocket. `closed_at` goes from null to a time once, and never back."""
+    """The record of one accepted WebSocket. `closed_at` changes once, from null to a time."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     process = models.ForeignKey(Process, on_delete=models.CASCADE, related_name="records", db_index=False)
     user_id = models.CharField(max_length=255, blank=True, default="")
-    """The user's primary key as text; no foreign key, so that a deleted user cannot make a batch fail."""
+    """The user's primary key as text. With a foreign key, a deleted user could make a batch fail."""
     path = models.CharField(max_length=512)
     remote_address = models.CharField(max_length=64)
     user_agent = models.CharField(max_length=512)
     subprotocol = models.CharField(max_length=100)
     opened_at = models.DateTimeField()
     last_seen_at = models.DateTimeField()
-    """For display; up to a minute old."""
+    """The last proof of life. It is only displayed and up to a minute old."""
     closed_at = models.DateTimeField(null=True)
     close_reason = models.CharField(max_length=32, default="")
     """The value of a `realtime.closing.CloseReason`; empty while open."""
     close_code = models.PositiveSmallIntegerField(null=True)
     closed_by = models.UUIDField(null=True)
-    """The stamp of the write that closed this record: it tells a repeated write that it was the first."""
+    """The stamp of the write that closed this record. It shows to a repeated write that it was the first."""
 
     objects = ConnectionQuerySet.as_manager()
 
@@ -140,7 +152,7 @@ class Connection(models.Model):
                 fields=["closed_at"], condition=Q(closed_at__isnull=False), name="realtime_connection_closed"
             ),
             models.Index(fields=["opened_at"], name="realtime_connection_opened"),
-            # What the admin's list is narrowed by; each ends with the time, so that no page is sorted.
+            # For the filters of the admin's list. Each ends with the time, so that no page has to be sorted.
             models.Index(fields=["process", "opened_at"], name="realtime_connection_process"),
             models.Index(
                 fields=["opened_at"], condition=Q(closed_at__isnull=True), name="realtime_connection_newest"
@@ -150,9 +162,10 @@ class Connection(models.Model):
                 condition=Q(closed_at__isnull=False),
                 name="realtime_connection_reason",
             ),
-            # Not partial, without anonymous users: SQLite would not use that for a bound parameter.
+            # A partial index without anonymous users would be smaller. SQLite would not use it for a bound
+            # parameter.
             models.Index(fields=["user_id", "opened_at"], name="realtime_connection_user"),
-            # Last, because of indexes that seem equally good SQLite takes the one that was made last.
+            # Last, because SQLite takes the newest of several indexes that seem equally good.
             models.Index(
                 fields=["process", "opened_at"],
                 condition=Q(closed_at__isnull=True),
@@ -165,36 +178,41 @@ class Connection(models.Model):
 
 
 class MembershipQuerySet(models.QuerySet["Membership"]):
-    """Verbs for memberships."""
+    """Queries for memberships."""
 
     def to_leave(self) -> "MembershipQuerySet":
-        """The to-do list of every cleanup: no `group_discard` has returned for these yet."""
+        """Return memberships without a `group_discard` that returned: the to-do list of every cleanup."""
         return self.filter(left_at__isnull=True)
 
     def leftovers(self) -> "MembershipQuerySet":
-        """Still to leave although their connection is closed, in processes that run."""
+        """Return memberships of closed connections that a running process must still leave."""
         return self.to_leave().filter(connection_closed=True, process__stopped_at__isnull=True)
 
     def to_purge(self, left_before: Any) -> "MembershipQuerySet":
-        """Left at or before this time (a datetime or a database expression)."""
+        """Return memberships that were left.
+
+        Args:
+            left_before: A datetime or a database expression; only memberships that were left then or earlier.
+        """
         return self.filter(left_at__isnull=False, left_at__lte=left_before)
 
 
 class Membership(models.Model):
     """A connection in a group.
 
-    Committed before the layer's `group_add`; `left_at` is set only after a `group_discard` that returned.
+    The row is committed before the layer's `group_add`. `left_at` is set only after a `group_discard` that
+    returned.
     """
 
     id = models.BigAutoField(primary_key=True)
     connection = models.ForeignKey(Connection, on_delete=models.CASCADE, related_name="memberships")
     process = models.ForeignKey(Process, on_delete=models.CASCADE, related_name="memberships")
-    """The connection's process again, so that what a lost process held is one indexed query."""
+    """The connection's process again, so that one indexed query finds the memberships of a lost process."""
     group = models.CharField(max_length=100)
     joined_at = models.DateTimeField()
     left_at = models.DateTimeField(null=True)
     connection_closed = models.BooleanField(default=False)
-    """Set with the record's close, so that finding leftovers costs nothing while there are none."""
+    """True from the close of the record, so that finding leftovers costs nothing while there are none."""
 
     objects = MembershipQuerySet.as_manager()
 
@@ -217,7 +235,7 @@ class Membership(models.Model):
                 condition=Q(left_at__isnull=True, connection_closed=True),
                 name="realtime_membership_leftover",
             ),
-            # In the order in which rows leave, so that each new entry goes to its end.
+            # Ordered by the time of leaving, so that each new entry goes to its end.
             models.Index(
                 fields=["left_at"], condition=Q(left_at__isnull=False), name="realtime_membership_left"
             ),
@@ -228,7 +246,7 @@ class Membership(models.Model):
 
 
 class Round(models.Model):
-    """The number of the last round, in the only row of its table. Claimed by a conditional UPDATE."""
+    """The number of the last round, in the only row of its table. A conditional UPDATE claims a round."""
 
     id = models.PositiveSmallIntegerField(primary_key=True, default=1, editable=False)
     number = models.BigIntegerField(default=0)
@@ -237,7 +255,7 @@ class Round(models.Model):
     finished = models.BigIntegerField(default=0)
     """The highest round that a reaper carried through; 0 before the first."""
     interval = models.FloatField(default=0.0)
-    """Seconds between rounds, as the reaper has them that claimed the last one; 0 until the first round."""
+    """Seconds between rounds, as configured for the reaper that claimed the last one; 0 until the first."""
 
     class Meta:
         constraints = (models.CheckConstraint(condition=Q(id=1), name="realtime_round_is_one_row"),)

@@ -1,14 +1,16 @@
-"""What an application may listen to.
+"""Signals for applications.
 
-Both are sent with `connection`, a `realtime.records.Opening` (id, user_id, path, …); `connection_closed`
-also with `reason`, a `realtime.closing.CloseReason`. Receivers may be sync or async; what they raise is
-logged and stops nobody else.
+Both signals are sent with `connection`, a `realtime.records.Opening` (id, user_id, path, …).
+`connection_closed` is also sent with `reason`, a `realtime.closing.CloseReason`. Receivers may be sync or
+async. If a receiver raises an exception, it is logged, and the other receivers are called.
 """
 
 from django.dispatch import Signal
 
-#: After the record is committed and before the client hears of it.
+__all__ = ["connection_closed", "connection_opened"]
+
+#: Sent after the record is committed and before the client is told.
 connection_opened = Signal()
 
-#: Once for each connection that was opened in this process, after its memberships were left.
+#: Sent once for each connection that was opened in this process, after its memberships were left.
 connection_closed = Signal()

@@ -1,12 +1,12 @@
-"""For the test suites of applications: a connection to a consumer, without Redis, a reaper or a server.
+"""Connections to consumers for the test suites of applications, without Redis, a reaper or a server.
 
     async with connect(application, "/ws/public.lobby/", user=anne) as client:
         await apublish("public.lobby", {"hello": 1})
         assert await client.receive_message() == {"hello": 1}
 
-Inside the block, groups are kept in memory and records are written in the test's own thread and
-transaction, so this works in Django's `TestCase` and with pytest-django's `db`. Each client answers the
-pings of `realtime.v1` like a browser's.
+Inside the block, groups are kept in memory, and records are written in the test's own thread and
+transaction. So this works in Django's `TestCase` and with pytest-django's `db`. Each client answers the pings
+of `realtime.v1` as the client of a browser does.
 """
 
 import asyncio
@@ -27,14 +27,16 @@ from realtime.errors import BadFrame
 from realtime.serving import lifecycle
 from realtime.wire import frames
 
-#: Seconds to wait for something that the application is expected to do.
+__all__ = ["Client", "Refused", "connect"]
+
+#: Seconds that a client waits for the application.
 PATIENCE = 5.0
 
 _IN_MEMORY = {"BACKEND": "realtime.layers.MemoryLayer"}
 
 
 class Client:
-    """The far end of one connection."""
+    """The client's end of one connection."""
 
     def __init__(self, communicator: WebsocketCommunicator) -> None:
         self._communicator = communicator
@@ -42,19 +44,29 @@ class Client:
         self._end_expected = False
         self.subprotocol: str | None = None
         self.welcome: dict[str, Any] | None = None
-        """The welcome frame, where the client offered `realtime.v1`."""
+        """The welcome frame, if the client offered `realtime.v1`."""
 
     async def send(self, frame: Any = None, *, text: str | None = None, data: bytes | None = None) -> None:
-        """Send one frame: an object as JSON, or a text or bytes as they are."""
+        """Send one frame.
+
+        Args:
+            frame: An object, sent as JSON.
+            text: A text, sent as it is instead of `frame`.
+            data: Bytes, sent as they are instead of `frame` and `text`.
+        """
         if data is not None:
             await self._communicator.send_to(bytes_data=data)
         else:
             await self._communicator.send_to(text_data=json.dumps(frame) if text is None else text)
 
     async def receive(self, *, within: float = PATIENCE) -> str | bytes:
-        """The next frame that is no ping, as text or bytes.
+        """Return the next frame that is no ping, as text or bytes.
 
-        Raises AssertionError, with the code, when the connection was closed instead, and when nothing came.
+        Args:
+            within: Seconds to wait for it.
+
+        Raises:
+            AssertionError: The connection was closed (the message has the code), or no frame came in time.
         """
         deadline = asyncio.get_running_loop().time() + within
         while True:
@@ -66,18 +78,29 @@ class Client:
                 return content
 
     async def receive_frame(self, *, within: float = PATIENCE) -> Any:
-        """The next frame as decoded JSON."""
+        """Return the next frame, decoded from JSON. Arguments and errors are those of `receive`."""
         return json.loads(await self.receive(within=within))
 
     async def receive_message(self, *, within: float = PATIENCE) -> Any:
-        """The data of the next message; frames of other types before it are passed over."""
+        """Return the data of the next message. Frames of other types before it are skipped.
+
+        Arguments and errors are those of `receive`.
+        """
         while True:
             frame = await self.receive_frame(within=within)
             if frame.get("type") == "message":
                 return frame["data"]
 
     async def assert_closed(self, reason: CloseReason | int, *, within: float = PATIENCE) -> None:
-        """The server closes for this reason, or with this code; frames before the close are passed over."""
+        """Wait until the server closes for this reason or with this code. Frames before it are skipped.
+
+        Args:
+            reason: The expected reason or close code.
+            within: Seconds to wait for the close.
+
+        Raises:
+            AssertionError: The server closed with another code or did not close in time.
+        """
         code = reason if isinstance(reason, int) else reason.code
         deadline = asyncio.get_running_loop().time() + within
         while (event := await self._event(deadline))["type"] != "websocket.close":
@@ -88,9 +111,15 @@ class Client:
             raise AssertionError(f"The connection was closed with {found}, not with {code}.")
 
     async def close(self, code: int = 1000) -> None:
-        """Close from the client's side, and wait for the application to finish; again does nothing.
+        """Close from the client's side, and wait until the application has finished.
 
-        Raises what a handler raised, unless `assert_closed` has seen the connection end.
+        A second call does nothing.
+
+        Args:
+            code: The close code that the application gets.
+
+        Raises:
+            Exception: The exception that a handler raised, unless `assert_closed` has seen the close.
         """
         if not self._communicator.future.done():
             await self._communicator.send_input({"type": "websocket.disconnect", "code": code})
@@ -101,7 +130,7 @@ class Client:
                 raise
 
     async def _event(self, deadline: float) -> dict[str, Any]:
-        """The next ASGI event; Channels' own method would end an application that is late."""
+        """Return the next ASGI event. Channels' own method would cancel an application that is late."""
         try:
             async with asyncio.timeout_at(deadline):
                 event: dict[str, Any] = await self._communicator.output_queue.get()
@@ -117,7 +146,7 @@ class Client:
         try:
             frame = frames.parse_server(content)
         except BadFrame:
-            # What the author of a consumer sends need not be a frame of the protocol.
+            # The author of a consumer may send texts that are no frames of the protocol.
             return False
         if isinstance(frame, frames.Ping):
             await self.send(text=frames.build(frames.ClientPong(n=frame.n)))
@@ -135,11 +164,24 @@ async def connect(
     headers: tuple[tuple[bytes, bytes], ...] = (),
     scope: dict[str, Any] | None = None,
 ) -> AsyncIterator[Client]:
-    """A client of an ASGI application, accepted; `user` stands in for what Channels' auth middleware would
-    find.
+    """Connect a client to an ASGI application.
 
-    Raises Refused when the application does not accept. At the end of the block the connection is closed,
-    and with the last one the process is stopped as it would be at a planned end.
+    At the end of the block, the connection is closed. With the last one, the process stops as in a planned
+    stop.
+
+    Args:
+        application: The application, or a consumer's `as_asgi()`.
+        path: The path of the URL.
+        user: The user that Channels' auth middleware would find; anonymous without it.
+        subprotocols: The subprotocols that the client offers.
+        headers: Further headers of the handshake.
+        scope: Further keys of the scope.
+
+    Yields:
+        The client, after the application accepted it.
+
+    Raises:
+        Refused: The application did not accept the connection.
     """
     async with _process():
         communicator = WebsocketCommunicator(application, path, list(headers), list(subprotocols))
@@ -169,7 +211,7 @@ _open: dict[asyncio.AbstractEventLoop, int] = {}
 
 @asynccontextmanager
 async def _process() -> AsyncIterator[None]:
-    """One server process per event loop, for as long as a client of it is connected."""
+    """Provide one server process for each event loop, as long as a client of it is connected."""
     loop = asyncio.get_running_loop()
     if loop in _open:
         _open[loop] += 1
@@ -184,8 +226,8 @@ async def _process() -> AsyncIterator[None]:
         CHANNEL_LAYERS=dict.fromkeys(layers, _IN_MEMORY),
         REALTIME={**getattr(settings, "REALTIME", {}), "LEDGER": "inline"},
     )
-    # Channels closes old connections around each event, and takes one inside a test's transaction for old.
-    # Django's own test client leaves that out likewise.
+    # Channels closes old database connections around each event, and it takes the one with the test's
+    # transaction for old. Django's own test client switches that off, too.
     with settings_of_tests, mock.patch("channels.db.close_old_connections"):
         channel_layers.backends.clear()
         try:

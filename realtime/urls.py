@@ -1,4 +1,4 @@
-"""The HTTP paths that operators and probes ask."""
+"""The HTTP paths for operators and probes."""
 
 from django.urls import path
 

@@ -1,4 +1,4 @@
-"""What operators and probes ask over HTTP: metrics, and whether this process lives and can serve."""
+"""HTTP views for operators and probes: metrics, liveness, readiness."""
 
 import asyncio
 import logging
@@ -17,28 +17,28 @@ logger = logging.getLogger("realtime.views")
 
 
 async def metrics(request: HttpRequest) -> HttpResponse:
-    """The instruments of this process, in Prometheus' text format."""
+    """Return the instruments of this process, in Prometheus' text format."""
     return HttpResponse(generate_latest(), content_type=CONTENT_TYPE_LATEST)
 
 
 async def live(request: HttpRequest) -> HttpResponse:
-    """200 as long as the event loop turns."""
+    """Answer 200 as long as the event loop runs."""
     return JsonResponse({"live": True})
 
 
 async def ready(request: HttpRequest) -> HttpResponse:
-    """Answer 200 when the database and every channel layer of ours answer in time, otherwise 503 that names
-    what does not.
+    """Answer 200 if the database and every channel layer of this package answer in time.
 
-    However many probes ask, one check of each is under way at a time.
+    Otherwise the answer is 503 and names each problem. At any time, one check of the database and one of each
+    layer is under way, and all probes share its result.
     """
     checks = {"database": readiness.check_database()}
     for alias in groups.aliases() or [DEFAULT_CHANNEL_LAYER]:
         name = "channel_layer" if alias == DEFAULT_CHANNEL_LAYER else f"channel_layer:{alias}"
         checks[name] = readiness.check_layer(alias)
-    # Side by side, so that the probe waits for what hangs only once.
+    # Side by side, so that the probe waits only once if several hang.
     outcomes = await asyncio.gather(*checks.values(), return_exceptions=True)
-    # A balancer that asks sends no client to a process that is about to end.
+    # So that a load balancer sends no client to a process that is about to end.
     problems = {"process": "stopping"} if drain.under_way() else {}
     for name, error in zip(checks, outcomes, strict=True):
         if error is None:

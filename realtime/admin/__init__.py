@@ -1,5 +1,6 @@
-"""A window on processes, connections and memberships. It shows and searches, and changes nothing: the one
-action asks the processes themselves to disconnect.
+"""The admin of processes, connections and memberships.
+
+It shows and searches, and changes nothing. Its one action asks the processes themselves to disconnect.
 """
 
 from realtime.admin.connections import ConnectionAdmin

@@ -1,7 +1,8 @@
-"""The one thing that the admin does: ask for a confirmation, and then ask the processes to disconnect."""
+"""The one action of the admin: show a confirmation, then ask the processes to disconnect."""
 
 import uuid
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import MAXYEAR, MINYEAR, datetime
 from typing import Any, cast
 
@@ -17,12 +18,24 @@ from django.template.response import TemplateResponse
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 from django.utils.text import get_text_list
+from django.utils.translation import ngettext
 
 from realtime.admin import disconnect, people
 from realtime.models import Connection, Process
 
 NAMED = 20
-"""How many connections the confirmation names."""
+"""The number of connections that the confirmation names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The connections that the form selects."""
+
+    rows: QuerySet[Any]
+    ids: list[str]
+    """The ids that the form of the confirmation has to send again."""
+    before: Any
+    """The time of the confirmation if all connections of the list are selected, otherwise None."""
 
 
 class DisconnectAction(admin.ModelAdmin):  # type: ignore[type-arg]  # takes none at run time
@@ -31,16 +44,19 @@ class DisconnectAction(admin.ModelAdmin):  # type: ignore[type-arg]  # takes non
     actions = ("disconnect_selected",)
 
     def has_disconnect_permission(self, request: HttpRequest) -> bool:
-        """Its own permission, or Django's to change connections, which allows nothing else here."""
+        """Return True if the user has the action's own permission, or Django's to change connections.
+
+        The latter permits only this action here.
+        """
         return any(request.user.has_perm(f"realtime.{verb}_connection") for verb in ("disconnect", "change"))
 
     def response_action(
         self, request: HttpRequest, queryset: QuerySet[Any], *arguments: Any, **options: Any
     ) -> HttpResponse | None:
-        """Carry out the action, unless the form names what is no id.
+        """Carry out the action.
 
         Raises:
-            BadRequest: An id is no UUID. Django would answer 500 when it looks for the row.
+            BadRequest: The form names an id that is no UUID. Django would look for the row and answer 500.
         """
         for id in request.POST.getlist(helpers.ACTION_CHECKBOX_NAME):
             try:
@@ -52,79 +68,82 @@ class DisconnectAction(admin.ModelAdmin):  # type: ignore[type-arg]  # takes non
 
     @admin.action(description="Disconnect selected connections", permissions=["disconnect"])
     def disconnect_selected(self, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse | None:
-        """Show the page of confirmation; when that is confirmed, ask the processes.
+        """Show the confirmation. If the form is that of the confirmation, ask the processes.
 
         Raises:
             BadRequest: The form has a `before` that is no time.
         """
-        ids = request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)
-        across = request.POST.get("select_across") == "1"
-        if across:
-            # The page of confirmation did not show connections that came after it.
-            before = _moment(request.POST.get("before", "")) or _database_time()
-            selected = queryset.filter(opened_at__lte=before)
-        else:
-            # Not narrowed by the filters of the list: a connection that closed meanwhile is named as closed.
-            before = None
-            selected = self.get_queryset(request).filter(pk__in=ids).order_by("-opened_at")
-        made = disconnect.plan(selected)
+        selection = self._selection(request, queryset)
+        plan = disconnect.plan(selection.rows)
         if request.POST.get("confirmed"):
-            outcome = disconnect.carry_out(made)
-            asked = [Connection(pk=row.id) for rows in outcome.asked.values() for row in rows]
-            if asked:
-                LogEntry.objects.log_actions(
-                    cast(Any, request.user).pk, asked, CHANGE, "Asked to disconnect."
-                )
-            self._tell(request, made, outcome)
+            self._carry_out(request, plan)
             return None
-        examples = [row for rows in made.living.values() for row in rows][:NAMED]
+        return self._confirmation(request, selection, plan)
+
+    def _selection(self, request: HttpRequest, queryset: QuerySet[Any]) -> Selection:
+        ids = request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)
+        if request.POST.get("select_across") == "1":
+            # The confirmation did not show connections that were opened after it.
+            before = _moment(request.POST.get("before", "")) or _database_time()
+            return Selection(queryset.filter(opened_at__lte=before), ids[:1], before)
+        # Not narrowed by the filters of the list, so that a connection that closed meanwhile is named, too.
+        return Selection(self.get_queryset(request).filter(pk__in=ids).order_by("-opened_at"), ids, None)
+
+    def _confirmation(
+        self, request: HttpRequest, selection: Selection, plan: disconnect.Plan
+    ) -> TemplateResponse:
+        examples = [row for rows in plan.living.values() for row in rows][:NAMED]
         usernames = people.usernames(row.user_id for row in examples)
         context = {
             **self.admin_site.each_context(request),
             "title": "Disconnect connections",
             "opts": self.opts,
             "media": self.media,
-            "plan": made,
-            "lost": _number(made.lost),
+            "plan": plan,
+            "lost": _number(plan.lost),
             "examples": [(row, usernames.get(row.user_id, row.user_id)) for row in examples],
-            "unnamed": made.asked - len(examples),
+            "unnamed": plan.asked - len(examples),
             "at_once": disconnect.AT_ONCE,
-            "selected": ids[:1] if across else ids,
-            "across": across,
-            "before": before,
+            "selected": selection.ids,
+            "across": selection.before is not None,
+            "before": selection.before,
             "checkbox": helpers.ACTION_CHECKBOX_NAME,
         }
         request.current_app = self.admin_site.name
         return TemplateResponse(request, "admin/realtime/connection/disconnect.html", context)
 
-    def _tell(self, request: HttpRequest, made: disconnect.Plan, outcome: disconnect.Outcome) -> None:
-        """What happened, in one message for each kind."""
+    def _carry_out(self, request: HttpRequest, plan: disconnect.Plan) -> None:
+        outcome = disconnect.carry_out(plan)
+        asked = [Connection(pk=row.id) for rows in outcome.asked.values() for row in rows]
+        if asked:
+            LogEntry.objects.log_actions(cast(Any, request.user).pk, asked, CHANGE, "Asked to disconnect.")
+        self._report(request, plan, outcome)
+
+    def _report(self, request: HttpRequest, plan: disconnect.Plan, outcome: disconnect.Outcome) -> None:
+        """Say what happened, in one message for each kind of outcome."""
         if outcome.asked:
-            told = f"{_count(len(outcome.asked), 'process')} to disconnect"
-            self.message_user(
-                request, f"Asked {told} {_count(_number(outcome.asked), 'connection')}.", messages.SUCCESS
-            )
+            processes, connections = _processes(len(outcome.asked)), _connections(_number(outcome.asked))
+            self.message_user(request, f"Asked {processes} to disconnect {connections}.", messages.SUCCESS)
         for error in sorted(set(map(str, outcome.unreachable.values()))):
             deaf = {
-                process: made.living[process]
+                process: plan.living[process]
                 for process, why in outcome.unreachable.items()
                 if str(why) == error
             }
-            left = _count(_number(deaf), "connection")
+            connections = _connections(_number(deaf))
             self.message_user(
-                request, f"{_names(deaf)} could not be asked about {left}: {error}", messages.ERROR
+                request, f"{_names(deaf)} could not be asked about {connections}: {error}", messages.ERROR
             )
-        if made.lost:
+        if plan.lost:
             self.message_user(
                 request,
-                f"{_count(_number(made.lost), 'connection')} of {_names(made.lost)}, which ended: the next"
+                f"{_connections(_number(plan.lost))} of {_names(plan.lost)}, which ended: the next"
                 " round closes these records.",
                 messages.WARNING,
             )
-        if made.closed:
-            closed = _count(made.closed, "connection")
-            self.message_user(request, f"{closed} closed before.", messages.INFO)
-        if not (made.living or made.lost or made.closed):
+        if plan.closed:
+            self.message_user(request, f"{_connections(plan.closed)} closed before.", messages.INFO)
+        if not (plan.living or plan.lost or plan.closed):
             self.message_user(request, "None of these connections exists any more.", messages.INFO)
 
 
@@ -133,23 +152,26 @@ def _number(held: dict[Process, list[disconnect.Row]]) -> int:
 
 
 def _names(processes: Iterable[Process]) -> str:
-    """The first ten by name, and how many there are besides."""
+    """Return the names of the first ten, and the number of the others."""
     names = list(map(str, processes))
     if len(names) > 10:
         names[10:] = [f"{len(names) - 10} more"]
     return get_text_list(names, "and")
 
 
-def _count(number: int, what: str) -> str:
-    plural = what if number == 1 else f"{what}es" if what.endswith("s") else f"{what}s"
-    return f"{number} {plural}"
+def _connections(count: int) -> str:
+    return ngettext("%(count)d connection", "%(count)d connections", count) % {"count": count}
+
+
+def _processes(count: int) -> str:
+    return ngettext("%(count)d process", "%(count)d processes", count) % {"count": count}
 
 
 def _moment(text: str) -> datetime | None:
-    """Read the time that the page of confirmation has put into its form.
+    """Read the time that the confirmation has put into its form.
 
     Returns:
-        None when the form has none.
+        None if the form has none.
 
     Raises:
         BadRequest: The text is no time that `opened_at` could have.
@@ -167,5 +189,8 @@ def _moment(text: str) -> datetime | None:
 
 
 def _database_time() -> Any:
-    """The database's clock, by which `opened_at` is set; some process exists where there are connections."""
+    """Return the time of the database's clock, which also sets `opened_at`.
+
+    It is read from a row of a process. There is one wherever there are connections.
+    """
     return Process.objects.annotate(now=Now()).values_list("now", flat=True).first()

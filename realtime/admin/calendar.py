@@ -1,7 +1,7 @@
 """The years, months and days between the first and the last row, as links that narrow a list.
 
-Django's own asks the database in which of them there are rows, which reads all of the table; this one takes
-two looks at an index, so a day may turn out to be empty.
+Django's own date hierarchy asks the database which of them have rows, and that reads all of the table. This
+one reads an index twice, so a day may turn out to be empty.
 """
 
 from collections.abc import Iterator
@@ -16,20 +16,29 @@ Lookup = dict[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """`lookup` has the keys "year", "month" and "day", as far as they are given; None where one stays."""
+    """One link of the calendar."""
 
     title: str
     lookup: Lookup | None
+    """The chosen numbers, with some of the keys "year", "month" and "day"; None for the day that is shown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Calendar:
+    """The links for one choice: one back and several forward."""
+
     back: Choice | None
     choices: list[Choice]
 
 
 def calendar(first: date, last: date, chosen: Lookup) -> Calendar:
-    """What can be chosen next, when `chosen` has been; begins where there is more than one choice."""
+    """Return the links for the next choice. The first choice is the first unit with more than one value.
+
+    Args:
+        first: The day of the first row.
+        last: The day of the last row.
+        chosen: The numbers that were chosen so far.
+    """
     year, month, day = (chosen.get(unit) for unit in ("year", "month", "day"))
     if year is None:
         if first.year != last.year:

@@ -1,4 +1,4 @@
-"""The small pieces of HTML that lists and pages are made of; what came from a client is escaped."""
+"""Small pieces of HTML for the cells of lists and pages. All text from clients is escaped."""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -10,6 +10,7 @@ from django.utils import timezone
 from django.utils.formats import date_format
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
+from django.utils.translation import ngettext
 
 from realtime.admin.wording import ago
 from realtime.models import Connection, Process
@@ -18,12 +19,18 @@ NOTHING = SafeString('<span class="rt-nothing">&ndash;</span>')
 
 
 def badge(tone: str, text: str, why: str = "") -> SafeString:
-    """`tone` is "good", "doubt", "bad" or "over"; `why` is read when the pointer rests on it."""
+    """Return a coloured label.
+
+    Args:
+        tone: "good", "doubt", "bad" or "over".
+        text: The text of the label.
+        why: The text that the browser shows while the pointer rests on the label.
+    """
     return format_html('<span class="rt-badge rt-{}" title="{}">{}</span>', tone, why, text)
 
 
 def moment(at: datetime | None, now: datetime) -> SafeString:
-    """How long ago a time was; the time itself is read when the pointer rests on it."""
+    """Return how long ago a time was. The browser shows the time itself while the pointer rests on it."""
     if at is None:
         return NOTHING
     return format_html(
@@ -32,30 +39,34 @@ def moment(at: datetime | None, now: datetime) -> SafeString:
 
 
 def full_time(at: datetime) -> str:
+    """Return a time with date, seconds and time zone, in the time zone of the page."""
     return date_format(local(at), "Y-m-d H:i:s T")
 
 
 def local(at: datetime) -> datetime:
-    """In the time zone of the page; as it is where a project has no time zones."""
+    """Return a time in the time zone of the page; unchanged if the project has no time zones."""
     return timezone.localtime(at) if timezone.is_aware(at) else at
 
 
 def lines(*parts: SafeString | str) -> SafeString:
-    """Two or more lines in one cell, the first in front."""
+    """Return a cell of several lines, the most important one first."""
     return format_html_join("", '<span class="rt-line">{}</span>', ([part] for part in parts))
 
 
 def chips(names: Iterable[str], more: str = "") -> SafeString:
+    """Return names as small labels, followed by the text `more`."""
     shown = format_html_join(" ", '<span class="rt-chip">{}</span>', ([name] for name in names))
     return format_html('{} <span class="rt-more">{}</span>', shown, more) if more else shown
 
 
 def process_link(process: Process, site: str) -> SafeString:
+    """Return a link to the page of a process. `site` is the name of the admin site."""
     address = reverse("admin:realtime_process_change", args=[process.pk], current_app=site)
     return format_html('<a href="{}">{}</a>', address, process)
 
 
 def connection_link(connection: Connection, site: str) -> SafeString:
+    """Return a link to the page of a connection. `site` is the name of the admin site."""
     address = reverse("admin:realtime_connection_change", args=[connection.pk], current_app=site)
     return format_html(
         '<a class="rt-id" href="{}" title="{}">{}</a>', address, connection.pk, short(connection)
@@ -63,18 +74,20 @@ def connection_link(connection: Connection, site: str) -> SafeString:
 
 
 def short(connection: Connection) -> str:
-    """Enough of an id to tell the rows of one page apart."""
+    """Return the first part of an id, which is enough to tell the rows of one page apart."""
     return str(connection.pk)[:8]
 
 
 def list_address(model: str, site: str, **query: Any) -> str:
-    """Where the list of this model is, narrowed by `query`."""
+    """Return the URL of the list of a model, narrowed by `query`. `site` is the name of the admin site."""
     address = reverse(f"admin:realtime_{model}_changelist", current_app=site)
     return f"{address}?{urlencode(query)}" if query else address
 
 
 def connection_state(connection: Connection) -> SafeString:
-    """Open, closed, or suspect: open in the records of a process that ended or did not answer."""
+    """Return a label: open, closed or suspect. A suspect record is open although its process ended or did
+    not answer.
+    """
     process = connection.process
     if connection.closed_at is not None:
         return badge("over", "closed")
@@ -87,8 +100,14 @@ def connection_state(connection: Connection) -> SafeString:
 
 
 def process_state(process: Process) -> SafeString:
+    """Return a label: running, silent, lost or stopped."""
     if process.stopped_at is None and process.missed:
-        return badge("doubt", "silent", f"{process.missed} rounds in a row were not answered.")
+        why = ngettext(
+            "It did not answer the last round.",
+            "It did not answer the last %(count)d rounds.",
+            process.missed,
+        )
+        return badge("doubt", "silent", why % {"count": process.missed})
     if process.stopped_at is None:
         return badge("good", "running")
     if process.lost:

@@ -14,18 +14,18 @@ from realtime.admin import cells, filters, people
 from realtime.admin.action import DisconnectAction
 from realtime.admin.cells import NOTHING
 from realtime.admin.memberships import Groups, current_groups
+from realtime.admin.readonly import BoundedChangeList, ReadOnlyAdmin
 from realtime.admin.search import HELP, search
 from realtime.admin.timeline import reason_text, timeline
-from realtime.admin.window import WindowAdmin, WindowChangeList
 from realtime.admin.wording import ago, device, duration
 from realtime.models import Connection
 
 NEWEST = 100
-"""How many memberships the page of a connection shows; one that joins and leaves all day has many."""
+"""The number of memberships on the page of a connection. One that joins and leaves all day has many."""
 
 
-class ConnectionChangeList(WindowChangeList):
-    """A page of connections, with what their rows do not say themselves: usernames and groups."""
+class ConnectionChangeList(BoundedChangeList):
+    """A page of connections with their usernames and groups, which are not in the rows themselves."""
 
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
@@ -39,7 +39,7 @@ class ConnectionChangeList(WindowChangeList):
 
 
 @admin.register(Connection)
-class ConnectionAdmin(DisconnectAction, WindowAdmin):
+class ConnectionAdmin(DisconnectAction, ReadOnlyAdmin):
     list_display = (
         "connection",
         "user_and_groups",
@@ -59,7 +59,7 @@ class ConnectionAdmin(DisconnectAction, WindowAdmin):
     ordering = ("-opened_at",)
     sortable_by = ("opened",)  # the only column that has an index
     date_hierarchy = "opened_at"
-    search_fields = ("pk",)  # what a text means is for search.py to say
+    search_fields = ("pk",)  # only shows the field; search.py does the search
     search_help_text = HELP
     fieldsets = (
         (None, {"fields": (("state", "user"), ("path", "process_that_holds_it"))}),
@@ -77,7 +77,7 @@ class ConnectionAdmin(DisconnectAction, WindowAdmin):
         return super().get_queryset(request).select_related("process")
 
     def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
-        # Where nearly all are open, the newest closed ones are found by when they closed.
+        # If nearly all connections are open, the newest closed ones are found by the time of their close.
         if request.GET.get("state") == "closed" and not set(request.GET) - {"state", "p"}:
             return ("-closed_at",)
         return self.ordering

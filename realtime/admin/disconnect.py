@@ -1,7 +1,7 @@
-"""Disconnect: what somebody with the right to do so asks the processes to do.
+"""Plan a disconnect and ask the processes to carry it out.
 
-Nothing is written here. The process that holds a connection evicts it, and closes its record, as after any
-other ending; what a lost process held is the business of rounds.
+Nothing is written here. The process that holds a connection evicts it and closes its record, as at any other
+ending. Rounds close the records of lost processes.
 """
 
 import uuid
@@ -16,13 +16,15 @@ from realtime.errors import LayerUnavailable
 from realtime.models import Process
 
 AT_ONCE = 5_000
-"""How many connections one action looks at; of more, it takes the first of the list, and says so."""
+"""The number of connections that one action disconnects. If more are selected, it takes the first ones of
+the list and says so.
+"""
 PER_MESSAGE = 1_000
-"""How many ids one message to a process names, about 40 KB."""
+"""The number of ids in one message to a process, about 40 KB."""
 
 
 class Row(NamedTuple):
-    """What the plan has to know of an open connection."""
+    """The columns of an open connection that the plan needs."""
 
     id: uuid.UUID
     user_id: str
@@ -31,29 +33,37 @@ class Row(NamedTuple):
 
 @dataclass(slots=True)
 class Plan:
-    """Who would be asked about which open connections, and who cannot be."""
+    """The selected connections, by the processes that hold them."""
 
     living: dict[Process, list[Row]] = field(default_factory=dict)
+    """Open connections of running processes, which can be asked."""
     lost: dict[Process, list[Row]] = field(default_factory=dict)
-    """Connections whose process has ended: there is nobody to ask."""
+    """Open connections of ended processes, which cannot be asked."""
     closed: int = 0
-    """Already closed."""
+    """The number of connections that are closed already."""
     cut: bool = False
-    """There were more than `AT_ONCE`."""
+    """True if more connections than `AT_ONCE` may be selected."""
 
     @property
     def asked(self) -> int:
+        """The number of connections that the processes will be asked to disconnect."""
         return sum(map(len, self.living.values()))
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
+    """The processes that were asked, and the processes that could not be asked."""
+
     asked: dict[Process, list[Row]]
     unreachable: dict[Process, LayerUnavailable]
 
 
 def plan(connections: QuerySet[Any]) -> Plan:
-    """The plan for up to `AT_ONCE` of these connections."""
+    """Sort connections by the processes that hold them.
+
+    Args:
+        connections: The selected connections. The plan takes the first `AT_ONCE` of them.
+    """
     made = Plan()
     rows = connections.values_list("process", "closed_at", "id", "user_id", "path")[:AT_ONCE]
     held: dict[uuid.UUID, list[Row]] = {}
@@ -70,7 +80,11 @@ def plan(connections: QuerySet[Any]) -> Plan:
 
 
 def carry_out(made: Plan) -> Outcome:
-    """Ask every living process at once."""
+    """Ask all running processes of a plan side by side.
+
+    Returns:
+        The processes that were asked, and the processes that could not be asked, each with its error.
+    """
     waiting: dict[str, list[str]] = {}
     for process, rows in made.living.items():
         waiting.setdefault(process.channel_name, []).extend(str(row.id) for row in rows)
@@ -78,7 +92,7 @@ def carry_out(made: Plan) -> Outcome:
     while waiting:
         batch = {address: ids[:PER_MESSAGE] for address, ids in waiting.items()}
         failed |= publishing.disconnect(batch, CloseReason.KICKED.value)
-        # Who could not be asked is not asked again: each time may take as long as a call to Redis may.
+        # A process that could not be asked is not asked again, because each call may take its whole timeout.
         waiting = {
             address: ids[PER_MESSAGE:]
             for address, ids in waiting.items()

@@ -1,4 +1,4 @@
-"""By what the lists are narrowed; each filter leaves an index to read."""
+"""The filters of the lists. Each keeps the query on an index."""
 
 import uuid
 from collections.abc import Iterator
@@ -12,20 +12,22 @@ from django.http import HttpRequest
 from realtime.closing import CloseReason
 from realtime.models import Connection, Membership, Process
 
-#: How many processes the filter names; the list of processes leads to the connections of each.
+#: The number of processes in the filter. The list of processes has links to the connections of each process.
 PROCESSES_NAMED = 30
-#: How many members of a group, and how many suspects, are looked at. A public group may have a million, a
-#: lost process a hundred thousand, and no index has the newest of several processes in order.
+#: The number of members of a group, and of suspects, that a filter reads. A public group may have a million
+#: members, a lost process a hundred thousand connections, and no index orders the rows of several processes.
 SOUGHT = 1_000
 
 
 class Pick(admin.SimpleListFilter):
-    """A list that opens beneath what is chosen; beside the table there is no room for four."""
+    """A filter above the table that opens on a click: beside the table there is no room for four."""
 
     template = "admin/realtime/filter.html"
 
 
 class ConnectionStateFilter(Pick):
+    """Open, suspect or closed."""
+
     title = "state"
     parameter_name = "state"
 
@@ -46,6 +48,8 @@ class ConnectionStateFilter(Pick):
 
 
 class CloseReasonFilter(Pick):
+    """The close reason."""
+
     title = "reason"
     parameter_name = "reason"
 
@@ -55,11 +59,13 @@ class CloseReasonFilter(Pick):
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         if not self.value():
             return queryset
-        # Only closed records have a reason, and only those are in its index.
+        # Only closed records have a reason, and its index has only closed records.
         return queryset.closed().filter(close_reason=_plain(self.value()))  # type: ignore[attr-defined, no-any-return]
 
 
 class ProcessFilter(Pick):
+    """The process that holds or held the connection."""
+
     title = "process"
     parameter_name = "process"
 
@@ -78,7 +84,7 @@ class ProcessFilter(Pick):
 
 
 class GroupFilter(admin.SimpleListFilter):
-    """A field to type a group's name into, because there may be a hundred thousand."""
+    """A text field for the name of a group, because there may be a hundred thousand groups."""
 
     title = "group"
     parameter_name = "group"
@@ -105,12 +111,14 @@ class GroupFilter(admin.SimpleListFilter):
         processes = Process.objects.all()
         if (process := _uuid(request.GET.get(ProcessFilter.parameter_name))) is not None:
             processes = processes.filter(pk=process)
-        # The index of memberships begins with the process: named, they make it an index of groups.
+        # The index of memberships begins with the process. If all processes are named, it finds a group.
         members = Membership.objects.to_leave().filter(group=group, process__in=processes.values("pk"))
         return queryset.filter(pk__in=members.values("connection")[:SOUGHT])
 
 
 class ProcessStateFilter(Pick):
+    """Running, silent, stopped or lost."""
+
     title = "state"
     parameter_name = "state"
 
@@ -131,7 +139,7 @@ class ProcessStateFilter(Pick):
 
 
 def _plain(text: str | None) -> str:
-    """Without what no column holds: PostgreSQL refuses to compare with a NUL."""
+    """Return a text without NUL, which no column holds and PostgreSQL refuses to compare with."""
     return (text or "").replace("\0", "").strip()
 
 

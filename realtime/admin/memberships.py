@@ -1,4 +1,4 @@
-"""The groups of the connections on one page, in one query that costs the same however many there are."""
+"""The groups of the connections on one page, in one query at a cost that does not grow with the groups."""
 
 import uuid
 from collections.abc import Collection
@@ -13,7 +13,7 @@ COUNTED = 1000
 
 
 class _CountUpTo(Subquery):
-    """How many rows a sliced subquery has."""
+    """The number of rows of a sliced subquery."""
 
     template = "(SELECT COUNT(*) FROM (%(subquery)s) subquery)"
     output_field = IntegerField()
@@ -21,19 +21,22 @@ class _CountUpTo(Subquery):
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """The first groups of a connection by name, and how many there are besides; at most `COUNTED` in all."""
+    """The groups of one connection."""
 
     names: tuple[str, ...] = ()
+    """The names of the first groups."""
     count: int = 0
+    """The number of all groups, at most `COUNTED`."""
 
     @property
     def more(self) -> str:
+        """A text for the groups without a name here; empty if there are none."""
         rest = self.count - len(self.names)
         return "" if not rest else f"and {rest}{'+' if self.count == COUNTED else ''} more"
 
 
 def current_groups(connections: Collection[uuid.UUID]) -> dict[uuid.UUID, Groups]:
-    """The groups in which these connections are now."""
+    """Return the current groups of the given connections."""
     held = Membership.objects.to_leave().filter(connection=OuterRef("pk")).order_by("group")
     rows = Connection.objects.filter(pk__in=connections).values_list(
         "pk",

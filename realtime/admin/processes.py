@@ -9,16 +9,16 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from realtime.admin import cells, filters, people
-from realtime.admin.window import WindowAdmin
+from realtime.admin.readonly import ReadOnlyAdmin
 from realtime.admin.wording import device, duration
 from realtime.models import Connection, Process
 
 NEWEST = 20
-"""How many of its open connections the page of a process shows."""
+"""The number of open connections on the page of a process."""
 
 
 @admin.register(Process)
-class ProcessAdmin(WindowAdmin):
+class ProcessAdmin(ReadOnlyAdmin):
     list_display = ("process", "state", "last_answer", "open_connections", "lag", "missed", "started")
     list_display_links = None
     list_filter = (filters.ProcessStateFilter,)

@@ -1,4 +1,4 @@
-"""What a text in the search field means: one comparison, because no index has two of them in order."""
+"""The search for connections. A text is compared with one column, because no index orders two."""
 
 import ipaddress
 import uuid
@@ -9,8 +9,8 @@ from django.db.models import QuerySet
 from realtime.admin.people import key_of
 from realtime.models import Connection
 
-#: How many of the newest connections an address or a path is looked for in. Neither has an index, which every
-#: connect would pay for.
+#: The number of newest connections that are searched for an address or a path. Neither has an index, because
+#: every connect would have to write to it.
 SOUGHT = 10_000
 HELP = (
     f"a connection's id; a user's name or key; or, among the newest {SOUGHT:,} of the list, an address or the"
@@ -19,7 +19,15 @@ HELP = (
 
 
 def search(connections: QuerySet[Any], text: str) -> QuerySet[Any]:
-    """Those of the connections that `text` means."""
+    """Search connections.
+
+    Args:
+        connections: The connections of the list, after its filters.
+        text: The beginning of a path, an address, the id of a connection, or a user's name or key.
+
+    Returns:
+        The connections that match, as a query.
+    """
     text = text.strip()
     if text.startswith("/"):
         return _newest(connections).filter(path__startswith=text)
@@ -29,7 +37,7 @@ def search(connections: QuerySet[Any], text: str) -> QuerySet[Any]:
         id = uuid.UUID(text)
     except ValueError:
         return connections.filter(user_id=key_of(text) or text)
-    # A user's key may be a UUID, too.
+    # The key of a user may be a UUID, too.
     if Connection.objects.filter(pk=id).exists():
         return connections.filter(pk=id)
     return connections.filter(user_id=str(id))

@@ -1,18 +1,19 @@
-"""What is known of one connection, in the order in which it happened."""
+"""The known events of one connection, in the order of time."""
 
 from dataclasses import dataclass
 from datetime import datetime
 
-from realtime.closing import by_label
+from realtime.closing import CloseReason
 from realtime.models import Connection, Membership
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """`kind` is "opened", "joined", "seen", "left", "doubt" or "closed"."""
+    """One event."""
 
     at: datetime
     kind: str
+    """One of `_ORDER`."""
     text: str
     detail: str = ""
 
@@ -21,11 +22,11 @@ _ORDER = ("opened", "joined", "seen", "left", "doubt", "closed")
 
 
 def timeline(connection: Connection, memberships: list[Membership]) -> list[Entry]:
-    """The life of a connection that was in these groups."""
+    """Return the events of a connection that had these memberships."""
     process = connection.process
     entries = [
         Entry(connection.opened_at, "opened", "Opened", f"{connection.path} on {process}"),
-        Entry(connection.last_seen_at, "seen", "Last seen", "the last proof of life; noted once a minute"),
+        Entry(connection.last_seen_at, "seen", "Last seen", "the last proof of life; recorded once a minute"),
     ]
     for membership in memberships:
         entries.append(Entry(membership.joined_at, "joined", "Joined", membership.group))
@@ -42,8 +43,8 @@ def timeline(connection: Connection, memberships: list[Membership]) -> list[Entr
 
 
 def reason_text(connection: Connection) -> str:
-    """The sentence for a close reason; empty for one that this version does not know."""
+    """Return the sentence for the close reason; empty for a reason that this version does not know."""
     try:
-        return by_label(connection.close_reason).text
-    except KeyError:
+        return CloseReason(connection.close_reason).text
+    except ValueError:
         return ""

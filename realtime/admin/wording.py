@@ -1,4 +1,4 @@
-"""How times and clients are put for people. Pure: what time it is now is an argument."""
+"""Words for times and clients. The functions are pure: the current time is an argument."""
 
 import re
 from datetime import timedelta
@@ -6,7 +6,7 @@ from datetime import timedelta
 MINUTE, HOUR, DAY = 60, 3600, 86400
 
 _BROWSERS = (
-    # Those that also claim to be Chrome or Safari come first.
+    # Browsers that also claim to be Chrome or Safari come first.
     ("Edge", re.compile(r"\bEdg(?:A|iOS)?/(\d{1,4})")),
     ("Opera", re.compile(r"\bOPR/(\d{1,4})")),
     ("Samsung Internet", re.compile(r"\bSamsungBrowser/(\d{1,4})")),
@@ -27,7 +27,7 @@ _PRODUCT = re.compile(r"([\w.+-]{1,40})(?:/(\d{1,5}(?:\.\d{1,5})?))?")
 
 
 def duration(length: timedelta) -> str:
-    """A length of time in its two largest units: "12 s", "3 min 12 s", "2 h 5 min", "3 d 4 h"."""
+    """Return a length of time in its two largest units: "12 s", "3 min 12 s", "2 h 5 min", "3 d 4 h"."""
     seconds = max(0, int(length.total_seconds()))
     for unit, size, smaller, smaller_size in (
         ("d", DAY, "h", HOUR),
@@ -41,7 +41,7 @@ def duration(length: timedelta) -> str:
 
 
 def ago(length: timedelta) -> str:
-    """How long ago something was, in its largest unit: "12 s ago", "3 min ago"."""
+    """Return the time since an event in its largest unit: "12 s ago", "3 min ago"."""
     seconds = max(0, int(length.total_seconds()))
     for unit, size in (("d", DAY), ("h", HOUR), ("min", MINUTE)):
         if seconds >= size:
@@ -50,10 +50,10 @@ def ago(length: timedelta) -> str:
 
 
 def device(user_agent: str) -> str:
-    """A short name for what a client says that it is: "Chrome 142 on Windows", "okhttp 4.12"; may be empty.
+    """Return a short name for a user agent, like "Chrome 142 on Windows" or "okhttp 4.12"; may be empty.
 
-    Names the browsers and systems that nearly everybody has. A database of all others is a thousand regular
-    expressions, to be updated each month, and a client may claim anything.
+    Only the most common browsers and systems are known. A database of all others has a thousand regular
+    expressions and needs an update each month, and a client may claim anything.
     """
     browser = next((f"{name} {found[1]}" for name, by in _BROWSERS if (found := by.search(user_agent))), "")
     system = next((name for name, by in _SYSTEMS if by.search(user_agent)), "")

@@ -315,7 +315,7 @@ class Reaper:
     async def _read_rows(self, poll: Poll) -> None:
         """Add the processes whose answer is in the database, because they could not send it."""
         if silent := [process.id for process in poll.silent]:
-            poll.answered.update(await database(process_rows.who_answered, poll.number, silent))
+            poll.answered.update(await database(process_rows.processes_that_answered, poll.number, silent))
 
     async def _check_reception(self) -> bool:
         """Check that this reaper receives anything at all, and open new connections if it does not.
@@ -344,7 +344,7 @@ class Reaper:
     async def _judge(self, poll: Poll) -> list[LostProcess]:
         if back := [process.id for process in poll.asked if process.missed and process.id in poll.answered]:
             # A process whose database is down answers by message only; reset its misses here.
-            await database(process_rows.answered, back)
+            await database(process_rows.reset_misses, back)
         silent = [process.id for process in poll.silent]
         if not silent:
             return []

@@ -21,7 +21,7 @@ from realtime.fleet.database import Database, OwnThread
 from realtime.layers import groups
 from realtime.process import pids
 from realtime.records import connection_rows, process_rows
-from realtime.records.batch import is_for_its_rows
+from realtime.records.batch import is_row_error
 from realtime.records.process_rows import LostProcess
 
 logger = logging.getLogger("realtime.sweep")
@@ -105,7 +105,7 @@ async def sweep(
             failures.append(error)
         except DatabaseFailure as error:
             failures.append(error)
-            if not is_for_its_rows(error):
+            if not is_row_error(error):
                 # The database is down, and would fail for the other processes, too.
                 break
     return Swept(reaped, discarded, written_off, tuple(failures))
@@ -161,7 +161,7 @@ async def _leave_groups(process: LostProcess, database: Database, stopping: Call
             await groups.discard(group, process.channel_name)
         # Only discarded groups are marked as left. If the layer fails half-way, the rest stays on the to-do
         # list. Another reaper may be sweeping the same process; it counts the groups that it marks.
-        discarded += len(await database(connection_rows.left_groups, process.id, batch))
+        discarded += len(await database(connection_rows.mark_groups_left, process.id, batch))
     await groups.forget_channel(process.channel_name)
     return discarded
 
@@ -208,7 +208,7 @@ async def _write_off(
                 "layer was removed for good, do nothing: its memberships are written off "
                 f"{patience:.0f} s after the process ended."
             )
-        written_off += len(await database(connection_rows.left_groups, process.id, names))
+        written_off += len(await database(connection_rows.mark_groups_left, process.id, names))
     if written_off:
         logger.error(
             "Process %s:%d: its memberships in %d groups are written off, %.0f s after it ended: %s",

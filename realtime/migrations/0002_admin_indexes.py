@@ -13,7 +13,7 @@ class Migration(migrations.Migration):
             options={"permissions": (("disconnect_connection", "Can disconnect connection"),)},
         ),
         migrations.RemoveIndex(model_name="connection", name="realtime_connection_open"),
-        # The key's own index gives way to one that begins with the same column and is in order.
+        # An index that begins with the same column and is ordered replaces the foreign key's own index.
         migrations.AlterField(
             model_name="connection",
             name="process",

@@ -1,4 +1,4 @@
-"""What keeps a process from being declared lost that lives and was not reached by a round's question."""
+"""Columns that keep a living process from being declared lost when a round's question did not reach it."""
 
 from datetime import timedelta
 

@@ -1,72 +1,56 @@
-"""How one batch of the ledger is written: a few bulk statements, in one transaction.
+"""Write one batch of the ledger: a few bulk statements in one transaction.
 
-Synchronous, for the ledger's own thread.
+Everything here is synchronous and runs on the ledger's own thread.
 """
 
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from django.db import DataError, Error, IntegrityError, close_old_connections, reset_queries
 
-from realtime.records import connection_rows, write_queue
+from realtime.records import connection_rows
 from realtime.records.entries import Closing
-from realtime.records.write_queue import Kind
+from realtime.records.write_queue import Kind, Write
 
 
-class Write(write_queue.Write):
-    """One write to the tables; `call` is what a `Kind.CALL` does."""
+def write_batch(batch: Sequence[Write]) -> list[Any]:
+    """Write a batch. If the database refuses it because of one row, write it again in halves, so that only
+    the write with that row fails.
 
-    __slots__ = ("call", "stamp")
-
-    def __init__(
-        self,
-        kind: Kind,
-        rows: Sequence[Any] = (),
-        connections: Collection[uuid.UUID] = (),
-        call: Callable[[], Any] | None = None,
-    ) -> None:
-        super().__init__(kind, rows, connections)
-        self.call = call
-        self.stamp: uuid.UUID | None = None
-        """Of the first batch that has this close in it. A close that is repeated keeps it: after a COMMIT
-        whose answer was lost, it finds its own.
-        """
-
-
-def settle(batch: Sequence[Write]) -> list[Any]:
-    """Write a batch; returns for each write its result, or the exception that it failed with.
-
-    A batch that is refused for one of its rows is written again in halves, so that only the culprit fails.
+    Returns:
+        For each write its result, or the exception that it failed with.
     """
     try:
         return _transact(batch)
     except Exception as error:
-        if len(batch) == 1 or not is_for_its_rows(error):
+        if len(batch) == 1 or not is_row_error(error):
             return [error] * len(batch)
     middle = len(batch) // 2
-    return settle(batch[:middle]) + settle(batch[middle:])
+    return write_batch(batch[:middle]) + write_batch(batch[middle:])
 
 
-def settle_on_fresh_connections(batch: Sequence[Write]) -> list[Any]:
-    """`settle`, where no request begins or ends: only there Django drops connections that broke or grew old,
-    and with DEBUG the texts of the last thousands of queries.
+def write_batch_outside_requests(batch: Sequence[Write]) -> list[Any]:
+    """Write a batch on a thread that serves no requests.
+
+    Django drops broken and old connections only when a request begins or ends, and with DEBUG also the texts
+    of the last thousands of queries. This function does both around the batch.
     """
     try:
         reset_queries()
         close_old_connections()
         try:
-            return settle(batch)
+            return write_batch(batch)
         finally:
             close_old_connections()
     except BaseException as error:
-        # The thread goes on whatever this was, or nobody would be told.
+        # Also SystemExit and the like: the thread must go on, or no caller would get its answer.
         return [error] * len(batch)
 
 
-def is_for_its_rows(error: BaseException) -> bool:
-    """Whether the rows are what the database refuses; else it is the database that is not well."""
+def is_row_error(error: BaseException) -> bool:
+    """Return True if the rows are the cause of a failure; otherwise the database itself is not well."""
     return isinstance(error, IntegrityError | DataError) or not isinstance(error, Error)
 
 
@@ -88,7 +72,7 @@ def _transact(batch: Sequence[Write]) -> list[Any]:
         if joins := rows[Kind.JOIN]:
             connection_rows.open_memberships(joins)
         if leaves := rows[Kind.LEAVE]:
-            connection_rows.leave_memberships(leaves)
+            connection_rows.mark_memberships_left(leaves)
         for stamp, closings in endings.items():
             closed |= connection_rows.close_connections(closings, stamp)
     return [write.rows[0].id in closed if write.kind is Kind.CLOSE else None for write in batch]

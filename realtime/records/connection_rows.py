@@ -1,10 +1,10 @@
-"""Every read and write of the rows of connections and memberships. Synchronous; one statement or one atomic
-block for each `BATCH` rows.
+"""Every read and write of the rows of connections and memberships.
 
-Times are the database's. Writes that decide something are conditional UPDATEs and answer "was it me?". All
-may be repeated with the same arguments, so a caller that never saw the answer to its COMMIT calls again.
-Reads go to the database that is written to: a replica may be behind. All raise a `django.db.Error` when the
-database cannot be reached or refuses a row.
+All functions are synchronous. Each is one statement, or one atomic block for each `BATCH` rows. All times
+come from the database's clock. A write that decides something is a conditional UPDATE and returns what this
+call changed. Each call may be repeated with the same arguments, so a caller that never saw the answer to its
+COMMIT calls again. Reads go to the database that is written to, because a replica may be behind. If the
+database cannot be reached or refuses a row, each function raises a `django.db.Error`.
 """
 
 import uuid
@@ -29,7 +29,7 @@ BATCH = rows.BATCH
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """A membership that a running process still has to leave, although its connection is closed."""
+    """A membership of a closed connection that its running process still has to leave."""
 
     process_id: uuid.UUID
     channel_name: str
@@ -37,31 +37,24 @@ class Leftover:
     group: str
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """How many processes run, connections are open, and memberships are not left."""
-
-    processes: int
-    connections: int
-    memberships: int
-
-
 class Forgotten(NamedTuple):
-    """How many records of a user were deleted, and how many only lost what names the user."""
+    """The outcome of `forget_user`."""
 
     deleted: int
+    """The number of records that were deleted."""
     emptied: int
+    """The number of records that are still needed and only lost what names the user."""
 
 
 def in_one_transaction() -> AbstractContextManager[Any]:
-    """For calls of the four functions that follow, to be committed together or not at all."""
+    """Return a context that commits calls of the next four functions together or not at all."""
     return transaction.atomic(using=rows.database())
 
 
 def open_connections(openings: Sequence[Opening]) -> None:
-    """Insert the records of new connections; those that exist are left as they are, even when closed."""
+    """Insert the records of new connections. A record that exists is left as it is, even if it is closed."""
     texts = ("user_id", "path", "remote_address", "user_agent", "subprotocol")
-    rows.insert(
+    rows.insert_new(
         Connection,
         ("id", "process_id", *texts),
         [
@@ -77,10 +70,16 @@ def open_connections(openings: Sequence[Opening]) -> None:
 
 
 def close_connections(closings: Sequence[Closing], stamp: uuid.UUID) -> set[uuid.UUID]:
-    """Close records that are open, and return the ids of those that were closed with this stamp.
+    """Close these records, if they are open.
 
-    Of any number of callers exactly one stamp gets each id. A call that is repeated with its stamp returns
-    the same ids again, so each new batch needs a new stamp.
+    Args:
+        closings: The records to close.
+        stamp: A value that no other batch has. A call that is repeated with its stamp returns the same ids
+            again.
+
+    Returns:
+        The ids of the records that were closed with this stamp. Of any number of callers that close a record,
+        exactly one stamp gets its id.
     """
     using = rows.database()
     mine: set[uuid.UUID] = set()
@@ -96,7 +95,7 @@ def close_connections(closings: Sequence[Closing], stamp: uuid.UUID) -> set[uuid
                     closed_at=Now(), close_reason=reason.value, close_code=code, closed_by=stamp
                 )
             closed = set(records.filter(closed_by=stamp).values_list("pk", flat=True))
-            # In the same transaction, so that no record is closed whose memberships nobody looks for.
+            # In the same transaction, so that every membership of a closed record is found as a leftover.
             held = Membership.objects.using(using).to_leave().filter(connection__in=closed)
             rows.lock(held)
             held.update(connection_closed=True)
@@ -105,8 +104,8 @@ def close_connections(closings: Sequence[Closing], stamp: uuid.UUID) -> set[uuid
 
 
 def open_memberships(joins: Sequence[Join]) -> None:
-    """Insert memberships; those that are open already are left as they are."""
-    rows.insert(
+    """Insert memberships. A membership that is open already is left as it is."""
+    rows.insert_new(
         Membership,
         ("connection_id", "process_id", "group"),
         [(join.connection_id, join.process_id, join.group) for join in joins],
@@ -114,15 +113,19 @@ def open_memberships(joins: Sequence[Join]) -> None:
     )
 
 
-def leave_memberships(joins: Sequence[Join]) -> int:
-    """Mark memberships as left, after their `group_discard` returned; return how many this call marked."""
+def mark_memberships_left(joins: Sequence[Join]) -> int:
+    """Mark memberships as left. Call it after their `group_discard`s returned.
+
+    Returns:
+        The number of memberships that this call marked.
+    """
     using = rows.database()
     left = 0
     for batch in rows.batches(joins):
         groups = defaultdict(set)
         for join in batch:
             groups[join.connection_id].add(join.group)
-        # Those that leave the same groups together: each condition costs more than the rows that it names.
+        # One condition for all connections that leave the same groups: a condition costs more than its rows.
         leaving = defaultdict(list)
         for connection_id, names in groups.items():
             leaving[frozenset(names)].append(connection_id)
@@ -137,7 +140,7 @@ def leave_memberships(joins: Sequence[Join]) -> int:
 
 
 def touch_connections(ids: Iterable[uuid.UUID]) -> None:
-    """Note that these connections gave a proof of life; for display only."""
+    """Note that these connections gave a proof of life. The time is only displayed."""
     using = rows.database()
     for batch in rows.batches(ids):
         records = Connection.objects.using(using).open().filter(pk__in=batch)
@@ -146,13 +149,16 @@ def touch_connections(ids: Iterable[uuid.UUID]) -> None:
             records.update(last_seen_at=Now())
 
 
-# What an ended process has left
+# Rows of ended processes, and old rows
 
 
 def close_lost_records(process_id: uuid.UUID, stamp: uuid.UUID, limit: int = BATCH) -> int:
-    """Close up to `limit` open records of an ended process as SERVER_LOST; call until it returns 0.
+    """Close up to `limit` open records of an ended process as SERVER_LOST.
 
     Rows that another writer is closing at this moment are passed over.
+
+    Returns:
+        The number of closed records. Call the function until it returns 0.
     """
     using = rows.database()
     ended = Process.objects.using(using).ended().filter(pk=process_id)
@@ -165,16 +171,19 @@ def close_lost_records(process_id: uuid.UUID, stamp: uuid.UUID, limit: int = BAT
 
 
 def groups_to_leave(process_id: uuid.UUID, limit: int = BATCH) -> list[str]:
-    """The names of groups that a process has not left yet, in order."""
+    """Return the first names of groups that a process has not left yet, in order."""
     memberships = Membership.objects.using(rows.database()).to_leave().filter(process=process_id)
     return list(memberships.order_by("group").values_list("group", flat=True).distinct()[:limit])
 
 
-def left_groups(process_id: uuid.UUID, groups: Collection[str]) -> set[str]:
-    """Mark a process's memberships in these groups as left, after its `group_discard`s returned, or instead
-    of them where the channel layer no longer exists.
+def mark_groups_left(process_id: uuid.UUID, groups: Collection[str]) -> set[str]:
+    """Mark a process's memberships in these groups as left.
 
-    Returns the groups in which this call marked any: of two callers, each group is one's.
+    Call it after the process's `group_discard`s returned. If the channel layer no longer exists, call it
+    instead of them.
+
+    Returns:
+        The groups with a membership that this call marked. Each group is returned to one caller only.
     """
     using = rows.database()
     left: set[str] = set()
@@ -183,8 +192,8 @@ def left_groups(process_id: uuid.UUID, groups: Collection[str]) -> set[str]:
             memberships = (
                 Membership.objects.using(using).to_leave().filter(process=process_id, group__in=batch)
             )
-            # A write that changes nothing comes first: callers for one process take turns, and a deferred
-            # transaction of SQLite that began with a read would fail at its first write.
+            # A write that changes nothing comes first. It makes callers for one process take turns, and a
+            # deferred transaction of SQLite that began with a read would fail at its first write.
             Process.objects.using(using).filter(pk=process_id).update(stopped_at=F("stopped_at"))
             rows.lock(memberships)
             left.update(memberships.values_list("group", flat=True).distinct())
@@ -193,8 +202,11 @@ def left_groups(process_id: uuid.UUID, groups: Collection[str]) -> set[str]:
 
 
 def leftovers(process_id: uuid.UUID | None = None, limit: int = BATCH) -> list[Leftover]:
-    """Memberships of closed connections that running processes, or this one, still have to leave, oldest
-    first.
+    """Return the oldest memberships of closed connections that running processes still have to leave.
+
+    Args:
+        process_id: If given, only memberships of this process.
+        limit: The largest number of memberships.
     """
     held = Membership.objects.using(rows.database()).leftovers().order_by("pk")
     if process_id is not None:
@@ -204,7 +216,12 @@ def leftovers(process_id: uuid.UUID | None = None, limit: int = BATCH) -> list[L
 
 
 def purge_closed(older_than: float, limit: int = BATCH) -> int:
-    """Delete up to `limit` records, closed for `older_than` seconds or longer, that have left all groups."""
+    """Delete up to `limit` records that were closed `older_than` seconds ago or earlier and have left all
+    groups.
+
+    Returns:
+        The number of deleted records.
+    """
     expired = Connection.objects.using(rows.database()).to_purge(Now() - timedelta(seconds=older_than))
     return rows.delete_some(expired.order_by("closed_at"), limit)
 
@@ -212,31 +229,35 @@ def purge_closed(older_than: float, limit: int = BATCH) -> int:
 def purge_left(older_than: float, limit: int = BATCH) -> int:
     """Delete up to `limit` memberships that were left `older_than` seconds ago or earlier.
 
-    A connection that lives for months and joins and leaves all the time has ever more of them; those of a
-    closed connection would otherwise go with its record.
+    The memberships of a closed connection would be deleted with its record. But a connection that lives for
+    months and joins and leaves all the time collects more and more of them.
+
+    Returns:
+        The number of deleted memberships.
     """
     expired = Membership.objects.using(rows.database()).to_purge(Now() - timedelta(seconds=older_than))
     return rows.delete_some(expired.order_by("left_at"), limit)
 
 
-def forget_user(user_id: str) -> Forgotten:
-    """Remove everything that names this user, whatever its age.
+def forget_user(user_id: str, limit: int = BATCH) -> Forgotten:
+    """Remove everything that names this user, at any age.
 
-    Records of closed connections are deleted. Others are needed until their connection has closed and left
-    its groups: they lose the user, the address and the user agent.
+    Records of closed connections are deleted. A record is needed until its connection has closed and left its
+    groups. Until then it only loses the user, the address and the user agent.
 
     Args:
-        user_id: The user's primary key as text, as records have it.
+        user_id: The user's primary key as text, as it stands in records.
+        limit: The number of records that one transaction deletes.
 
     Raises:
-        ValueError: The key is empty, which is what records of anonymous clients have.
+        ValueError: The key is empty. Records of anonymous clients have an empty key.
     """
     if not user_id:
-        raise ValueError("an empty key is that of every anonymous client")
+        raise ValueError("An empty key is that of every anonymous client")
     using = rows.database()
     theirs = Connection.objects.using(using).filter(user_id=user_id)
     deleted = 0
-    while number := rows.delete_some(theirs.to_purge(Now()).order_by("closed_at"), BATCH):
+    while number := rows.delete_some(theirs.to_purge(Now()).order_by("closed_at"), limit):
         deleted += number
     with transaction.atomic(using=using):
         rows.lock(theirs)
@@ -247,21 +268,11 @@ def forget_user(user_id: str) -> Forgotten:
 # Reads
 
 
-def counts() -> Counts:
-    """Counted in the tables: exact, at a cost that grows with the number of open rows."""
-    using = rows.database()
-    return Counts(
-        processes=Process.objects.using(using).running().count(),
-        connections=Connection.objects.using(using).open().count(),
-        memberships=Membership.objects.using(using).to_leave().count(),
-    )
-
-
 def count_open_records(process_id: uuid.UUID) -> int:
-    """How many open records a process has; an index is read over as many rows."""
+    """Return the number of open records of a process. The query reads as many rows of an index."""
     return Connection.objects.using(rows.database()).open().filter(process=process_id).count()
 
 
 def _code(code: int | None) -> int | None:
-    """A peer may send any two bytes as its close code; the column holds what RFC 6455 section 7.4 allows."""
+    """Return a close code that RFC 6455 section 7.4 allows, or None: a peer may send any two bytes."""
     return code if code is not None and 1000 <= code <= 4999 else None

@@ -1,4 +1,4 @@
-"""The values that records are written from."""
+"""The values that the ledger and the rows are written from."""
 
 import uuid
 from dataclasses import dataclass
@@ -10,7 +10,10 @@ __all__ = ["Closing", "Join", "Opening"]
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """A connection to record. Text may be anything that came from a client: it is cleaned and cut here."""
+    """A connection to record.
+
+    The texts may be anything that a client sent. `connection_rows` cleans them and cuts them to size.
+    """
 
     id: uuid.UUID
     process_id: uuid.UUID
@@ -23,11 +26,12 @@ class Opening:
 
 @dataclass(frozen=True, slots=True)
 class Closing:
-    """A record to close. `code` is the close code that was sent or received, None where there was none."""
+    """A record to close."""
 
     id: uuid.UUID
     reason: CloseReason
     code: int | None
+    """The close code that was sent or received; None if there was none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,26 +1,25 @@
-"""The records of this process's connections, written in the order in which they are asked for.
+"""The writer of this process's records, in the order of the calls.
 
-One batch is in flight at a time. What is asked for meanwhile waits, and becomes the next batch: a few bulk
-statements in one transaction, whether one client comes or a thousand. Batches are written on a thread of
-the ledger's own, never on the one that all consumers share for the ORM, where one slow query would hold up
-every close.
+One batch is in flight at a time. Writes that are asked for meanwhile wait and become the next batch: a few
+bulk statements in one transaction, for one client as for a thousand. Batches are written on a thread of the
+ledger's own, never on the one that all consumers share for the ORM. There, one slow query would hold up every
+close.
 
-A cancelled waiter does not cancel its write. Opens and joins are tried once, because somebody is waiting to
-be let in; one that has not had its turn when that took too long is withdrawn, or clients that come back
-again and again would fill the backlog of a database that hangs. Closes and leaves are repeated until the
-database takes them, because nobody else in this process will.
+A cancelled caller does not cancel its write. Opens and joins are tried once, because a client is waiting to
+be let in. One that is still queued after `open_timeout` is withdrawn. Otherwise clients that reconnect again
+and again would fill the queue of a database that hangs. Closes and leaves are repeated until the database
+takes them, because no other code in this process will write them.
 """
 
 import asyncio
-import threading
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
-from asgiref.sync import sync_to_async
 from django.db import Error, connections
+from django.utils.module_loading import import_string
 
 from realtime import conf, metrics
 from realtime.errors import RecordsUnavailable
@@ -28,56 +27,61 @@ from realtime.process.pids import Pid
 from realtime.records import batch, connection_rows, process_rows
 from realtime.records.entries import Closing, Join, Opening
 from realtime.records.process_rows import Look
-from realtime.records.retry import Outage
+from realtime.records.retry import Retry
 from realtime.records.thread import Writer
-from realtime.records.write_queue import Kind, WriteQueue
+from realtime.records.write_queue import Kind, Write, WriteQueue
 
 #: Seconds that a client waits for its record before it is told to come back later.
 OPEN_TIMEOUT = 5.0
-#: Rows that one batch writes. SQLite has one writer at a time, and others want their turn.
+#: Rows that one batch writes. SQLite has one writer at a time, and other processes need their turn.
 BATCH = 200
+
+#: The class for each value of the setting LEDGER. By name, so that no server imports the one for tests.
+_CLASSES = {
+    "thread": "realtime.records.ledger.Ledger",
+    "inline": "realtime.inline_ledger.InlineLedger",
+}
 
 Result = TypeVar("Result")
 
 
-class _Write(batch.Write):
-    """A write, and the future of whoever waits for it."""
-
-    __slots__ = ("done", "loop", "until")
-
-    def __init__(
-        self,
-        kind: Kind,
-        rows: Sequence[Any] = (),
-        connections: Collection[uuid.UUID] = (),
-        call: Callable[[], Any] | None = None,
-    ) -> None:
-        super().__init__(kind, rows, connections, call)
-        self.loop = asyncio.get_running_loop()
-        self.done: asyncio.Future[Any] = self.loop.create_future()
-        self.until: float | None = None
-        """When its waiter gives up, on the loop's clock."""
-
-
 class Ledger:
-    """Writes records for the event loop that it is used on."""
+    """Writes records for the event loop that it is used on.
 
-    #: Whether other processes see what is written, and this one what they wrote.
+    Args:
+        open_timeout: Seconds after which a write that is tried once fails.
+        retry: The pauses between the tries of closes and leaves.
+    """
+
+    #: True if other processes see the rows that this ledger writes, and it sees theirs.
     shared = True
 
-    def __init__(self) -> None:
-        self._outage = Outage()
-        self._backlog: WriteQueue[_Write] = WriteQueue()
+    def __init__(self, open_timeout: float = OPEN_TIMEOUT, retry: Retry | None = None) -> None:
+        self._open_timeout = open_timeout
+        self._retry = Retry() if retry is None else retry
+        self._queue = WriteQueue()
         self._writer = Writer("realtime-ledger")
-        self._in_flight: list[_Write] = []
+        self._in_flight: list[Write] = []
         self._busy = False
-        """Whether a batch is in flight, or about to be."""
-        self._looking = False
+        """True while a batch is in flight or about to be."""
+        self._timer_set = False
         self._shutting = False
 
     async def start_process(self, channel_name: str, pid: Pid, look_every: float = 0.0) -> uuid.UUID:
-        """Record a server process that starts, and return its id. Raises RecordsUnavailable."""
-        call = partial(
+        """Record a server process that starts.
+
+        Args:
+            channel_name: The address of its hub.
+            pid: Its pid.
+            look_every: Seconds within which it looks for rounds that it was not asked.
+
+        Returns:
+            The id of its row.
+
+        Raises:
+            RecordsUnavailable: The database did not take it.
+        """
+        process: uuid.UUID = await self._call_once(
             process_rows.start_process,
             channel_name,
             pid.host,
@@ -86,218 +90,209 @@ class Ledger:
             pid.began,
             look_every,
         )
-        process: uuid.UUID = await self._once(_Write(Kind.CALL, call=call))
         return process
 
     async def answer_round(self, process: uuid.UUID, number: int, **state: Any) -> bool:
-        """Write an answer to a round, before everything else that waits.
+        """Write an answer to a round, before all writes that wait.
 
         Args:
             process: The process that answers.
             number: The round.
-            **state: As in `process_records.answer_round`.
+            **state: As in `process_rows.answer_round`.
 
         Returns:
-            False when the process was declared lost.
+            False if the process was declared lost.
 
         Raises:
             RecordsUnavailable: The database did not take it.
         """
-        call = partial(process_rows.answer_round, process, number, **state)
-        running: bool = await self._once(_Write(Kind.CALL, call=call), first=True)
+        running: bool = await self._call_once(process_rows.answer_round, process, number, first=True, **state)
         return running
 
     async def look_for_rounds(self, process: uuid.UUID) -> Look:
-        """Read what the process has to know of rounds, before everything else that waits.
+        """Read what the process has to know of rounds, before all writes that wait.
 
         Raises:
             RecordsUnavailable: The database did not answer.
         """
-        # A storm of clients fills the queue for many seconds, and a process that lives must answer in time.
-        look: Look = await self._once(
-            _Write(Kind.CALL, call=partial(process_rows.look_for_rounds, process)), first=True
-        )
+        # A storm of clients fills the queue for many seconds, and a living process must answer in time.
+        look: Look = await self._call_once(process_rows.look_for_rounds, process, first=True)
         return look
 
     async def stop_process(self, process: uuid.UUID) -> bool:
-        stopped: bool = await self._once(_Write(Kind.CALL, call=partial(process_rows.stop_process, process)))
+        """Record a planned stop.
+
+        Returns:
+            False if the process had ended already.
+
+        Raises:
+            RecordsUnavailable: The database did not take it.
+        """
+        stopped: bool = await self._call_once(process_rows.stop_process, process)
         return stopped
 
     async def open(self, opening: Opening) -> None:
-        """Returns when the record is committed. Raises RecordsUnavailable."""
-        await self._once(_Write(Kind.OPEN, (opening,), (opening.id,)))
+        """Open a record. Returns when it is committed.
+
+        Raises:
+            RecordsUnavailable: The database did not take it.
+        """
+        await self._try_once(Write(Kind.OPEN, (opening,), (opening.id,)))
 
     async def join(self, join: Join) -> None:
-        """Returns when the membership is committed. Raises RecordsUnavailable.
+        """Open a membership. Returns when it is committed.
 
-        The record may still be waiting to be opened: its open comes first, in the same batch if it can.
+        The record may still be waiting to be opened: its open comes first, in the same batch if possible.
+
+        Raises:
+            RecordsUnavailable: The database did not take it.
         """
-        await self._once(_Write(Kind.JOIN, (join,), (join.connection_id,)))
+        await self._try_once(Write(Kind.JOIN, (join,), (join.connection_id,)))
 
     async def leave(self, joins: Sequence[Join]) -> None:
-        """To be called after the `group_discard`s returned. Returns when the rows say so."""
+        """Mark memberships as left. Call it after the `group_discard`s returned.
+
+        Returns when the rows are committed, however long that takes.
+        """
         for start in range(0, len(joins), BATCH):
             rows = joins[start : start + BATCH]
-            await self._until_done(Kind.LEAVE, rows, {join.connection_id for join in rows})
+            await self._repeat(Kind.LEAVE, rows, {join.connection_id for join in rows})
 
     async def close(self, closing: Closing) -> bool:
-        """Returns whether it was this call that closed the record, once it is closed."""
-        was_it_me: bool = await self._until_done(Kind.CLOSE, (closing,), (closing.id,))
+        """Close a record. Returns when it is closed, however long that takes.
+
+        Returns:
+            True if this call closed the record, False if another writer had done so.
+        """
+        was_it_me: bool = await self._repeat(Kind.CLOSE, (closing,), (closing.id,))
         return was_it_me
 
     async def touch(self, connections: Sequence[uuid.UUID]) -> None:
-        # In turns, so that nobody who connects waits until ten thousand rows are written.
+        """Note that these connections gave a proof of life.
+
+        Raises:
+            RecordsUnavailable: The database did not take it.
+        """
+        # In several calls, so that no new client waits until ten thousand rows are written.
         for start in range(0, len(connections), connection_rows.BATCH):
             some = connections[start : start + connection_rows.BATCH]
-            await self._once(_Write(Kind.CALL, call=partial(connection_rows.touch_connections, some)))
+            await self._call_once(connection_rows.touch_connections, some)
 
     async def call(self, call: Callable[..., Result], *arguments: object) -> Result:
-        """Any other call of `records`, in its turn, once and however long it takes. Raises what it raises."""
-        result: Result = await self._do(_Write(Kind.CALL, call=partial(call, *arguments)))
+        """Call any other function of `records` in its turn, once, however long it takes.
+
+        Raises:
+            Exception: Any exception of the function.
+        """
+        result: Result = await self._submit(Write(Kind.CALL, call=partial(call, *arguments)))
         return result
 
     def shut(self) -> None:
-        """Let go of the thread, and of its database connection, once what waits has been written."""
+        """End the thread and close its database connection, after the waiting writes were written."""
         self._shutting = True
         if not self._busy:
-            self._let_go()
+            self._end_thread()
 
-    def _let_go(self) -> None:
+    def _end_thread(self) -> None:
         self._writer.do(connections.close_all)
         self._writer.shut()
 
-    async def _once(self, write: _Write, *, first: bool = False) -> Any:
-        write.until = write.loop.time() + OPEN_TIMEOUT
+    async def _call_once(
+        self, call: Callable[..., Any], *arguments: object, first: bool = False, **options: Any
+    ) -> Any:
+        return await self._try_once(Write(Kind.CALL, call=partial(call, *arguments, **options)), first=first)
+
+    async def _try_once(self, write: Write, *, first: bool = False) -> Any:
+        write.deadline = asyncio.get_running_loop().time() + self._open_timeout
         try:
-            result = await self._do(write, first=first)
+            result = await self._submit(write, first=first)
         except Error as error:
             metrics.record_errors.inc()
             raise RecordsUnavailable(f"The database did not take a record ({error!r}).") from error
-        self._outage.over()
+        self._retry.over()
         return result
 
-    async def _until_done(self, kind: Kind, rows: Sequence[Any], connections: Collection[uuid.UUID]) -> Any:
+    async def _repeat(self, kind: Kind, rows: Sequence[Any], connections: Collection[uuid.UUID]) -> Any:
         stamp = None
         while True:
-            write = _Write(kind, rows, connections)
-            write.stamp = stamp
+            write = Write(kind, rows, connections, stamp=stamp)
             try:
-                result = await self._do(write)
+                result = await self._submit(write)
             except Error as error:
                 metrics.record_errors.inc()
-                if batch.is_for_its_rows(error):
-                    # Tried alone and refused: it would be refused for ever. The database works, so the
-                    # writes that wait for this try go on.
-                    self._outage.over()
+                if batch.is_row_error(error):
+                    # The write was tried alone and refused, so it would be refused for ever. The database
+                    # works, so the writes that wait for this one go on.
+                    self._retry.over()
                     raise
                 stamp = write.stamp
-                await self._outage.pause(error)
+                await self._retry.pause(error)
             except BaseException:
-                # Perhaps all others wait for this try, whose outcome is not known here any more.
-                self._outage.over()
+                # Perhaps all other writes wait for this one, and its outcome is no longer known here.
+                self._retry.over()
                 raise
             else:
-                self._outage.over()
+                self._retry.over()
                 return result
 
-    async def _do(self, write: _Write, *, first: bool = False) -> Any:
+    async def _submit(self, write: Write, *, first: bool = False) -> Any:
+        loop = asyncio.get_running_loop()
+        write.done = done = loop.create_future()
         if first:
-            self._backlog.put_first(write)
+            self._queue.put_first(write)
         else:
-            self._backlog.put(write)
+            self._queue.put(write)
         if not self._busy:
             self._busy = True
-            # Not at once, so that whatever else this turn of the loop asks for is in the same batch.
-            write.loop.call_soon(self._write_next)
-        if not self._looking:
-            self._looking = True
-            write.loop.call_later(OPEN_TIMEOUT / 10, self._look, write.loop)
-        # A waiter that is cancelled cancels this future, and not the write.
-        return await write.done
+            # Not in this turn of the loop, so that all writes that it asks for are in the same batch.
+            loop.call_soon(self._write_next)
+        if not self._timer_set:
+            self._set_timer()
+        # A caller that is cancelled cancels this future, and not the write.
+        return await done
 
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Withdraw what waits for too long: one timer for all, because nearly none of them ever does."""
-        self._looking = self._busy
-        if self._looking:
-            loop.call_later(OPEN_TIMEOUT / 10, self._look, loop)
-        now = loop.time()
-        for write in (*self._in_flight, *self._backlog):
-            if write.until is not None and now >= write.until and not write.done.done():
+    def _set_timer(self) -> None:
+        """Look for late writes soon: one timer for all, because nearly no write is ever late."""
+        self._timer_set = True
+        asyncio.get_running_loop().call_later(self._open_timeout / 10, self._withdraw_late)
+
+    def _withdraw_late(self) -> None:
+        """Fail every write that is late, and withdraw it if no batch has taken it."""
+        self._timer_set = False
+        if self._busy:
+            self._set_timer()
+        now = asyncio.get_running_loop().time()
+        for write in (*self._in_flight, *self._queue):
+            if write.deadline is not None and now >= write.deadline and not write.answered:
                 metrics.record_errors.inc()
-                unavailable = RecordsUnavailable(f"The database did not take a record in {OPEN_TIMEOUT} s.")
-                unavailable.never_written = self._backlog.withdraw(write)
-                write.done.set_exception(unavailable)
+                unavailable = RecordsUnavailable(
+                    f"The database did not take a record in {self._open_timeout} s."
+                )
+                unavailable.never_written = self._queue.withdraw(write)
+                write.answer(unavailable)
 
     def _write_next(self) -> None:
-        self._in_flight = writes = self._backlog.take(BATCH)
+        self._in_flight = writes = self._queue.take(BATCH)
         self._busy = bool(writes)
         if writes:
-            self._writer.do(partial(self._write, writes))
+            self._writer.do(partial(self._write, asyncio.get_running_loop(), writes))
         elif self._shutting:
-            self._let_go()
+            self._end_thread()
 
-    def _write(self, writes: list[_Write]) -> None:
-        """On the ledger's thread."""
-        outcomes = batch.settle_on_fresh_connections(writes)
-        # The loop may be closed by now; then nobody waits.
+    def _write(self, loop: asyncio.AbstractEventLoop, writes: list[Write]) -> None:
+        """Write a batch, on the ledger's thread."""
+        outcomes = batch.write_batch_outside_requests(writes)
+        # If the loop is closed by now, no caller waits.
         with suppress(RuntimeError):
-            writes[0].loop.call_soon_threadsafe(self._written, writes, outcomes)
+            loop.call_soon_threadsafe(self._written, writes, outcomes)
 
-    def _written(self, writes: list[_Write], outcomes: list[Any]) -> None:
+    def _written(self, writes: list[Write], outcomes: list[Any]) -> None:
         self._write_next()
         for write, outcome in zip(writes, outcomes, strict=True):
-            _answer(write, outcome)
-
-
-class InlineLedger(Ledger):
-    """Writes in the thread and the transaction of a test, whose data no other thread would see.
-
-    One by one, and for as long as it takes.
-    """
-
-    shared = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._lock = asyncio.Lock()
-
-    def shut(self) -> None:
-        """There is nothing to let go of."""
-
-    async def _do(self, write: _Write, *, first: bool = False) -> Any:
-        async with self._lock:
-            if threading.current_thread() is threading.main_thread():
-                # pytest-asyncio: the loop runs in the thread that holds the test's transaction.
-                with _off_the_loop():
-                    outcomes = batch.settle([write])
-            else:
-                # Django's TestCase: the loop runs beside that thread, and this is the way into it.
-                outcomes = await sync_to_async(batch.settle)([write])
-        _answer(write, outcomes[0])
-        return await write.done
-
-
-@contextmanager
-def _off_the_loop() -> Iterator[None]:
-    """On a running loop Django has other connections, and refuses to use them; a write waits for nothing."""
-    loop = asyncio.get_running_loop()
-    asyncio._set_running_loop(None)
-    try:
-        yield
-    finally:
-        asyncio._set_running_loop(loop)
+            write.answer(outcome)
 
 
 def make() -> Ledger:
-    """The ledger that the settings name."""
-    return InlineLedger() if conf.get().LEDGER == "inline" else Ledger()
-
-
-def _answer(write: _Write, outcome: Any) -> None:
-    if write.done.done():
-        # Its waiter was cancelled, or was told that it took too long.
-        return
-    if isinstance(outcome, BaseException):
-        write.done.set_exception(outcome)
-    else:
-        write.done.set_result(outcome)
+    """Return a new ledger of the class that the setting LEDGER names."""
+    made: Ledger = import_string(_CLASSES[conf.get().LEDGER])()
+    return made

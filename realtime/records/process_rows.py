@@ -1,5 +1,7 @@
-"""Every read and write of the rows of processes and rounds. As in `records`, but for `start_process`,
-`claim_round` and `judge`, which are not to be repeated.
+"""Every read and write of the rows of processes and rounds.
+
+What `connection_rows` says of its functions holds here, too, with one exception: `start_process`,
+`claim_round` and `judge` must not be repeated.
 """
 
 import uuid
@@ -29,7 +31,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class LostProcess:
-    """A process that is no more, and whose records and memberships are to be swept."""
+    """A process that has ended. Its records and memberships must be swept."""
 
     id: uuid.UUID
     channel_name: str
@@ -39,7 +41,7 @@ class LostProcess:
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A running process on this machine, and how to tell whether it still exists (see `pids.is_gone`)."""
+    """A running process on this machine, with the values that show if it still exists (`pids.is_gone`)."""
 
     id: uuid.UUID
     pid: int
@@ -48,12 +50,12 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a process finds when it looks for rounds that it was not asked."""
+    """The state of rounds, as a process finds it when it looks for rounds that it was not asked."""
 
     running: bool
-    """False when it was stopped, declared lost or removed: it must start anew."""
+    """False if the process was stopped, declared lost or removed. Then it must start again."""
     number: int
-    """Of the last round; 0 before the first."""
+    """The number of the last round; 0 before the first."""
     interval: float
     """Seconds between rounds; 0 before the first."""
 
@@ -69,9 +71,12 @@ def start_process(
     """Record a server process that starts.
 
     Args:
-        channel_name: Its address.
-        host: As all the following, see `pids.Pid`.
-        pid_namespace: Without it, no reaper judges the process by its pid.
+        channel_name: The address of its hub.
+        host: The name of its host (`pids.Pid.host`).
+        pid: Its pid (`pids.Pid.number`).
+        pid_namespace: The namespace of the pid (`pids.Pid.namespace`). If it is empty, no reaper judges the
+            process by its pid.
+        pid_began: The start of the process (`pids.Pid.began`).
         look_every: Seconds within which it looks for rounds that it was not asked.
 
     Returns:
@@ -104,13 +109,13 @@ def answer_round(
     Args:
         process_id: The process that answers.
         number: The round.
-        connections: How many connections it holds.
+        connections: The number of connections that it holds.
         loop_lag: Seconds by which its event loop was late.
         look_every: Seconds within which it looks for further rounds.
-        hears: True when it hears what it sends to itself through the channel layer.
+        hears: True if it receives what it sends to itself through the channel layer.
 
     Returns:
-        False when this process was stopped, declared lost or removed: it must start anew.
+        False if this process was stopped, declared lost or removed. Then it must start again.
     """
     running = Process.objects.using(rows.database()).running().filter(pk=process_id)
     heard = {"heard_at": Now()} if hears else {}
@@ -128,11 +133,11 @@ def answer_round(
 
 
 def look_for_rounds(process_id: uuid.UUID) -> Look:
-    """Read what a process has to know of rounds, whether it was asked or not."""
+    """Read what a process must know of rounds, also if it was not asked."""
     connection = connections[rows.database()]
     quote = connection.ops.quote_name
     process, last = quote(Process._meta.db_table), quote(Round._meta.db_table)
-    # By hand, because each process asks this all the time, and the ORM takes ten times as long to build it.
+    # Without the ORM, which takes ten times as long to build the statement. Each process runs it often.
     with connection.cursor() as cursor:
         cursor.execute(
             f"SELECT r.number, r.{quote('interval')} FROM {process} p LEFT JOIN {last} r ON r.id = 1"  # noqa: S608 - names of our own tables
@@ -147,18 +152,22 @@ def look_for_rounds(process_id: uuid.UUID) -> Look:
 
 
 def note_heard(process_id: uuid.UUID) -> None:
-    """Record that a process hears what it sends to itself, where no round comes that it could answer."""
+    """Record that a process receives what it sends to itself. It does so while no round comes to answer."""
     Process.objects.using(rows.database()).filter(pk=process_id).update(heard_at=Now())
 
 
 def others_hear(process_id: uuid.UUID, within: float) -> bool:
-    """Return true if another running process has heard itself in the last `within` seconds."""
+    """Return True if another running process received from itself in the last `within` seconds."""
     others = Process.objects.using(rows.database()).running().exclude(pk=process_id)
     return others.filter(heard_at__gte=Now() - timedelta(seconds=within)).exists()
 
 
 def stop_process(process_id: uuid.UUID) -> bool:
-    """Record a planned stop; False when the process had ended already."""
+    """Record a planned stop.
+
+    Returns:
+        False if the process had ended already.
+    """
     running = Process.objects.using(rows.database()).running().filter(pk=process_id)
     return bool(running.update(stopped_at=Now()))
 
@@ -169,7 +178,8 @@ def stop_process(process_id: uuid.UUID) -> bool:
 def claim_round(interval: float) -> int | None:
     """Claim the next round if the last one began `interval` seconds ago or earlier, on the database's clock.
 
-    Any number of callers may try: one gets the number, the others None.
+    Returns:
+        The number of the round, or None. Of any number of callers, one gets the number.
     """
     using = rows.database()
     rounds = Round.objects.using(using).filter(pk=1)
@@ -177,7 +187,8 @@ def claim_round(interval: float) -> int | None:
     if number is None:
         Round.objects.using(using).bulk_create([Round(pk=1)], ignore_conflicts=True)
         number = 0
-    # A start in the future means that the clock was set back; no round would come until it caught up.
+    # A start in the future means that the clock was set back. Without the last condition, no round would
+    # begin until the clock caught up.
     due = (
         Q(started_at__isnull=True)
         | Q(started_at__lte=Now() - timedelta(seconds=interval))
@@ -188,12 +199,12 @@ def claim_round(interval: float) -> int | None:
 
 
 def current_round() -> int:
-    """The number of the last round that was claimed; 0 before the first."""
+    """Return the number of the last round that was claimed; 0 before the first."""
     return Round.objects.using(rows.database()).filter(pk=1).values_list("number", flat=True).first() or 0
 
 
 def finish_round(number: int) -> None:
-    """Record that the reaper which claimed this round has carried it through."""
+    """Record that the reaper that claimed this round has carried it through."""
     Round.objects.using(rows.database()).filter(pk=1, finished__lt=number).update(finished=number)
 
 
@@ -203,22 +214,23 @@ def finished_round() -> int:
 
 
 def processes_to_ask() -> list[Asked]:
-    """Every running process."""
+    """Return every running process, the oldest first."""
     running = Process.objects.using(rows.database()).running().order_by("started_at", "pk")
     return [Asked(*row) for row in running.values_list("id", "channel_name", "host", "pid", "missed")]
 
 
 def judge(number: int, silent: Collection[uuid.UUID], misses_allowed: int) -> list[LostProcess]:
-    """Count a missed round for each of these processes, and declare lost those that missed more than allowed.
+    """Count a missed round for each silent process, and declare it lost if it missed more than allowed.
 
-    A process that has written an answer is spared. So is one whose first missed round is more recent than its
-    `look_every`: the question may have been lost with its channel layer, and it has yet to look in the
-    database. Not to be repeated: a repetition counts a second miss for one round.
+    A process that has written an answer is spared. A process that missed its first round less than its
+    `look_every` ago is spared, too: the question may have been lost with its channel layer, and the process
+    has yet to look in the database. The call must not be repeated, because it would count a second miss for
+    one round.
 
     Args:
         number: The round.
-        silent: The processes to which it was delivered and that did not answer its asker.
-        misses_allowed: How many rounds in a row a process may leave unanswered.
+        silent: The processes that the round was delivered to and that did not answer.
+        misses_allowed: The number of rounds in a row that a process may leave unanswered.
 
     Returns:
         The processes that this call declared lost.
@@ -226,7 +238,7 @@ def judge(number: int, silent: Collection[uuid.UUID], misses_allowed: int) -> li
     using = rows.database()
     with transaction.atomic(using=using):
         accused = Process.objects.using(using).running().filter(pk__in=silent, last_round__lt=number)
-        # The locks are held to the end, so an answer comes wholly before the verdict or wholly after it.
+        # The locks are held to the end, so an answer is written either before all that follows or after it.
         rows.lock(accused)
         accused.filter(Q(missed=0) | Q(spared_until__isnull=True)).update(
             spared_until=Now() + F("look_every")
@@ -238,34 +250,41 @@ def judge(number: int, silent: Collection[uuid.UUID], misses_allowed: int) -> li
 
 
 def has_spared(misses_allowed: int) -> bool:
-    """Return true if a running process has missed too many rounds and still has time to look for them."""
+    """Return True if a running process has missed too many rounds and still has time to look for them."""
     return Process.objects.using(rows.database()).running().filter(missed__gt=misses_allowed).exists()
 
 
-def who_answered(number: int, processes: Collection[uuid.UUID]) -> set[uuid.UUID]:
-    """Return those of these processes that have written an answer to this round, or to a later one."""
+def processes_that_answered(number: int, processes: Collection[uuid.UUID]) -> set[uuid.UUID]:
+    """Return the given processes that have written an answer to this round or to a later one."""
     found = Process.objects.using(rows.database()).filter(pk__in=processes, last_round__gte=number)
     return set(found.values_list("pk", flat=True))
 
 
-def answered(processes: Collection[uuid.UUID]) -> None:
-    """Forget the misses of processes that answered a round, though perhaps not in their own row."""
+def reset_misses(processes: Collection[uuid.UUID]) -> None:
+    """Reset the misses of processes that answered a round.
+
+    A process that cannot reach the database answers by message only, so its own row does not show the answer.
+    """
     Process.objects.using(rows.database()).running().filter(pk__in=processes).update(missed=0)
 
 
-# Processes whose pid is gone
+# Processes with a pid that no longer exists
 
 
 def processes_of(host: str, pid_namespace: str) -> list[Neighbour]:
-    """Running processes whose pids mean something to whoever is in this namespace of this host."""
+    """Return the running processes of this host that have their pids in this PID namespace."""
     running = Process.objects.using(rows.database()).running().filter(host=rows.cut(host, Process, "host"))
     columns = running.filter(pid_namespace=pid_namespace).values_list("id", "pid", "pid_began")
     return [Neighbour(*row) for row in columns]
 
 
 def declare_lost(processes: Collection[uuid.UUID]) -> list[LostProcess]:
-    """Declare lost those of these that run, without a round; to be called only for processes that have
-    certainly ended. Returns those that this call declared lost.
+    """Declare lost the given processes that run, without a round.
+
+    Call it only for processes that have certainly ended.
+
+    Returns:
+        The processes that this call declared lost.
     """
     using = rows.database()
     with transaction.atomic(using=using):
@@ -274,28 +293,32 @@ def declare_lost(processes: Collection[uuid.UUID]) -> list[LostProcess]:
         return _end(found)
 
 
-# What has ended
+# Processes that ended
 
 
 def lost_processes_to_sweep() -> list[LostProcess]:
-    """Processes that ended, however and whenever, and still have open records or memberships."""
+    """Return all ended processes, lost or stopped, that still have open records or memberships."""
     return _lost(Process.objects.using(rows.database()).to_sweep())
 
 
 def neighbours_to_sweep(host: str, pid_namespace: str) -> list[LostProcess]:
-    """Those of `lost_processes_to_sweep` that ran in this namespace of this host."""
+    """Return the ones of `lost_processes_to_sweep` that ran in this PID namespace of this host."""
     ended = Process.objects.using(rows.database()).to_sweep().filter(host=rows.cut(host, Process, "host"))
     return _lost(ended.filter(pid_namespace=pid_namespace))
 
 
 def has_ended_for(process_id: uuid.UUID, seconds: float) -> bool:
-    """Return whether this process ended so many seconds ago or earlier, on the database's clock."""
+    """Return True if this process ended `seconds` ago or earlier, on the database's clock."""
     ended = Process.objects.using(rows.database()).ended().filter(pk=process_id)
     return ended.filter(stopped_at__lte=Now() - timedelta(seconds=seconds)).exists()
 
 
 def purge_processes(older_than: float, limit: int = BATCH) -> int:
-    """Delete up to `limit` processes, ended for `older_than` seconds or longer, that have no records left."""
+    """Delete up to `limit` processes that ended `older_than` seconds ago or earlier and have no records left.
+
+    Returns:
+        The number of deleted processes.
+    """
     expired = Process.objects.using(rows.database()).to_purge(Now() - timedelta(seconds=older_than))
     return rows.delete_some(expired.order_by("stopped_at"), limit)
 
@@ -306,7 +329,7 @@ def _lost(processes: "QuerySet[Process]") -> list[LostProcess]:
 
 
 def _end(processes: "QuerySet[Process]") -> list[LostProcess]:
-    """Declare running processes lost whose rows this transaction has locked, and return them."""
+    """Declare running processes lost, and return them. This transaction must have locked their rows."""
     lost = _lost(processes)
     processes.filter(pk__in=[process.id for process in lost]).update(lost=True, stopped_at=Now())
     return lost

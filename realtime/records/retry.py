@@ -1,4 +1,4 @@
-"""How often is tried again while the database takes nothing."""
+"""The pauses between two tries while the database takes nothing."""
 
 import asyncio
 import logging
@@ -6,47 +6,56 @@ import random
 
 logger = logging.getLogger("realtime.ledger")
 
-#: Seconds between two tries, from the first to the last.
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 5.0
 
+class Retry:
+    """Pauses between the tries of all writes that the database did not take.
 
-class Outage:
-    """The pauses between tries while the database takes nothing.
+    One waiting write retries, with growing pauses. When any write succeeds, all retry. If the one that
+    retries ends in any other way, its caller must call `over`; otherwise the others would wait for ever.
 
-    One waiting write retries, with growing pauses. When any write succeeds, all retry. When the one that
-    retries ends in another way, its caller says `over`, or the others would wait for ever.
+    Args:
+        shortest: Seconds before the second try, at most.
+        longest: Seconds to which the pauses grow.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shortest: float = 0.1, longest: float = 5.0) -> None:
+        self._shortest = shortest
+        self._longest = longest
         self._back = asyncio.Event()
-        self._somebody_tries = False
+        self._one_retries = False
         self._failures = 0
 
     async def pause(self, error: Exception) -> None:
-        """Returns when it is time to try again."""
+        """Wait until it is time to try again.
+
+        Args:
+            error: The failure of the last try. The first one of an outage is logged.
+        """
         if not self._failures:
             self._back.clear()
             logger.warning("A record could not be closed; trying until the database takes it: %s", error)
         self._failures += 1
-        if self._somebody_tries:
+        if self._one_retries:
             await self._back.wait()
             return
-        self._somebody_tries = True
-        longest = min(SHORTEST_PAUSE * 2**self._failures, LONGEST_PAUSE)
+        self._one_retries = True
+        # Thousands of writes may have failed, and two to the power of thousands is no float.
+        doublings = min(self._failures - 1, 100)
+        pause = min(self._shortest * 2**doublings, self._longest)
         try:
-            async with asyncio.timeout(random.uniform(longest / 2, longest)):  # noqa: S311 - not a secret
+            async with asyncio.timeout(random.uniform(pause / 2, pause)):  # noqa: S311 - not a secret
                 await self._back.wait()
         except TimeoutError:
             pass
         except asyncio.CancelledError:
-            # Whoever else waits must not wait for this one.
+            # The write that was to retry is gone; wake the others.
             self.over()
             raise
         finally:
-            self._somebody_tries = False
+            self._one_retries = False
 
     def over(self) -> None:
-        """Let all writes that wait try again: one was written, or the one that tried ended otherwise."""
+        """Let all waiting writes try again, because one was written or because the retrying one ended."""
         if self._failures:
             self._failures = 0
             self._back.set()

@@ -1,31 +1,41 @@
-"""How rows are written: in which database, how many at once, locked in which order; what a column takes."""
+"""The common rules for writing rows: the database, the size of statements, the order of locks, clean text.
+
+Rows are inserted by statements that are built here, for a quarter of what `bulk_create` costs. `bulk_create`
+resolves and compiles every value of every row on its own, for 50 to 70 microseconds a row, of which the
+database itself needs 5. In a storm of clients, all of them wait for it.
+"""
 
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from typing import Any, TypeVar, cast
 
 from django.db import connections, models, router, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import QuerySet
+from django.db.models.constants import OnConflict
+from django.db.models.functions import Now
 
 from realtime.models import Process
-from realtime.records import bulk
 
 BATCH = 500
-"""How many rows one statement names; updates of more are several transactions, so that none is long."""
+"""The number of rows that one statement names. A write of more rows is several transactions, so that none is
+long; an insert of more is several statements in one.
+"""
 
 _T = TypeVar("_T")
 _Row = TypeVar("_Row", bound=models.Model)
 
 
 def database() -> str:
-    """The alias of the database that is written to."""
+    """Return the alias of the database that is written to."""
     return router.db_for_write(Process)
 
 
 def lock(rows: "QuerySet[_Row]") -> None:
-    """Take row locks in the order of the keys: two writers that meet in different orders would deadlock.
+    """Lock rows in the order of their keys. Two writers that lock in different orders would deadlock.
 
     SQLite has one writer at a time, and a read before the write would only make a deferred transaction fail.
     """
@@ -34,31 +44,114 @@ def lock(rows: "QuerySet[_Row]") -> None:
 
 
 def lock_some(rows: "QuerySet[_Row]", limit: int) -> list[uuid.UUID]:
-    """The keys of the first rows that no other writer has locked, locked."""
+    """Lock the first rows that no other writer has locked, at most `limit`.
+
+    Returns:
+        Their keys.
+    """
     free = rows.select_for_update(no_key=True, skip_locked=True)
     return list(free.values_list("pk", flat=True)[:limit])
 
 
 def delete_some(rows: "QuerySet[_Row]", limit: int) -> int:
-    """Delete the first rows that no other writer has locked; how many, without those that went with them."""
+    """Delete the first rows that no other writer has locked, at most `limit`.
+
+    Returns:
+        The number of deleted rows, without the rows of other tables that were deleted with them.
+    """
     with transaction.atomic(using=rows.db):
         batch = lock_some(rows, limit)
         _, per_model = rows.model._default_manager.using(rows.db).filter(pk__in=batch).delete()
     return per_model.get(rows.model._meta.label, 0)
 
 
-def insert(
-    model: type[models.Model], names: Sequence[str], rows: Sequence[Sequence[Any]], now: Sequence[str]
+def insert_new(
+    model: type[models.Model], names: Sequence[str], rows: Sequence[Sequence[Any]], *, now: Sequence[str]
 ) -> None:
+    """Insert rows in one transaction, except rows that exist already by any unique constraint.
+
+    Args:
+        model: The model of the rows.
+        names: The attributes of the fields that `rows` give a value for.
+        rows: One sequence of values for each row.
+        now: The attributes of the fields that get the time of the database's clock. All other fields get
+            their defaults.
+
+    Raises:
+        django.db.Error: The database cannot be reached or refuses a row.
+    """
     using = database()
     with transaction.atomic(using=using, savepoint=False):
-        for batch in batches(rows):
-            bulk.insert_new(model, names, batch, now=now, using=using)
+        insertion = _insertion(connections[using], model, names, now)
+        with insertion.connection.cursor() as cursor:
+            for batch in batches(rows, insertion.limit):
+                cursor.execute(insertion.statement(len(batch)), insertion.values(batch))
 
 
-def batches(items: Iterable[_T]) -> Iterator[list[_T]]:
+@dataclass(frozen=True, slots=True)
+class _Insertion:
+    """The parts of a statement that inserts any number of rows."""
+
+    connection: BaseDatabaseWrapper
+    head: str
+    row: str
+    """The placeholders of one row."""
+    tail: str
+    prepare: Sequence[Callable[[Any, BaseDatabaseWrapper], Any]]
+    """For each value of a row, the function that makes it what the database takes."""
+    defaults: Sequence[Any]
+    limit: int
+    """The largest number of rows in one statement. Some databases limit the number of its values."""
+
+    def statement(self, count: int) -> str:
+        return f"{self.head}{', '.join([self.row] * count)} {self.tail}"
+
+    def values(self, rows: Iterable[Sequence[Any]]) -> list[Any]:
+        return [
+            value
+            for row in rows
+            for value in (
+                *(prepare(each, self.connection) for prepare, each in zip(self.prepare, row, strict=True)),
+                *self.defaults,
+            )
+        ]
+
+
+def _insertion(
+    connection: BaseDatabaseWrapper, model: type[models.Model], names: Sequence[str], now: Sequence[str]
+) -> _Insertion:
+    fields = [field for field in model._meta.concrete_fields if not isinstance(field, models.AutoField)]
+    by_name = {field.attname: field for field in fields}
+    defaults = {
+        name: field.get_db_prep_save(field.get_default(), connection)
+        for name, field in by_name.items()
+        if name not in names and name not in now
+    }
+    clock, _ = (
+        model._default_manager.using(connection.alias).query.get_compiler(connection.alias).compile(Now())
+    )
+    quote = connection.ops.quote_name
+    columns = ", ".join(quote(str(by_name[name].column)) for name in (*names, *defaults, *now))
+    values = len(names) + len(defaults)
+    most = connection.features.max_query_params
+    return _Insertion(
+        connection=connection,
+        head=(
+            f"{connection.ops.insert_statement(on_conflict=OnConflict.IGNORE)} {quote(model._meta.db_table)}"
+            f" ({columns}) VALUES "
+        ),
+        row=f"({', '.join(['%s'] * values + [clock] * len(now))})",
+        tail=connection.ops.on_conflict_suffix_sql(fields, OnConflict.IGNORE, (), ()),
+        prepare=[by_name[name].get_db_prep_save for name in names],
+        defaults=tuple(defaults.values()),
+        limit=min(BATCH, most // values) if most else BATCH,
+    )
+
+
+def batches(items: Iterable[_T], size: int = BATCH) -> Iterator[list[_T]]:
+    """Yield the items in lists of `size`; the last one may be shorter."""
     rest = iter(items)
-    while batch := list(islice(rest, BATCH)):
+    while batch := list(islice(rest, size)):
         yield batch
 
 
@@ -68,7 +161,10 @@ def _length(model: type[models.Model], field: str) -> int | None:
 
 
 def cut(text: str, model: type[models.Model], field: str) -> str:
-    """What every database stores: no NUL (PostgreSQL refuses it), no lone surrogate, cut to the column."""
+    """Return a text that every database stores in the column of a field.
+
+    It has no NUL (PostgreSQL refuses it) and no lone surrogate, and is cut to the length of the column.
+    """
     limit = _length(model, field)
     if not text.isascii() or "\0" in text:
         text = text.replace("\0", "\ufffd").encode("utf-8", errors="replace").decode("utf-8")

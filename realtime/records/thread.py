@@ -6,20 +6,25 @@ import threading
 import weakref
 from collections.abc import Callable
 
-#: Seconds for which a process that exits waits for the write that is under way.
+#: Seconds that a process that exits waits for the write that is under way.
 EXIT_WAIT = 3.0
 
 Job = Callable[[], object]
 
 
 class Writer:
-    """A thread that does jobs in order, started with the first of them.
+    """A thread that runs jobs in order. The first job starts it.
 
-    A daemon: Python waits for all other threads before it exits, and one that waits for a database that
-    hangs would keep the process for ever. A write that the database is taking gets a moment to be done.
+    The thread is a daemon. Python waits for all other threads before it exits, so a thread that waits for a
+    hung database would keep the process alive for ever. A write that is under way gets a moment to finish.
+
+    Args:
+        name: The name of the thread.
+        exit_wait: Seconds that a process that exits waits for the job that is under way.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, exit_wait: float = EXIT_WAIT) -> None:
+        self.exit_wait = exit_wait
         self._name = name
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -27,22 +32,19 @@ class Writer:
     def do(self, job: Job) -> None:
         """Queue a job, which must not raise."""
         if self._thread is None:
-            # The thread knows the queue and not this object, which can so be forgotten without being shut.
+            # The thread refers to the queue and not to this object, which can thereby be garbage-collected
+            # without `shut`.
             self._thread = threading.Thread(target=_work, args=(self._jobs,), name=self._name, daemon=True)
             _running.add(self)
             self._thread.start()
         self._jobs.put(job)
 
     def shut(self) -> None:
-        """End the thread when it has done what is queued."""
+        """End the thread after the queued jobs."""
         self._jobs.put(None)
 
-    @property
-    def ended(self) -> bool:
-        return self._thread is not None and not self._thread.is_alive()
-
     def join(self, timeout: float) -> None:
-        """`shut`, and wait until the thread has ended, or for `timeout` seconds."""
+        """Call `shut`, then wait until the thread has ended, at most `timeout` seconds."""
         self.shut()
         if self._thread is not None:
             self._thread.join(timeout)
@@ -58,7 +60,7 @@ def _work(jobs: "queue.SimpleQueue[Job | None]") -> None:
 
 def _finish() -> None:
     for writer in tuple(_running):
-        writer.join(EXIT_WAIT)
+        writer.join(writer.exit_wait)
 
 
 atexit.register(_finish)

@@ -24,7 +24,7 @@ from channels import DEFAULT_CHANNEL_LAYER
 from django.dispatch import Signal
 
 from realtime import conf, metrics, signals
-from realtime.closing import CloseReason, by_label
+from realtime.closing import CloseReason
 from realtime.errors import ConnectionGone, LayerUnavailable, RecordsUnavailable
 from realtime.hub.connection import Connection, State
 from realtime.hub.hub import Hub
@@ -396,7 +396,7 @@ async def _leave_one(connection: Connection, group: str) -> None:
 
 async def _kick(home: Hub, kick: messages.Kick) -> None:
     """Handle a KICK: evict the named connections held here, and leave the named memberships."""
-    reason = by_label(kick.reason)
+    reason = CloseReason(kick.reason)
     for number, connection_id in enumerate(kick.connections, start=1):
         connection = home.connections.get(UUID(connection_id))
         if connection is not None:

@@ -1,4 +1,4 @@
-"""`realtime.testing`, used as the suite of an application would: in a TestCase, and with the fixture `db`."""
+"""`realtime.testing` as an application uses it: in a TestCase, and with the fixture `db`."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ application = URLRouter(websocket_urlpatterns)
 
 
 class Shouting(RealtimeConsumer):
-    """An application's consumer, of the kind that such a suite tests."""
+    """The consumer of an application."""
 
     async def connect(self) -> None:
         if not self.scope["user"].is_authenticated:
@@ -74,14 +74,14 @@ class InsideATestCase(TestCase):
 
 
 @pytest.mark.django_db
-async def test_with_the_db_fixture_the_records_are_in_the_tests_own_transaction() -> None:
+async def test_with_the_db_fixture_a_client_gets_messages() -> None:
     async with connect(application, "/ws/public.a/") as client:
         await apublish("public.a", "hello")
         assert await client.receive_message() == "hello"
 
 
 @pytest.mark.django_db
-async def test_with_the_db_fixture_nothing_is_left_of_an_earlier_test() -> None:
+async def test_with_the_db_fixture_an_earlier_test_leaves_nothing() -> None:
     async with connect(application, "/ws/public.a/", subprotocols=()) as client:
         await client.send({"type": "publish", "ref": 1, "group": "public.a", "data": 1})
         assert (await client.receive_frame())["code"] == "forbidden"
@@ -98,7 +98,7 @@ async def test_a_client_answers_pings(realtime_settings: Any) -> None:
 
 
 @pytest.mark.django_db
-async def test_a_connection_that_was_closed_says_so() -> None:
+async def test_receiving_from_a_closed_connection_fails() -> None:
     anne = User(username="anne", pk=1)
     async with connect(Shouting.as_asgi(), "/", user=anne) as client:
         await client.send(text="stop")
@@ -112,14 +112,14 @@ class Buggy(RealtimeConsumer):
 
 
 @pytest.mark.django_db
-async def test_what_a_handler_raises_is_raised_at_the_end_of_the_block() -> None:
+async def test_an_exception_of_a_handler_is_raised_at_the_end() -> None:
     with pytest.raises(ZeroDivisionError):
         async with connect(Buggy.as_asgi(), "/") as client:
             await client.send(text="x")
 
 
 @pytest.mark.django_db
-async def test_what_a_handler_raises_is_not_raised_where_the_end_was_expected() -> None:
+async def test_an_expected_close_hides_the_exception_of_a_handler() -> None:
     async with connect(Buggy.as_asgi(), "/") as client:
         await client.send(text="x")
         await client.assert_closed(CloseReason.HANDLER_ERROR)

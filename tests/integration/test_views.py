@@ -1,4 +1,4 @@
-"""What operators and probes see."""
+"""The HTTP views for operators and probes."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ def client(memory_layer: None) -> AsyncClient:
 
 
 class HangingDatabase:
-    """Answers nobody until `go_on`, and counts the threads that ask."""
+    """Answers no call until `go_on`, and keeps the threads that ask."""
 
     def __init__(self) -> None:
         self.asked: list[threading.Thread] = []
@@ -56,7 +56,7 @@ async def test_metrics_are_in_prometheus_text_format(client: AsyncClient) -> Non
     assert b"# HELP realtime_connections " in response.content
 
 
-async def test_a_process_that_turns_its_loop_is_live(client: AsyncClient) -> None:
+async def test_a_process_with_a_running_loop_is_live(client: AsyncClient) -> None:
     assert (await client.get("/health/live")).json() == {"live": True}
 
 
@@ -78,9 +78,7 @@ async def test_a_process_without_its_layer_is_not_ready(client: AsyncClient, set
     assert response.json()["channel_layer"] == "ConnectionError"
 
 
-async def test_a_process_is_not_ready_while_any_layer_of_ours_is_down(
-    client: AsyncClient, settings: Any
-) -> None:
+async def test_a_process_is_not_ready_while_any_layer_is_down(client: AsyncClient, settings: Any) -> None:
     nowhere = {"hosts": ["unix:///nowhere/redis.sock"]}
     settings.CHANNEL_LAYERS = {
         **settings.CHANNEL_LAYERS,
@@ -93,7 +91,7 @@ async def test_a_process_is_not_ready_while_any_layer_of_ours_is_down(
     assert response.json() == {"ready": False, "channel_layer:other": "ConnectionError"}
 
 
-async def test_a_probe_gets_its_answer_although_all_hangs(
+async def test_a_probe_gets_its_answer_while_database_and_layer_hang(
     client: AsyncClient, monkeypatch: pytest.MonkeyPatch, hanging_database: HangingDatabase
 ) -> None:
     async def hanging(*_: object) -> None:
@@ -123,7 +121,7 @@ async def test_a_process_without_its_database_is_not_ready(
     assert response.json() == {"ready": False, "database": "OperationalError"}
 
 
-async def test_any_number_of_probes_ask_a_database_that_hangs_once(
+async def test_any_number_of_probes_ask_a_hung_database_once(
     client: AsyncClient, monkeypatch: pytest.MonkeyPatch, hanging_database: HangingDatabase
 ) -> None:
     monkeypatch.setattr("realtime.readiness.ANSWER_TIMEOUT", 0.2)
@@ -137,14 +135,14 @@ async def test_any_number_of_probes_ask_a_database_that_hangs_once(
     assert len(hanging_database.asked) == 1
 
 
-async def test_a_probe_under_way_is_answered_when_the_database_goes_on(
+async def test_a_probe_is_answered_when_the_database_answers(
     client: AsyncClient, hanging_database: HangingDatabase
 ) -> None:
     probes = [asyncio.create_task(client.get("/health/ready")) for _ in range(3)]
     async with asyncio.timeout(30):
         while not hanging_database.asked:
             await asyncio.sleep(0.01)
-        # A balancer that hangs up takes the answer from none of the others.
+        # If one load balancer hangs up, the others still get their answer.
         probes[0].cancel()
         await asyncio.wait([probes[0]])
         hanging_database.go_on()
@@ -154,7 +152,7 @@ async def test_a_probe_under_way_is_answered_when_the_database_goes_on(
     assert len(hanging_database.asked) == 2
 
 
-async def test_a_process_that_exits_does_not_wait_for_the_check_of_a_probe(
+async def test_an_exiting_process_does_not_wait_for_a_check(
     client: AsyncClient, monkeypatch: pytest.MonkeyPatch, hanging_database: HangingDatabase
 ) -> None:
     monkeypatch.setattr("realtime.readiness.ANSWER_TIMEOUT", 0.1)
@@ -162,7 +160,7 @@ async def test_a_process_that_exits_does_not_wait_for_the_check_of_a_probe(
     assert [thread.daemon for thread in hanging_database.asked] == [True]
 
 
-async def test_any_number_of_probes_ask_a_layer_that_hangs_once(
+async def test_any_number_of_probes_ask_a_hung_layer_once(
     client: AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []

@@ -2,20 +2,19 @@
 
 import pytest
 
-from realtime.closing import CloseReason, by_label, may_reconnect, of_disconnect
+from realtime.closing import CloseReason, may_reconnect, of_disconnect
 
 
 @pytest.mark.parametrize("reason", CloseReason)
 def test_the_value_is_the_name_in_lower_case(reason):
     assert reason.value == reason.name.lower()
     assert CloseReason(reason.value) is reason
-    assert by_label(reason.value) is reason
 
 
 @pytest.mark.parametrize("label", ["", "IDLE", "idle ", "no_such_reason"])
 def test_no_other_text_is_the_value_of_a_reason(label):
-    with pytest.raises(KeyError):
-        by_label(label)
+    with pytest.raises(ValueError, match="is not a valid CloseReason"):
+        CloseReason(label)
 
 
 @pytest.mark.parametrize("reason", CloseReason)

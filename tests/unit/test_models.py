@@ -1,4 +1,4 @@
-"""What a migration of these models would write down, and what people read of a row; no database needed."""
+"""The migrations and the texts of the models, without a database."""
 
 import uuid
 
@@ -19,10 +19,10 @@ def test_these_are_all_models_of_the_app():
 
 
 @pytest.mark.parametrize("field", FIELDS, ids=str)
-def test_a_field_brings_nothing_into_a_migration_that_a_project_could_change(field):
+def test_a_projects_settings_change_no_migration_of_a_field(field):
     _, path, _, options = field.deconstruct()
 
-    assert path.startswith("django.db.models."), "a field class of somebody else's"
+    assert path.startswith("django.db.models."), "a field class of another package"
     assert "choices" not in options, "each new close reason would ask for a migration"
     assert not [value for value in options.values() if isinstance(value, Promise)], "translated text"
     if isinstance(field, models.ForeignKey):
@@ -48,8 +48,9 @@ def test_the_app_names_its_own_default_for_primary_keys():
 
 
 def test_a_channel_layers_longest_names_fit():
-    """Channels allows fewer than 100 characters (channels.layers.BaseChannelLayer.MAX_NAME_LENGTH); before a
-    channel's name may stand the alias of its layer.
+    """Channels allows names of fewer than 100 characters (channels.layers.BaseChannelLayer.MAX_NAME_LENGTH).
+
+    The alias of the layer may precede the name of a channel.
     """
     assert Process._meta.get_field("channel_name").max_length == 200
     assert Membership._meta.get_field("group").max_length == 100

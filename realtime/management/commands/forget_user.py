@@ -1,4 +1,4 @@
-"""`manage.py forget_user KEY`: remove what the records say of a user."""
+"""`manage.py forget_user KEY`: remove a user from the records."""
 
 from argparse import ArgumentParser
 from typing import Any
@@ -9,7 +9,7 @@ from realtime.records import connection_rows
 
 
 class Command(BaseCommand):
-    help = "Delete the records of a user's closed connections, and what names the user in all others."
+    help = "Delete the records of a user's closed connections, and remove the user's data from all others."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("key", metavar="KEY", help="the user's primary key; the user may be deleted")

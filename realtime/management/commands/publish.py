@@ -1,4 +1,4 @@
-"""`manage.py publish GROUP [JSON]`: send to everybody in a group from the command line."""
+"""`manage.py publish GROUP [JSON]`: send to all members of a group from the command line."""
 
 import json
 import sys
@@ -13,12 +13,12 @@ from realtime.errors import BadGroup, LayerUnavailable, UnpublishableData
 
 
 class Command(BaseCommand):
-    help = "Publish JSON to a group: the one given, or without it one JSON value per line of standard input."
+    help = "Publish JSON to a group: the given value, or one value for each line of standard input."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("group", metavar="GROUP")
         parser.add_argument(
-            "json", metavar="JSON", nargs="?", help="read from standard input, line by line, when absent"
+            "json", metavar="JSON", nargs="?", help="if absent, read from standard input, line by line"
         )
 
     def handle(self, *, group: str, **options: Any) -> None:

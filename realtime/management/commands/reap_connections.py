@@ -1,6 +1,4 @@
-"""`manage.py reap_connections`: rounds that ask every server process, and put right what the lost ones
-held.
-"""
+"""`manage.py reap_connections`: run rounds that ask every server process, and clean up after lost ones."""
 
 import asyncio
 import json
@@ -24,8 +22,8 @@ ROUND_FAILED, MISCONFIGURED, REPAIRED = 1, 2, 3
 
 class Command(BaseCommand):
     help = (
-        "Ask every server process in rounds; close the records of those that are lost and leave their "
-        "groups. Runs until SIGTERM. Any number may run. With --once exits 0 (nothing found), "
+        "Ask every server process in rounds. Close the records of lost processes and leave their groups. "
+        "Runs until SIGTERM. Any number of reapers may run. With --once exits 0 (nothing found), "
         "1 (a round failed), 2 (misconfigured), 3 (something was repaired)."
     )
 
@@ -33,10 +31,15 @@ class Command(BaseCommand):
         add = parser.add_argument
         add("--interval", type=float, metavar="S", help="seconds between rounds (ROUND_INTERVAL)")
         add("--timeout", type=float, metavar="S", help="seconds to wait for answers (ROUND_TIMEOUT)")
-        add("--once", action="store_true", help="as many rounds as it takes to judge, then exit")
-        add("--dry-run", action="store_true", help="ask once, say what would be done, write nothing")
+        add("--once", action="store_true", help="run as many rounds as are needed to judge, then exit")
+        add("--dry-run", action="store_true", help="ask once, report what would be done, write nothing")
         add("--explain", action="store_true", help="compare records, channel layer and sockets, once")
-        add("--format", choices=("text", "json"), default="text", help="one line a round or difference")
+        add(
+            "--format",
+            choices=("text", "json"),
+            default="text",
+            help="output: one line for each round or difference",
+        )
 
     def handle(self, **options: Any) -> None:
         self._json = options["format"] == "json"
@@ -44,7 +47,7 @@ class Command(BaseCommand):
         try:
             if options["explain"] and not (options["once"] or options["dry_run"]):
                 raise ImproperlyConfigured(
-                    "--explain looks once: add --once, or --dry-run to repair nothing."
+                    "--explain compares once: add --once, or --dry-run to repair nothing."
                 )
             reaper = Reaper.as_configured(options["interval"], options["timeout"])
             groups.layer()
@@ -71,7 +74,7 @@ class Command(BaseCommand):
             elif options["once"] and not dry_run:
                 repaired = await enough()
                 if not self._lines and not reaper.stopping.is_set():
-                    self._say("Another reaper ran these rounds, and says what they found.")
+                    self._say("Another reaper ran these rounds and reports what they found.")
             elif not dry_run:
                 await rounds(reaper, self._report)
         finally:
@@ -89,6 +92,6 @@ class Command(BaseCommand):
         self.stdout.flush()
 
     def _say(self, sentence: str) -> None:
-        """For people: programs read one object a round or difference."""
+        """Write a sentence for people. Programs read JSON: one object for each round or difference."""
         if not self._json:
             self.stdout.write(sentence)

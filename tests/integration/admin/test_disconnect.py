@@ -1,5 +1,6 @@
-"""The action of the admin that disconnects, up to what processes are told; runs like `test_admin` on both
-databases.
+"""The admin's action to disconnect, up to the messages to processes.
+
+`records/test_postgresql.py` repeats it on PostgreSQL.
 """
 
 import html
@@ -31,7 +32,7 @@ LIST = "/admin/realtime/connection/"
 
 
 class RoomAdmin(ConnectionAdmin):
-    """What a project registers that shows each of its staff only some connections."""
+    """The admin of a project that shows only some connections to its staff."""
 
     def get_queryset(self, request):
         return super().get_queryset(request).filter(path__startswith="/ws/room/")
@@ -46,7 +47,7 @@ urlpatterns = [path("admin/", admin.site.urls), path("rooms/", rooms.urls)]
 
 @pytest.fixture
 def told(monkeypatch):
-    """Every kick that processes were sent: their channels, and the connections named there."""
+    """The kicks that were sent: the channel of each process and the connections in the message."""
     kicks = []
 
     async def tell(address, kick):
@@ -65,7 +66,7 @@ def post(client, ids, address: str = LIST, *, follow: bool = False, **more: str)
 
 
 def confirm(client, response, address: str = LIST) -> list[str]:
-    """Send the form of the page of confirmation, and return the messages that come of it."""
+    """Send the form of the confirmation, and return the messages of the next page."""
     page = response.content.decode()
     form = re.search(r'<form method="post">(.*?)</form>', page, re.DOTALL).group(1)
     fields: dict[str, list[str]] = {}
@@ -80,7 +81,7 @@ def words(response) -> str:
     return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", response.content.decode())).split())
 
 
-def test_the_page_of_confirmation_says_who_will_be_asked_and_asks_nobody(admin_client, told):
+def test_the_confirmation_names_the_processes_and_asks_none(admin_client, told):
     one, two = a_process(host="web-1", pid=1), a_process(host="web-2", pid=2)
     ids = open_connections(one, 2) + open_connections(two, 1)
 
@@ -92,7 +93,7 @@ def test_the_page_of_confirmation_says_who_will_be_asked_and_asks_nobody(admin_c
     assert told == []
 
 
-def test_what_was_confirmed_is_asked_of_each_process(admin_client, told):
+def test_a_confirmed_disconnect_asks_each_process(admin_client, told):
     one = a_process(channel_name="specific.one", pid=1)
     two = a_process(channel_name="other:specific.two", pid=2)
     mine, theirs, unselected = open_connections(one, 2), open_connections(two, 1), open_connections(two, 1)
@@ -105,11 +106,11 @@ def test_what_was_confirmed_is_asked_of_each_process(admin_client, told):
     ]
     assert str(unselected[0]) not in str(told)
     assert said == ["Asked 2 processes to disconnect 3 connections."]
-    # What becomes of a connection is written by the process that holds it.
+    # Only the process that holds a connection closes its record.
     assert Connection.objects.open().count() == 4
 
 
-def test_who_disconnected_what_is_in_the_log_of_the_admin(admin_client, admin_user, told):
+def test_a_disconnect_is_in_the_log_of_the_admin(admin_client, admin_user, told):
     (id,) = open_connections(a_process(), 1)
 
     confirm(admin_client, post(admin_client, [id]))
@@ -124,7 +125,7 @@ def test_who_disconnected_what_is_in_the_log_of_the_admin(admin_client, admin_us
     assert "Asked to disconnect." in history.content.decode()
 
 
-def test_a_process_that_cannot_be_told_is_named_and_the_others_are_told(admin_client, told):
+def test_an_unreachable_process_is_named_the_others_are_asked(admin_client, told):
     well = a_process(host="web-1", pid=1)
     unreachable = a_process(channel_name="specific.unreachable", host="web-2", pid=2)
     (mine,), theirs = open_connections(well, 1), open_connections(unreachable, 2)
@@ -139,7 +140,7 @@ def test_a_process_that_cannot_be_told_is_named_and_the_others_are_told(admin_cl
     assert [entry.object_id for entry in LogEntry.objects.all()] == [str(mine)]
 
 
-def test_of_very_many_processes_that_cannot_be_told_ten_are_named(admin_client, told):
+def test_ten_of_many_unreachable_processes_are_named(admin_client, told):
     processes = [
         a_process(channel_name=f"{pid}.unreachable", host="web-1", pid=pid) for pid in range(1001, 1013)
     ]
@@ -151,7 +152,7 @@ def test_of_very_many_processes_that_cannot_be_told_ten_are_named(admin_client, 
     assert "web-1:1010 and 2 more could not be asked about 12 connections: The channel layer" in said
 
 
-def test_a_bug_in_asking_is_not_taken_for_a_process_that_cannot_be_told(admin_client, monkeypatch):
+def test_a_bug_while_asking_is_not_reported_as_unreachable(admin_client, monkeypatch):
     async def tell(*arguments: object) -> None:
         raise RuntimeError("a bug")
 
@@ -162,7 +163,7 @@ def test_a_bug_in_asking_is_not_taken_for_a_process_that_cannot_be_told(admin_cl
         post(admin_client, [id], confirmed="yes")
 
 
-def test_connections_of_ended_processes_and_closed_ones_are_named_as_such(admin_client, told):
+def test_lost_and_closed_connections_are_named_as_such(admin_client, told):
     lost, well = a_process(host="web-1", pid=1), a_process(host="web-2", pid=2)
     held, (done,) = open_connections(lost, 2), open_connections(well, 1)
     make_lost(lost)
@@ -182,7 +183,7 @@ def test_connections_of_ended_processes_and_closed_ones_are_named_as_such(admin_
     assert told == []
 
 
-def test_one_that_closed_after_the_page_was_shown_is_not_asked_for(admin_client, told):
+def test_a_connection_that_closed_meanwhile_is_not_asked_for(admin_client, told):
     first, second = open_connections(a_process(), 2)
     address = f"{LIST}?state=open"
     response = post(admin_client, [first, second], address)
@@ -194,7 +195,7 @@ def test_one_that_closed_after_the_page_was_shown_is_not_asked_for(admin_client,
     assert said == ["Asked 1 process to disconnect 1 connection.", "1 connection closed before."]
 
 
-def test_one_that_was_purged_after_the_page_was_shown_is_said_to_be_gone(admin_client, told):
+def test_a_connection_that_was_purged_meanwhile_is_reported(admin_client, told):
     (id,) = open_connections(a_process(), 1)
     response = post(admin_client, [id])
     Connection.objects.all().delete()
@@ -202,7 +203,7 @@ def test_one_that_was_purged_after_the_page_was_shown_is_said_to_be_gone(admin_c
     assert confirm(admin_client, response) == ["None of these connections exists any more."]
 
 
-def test_all_that_a_filter_leaves_can_be_disconnected_but_not_those_that_came_later(admin_client, told):
+def test_select_across_leaves_out_connections_opened_later(admin_client, told):
     process, other = a_process(pid=1), a_process(pid=2)
     ids = open_connections(process, 3)
     open_connections(other, 1)
@@ -218,7 +219,7 @@ def test_all_that_a_filter_leaves_can_be_disconnected_but_not_those_that_came_la
     assert said == ["Asked 1 process to disconnect 3 connections."]
 
 
-def test_of_very_many_connections_some_are_left_for_another_time(admin_client, told, monkeypatch):
+def test_one_action_disconnects_a_limited_number(admin_client, told, monkeypatch):
     monkeypatch.setattr(disconnect, "AT_ONCE", 2)
     ids = open_connections(a_process(), 3)
 
@@ -228,7 +229,7 @@ def test_of_very_many_connections_some_are_left_for_another_time(admin_client, t
     assert confirm(admin_client, response) == ["Asked 1 process to disconnect 2 connections."]
 
 
-def test_a_process_is_told_of_many_connections_in_several_messages(admin_client, told, monkeypatch):
+def test_many_connections_are_asked_for_in_several_messages(admin_client, told, monkeypatch):
     monkeypatch.setattr(disconnect, "PER_MESSAGE", 2)
     one, two = a_process(channel_name="specific.one"), a_process(channel_name="specific.two")
     ids = open_connections(one, 5) + open_connections(two, 1)
@@ -239,20 +240,18 @@ def test_a_process_is_told_of_many_connections_in_several_messages(admin_client,
     assert sorted(id for _, connections in told for id in connections) == sorted(map(str, ids))
 
 
-def test_a_hundred_connections_of_one_process_take_as_many_queries_as_one(
-    admin_client, told, django_assert_num_queries
-):
+def test_a_confirmation_of_many_connections_takes_few_queries(admin_client, told, django_assert_num_queries):
     process = a_process()
     few, many = open_connections(process, 1), open_connections(process, 100)
     post(admin_client, few)
     for ids in (few, many):
-        # Session and user; of the list its count, rows, groups, usernames and, twice, processes; of the plan
-        # connections, processes, usernames.
+        # Session and user. For the list: count, rows, groups, usernames and twice the processes. For the
+        # plan: connections, processes, usernames.
         with django_assert_num_queries(11):
             assert post(admin_client, ids).status_code == 200
 
 
-def test_the_page_of_an_open_connection_has_a_button_that_leads_to_the_confirmation(admin_client, told):
+def test_the_button_of_an_open_connection_shows_the_confirmation(admin_client, told):
     (id,) = open_connections(a_process(), 1)
     page_of_it = reverse("admin:realtime_connection_change", args=[id])
 
@@ -268,9 +267,7 @@ def test_the_page_of_an_open_connection_has_a_button_that_leads_to_the_confirmat
 
 
 @pytest.mark.parametrize("permission", ["disconnect_connection", "change_connection"])
-def test_who_has_the_permission_may_disconnect_and_still_change_nothing(
-    client, django_user_model, told, permission
-):
+def test_the_permission_to_disconnect_permits_no_change(client, django_user_model, told, permission):
     ada = django_user_model.objects.create_user("ada", is_staff=True)
     ada.user_permissions.set(Permission.objects.filter(codename__in=["view_connection", permission]))
     client.force_login(ada)
@@ -284,7 +281,7 @@ def test_who_has_the_permission_may_disconnect_and_still_change_nothing(
 
 
 @pytest.mark.parametrize("permissions", [["view_connection"], ["disconnect_connection"]])
-def test_who_may_not_look_or_may_only_look_disconnects_nobody(client, django_user_model, told, permissions):
+def test_a_user_without_both_permissions_disconnects_nothing(client, django_user_model, told, permissions):
     ada = django_user_model.objects.create_user("ada", is_staff=True)
     ada.user_permissions.set(Permission.objects.filter(codename__in=permissions))
     client.force_login(ada)
@@ -297,7 +294,7 @@ def test_who_may_not_look_or_may_only_look_disconnects_nobody(client, django_use
 
 @pytest.mark.urls(__name__)
 @pytest.mark.parametrize("across", [{}, {"select_across": "1"}], ids=["selected", "all"])
-def test_an_admin_that_shows_some_connections_disconnects_no_others(admin_client, told, across):
+def test_an_admin_disconnects_only_connections_that_it_shows(admin_client, told, across):
     shown, hidden = open_connections(a_process(), 2)
     Connection.objects.filter(pk=shown).update(path="/ws/room/7/")
 
@@ -318,7 +315,7 @@ def test_an_admin_that_shows_some_connections_disconnects_no_others(admin_client
 
 @pytest.mark.parametrize("confirmed", [{}, {"confirmed": "yes"}], ids=["asked", "confirmed"])
 @pytest.mark.parametrize("id", ["nonsense", "", "\0"])
-def test_an_id_that_is_none_is_a_bad_request(admin_client, told, id, confirmed):
+def test_an_invalid_id_is_a_bad_request(admin_client, told, id, confirmed):
     (well,) = open_connections(a_process(), 1)
 
     assert post(admin_client, [well, id], **confirmed).status_code == 400
@@ -337,7 +334,7 @@ def test_an_id_that_is_none_is_a_bad_request(admin_client, told, id, confirmed):
         "\0",
     ],
 )
-def test_a_time_of_confirmation_that_is_none_is_a_bad_request(admin_client, told, before):
+def test_an_invalid_time_of_confirmation_is_a_bad_request(admin_client, told, before):
     (id,) = open_connections(a_process(), 1)
 
     response = post(admin_client, [id], select_across="1", before=before, confirmed="yes")
@@ -346,7 +343,7 @@ def test_a_time_of_confirmation_that_is_none_is_a_bad_request(admin_client, told
     assert told == []
 
 
-def test_without_time_zones_the_time_of_confirmation_has_none(admin_client, told, settings):
+def test_a_confirmation_works_without_time_zones(admin_client, told, settings):
     settings.USE_TZ = False
     (id,) = open_connections(a_process(), 1)
     Connection.objects.update(opened_at=Now() - timedelta(seconds=5))
@@ -356,7 +353,7 @@ def test_without_time_zones_the_time_of_confirmation_has_none(admin_client, told
     assert said == ["Asked 1 process to disconnect 1 connection."]
 
 
-def test_what_is_confirmed_has_to_come_from_our_own_page(admin_user, told):
+def test_a_confirmation_needs_the_csrf_token(admin_user, told):
     stranger = Client(enforce_csrf_checks=True)
     stranger.force_login(admin_user)
     (id,) = open_connections(a_process(), 1)
@@ -365,7 +362,7 @@ def test_what_is_confirmed_has_to_come_from_our_own_page(admin_user, told):
     assert told == []
 
 
-def test_the_page_of_confirmation_escapes_what_came_from_a_client(admin_client, told):
+def test_the_confirmation_escapes_text_from_clients(admin_client, told):
     process = a_process(host="<script>1</script>")
     open_connections(process, 1)
     Connection.objects.update(path="/<script>2</script>", user_id="<script>3</script>")
@@ -376,8 +373,8 @@ def test_the_page_of_confirmation_escapes_what_came_from_a_client(admin_client, 
     assert len(re.findall(r"&lt;script&gt;\d", page)) == 3
 
 
-def test_the_processes_are_told_through_the_layer_with_the_reason_of_a_kick(settings, admin_client):
-    """No double here: the event as the hub takes it."""
+def test_processes_are_asked_through_the_layer_with_a_kick(settings, admin_client):
+    """Without a double: the event is read as the hub reads it."""
     settings.CHANNEL_LAYERS = {"default": {"BACKEND": "realtime.layers.MemoryLayer"}}
     channel_layers.backends.clear()
 

@@ -1,4 +1,4 @@
-"""Runs on the database of DATABASE_URL; tests/integration/test_postgresql.py repeats it on PostgreSQL."""
+"""The pages of the admin; `records/test_postgresql.py` repeats it on PostgreSQL."""
 
 import html
 import re
@@ -17,7 +17,7 @@ from django.urls import reverse
 
 from realtime.admin import disconnect, filters, people, search
 from realtime.admin.connections import NEWEST
-from realtime.admin.window import BoundedPaginator
+from realtime.admin.readonly import BoundedPaginator
 from realtime.closing import CloseReason
 from realtime.models import Connection, Membership, Process, Round
 from realtime.records import connection_rows, process_rows
@@ -55,7 +55,7 @@ def page_of(client, name: str, *arguments: object, **query: str) -> str:
 
 
 def words(text: str) -> str:
-    """What a person reads of a piece of HTML, with one blank between any two words."""
+    """Return the visible text of a piece of HTML, with one blank between any two words."""
     return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", text)).split())
 
 
@@ -101,7 +101,7 @@ def test_the_list_shows_what_is_known_of_an_open_connection(admin_client, django
     }
 
 
-def test_the_list_leads_to_the_page_of_the_connection_and_of_its_process(admin_client):
+def test_the_list_links_to_the_connection_and_its_process(admin_client):
     process = a_process()
     (id,) = open_connections(process, 1)
 
@@ -111,14 +111,14 @@ def test_the_list_leads_to_the_page_of_the_connection_and_of_its_process(admin_c
     assert f'href="{reverse(PROCESS, args=[process])}"' in page
 
 
-def test_the_list_tells_the_full_times_to_who_rests_the_pointer_there(admin_client):
+def test_the_list_has_full_times_in_tooltips(admin_client):
     open_connections(a_process(), 1)
 
     assert re.search(r'<time datetime="[^"]+" title="\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC">0 s ago</time>',
                      page_of(admin_client, CONNECTIONS))  # fmt: skip
 
 
-def test_the_list_shows_why_a_connection_was_closed_and_how_long_it_lived(admin_client):
+def test_the_list_shows_close_reason_and_lifetime(admin_client):
     (id,) = open_connections(a_process(), 1)
     Connection.objects.update(opened_at=F("opened_at") - timedelta(seconds=7500.5), user_id="")
     closed(id, CloseReason.SLOW_CONSUMER)
@@ -132,7 +132,7 @@ def test_the_list_shows_why_a_connection_was_closed_and_how_long_it_lived(admin_
     assert CloseReason.SLOW_CONSUMER.text in page_of(admin_client, CONNECTIONS)
 
 
-def test_an_open_record_of_a_process_that_ended_or_is_silent_is_suspect(admin_client):
+def test_an_open_record_of_an_ended_or_silent_process_is_suspect(admin_client):
     def state() -> str:
         return cells(admin_client, CONNECTIONS)["connection"].split()[0]
 
@@ -156,7 +156,7 @@ def test_the_newest_connection_is_first(admin_client):
     assert listed(admin_client, CONNECTIONS) == [str(newest), str(middle), str(oldest)]
 
 
-def test_of_a_thousand_groups_the_list_shows_three_and_says_that_there_are_more(admin_client):
+def test_the_list_names_three_of_a_thousand_groups(admin_client):
     process = a_process()
     (id,) = open_connections(process, 1)
     connection_rows.open_memberships(joins(process, [id], *[f"g{n:04}" for n in range(1001)]))
@@ -170,7 +170,7 @@ def test_groups_that_were_left_are_not_shown(admin_client):
     process = a_process()
     ids = open_connections(process, 1)
     connection_rows.open_memberships(joins(process, ids, "gone"))
-    connection_rows.leave_memberships(joins(process, ids, "gone"))
+    connection_rows.mark_memberships_left(joins(process, ids, "gone"))
 
     assert "gone" not in cells(admin_client, CONNECTIONS)["user_and_groups"]
 
@@ -192,7 +192,7 @@ class FakePk:
         return uuid.UUID(value)
 
 
-def test_usernames_are_found_by_whatever_primary_key_and_username_field(monkeypatch):
+def test_usernames_are_found_with_any_user_model(monkeypatch):
     key, asked = uuid.uuid4(), []
 
     class Users:
@@ -243,7 +243,7 @@ def test_those_that_closed_last_come_first_among_the_closed(admin_client):
     assert listed(admin_client, CONNECTIONS, state="closed") == [str(first), str(last)]
 
 
-def test_suspects_are_the_open_ones_of_processes_that_ended_or_are_silent(admin_client):
+def test_the_filter_finds_suspect_connections(admin_client):
     well, silent, lost = (a_process(pid=pid) for pid in range(3))
     open_connections(well, 1)
     (asked,) = open_connections(silent, 1)
@@ -264,7 +264,7 @@ def test_connections_are_filtered_by_process(admin_client):
     assert listed(admin_client, CONNECTIONS, process="no uuid") == []
 
 
-def test_the_filter_names_running_processes_and_the_one_that_is_chosen(admin_client, monkeypatch):
+def test_the_filter_names_running_and_chosen_processes(admin_client, monkeypatch):
     monkeypatch.setattr(filters, "PROCESSES_NAMED", 2)
     for pid in (3, 1, 2):
         a_process(host="web-1", pid=pid)
@@ -278,12 +278,12 @@ def test_the_filter_names_running_processes_and_the_one_that_is_chosen(admin_cli
     assert "Process: web-9:9 All web-1:1 web-1:2 web-9:9 Reason" in chosen
 
 
-def test_connections_are_filtered_by_a_group_that_they_are_in_now(admin_client):
+def test_connections_are_filtered_by_a_current_group(admin_client):
     one, two = a_process(pid=1), a_process(pid=2)
     (first,), (second,) = open_connections(one, 1), open_connections(two, 1)
     connection_rows.open_memberships(joins(one, [first], "news", "sport"))
     connection_rows.open_memberships(joins(two, [second], "news"))
-    connection_rows.leave_memberships(joins(one, [first], "sport"))
+    connection_rows.mark_memberships_left(joins(one, [first], "sport"))
 
     assert set(listed(admin_client, CONNECTIONS, group=" news ")) == {str(first), str(second)}
     assert listed(admin_client, CONNECTIONS, group="news", process=str(two)) == [str(second)]
@@ -291,7 +291,7 @@ def test_connections_are_filtered_by_a_group_that_they_are_in_now(admin_client):
     assert len(listed(admin_client, CONNECTIONS, group="")) == 2
 
 
-def test_of_a_group_with_very_many_members_some_are_looked_at(admin_client, monkeypatch):
+def test_the_filter_reads_a_limited_number_of_members(admin_client, monkeypatch):
     monkeypatch.setattr(filters, "SOUGHT", 2)
     process = a_process()
     connection_rows.open_memberships(joins(process, open_connections(process, 3), "news"))
@@ -299,7 +299,7 @@ def test_of_a_group_with_very_many_members_some_are_looked_at(admin_client, monk
     assert len(listed(admin_client, CONNECTIONS, group="news")) == 2
 
 
-def test_the_field_for_a_group_keeps_the_other_filters_and_the_search(admin_client):
+def test_the_group_field_keeps_other_filters_and_the_search(admin_client):
     open_connections(a_process(), 1)
 
     page = page_of(admin_client, CONNECTIONS, group="old", state="open", q="7", p="1")
@@ -359,7 +359,7 @@ def test_a_date_in_the_address_that_is_none_is_refused(admin_client, address):
     assert admin_client.get(response.headers["Location"]).status_code == 200
 
 
-def test_a_day_without_its_year_is_not_looked_up_in_the_calendar(admin_client):
+def test_a_day_without_its_year_selects_nothing(admin_client):
     open_connections(a_process(), 1)
     Connection.objects.update(opened_at="2026-02-28T12:00:00Z")
 
@@ -384,7 +384,7 @@ def test_a_connection_is_found_by_user_address_path_or_id(admin_client, django_u
     assert listed(admin_client, CONNECTIONS, q=text.replace("id", str(wanted.id))) == [str(wanted.id)]
 
 
-def test_a_user_whose_key_is_a_uuid_is_found(admin_client):
+def test_a_user_with_a_uuid_as_key_is_found(admin_client):
     key = uuid.uuid4()
     wanted = an_opening(a_process(), user_id=str(key))
     connection_rows.open_connections([wanted, an_opening(wanted.process_id)])
@@ -400,9 +400,7 @@ def test_a_search_for_anything_else_finds_nothing(admin_client, text):  # fmt: s
 
 
 @pytest.mark.parametrize("text", ["/ws", "192.0.2.1"])
-def test_a_path_or_an_address_is_looked_for_among_the_newest_that_the_filters_leave(
-    admin_client, monkeypatch, text
-):
+def test_paths_and_addresses_are_searched_among_the_newest(admin_client, monkeypatch, text):
     monkeypatch.setattr(search, "SOUGHT", 2)
     process = a_process()
     ids = open_connections(process, 3)
@@ -453,11 +451,11 @@ def at(seconds: float):
     return Now() + timedelta(seconds=seconds)
 
 
-def test_the_timeline_has_everything_in_the_order_in_which_it_happened(admin_client):
+def test_the_timeline_has_all_events_in_their_order(admin_client):
     process = a_process(host="web-1", pid=4711)
     (id,) = ids = open_connections(process, 1)
     connection_rows.open_memberships(joins(process, ids, "news", "sport"))
-    connection_rows.leave_memberships(joins(process, ids, "news", "sport"))
+    connection_rows.mark_memberships_left(joins(process, ids, "news", "sport"))
     closed(id, CloseReason.KICKED)
     Connection.objects.update(opened_at=at(-60), last_seen_at=at(-30), closed_at=at(-10))
     Membership.objects.filter(group="news").update(joined_at=at(-59), left_at=at(-40))
@@ -467,14 +465,14 @@ def test_the_timeline_has_everything_in_the_order_in_which_it_happened(admin_cli
         "Opened /ws/ on web-1:4711",
         "Joined news",
         "Left news",
-        "Last seen the last proof of life; noted once a minute",
+        "Last seen the last proof of life; recorded once a minute",
         "Joined sport",
         "Left sport",
         "Closed kicked, code 4504. A user or a program with the right to do so closed the connection.",
     ]
 
 
-def test_the_timeline_of_an_open_connection_says_when_its_process_was_lost(admin_client):
+def test_the_timeline_shows_the_loss_of_the_process(admin_client):
     process = a_process(host="web-1", pid=4711)
     (id,) = open_connections(process, 1)
     make_lost(process)
@@ -503,7 +501,7 @@ def test_the_page_of_a_connection_shows_its_memberships(admin_client):
     assert "public.weather" not in page
 
 
-def test_the_page_of_a_connection_that_joined_often_shows_the_newest_memberships(admin_client):
+def test_a_page_shows_the_newest_of_many_memberships(admin_client):
     process = a_process()
     ids = open_connections(process, 1)
     connection_rows.open_memberships(joins(process, ids, "public.oldest"))
@@ -568,7 +566,7 @@ def test_a_process_leads_to_its_open_connections(admin_client):
     assert listed(admin_client, CONNECTIONS, **query) == [str(mine)]
 
 
-def test_the_page_of_a_process_shows_its_newest_open_connections(admin_client, django_user_model):
+def test_a_process_page_shows_its_newest_open_connections(admin_client, django_user_model):
     ada = django_user_model.objects.create_user("ada")
     process = a_process(host="web-1", pid=4711)
     wanted = an_opening(process, user_id=str(ada.pk))
@@ -582,7 +580,7 @@ def test_the_page_of_a_process_shows_its_newest_open_connections(admin_client, d
     assert fields(admin_client, PROCESS, process)["Uptime"] == "2 h 5 min"
 
 
-def test_the_page_of_a_process_that_ended_says_when_and_has_no_connections(admin_client):
+def test_the_page_of_an_ended_process_shows_when_it_ended(admin_client):
     process = a_process()
     process_rows.stop_process(process)
 
@@ -591,7 +589,7 @@ def test_the_page_of_a_process_that_ended_says_when_and_has_no_connections(admin
     assert "None." in words(page_of(admin_client, PROCESS, process))
 
 
-# -- what came from clients ------------------------------------------------------------------------
+# -- text from clients -----------------------------------------------------------------------------
 
 HOSTILE = "\"'><script>alert(1)</script>{{ 7|add:7 }}%s"
 
@@ -622,7 +620,7 @@ def test_a_filter_or_search_that_came_from_a_link_stays_text(admin_client, text)
         assert "<script>alert" not in page_of(admin_client, CONNECTIONS, **{name: text})
 
 
-# -- who may do what -------------------------------------------------------------------------------
+# -- permissions -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", [Connection, Process])
@@ -657,7 +655,7 @@ def a_member_of_staff(django_user_model, *permissions: str):
     return ada
 
 
-def test_a_member_of_staff_without_the_permission_sees_nothing(client, django_user_model):
+def test_staff_without_the_permission_see_nothing(client, django_user_model):
     (id,) = open_connections(a_process(), 1)
     client.force_login(a_member_of_staff(django_user_model))
 
@@ -665,7 +663,7 @@ def test_a_member_of_staff_without_the_permission_sees_nothing(client, django_us
     assert client.get(reverse(CONNECTION, args=[id])).status_code == 403
 
 
-def test_a_member_of_staff_who_may_view_sees_and_cannot_disconnect(client, django_user_model):
+def test_staff_with_view_permission_cannot_disconnect(client, django_user_model):
     (id,) = open_connections(a_process(), 1)
     client.force_login(a_member_of_staff(django_user_model, "view_connection"))
 
@@ -679,18 +677,18 @@ def test_rounds_and_memberships_have_no_lists_of_their_own():
     assert not site.is_registered(Membership)
 
 
-# -- what it costs ---------------------------------------------------------------------------------
+# -- queries ---------------------------------------------------------------------------------------
 
 
 def queries_of(client, name: str, *arguments: object, **query: str) -> list[str]:
-    ContentType.objects.clear_cache()  # which whatever ran before may have filled, or not
+    ContentType.objects.clear_cache()  # an earlier test may have filled it
     with CaptureQueriesContext(connection) as captured:
         assert client.get(reverse(name, args=arguments), query).status_code == 200
     return [query["sql"] for query in captured]
 
 
 def add_rows(django_user_model, count: int) -> None:
-    """Connections of as many processes and users, in more groups than are shown."""
+    """Connections, each of a process and a user of its own, in more groups than are shown."""
     for pid in range(count):
         user = django_user_model.objects.create_user(f"user{uuid.uuid4().hex}")
         process = a_process(pid=pid)
@@ -700,17 +698,17 @@ def add_rows(django_user_model, count: int) -> None:
 
 
 @pytest.mark.parametrize("name", [CONNECTIONS, PROCESSES])
-def test_a_list_takes_the_same_few_queries_for_many_rows_as_for_few(admin_client, django_user_model, name):
+def test_a_list_takes_as_many_queries_for_many_rows_as_for_few(admin_client, django_user_model, name):
     add_rows(django_user_model, 3)
     few = queries_of(admin_client, name)
     add_rows(django_user_model, 27)
     many = queries_of(admin_client, name)
 
-    # Session, user, count and rows; for connections also processes, usernames, groups, first and last day.
+    # Session, user, count and rows. For connections also processes, usernames, groups, first and last day.
     assert len(many) == len(few) == {CONNECTIONS: 9, PROCESSES: 4}[name]
 
 
-def test_the_page_of_a_connection_takes_the_same_queries_for_many_memberships_as_for_few(admin_client):
+def test_many_memberships_take_no_more_queries_than_few(admin_client):
     process = a_process()
     few, many = open_connections(process, 2)
     connection_rows.open_memberships(joins(process, [few], *[f"few.{n}" for n in range(3)]))
@@ -721,7 +719,7 @@ def test_the_page_of_a_connection_takes_the_same_queries_for_many_memberships_as
     assert len(queries) == len(queries_of(admin_client, CONNECTION, few)) == 6
 
 
-def test_the_page_of_a_process_takes_the_same_queries_for_many_connections_as_for_few(admin_client):
+def test_many_connections_take_no_more_queries_than_few(admin_client):
     few, many = a_process(pid=1), a_process(pid=2)
     open_connections(few, 2)
     open_connections(many, 30)

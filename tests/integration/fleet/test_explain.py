@@ -241,7 +241,7 @@ def test_a_difference_is_one_line_or_one_object() -> None:
 
 
 def test_explaining_needs_once_or_a_dry_run() -> None:
-    with pytest.raises(CommandError, match="--explain looks once") as refused:
+    with pytest.raises(CommandError, match="--explain compares once") as refused:
         call_command("reap_connections", "--explain")
     assert refused.value.returncode == 2
 

@@ -424,7 +424,7 @@ async def test_rounds_delete_what_has_been_closed_for_long_enough(
     for process in (ended, running):
         closing = Closing(old if process is ended else fresh, CloseReason.CLIENT_CLOSED, 1000)
         await database_sync_to_async(connection_rows.close_connections)([closing], uuid.uuid4())
-        await database_sync_to_async(connection_rows.left_groups)(process.id, ["g"])
+        await database_sync_to_async(connection_rows.mark_groups_left)(process.id, ["g"])
     await database_sync_to_async(process_rows.stop_process)(ended.id)
     long_ago = timezone.now() - timedelta(days=2)
     await Connection.objects.filter(pk=old).aupdate(closed_at=long_ago)
@@ -446,7 +446,7 @@ async def test_rounds_delete_what_has_been_closed_for_long_enough(
 async def test_rounds_delete_what_a_living_connection_left_long_ago(processes: Callable[..., Any]) -> None:
     process = await processes()
     await process.hold("old", "held")
-    await database_sync_to_async(connection_rows.left_groups)(process.id, ["old"])
+    await database_sync_to_async(connection_rows.mark_groups_left)(process.id, ["old"])
     long_ago = timezone.now() - timedelta(days=2)
     await Membership.objects.filter(group="old").aupdate(left_at=long_ago)
 

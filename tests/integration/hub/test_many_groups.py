@@ -161,13 +161,13 @@ async def test_the_rows_of_a_slice_are_written_when_its_own_groups_are_left(
 async def test_a_hung_database_keeps_none_of_many_memberships_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lifecycle, "SLICE", 3)
     peer = await Peer().open(*named(9))
-    goes_on, leave = threading.Event(), connection_rows.leave_memberships
+    goes_on, leave = threading.Event(), connection_rows.mark_memberships_left
 
     def hanging(joins: Any) -> int:
         assert goes_on.wait(10)
         return leave(joins)
 
-    monkeypatch.setattr(connection_rows, "leave_memberships", hanging)
+    monkeypatch.setattr(connection_rows, "mark_memberships_left", hanging)
     lifecycle.evict(peer.connection, CloseReason.CLIENT_LOST)
     try:
         await eventually_async(

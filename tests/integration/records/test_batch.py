@@ -1,4 +1,4 @@
-"""One batch in the database; tests/integration/test_postgresql.py repeats it on PostgreSQL."""
+"""One batch in the database; `test_postgresql.py` repeats it on PostgreSQL."""
 
 import asyncio
 import uuid
@@ -15,14 +15,16 @@ from django.test.utils import CaptureQueriesContext
 from realtime.closing import CloseReason
 from realtime.errors import RecordsUnavailable
 from realtime.models import Connection, Membership, Process
-from realtime.records import batch, connection_rows, retry
-from realtime.records.batch import Write, settle
+from realtime.records import batch, connection_rows
+from realtime.records.batch import write_batch
 from realtime.records.entries import Closing, Join, Opening
 from realtime.records.ledger import Ledger
-from realtime.records.write_queue import Kind
+from realtime.records.retry import Retry
+from realtime.records.write_queue import Kind, Write
+from tests.support.assertions.threads import is_alive
 from tests.support.doubles.rows import a_process, an_opening, open_connections
 
-pytestmark = pytest.mark.django_db(transaction=True)  # the ledger's thread has to see the rows
+pytestmark = pytest.mark.django_db(transaction=True)  # the ledger's thread must see the rows
 
 
 def opening(row: Opening) -> Write:
@@ -39,12 +41,12 @@ def closing(id: uuid.UUID) -> Write:
 
 @pytest_asyncio.fixture
 async def ledger() -> AsyncIterator[Ledger]:
-    made = Ledger()
+    made = Ledger(retry=Retry(longest=0.05))
     yield made
     made.shut()
     await asyncio.to_thread(made._writer.join, 10)
-    assert made._writer.ended
-    # That of the thread for async tests, which would keep PostgreSQL from dropping the database.
+    assert not is_alive(made._writer)
+    # The connection of the thread for async tests would keep PostgreSQL from dropping the database.
     await database_sync_to_async(connections.close_all)()
 
 
@@ -52,13 +54,13 @@ def statements(verb: str, captured: CaptureQueriesContext) -> list[str]:
     return [query["sql"] for query in captured.captured_queries if query["sql"].startswith(verb)]
 
 
-def test_concurrent_opens_and_joins_are_two_statements_in_one_transaction() -> None:
+def test_opens_and_joins_are_two_statements_in_one_transaction() -> None:
     process = a_process()
     rows = [an_opening(process) for _ in range(90)]
     writes = [opening(row) for row in rows] + [joining(process, row.id) for row in rows]
 
     with CaptureQueriesContext(connection) as captured:
-        assert settle(writes) == [None] * 180
+        assert write_batch(writes) == [None] * 180
 
     assert len(statements("INSERT", captured)) == 2
     assert len(statements("BEGIN", captured)) <= 1  # Django logs it on SQLite only
@@ -76,7 +78,7 @@ def test_a_row_that_is_refused_fails_alone() -> None:
         closing(to_close),
     ]
 
-    *outcomes, closed = settle(writes)
+    *outcomes, closed = write_batch(writes)
 
     refused = [writes[position] for position, outcome in enumerate(outcomes) if outcome is not None]
     assert [write.connections for write in refused] == [(poisoned.id,), (poisoned.id,)]
@@ -96,7 +98,7 @@ def test_text_that_no_database_takes_fails_alone(group: str) -> None:
     writes = [joining(process, id) for id in ids]
     writes[2] = joining(process, ids[2], group)
 
-    outcomes = settle(writes)
+    outcomes = write_batch(writes)
 
     if connection.vendor == "sqlite" and "\0" in group:
         assert outcomes == [None] * 4
@@ -105,18 +107,18 @@ def test_text_that_no_database_takes_fails_alone(group: str) -> None:
     assert set(Membership.objects.values_list("connection", flat=True)) == {ids[0], ids[1], ids[3]}
 
 
-def test_a_process_that_was_removed_takes_in_nobody_and_harms_nobody() -> None:
+def test_opens_of_a_removed_process_fail_alone() -> None:
     gone, process = a_process(pid=1), a_process(pid=2)
     Process.objects.filter(pk=gone).delete()
     writes = [opening(an_opening(each)) for each in (gone, process) * 20]
 
-    outcomes = settle(writes)
+    outcomes = write_batch(writes)
 
     assert [isinstance(outcome, IntegrityError) for outcome in outcomes] == [True, False] * 20
     assert Connection.objects.open().count() == 20
 
 
-def test_a_database_that_is_not_well_is_asked_once_for_the_whole_batch(
+def test_a_database_error_fails_the_batch_after_one_try(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     process, tries = a_process(), []
@@ -126,7 +128,7 @@ def test_a_database_that_is_not_well_is_asked_once_for_the_whole_batch(
         raise OperationalError("the database is starting up")
 
     monkeypatch.setattr(connection_rows, "open_connections", refuse)
-    outcomes = settle([opening(an_opening(process)) for _ in range(10)])
+    outcomes = write_batch([opening(an_opening(process)) for _ in range(10)])
 
     assert len(tries) == 1
     assert [type(outcome) for outcome in outcomes] == [OperationalError] * 10
@@ -134,7 +136,7 @@ def test_a_database_that_is_not_well_is_asked_once_for_the_whole_batch(
 
 @contextmanager
 def _answer_lost_at(monkeypatch: pytest.MonkeyPatch, commits: set[int]) -> Iterator[list[int]]:
-    """The commits of these numbers are done, and their answers lost."""
+    """Lose the answers to the commits with the given numbers, although they succeed."""
     done: list[int] = []
     transaction: Callable[[], Any] = connection_rows.in_one_transaction
 
@@ -151,32 +153,31 @@ def _answer_lost_at(monkeypatch: pytest.MonkeyPatch, commits: set[int]) -> Itera
         yield done
 
 
-async def test_a_close_whose_commit_was_not_answered_finds_that_it_was_the_first(
+async def test_a_close_repeated_after_a_lost_commit_answer_was_first(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retry, "LONGEST_PAUSE", 0.05)
     process = await database_sync_to_async(a_process)()
     ids = await database_sync_to_async(open_connections)(process, 5)
     with _answer_lost_at(monkeypatch, {1, 2}) as commits:
         closes = [ledger.close(Closing(id, CloseReason.CLIENT_LOST, None)) for id in ids]
         assert await asyncio.gather(*closes) == [True] * 5
     assert len(commits) >= 3
-    # And another that comes later is not the first.
+    # A later close of another caller is not the first.
     assert await ledger.close(Closing(ids[0], CloseReason.IDLE, None)) is False
 
 
-async def test_an_open_whose_commit_was_not_answered_is_told_that_it_may_be_there(
+async def test_an_open_with_a_lost_commit_answer_may_be_written(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = an_opening(await database_sync_to_async(a_process)())
     with _answer_lost_at(monkeypatch, {1}), pytest.raises(RecordsUnavailable) as caught:
         await ledger.open(row)
     assert caught.value.never_written is False
-    # So whoever asked closes it.
+    # So the caller closes it.
     assert await ledger.close(Closing(row.id, CloseReason.SERVER_UNAVAILABLE, None))
 
 
-async def test_a_connection_that_joins_and_ends_at_once_leaves_nothing_open(ledger: Ledger) -> None:
+async def test_a_connection_that_ends_immediately_leaves_nothing_open(ledger: Ledger) -> None:
     process = await database_sync_to_async(a_process)()
     rows = [an_opening(process) for _ in range(30)]
 
@@ -196,7 +197,7 @@ async def test_a_connection_that_joins_and_ends_at_once_leaves_nothing_open(ledg
     assert await Membership.objects.to_leave().acount() == 0
 
 
-async def test_a_close_that_is_refused_for_its_row_is_not_repeated_for_ever(
+async def test_a_close_with_a_refused_row_is_not_repeated(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = await database_sync_to_async(a_process)()
@@ -214,22 +215,22 @@ async def test_a_close_that_is_refused_for_its_row_is_not_repeated_for_ever(
     assert [type(outcome) for outcome in outcomes] == [bool, IntegrityError, bool]
 
 
-def test_of_the_queries_that_debug_keeps_those_of_the_last_batch_remain(settings: Any) -> None:
+def test_debug_keeps_only_the_queries_of_the_last_batch(settings: Any) -> None:
     settings.DEBUG = True
     process = a_process()
     kept = []
     for _ in range(3):
-        batch.settle_on_fresh_connections([opening(an_opening(process))])
+        batch.write_batch_outside_requests([opening(an_opening(process))])
         kept.append(len(connection.queries_log))
 
     # The first began with the queries that made the process.
     assert kept[1] == kept[2] > 0
 
 
-def test_whatever_happens_on_the_thread_is_the_answer_of_every_write(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_exception_on_the_thread_answers_every_write(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise SystemExit
 
     monkeypatch.setattr(batch, "close_old_connections", fail)
-    outcomes = batch.settle_on_fresh_connections([opening(an_opening(uuid.uuid4())) for _ in range(2)])
+    outcomes = batch.write_batch_outside_requests([opening(an_opening(uuid.uuid4())) for _ in range(2)])
     assert [type(outcome) for outcome in outcomes] == [SystemExit] * 2

@@ -1,4 +1,4 @@
-"""Runs on the database of DATABASE_URL; tests/integration/test_postgresql.py repeats it on PostgreSQL."""
+"""Runs on the database of DATABASE_URL; `test_postgresql.py` repeats it on PostgreSQL."""
 
 import uuid
 from collections import Counter
@@ -11,7 +11,7 @@ from django.db.models import F
 from django.db.models.functions import Now
 
 from realtime.closing import CloseReason
-from realtime.models import Connection, Membership
+from realtime.models import Connection, Membership, Process
 from realtime.records import connection_rows, process_rows
 from realtime.records.entries import Closing
 from tests.support.doubles.rows import (
@@ -25,9 +25,18 @@ from tests.support.doubles.rows import (
 )
 from tests.support.racing import race
 
-pytestmark = pytest.mark.django_db(transaction=True)  # other threads and processes have to see the rows
+pytestmark = pytest.mark.django_db(transaction=True)  # other threads and processes must see the rows
 
 DAY = 86400.0
+
+
+def open_rows() -> tuple[int, int, int]:
+    """The numbers of running processes, open connections and memberships that are not left."""
+    return (
+        Process.objects.running().count(),
+        Connection.objects.open().count(),
+        Membership.objects.to_leave().count(),
+    )
 
 
 # Connections
@@ -55,7 +64,7 @@ def test_opening_again_changes_nothing():
     assert Connection.objects.values().get() == before
 
 
-def test_opening_again_does_not_reopen_what_was_closed_meanwhile():
+def test_opening_again_does_not_reopen_a_closed_record():
     opening = an_opening(a_process())
     connection_rows.open_connections([opening])
     connection_rows.close_connections(closings([opening.id]), uuid.uuid4())
@@ -65,7 +74,7 @@ def test_opening_again_does_not_reopen_what_was_closed_meanwhile():
     assert Connection.objects.open().count() == 0
 
 
-def test_text_from_a_client_is_cleaned_and_cut_to_what_the_columns_hold():
+def test_text_from_a_client_is_cleaned_and_cut_to_its_column():
     opening = an_opening(
         a_process(host="h" * 300),
         path="/ws/\0/" + "p" * 600,
@@ -89,21 +98,19 @@ def test_a_connection_of_an_unknown_process_is_refused():
         connection_rows.open_connections([an_opening(uuid.uuid4())])
 
 
-def test_a_storm_larger_than_a_batch_is_opened_joined_left_and_closed():
+def test_a_storm_larger_than_a_batch_is_recorded():
     process = a_process()
     count = connection_rows.BATCH * 2 + 1
 
     ids = open_connections(process, count)
     connection_rows.open_memberships(joins(process, ids, "news"))
-    assert connection_rows.counts() == connection_rows.Counts(
-        processes=1, connections=count, memberships=count
-    )
+    assert open_rows() == (1, count, count)
 
     connection_rows.touch_connections(ids)
     assert Connection.objects.filter(last_seen_at__gt=F("opened_at")).count() == count
-    assert connection_rows.leave_memberships(joins(process, ids, "news")) == count
+    assert connection_rows.mark_memberships_left(joins(process, ids, "news")) == count
     assert connection_rows.close_connections(closings(ids), uuid.uuid4()) == set(ids)
-    assert connection_rows.counts() == connection_rows.Counts(processes=1, connections=0, memberships=0)
+    assert open_rows() == (1, 0, 0)
 
 
 def test_a_close_records_reason_code_and_stamp():
@@ -132,7 +139,7 @@ def test_the_first_reason_for_a_close_counts():
     assert Connection.objects.values().get() == before
 
 
-def test_a_close_that_is_repeated_with_its_stamp_reports_the_same_connections_again():
+def test_a_close_repeated_with_its_stamp_returns_the_same_ids():
     ids = open_connections(a_process(), 3)
     stamp = uuid.uuid4()
 
@@ -143,7 +150,7 @@ def test_a_close_that_is_repeated_with_its_stamp_reports_the_same_connections_ag
 
 
 @pytest.mark.parametrize("code", [-1, 0, 999, 5000, 65535])
-def test_a_close_code_that_rfc_6455_does_not_allow_is_not_stored(code):
+def test_a_close_code_outside_rfc_6455_is_not_stored(code):
     (id,) = open_connections(a_process(), 1)
 
     connection_rows.close_connections([Closing(id, CloseReason.CLIENT_CLOSED, code)], uuid.uuid4())
@@ -151,13 +158,13 @@ def test_a_close_code_that_rfc_6455_does_not_allow_is_not_stored(code):
     assert Connection.objects.get().close_code is None
 
 
-def test_writers_that_race_for_the_same_connections_get_each_of_them_once():
+def test_of_racing_writers_one_closes_each_connection():
     process = a_process()
     process_rows.stop_process(process)
 
     def race_for(ids):
         stamps = [uuid.uuid4() for _ in range(3)]
-        # Each reason is a statement of its own, so the first two come to the same rows in opposite orders.
+        # Each reason is a statement of its own, so the first two writers update the rows in opposite orders.
         endings = closings(ids[::2], CloseReason.IDLE) + closings(ids[1::2], CloseReason.KICKED)
 
         forwards, backwards, reaped = race(
@@ -189,7 +196,7 @@ def test_a_closed_connection_is_not_touched():
 # Memberships
 
 
-def test_joining_again_changes_nothing_while_the_membership_is_open():
+def test_joining_an_open_membership_again_changes_nothing():
     process = a_process()
     joining = joins(process, open_connections(process, 1), "news")
     connection_rows.open_memberships(joining)
@@ -206,8 +213,8 @@ def test_leaving_counts_what_this_call_left_and_happens_once():
     connection_rows.open_memberships(joins(process, [first, second], "news", "sport"))
 
     leaving = [*joins(process, [first], "news", "sport"), *joins(process, [second], "news")]
-    assert connection_rows.leave_memberships(leaving) == 3
-    assert connection_rows.leave_memberships(leaving) == 0
+    assert connection_rows.mark_memberships_left(leaving) == 3
+    assert connection_rows.mark_memberships_left(leaving) == 0
 
     remaining = Membership.objects.to_leave().get()
     assert (remaining.connection_id, remaining.group) == (second, "sport")
@@ -217,7 +224,7 @@ def test_a_group_that_was_left_can_be_joined_again():
     process = a_process()
     joining = joins(process, open_connections(process, 1), "news")
     connection_rows.open_memberships(joining)
-    connection_rows.leave_memberships(joining)
+    connection_rows.mark_memberships_left(joining)
 
     connection_rows.open_memberships(joining)
 
@@ -229,7 +236,7 @@ def test_leaving_nothing_leaves_nothing():
     process = a_process()
     connection_rows.open_memberships(joins(process, open_connections(process, 1), "news"))
 
-    assert connection_rows.leave_memberships([]) == 0
+    assert connection_rows.mark_memberships_left([]) == 0
 
     assert Membership.objects.to_leave().count() == 1
 
@@ -249,10 +256,10 @@ def test_an_ended_process_is_swept_until_it_holds_nothing():
     for process in (lost, stopped):
         assert connection_rows.close_lost_records(process, uuid.uuid4()) == 1
     assert {process.id for process in process_rows.lost_processes_to_sweep()} == {lost}
-    assert connection_rows.left_groups(lost, connection_rows.groups_to_leave(lost)) == {"news"}
+    assert connection_rows.mark_groups_left(lost, connection_rows.groups_to_leave(lost)) == {"news"}
     assert process_rows.lost_processes_to_sweep() == []
 
-    assert connection_rows.counts() == connection_rows.Counts(processes=1, connections=1, memberships=1)
+    assert open_rows() == (1, 1, 1)
 
 
 def test_what_a_lost_process_held_is_closed_in_batches():
@@ -287,33 +294,33 @@ def test_the_records_of_a_running_process_are_not_swept():
     assert Connection.objects.open().count() == 1
 
 
-def test_the_groups_of_a_lost_process_are_named_once_each_and_in_batches():
+def test_the_groups_of_a_lost_process_come_once_in_batches():
     process, other = a_process(), a_process()
     connection_rows.open_memberships(joins(process, open_connections(process, 3), "b", "a", "c"))
     connection_rows.open_memberships(joins(other, open_connections(other, 1), "d"))
 
     assert connection_rows.groups_to_leave(process, limit=2) == ["a", "b"]
-    assert connection_rows.left_groups(process, ["a", "b"]) == {"a", "b"}
-    assert connection_rows.left_groups(process, ["a", "b"]) == set()
+    assert connection_rows.mark_groups_left(process, ["a", "b"]) == {"a", "b"}
+    assert connection_rows.mark_groups_left(process, ["a", "b"]) == set()
     assert connection_rows.groups_to_leave(process, limit=2) == ["c"]
-    assert connection_rows.left_groups(process, ["c", "d"]) == {"c"}
+    assert connection_rows.mark_groups_left(process, ["c", "d"]) == {"c"}
     assert connection_rows.groups_to_leave(process) == []
     assert connection_rows.groups_to_leave(other) == ["d"]
 
 
-def test_leftovers_are_memberships_of_closed_connections_in_running_processes():
+def test_leftovers_are_of_closed_connections():
     process, lost = a_process(channel_name="specific.abc"), a_process()
     still_open, closed = open_connections(process, 2)
     orphan = open_connections(lost, 1)
     connection_rows.open_memberships(joins(process, [still_open, closed], "news", "sport"))
     connection_rows.open_memberships(joins(lost, orphan, "news"))
-    connection_rows.leave_memberships(joins(process, [closed], "sport"))
+    connection_rows.mark_memberships_left(joins(process, [closed], "sport"))
     connection_rows.close_connections(closings([closed, *orphan]), uuid.uuid4())
     make_lost(lost)
 
     assert connection_rows.leftovers() == [connection_rows.Leftover(process, "specific.abc", closed, "news")]
 
-    connection_rows.leave_memberships(joins(process, [closed], "news"))
+    connection_rows.mark_memberships_left(joins(process, [closed], "news"))
     assert connection_rows.leftovers() == []
 
 
@@ -330,11 +337,11 @@ def test_leftovers_come_in_batches_with_the_oldest_first():
 # Purging
 
 
-def test_old_closed_records_are_purged_with_their_memberships():
+def test_a_purge_deletes_old_closed_records_with_memberships():
     process = a_process()
     old, recent, held, still_open = open_connections(process, 4)
     connection_rows.open_memberships(joins(process, [old, held], "news"))
-    connection_rows.leave_memberships(joins(process, [old], "news"))
+    connection_rows.mark_memberships_left(joins(process, [old], "news"))
     connection_rows.close_connections(closings([old, recent, held]), uuid.uuid4())
     Connection.objects.filter(pk__in=[old, held]).update(closed_at=Now() - timedelta(days=8))
 
@@ -344,7 +351,7 @@ def test_old_closed_records_are_purged_with_their_memberships():
     assert set(Membership.objects.values_list("connection_id", flat=True)) == {held}
 
 
-def test_a_purge_keeps_to_its_limit_and_begins_with_the_oldest():
+def test_a_purge_is_limited_and_begins_with_the_oldest():
     ids = open_connections(a_process(), 3)
     connection_rows.close_connections(closings(ids), uuid.uuid4())
     for days, id in enumerate(ids, start=10):
@@ -355,7 +362,7 @@ def test_a_purge_keeps_to_its_limit_and_begins_with_the_oldest():
     assert Connection.objects.get().pk == ids[0]
 
 
-def test_of_a_user_that_is_forgotten_nothing_is_left_that_names_them():
+def test_no_record_names_a_forgotten_user():
     process = a_process()
     closed, held, still_open = open_connections(process, 3)
     other = an_opening(process, user_id="8", remote_address="198.51.100.8")
@@ -373,12 +380,11 @@ def test_of_a_user_that_is_forgotten_nothing_is_left_that_names_them():
     assert connection_rows.forget_user(USER_KEY) == (0, 0)
 
 
-def test_many_records_of_a_user_are_forgotten_in_batches(monkeypatch):
-    monkeypatch.setattr(connection_rows, "BATCH", 2)
+def test_many_records_of_a_user_are_forgotten_in_batches():
     ids = open_connections(a_process(), 5)
     connection_rows.close_connections(closings(ids), uuid.uuid4())
 
-    assert connection_rows.forget_user(USER_KEY) == (5, 0)
+    assert connection_rows.forget_user(USER_KEY, limit=2) == (5, 0)
     assert not Connection.objects.exists()
 
 
@@ -413,11 +419,11 @@ def test_purges_that_race_delete_each_record_once():
     assert sum(race(purge_all, purge_all)) == 60
 
 
-def test_memberships_left_long_ago_are_purged_while_their_connection_lives():
+def test_old_memberships_of_a_living_connection_are_purged():
     process = a_process()
     (living,) = open_connections(process, 1)
     connection_rows.open_memberships(joins(process, [living], "old", "recent", "held"))
-    connection_rows.leave_memberships(joins(process, [living], "old", "recent"))
+    connection_rows.mark_memberships_left(joins(process, [living], "old", "recent"))
     long_ago = Now() - timedelta(days=8)
     Membership.objects.update(joined_at=long_ago)
     Membership.objects.filter(group="old").update(left_at=long_ago)
@@ -429,7 +435,7 @@ def test_memberships_left_long_ago_are_purged_while_their_connection_lives():
     assert Connection.objects.open().count() == 1
 
 
-def test_a_purge_of_memberships_keeps_to_its_limit_and_begins_with_the_oldest():
+def test_a_purge_of_memberships_begins_with_the_oldest():
     process = a_process()
     (living,) = open_connections(process, 1)
     for days, group in enumerate(("c", "b", "a"), start=10):
@@ -441,7 +447,7 @@ def test_a_purge_of_memberships_keeps_to_its_limit_and_begins_with_the_oldest():
     assert Membership.objects.get().group == "c"
 
 
-def test_a_purge_that_races_with_a_client_that_comes_and_goes_deletes_no_open_membership():
+def test_a_racing_purge_deletes_no_open_membership():
     process = a_process()
     joining = joins(process, open_connections(process, 1), "news")
     goes_on = True
@@ -452,7 +458,7 @@ def test_a_purge_that_races_with_a_client_that_comes_and_goes_deletes_no_open_me
         for _ in range(100):
             connection_rows.open_memberships(joining)
             held.append(Membership.objects.to_leave().count())
-            connection_rows.leave_memberships(joining)
+            connection_rows.mark_memberships_left(joining)
         connection_rows.open_memberships(joining)
         goes_on = False
         return held
@@ -475,7 +481,7 @@ def test_purges_of_memberships_that_race_delete_each_once():
     process = a_process()
     ids = open_connections(process, 60)
     connection_rows.open_memberships(joins(process, ids, "news"))
-    connection_rows.leave_memberships(joins(process, ids, "news"))
+    connection_rows.mark_memberships_left(joins(process, ids, "news"))
     Membership.objects.update(left_at=Now() - timedelta(days=2))
 
     def purge_all():
@@ -484,7 +490,7 @@ def test_purges_of_memberships_that_race_delete_each_once():
     assert sum(race(purge_all, purge_all)) == 60
 
 
-# What the tables refuse
+# Constraints of the tables
 
 
 @pytest.mark.parametrize(

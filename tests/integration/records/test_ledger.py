@@ -1,4 +1,4 @@
-"""Writes while the database hangs, refuses, and comes back."""
+"""Writes while the database hangs, refuses, and works again."""
 
 import asyncio
 import gc
@@ -13,39 +13,44 @@ from django.db import IntegrityError, OperationalError
 
 from realtime.closing import CloseReason
 from realtime.errors import RecordsUnavailable
-from realtime.records import batch, connection_rows, ledger, process_rows, retry
+from realtime.records import batch, connection_rows, process_rows
 from realtime.records.entries import Closing, Opening
 from realtime.records.ledger import Ledger
+from realtime.records.retry import Retry
 from tests.support.assertions.eventually import eventually_async
+from tests.support.assertions.threads import is_alive
 
 
 @pytest.fixture
-def writer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
-    monkeypatch.setattr(ledger, "OPEN_TIMEOUT", 0.2)
-    monkeypatch.setattr(retry, "LONGEST_PAUSE", 0.1)
+def retry() -> Retry:
+    return Retry(longest=0.1)
+
+
+@pytest.fixture
+def ledger(monkeypatch: pytest.MonkeyPatch, retry: Retry) -> Iterator[Ledger]:
     monkeypatch.setattr(batch, "close_old_connections", lambda: None)
     monkeypatch.setattr(connection_rows, "in_one_transaction", nullcontext)
-    made = Ledger()
+    made = Ledger(open_timeout=0.2, retry=retry)
     yield made
     made._writer.join(10)
-    assert made._writer.ended
+    assert not is_alive(made._writer)
 
 
 class Database:
-    """Stands in for `records`: counts what is written, hangs or refuses when told to."""
+    """Stands in for `connection_rows`: counts the written rows, and hangs or refuses on demand."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.opened: list[Any] = []
         self.closed: list[Any] = []
         self.tries = 0
         self.asked: list[int] = []
-        """How many rows each try had."""
+        """The number of rows of each try."""
         self.hangs = threading.Event()
         self.refuses = False
         self.refused_row: uuid.UUID | None = None
-        """The connection whose row breaks a rule, while the database is well."""
+        """The connection that the database refuses because of its row, while it takes all others."""
         self.fault: Exception | None = None
-        """What a write raises that is no error of the database."""
+        """The next error of a write that is no error of the database."""
         self.goes_on = threading.Event()
         monkeypatch.setattr(connection_rows, "open_connections", self._open)
         monkeypatch.setattr(connection_rows, "close_connections", self._close)
@@ -86,48 +91,44 @@ def a_closing() -> Closing:
     return Closing(uuid.uuid4(), CloseReason.CLIENT_LOST, None)
 
 
-async def test_a_round_is_answered_before_everything_that_waits(
-    writer: Ledger, database: Database, monkeypatch: pytest.MonkeyPatch
+async def test_a_round_is_answered_before_all_waiting_writes(
+    ledger: Ledger, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[str] = []
     monkeypatch.setattr(process_rows, "answer_round", lambda *_, **__: bool(written.append("answer")) or True)
     monkeypatch.setattr(
         connection_rows, "open_connections", lambda some: written.append(f"{len(some)} records")
     )
-    # The first record is in a batch already when the others are asked for.
-    first = asyncio.ensure_future(writer.open(an_opening()))
+    # A batch has taken the first record when the others are asked for.
+    first = asyncio.ensure_future(ledger.open(an_opening()))
     await asyncio.sleep(0)
-    waiting = [asyncio.ensure_future(writer.open(an_opening())) for _ in range(3)]
-    answer = asyncio.ensure_future(writer.answer_round(uuid.uuid4(), 7, connections=0, loop_lag=0.0))
+    waiting = [asyncio.ensure_future(ledger.open(an_opening())) for _ in range(3)]
+    answer = asyncio.ensure_future(ledger.answer_round(uuid.uuid4(), 7, connections=0, loop_lag=0.0))
     await asyncio.gather(first, answer, *waiting)
     assert written.index("answer") < written.index("3 records")
 
 
-async def test_an_open_that_began_may_be_done_yet_and_one_that_waits_is_withdrawn(
-    writer: Ledger, database: Database
-) -> None:
+async def test_a_late_open_is_withdrawn_unless_its_batch_began(ledger: Ledger, database: Database) -> None:
     database.hangs.set()
     began, waits = an_opening(), an_opening()
-    first = asyncio.create_task(writer.open(began))
+    first = asyncio.create_task(ledger.open(began))
     await eventually_async(lambda: database.tries == 1, within=5, every=0.01)
-    outcomes = await asyncio.gather(first, writer.open(waits), return_exceptions=True)
+    outcomes = await asyncio.gather(first, ledger.open(waits), return_exceptions=True)
     assert [isinstance(error, RecordsUnavailable) for error in outcomes] == [True, True]
     assert [error.never_written for error in outcomes] == [False, True]  # type: ignore[union-attr]
 
     database.hangs.clear()
     database.goes_on.set()
     last = an_opening()
-    await writer.open(last)
+    await ledger.open(last)
     assert database.opened == [began, last]
 
 
-async def test_what_is_asked_for_while_a_batch_is_written_becomes_the_next_one(
-    writer: Ledger, database: Database
-) -> None:
+async def test_writes_asked_for_during_a_batch_are_the_next_batch(ledger: Ledger, database: Database) -> None:
     database.hangs.set()
-    first = asyncio.create_task(writer.open(an_opening()))
+    first = asyncio.create_task(ledger.open(an_opening()))
     await eventually_async(lambda: database.tries == 1, within=5, every=0.01)
-    others = [asyncio.create_task(writer.open(an_opening())) for _ in range(50)]
+    others = [asyncio.create_task(ledger.open(an_opening())) for _ in range(50)]
     await asyncio.sleep(0)
     database.hangs.clear()
     database.goes_on.set()
@@ -135,14 +136,12 @@ async def test_what_is_asked_for_while_a_batch_is_written_becomes_the_next_one(
     assert (database.tries, len(database.opened)) == (2, 51)
 
 
-async def test_a_waiter_that_is_cancelled_does_not_cancel_its_write(
-    writer: Ledger, database: Database
-) -> None:
+async def test_a_cancelled_caller_does_not_cancel_its_write(ledger: Ledger, database: Database) -> None:
     database.hangs.set()
-    first = asyncio.create_task(writer.open(an_opening()))
+    first = asyncio.create_task(ledger.open(an_opening()))
     await eventually_async(lambda: database.tries == 1, within=5, every=0.01)
     opening = an_opening()
-    waiter = asyncio.create_task(writer.open(opening))
+    waiter = asyncio.create_task(ledger.open(opening))
     await asyncio.sleep(0)
     waiter.cancel()
     database.hangs.clear()
@@ -152,27 +151,25 @@ async def test_a_waiter_that_is_cancelled_does_not_cancel_its_write(
     assert waiter.cancelled()
 
 
-async def test_what_waits_is_written_before_the_thread_ends(writer: Ledger, database: Database) -> None:
+async def test_waiting_writes_are_written_before_the_thread_ends(ledger: Ledger, database: Database) -> None:
     database.hangs.set()
-    closes = [asyncio.create_task(writer.close(a_closing()))]
+    closes = [asyncio.create_task(ledger.close(a_closing()))]
     await eventually_async(lambda: database.tries == 1, within=5, every=0.01)
-    closes += [asyncio.create_task(writer.close(a_closing())) for _ in range(3)]
+    closes += [asyncio.create_task(ledger.close(a_closing())) for _ in range(3)]
     await asyncio.sleep(0)
-    writer.shut()
+    ledger.shut()
     database.hangs.clear()
     database.goes_on.set()
     assert await asyncio.gather(*closes) == [True] * 4
-    await eventually_async(lambda: writer._writer.ended, within=5)
+    await eventually_async(lambda: not is_alive(ledger._writer), within=5)
 
 
-async def test_a_close_waits_for_a_database_that_hangs_and_its_turn_comes(
-    writer: Ledger, database: Database
-) -> None:
+async def test_a_close_waits_until_a_hung_database_answers(ledger: Ledger, database: Database) -> None:
     database.hangs.set()
-    closes = [asyncio.create_task(writer.close(a_closing())) for _ in range(20)]
+    closes = [asyncio.create_task(ledger.close(a_closing())) for _ in range(20)]
     await eventually_async(lambda: database.tries == 1, within=5, every=0.01)
     with pytest.raises(RecordsUnavailable):
-        await writer.open(an_opening())
+        await ledger.open(an_opening())
     assert not any(close.done() for close in closes)
     database.hangs.clear()
     database.goes_on.set()
@@ -180,11 +177,11 @@ async def test_a_close_waits_for_a_database_that_hangs_and_its_turn_comes(
     assert database.opened == []
 
 
-async def test_while_the_database_refuses_one_of_many_tries_again(
-    writer: Ledger, database: Database, caplog: pytest.LogCaptureFixture
+async def test_one_of_many_closes_retries_while_the_database_is_down(
+    ledger: Ledger, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     database.refuses = True
-    closes = [asyncio.create_task(writer.close(a_closing())) for _ in range(100)]
+    closes = [asyncio.create_task(ledger.close(a_closing())) for _ in range(100)]
     await eventually_async(lambda: database.tries >= 5, within=5, every=0.01)
     # All have tried once, in one batch; after that, one alone.
     assert database.asked[0] == 100
@@ -194,9 +191,9 @@ async def test_while_the_database_refuses_one_of_many_tries_again(
     assert len(caplog.records) == 1
 
 
-async def test_who_tries_for_all_may_be_cancelled(writer: Ledger, database: Database) -> None:
+async def test_the_retrying_close_may_be_cancelled(ledger: Ledger, database: Database) -> None:
     database.refuses = True
-    closes = [asyncio.create_task(writer.close(a_closing())) for _ in range(3)]
+    closes = [asyncio.create_task(ledger.close(a_closing())) for _ in range(3)]
     await eventually_async(lambda: database.tries >= 4, within=5, every=0.01)
     closes[0].cancel()
     database.refuses = False
@@ -204,21 +201,19 @@ async def test_who_tries_for_all_may_be_cancelled(writer: Ledger, database: Data
 
 
 async def closes_that_wait_for_the_first(
-    writer: Ledger, database: Database, *closings: Closing
+    ledger: Ledger, database: Database, *closings: Closing
 ) -> list[asyncio.Task[bool]]:
-    """Closes of these in an outage of which only the first still tries."""
+    """Begin closes in an outage, and return when only the first one retries."""
     database.refuses = True
-    closes = [asyncio.create_task(writer.close(closing)) for closing in closings]
+    closes = [asyncio.create_task(ledger.close(closing)) for closing in closings]
     # All have failed together, and the first has tried again alone.
     await eventually_async(lambda: database.asked[-2:] == [1, 1], within=5, every=0.01)
     return closes
 
 
-async def test_writes_that_wait_for_one_go_on_when_its_row_is_refused(
-    writer: Ledger, database: Database
-) -> None:
+async def test_waiting_closes_go_on_after_a_refused_row(ledger: Ledger, database: Database) -> None:
     closings = [a_closing() for _ in range(3)]
-    first, *others = await closes_that_wait_for_the_first(writer, database, *closings)
+    first, *others = await closes_that_wait_for_the_first(ledger, database, *closings)
     database.refused_row = closings[0].id
     database.refuses = False
     with pytest.raises(IntegrityError):
@@ -226,10 +221,8 @@ async def test_writes_that_wait_for_one_go_on_when_its_row_is_refused(
     assert await asyncio.wait_for(asyncio.gather(*others), 5) == [True, True]
 
 
-async def test_writes_that_wait_for_one_go_on_when_its_try_ends_by_a_fault(
-    writer: Ledger, database: Database
-) -> None:
-    first, *others = await closes_that_wait_for_the_first(writer, database, *(a_closing() for _ in range(3)))
+async def test_waiting_closes_go_on_after_an_unexpected_error(ledger: Ledger, database: Database) -> None:
+    first, *others = await closes_that_wait_for_the_first(ledger, database, *(a_closing() for _ in range(3)))
     database.fault = RuntimeError("a fault")
     database.refuses = False
     with pytest.raises(RuntimeError, match="a fault"):
@@ -237,14 +230,12 @@ async def test_writes_that_wait_for_one_go_on_when_its_try_ends_by_a_fault(
     assert await asyncio.wait_for(asyncio.gather(*others), 5) == [True, True]
 
 
-async def test_writes_that_wait_for_one_go_on_when_it_is_cancelled_in_its_try(
-    writer: Ledger, database: Database
-) -> None:
-    first, *others = await closes_that_wait_for_the_first(writer, database, *(a_closing() for _ in range(3)))
+async def test_waiting_closes_go_on_after_a_cancelled_try(ledger: Ledger, database: Database) -> None:
+    first, *others = await closes_that_wait_for_the_first(ledger, database, *(a_closing() for _ in range(3)))
     tries = database.tries
     database.hangs.set()
     await eventually_async(lambda: database.tries > tries, within=5, every=0.01)
-    # It hangs in the database.
+    # Its try hangs in the database.
     first.cancel()
     await asyncio.wait([first])
     database.hangs.clear()
@@ -253,32 +244,29 @@ async def test_writes_that_wait_for_one_go_on_when_it_is_cancelled_in_its_try(
     assert await asyncio.wait_for(asyncio.gather(*others), 5) == [True, True]
 
 
-async def test_any_write_that_succeeds_ends_the_waiting(
-    writer: Ledger, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(retry, "LONGEST_PAUSE", 60.0)
-    monkeypatch.setattr(retry, "SHORTEST_PAUSE", 60.0)
+@pytest.mark.parametrize("retry", [Retry(shortest=60.0, longest=60.0)], ids=["no try for a minute"])
+async def test_any_successful_write_ends_the_waiting(ledger: Ledger, database: Database) -> None:
     database.refuses = True
-    close = asyncio.create_task(writer.close(a_closing()))
+    close = asyncio.create_task(ledger.close(a_closing()))
     await eventually_async(lambda: database.tries == 1, within=5, every=0.01)
     database.refuses = False
     await asyncio.sleep(0)
-    await writer.open(an_opening())
+    await ledger.open(an_opening())
     assert await asyncio.wait_for(close, 5)
 
 
-async def test_a_write_that_fails_when_nobody_waits_any_more_is_no_complaint(
-    writer: Ledger, database: Database, caplog: pytest.LogCaptureFixture
+async def test_the_failure_of_a_cancelled_write_is_not_logged(
+    ledger: Ledger, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     database.hangs.set()
     database.refuses = True
-    opening = asyncio.create_task(writer.open(an_opening()))
+    opening = asyncio.create_task(ledger.open(an_opening()))
     await eventually_async(lambda: database.tries == 1, within=5, every=0.01)
     opening.cancel()
     await asyncio.wait([opening])
     database.goes_on.set()
     database.hangs.clear()
     with pytest.raises(RecordsUnavailable):
-        await writer.open(an_opening())
+        await ledger.open(an_opening())
     gc.collect()
     assert "never retrieved" not in caplog.text

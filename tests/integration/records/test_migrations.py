@@ -1,4 +1,4 @@
-"""The app's migrations say all that its models say, also in projects that are set up otherwise."""
+"""The app's migrations are complete, also in projects with other settings."""
 
 import os
 import subprocess
@@ -39,19 +39,18 @@ import datetime, uuid
 import django
 django.setup()
 from django.db.models.functions import Now
-from realtime.records import process_rows
-from realtime.records import connection_rows
-from realtime.closing import CloseReason
 from realtime.models import Connection, Round
+from realtime.records import connection_rows, process_rows
+from realtime.records.entries import Opening
 
 process = process_rows.start_process("specific.abc", "web-1", 4711)
-records.open_connections([records.Opening(uuid.uuid4(), process, "7", "/ws/", "192.0.2.1", "", "")])
+connection_rows.open_connections([Opening(uuid.uuid4(), process, "7", "/ws/", "192.0.2.1", "", "")])
 print(process_rows.claim_round(10.0), process_rows.claim_round(10.0))
 Round.objects.update(started_at=Now() - datetime.timedelta(seconds=10))
 print(process_rows.claim_round(10.0), process_rows.claim_round(10.0))
 process_rows.judge(2, [process], misses_allowed=0)
-records.close_lost_records(process, uuid.uuid4())
-print(Connection.objects.get().close_reason, records.purge_closed(3600.0))
+connection_rows.close_lost_records(process, uuid.uuid4())
+print(Connection.objects.get().close_reason, connection_rows.purge_closed(3600.0))
 """
 
 
@@ -77,7 +76,7 @@ def test_the_migration_can_be_taken_back():
 
 @pytest.fixture
 def foreign_project(tmp_path: Path):
-    """Another project's folder, and a function that runs Python in it and returns what it printed."""
+    """A function that runs Python in the folder of another project and returns the output."""
     people = tmp_path / "people"
     people.mkdir()
     (people / "__init__.py").touch()
@@ -105,7 +104,7 @@ def foreign_project(tmp_path: Path):
 
 
 @pytest.mark.acceptance  # a Django of its own
-def test_a_project_with_other_settings_needs_no_migration_of_this_app(foreign_project):
+def test_other_settings_need_no_migration_of_this_app(foreign_project):
     assert "realtime" not in foreign_project("-m", "django", "makemigrations", "--check", "--dry-run")
 
 

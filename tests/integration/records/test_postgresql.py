@@ -1,4 +1,4 @@
-"""The tests of what is written to the database, once more on PostgreSQL."""
+"""The tests of records and admin, repeated on PostgreSQL."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Runs on the database of DATABASE_URL; tests/integration/test_postgresql.py repeats it on PostgreSQL."""
+"""Runs on the database of DATABASE_URL; `test_postgresql.py` repeats it on PostgreSQL."""
 
 import itertools
 import time
@@ -16,7 +16,7 @@ from tests.support.assertions.eventually import eventually
 from tests.support.doubles.rows import a_process, closings, make_lost, open_connections
 from tests.support.racing import race, race_processes
 
-pytestmark = pytest.mark.django_db(transaction=True)  # other threads and processes have to see the rows
+pytestmark = pytest.mark.django_db(transaction=True)  # other threads and processes must see the rows
 
 DAY = 86400.0
 
@@ -24,7 +24,7 @@ DAY = 86400.0
 # Processes
 
 
-def test_a_process_that_starts_is_running_and_has_answered_nothing():
+def test_a_new_process_runs_and_has_answered_no_round():
     process = Process.objects.get(pk=process_rows.start_process("specific.abc", "web-1", 4711))
 
     assert (process.channel_name, process.host, process.pid) == ("specific.abc", "web-1", 4711)
@@ -43,7 +43,7 @@ def test_an_answer_forgives_the_rounds_that_were_missed():
     assert row.answered_at is not None
 
 
-def test_a_late_answer_to_an_earlier_round_does_not_take_back_a_later_one():
+def test_a_late_answer_does_not_replace_a_later_one():
     process = a_process()
     process_rows.answer_round(process, 7, connections=1, loop_lag=0.0)
 
@@ -87,7 +87,7 @@ def test_only_running_processes_are_asked():
     ]
 
 
-# Looking for rounds that a process was not asked
+# Looking for rounds without a question
 
 
 def test_a_process_finds_the_last_round_and_its_interval():
@@ -133,7 +133,7 @@ def test_another_process_hears_when_it_has_said_so_lately():
 # Claiming a round
 
 
-def test_the_first_round_may_be_claimed_at_once():
+def test_the_first_round_may_be_claimed_immediately():
     assert process_rows.claim_round(3600.0) == 1
 
 
@@ -147,7 +147,7 @@ def test_the_next_round_waits_for_the_interval():
     assert process_rows.claim_round(10.0) is None
 
 
-def test_an_interval_below_a_second_is_kept_on_the_databases_clock():
+def test_the_databases_clock_keeps_intervals_below_a_second():
     starts = []
     for _ in range(5):
         eventually(lambda: process_rows.claim_round(0.2), within=5, every=0.005)
@@ -245,7 +245,7 @@ def test_the_time_to_look_begins_with_the_first_missed_round():
     assert [each.id for each in process_rows.judge(2, [process], misses_allowed=1)] == [process]
 
 
-def test_an_answer_begins_the_time_to_look_anew():
+def test_an_answer_restarts_the_time_to_look():
     process = a_process(look_every=0.2)
     process_rows.judge(1, [process], misses_allowed=1)
     time.sleep(0.25)
@@ -260,10 +260,10 @@ def test_answers_in_the_database_are_found_for_a_round():
     process_rows.answer_round(early, 6, connections=0, loop_lag=0.0)
     process_rows.answer_round(late, 8, connections=0, loop_lag=0.0)
 
-    assert process_rows.who_answered(7, [early, late, silent]) == {late}
+    assert process_rows.processes_that_answered(7, [early, late, silent]) == {late}
 
 
-def test_a_process_is_lost_when_it_missed_more_rounds_than_allowed():
+def test_a_process_that_missed_too_many_rounds_is_lost():
     process = a_process(channel_name="specific.abc", host="web-1", pid=4711)
 
     assert process_rows.judge(1, [process], misses_allowed=1) == []
@@ -312,7 +312,7 @@ def test_of_two_reapers_one_declares_a_process_lost():
         assert sorted(map(len, verdicts)) == [0, 1]
 
 
-def test_a_process_either_answers_in_time_or_learns_that_it_is_lost():
+def test_a_process_answers_in_time_or_learns_of_its_loss():
     for number in range(1, 21):
         process = a_process()
 
@@ -344,7 +344,7 @@ def test_reapers_and_answers_in_any_order_do_not_deadlock():
     assert Process.objects.running().count() == 20
 
 
-def test_how_long_ago_a_process_ended_is_the_databases_word():
+def test_the_databases_clock_says_how_long_ago_a_process_ended():
     running, ended = a_process(pid=1), a_process(pid=2)
     process_rows.stop_process(ended)
     Process.objects.filter(pk=ended).update(stopped_at=Now() - timedelta(seconds=100))
@@ -369,7 +369,7 @@ def test_ended_processes_are_purged_once_their_records_are():
     assert set(Process.objects.values_list("pk", flat=True)) == {running, recent, with_history}
 
 
-# What the tables refuse
+# Constraints of the tables
 
 
 def test_a_lost_process_is_a_stopped_one():

@@ -1,4 +1,4 @@
-"""What a round asks of the database stays cheap when the tables are full of history: it uses an index."""
+"""The queries of rounds and of the admin use an index, so that history in the tables does not slow them."""
 
 import uuid
 from collections.abc import Callable
@@ -18,13 +18,13 @@ from tests.support.doubles.rows import a_process, closings, joins, make_lost, op
 
 @pytest.fixture(scope="module")
 def processes(django_db_setup, django_db_blocker):
-    """Three processes with thousands of closed records, few open ones, memberships of both; two are lost."""
+    """Three processes with thousands of closed records, few open ones and their memberships; two are lost."""
     with django_db_blocker.unblock():
         ids = [a_process(pid=pid) for pid in range(3)]
         for process in ids:
             old = open_connections(process, 1500)
             connection_rows.open_memberships(joins(process, old, "news"))
-            connection_rows.leave_memberships(joins(process, old, "news"))
+            connection_rows.mark_memberships_left(joins(process, old, "news"))
             connection_rows.close_connections(closings(old), uuid.uuid4())
             connection_rows.open_memberships(joins(process, open_connections(process, 30), "news", "sport"))
         Connection.objects.closed().update(closed_at=Now() - timedelta(days=1))
@@ -42,12 +42,12 @@ def some_connections(processes, db):
 
 
 def full_scans(call: Callable[[], object]) -> list[str]:
-    """The lines in the plans of a call's statements that read all of a table that history grows."""
+    """Return the lines of the query plans of a call that read a whole table with history."""
     return [line for line in plan_of(call) if is_full_scan(line)]
 
 
 def plan_of(call: Callable[[], object], *, apart_from: str = "nothing") -> list[str]:
-    """The lines in the plans of a call's statements, but for those that contain a text."""
+    """Return the lines of the query plans of a call, except of statements that contain a text."""
     with CaptureQueriesContext(connection) as captured:
         call()
     found = []
@@ -63,7 +63,8 @@ def plan_of(call: Callable[[], object], *, apart_from: str = "nothing") -> list[
 def is_full_scan(line: str) -> bool:
     if connection.vendor == "postgresql":
         return "Seq Scan on realtime_connection" in line or "Seq Scan on realtime_membership" in line
-    # SQLite names a table's alias, if it has one; the processes, which a round may read whole, have none.
+    # SQLite names the alias of a table if it has one. The table of processes has none, and a round may read
+    # all of it.
     of_something_else = line == "SCAN realtime_process" or line.startswith(
         ("SCAN subquery", "SCAN (subquery")
     )
@@ -84,7 +85,7 @@ def test_closing_what_a_lost_process_held_uses_an_index(processes, db):
 
 def test_the_to_do_list_of_a_lost_process_uses_an_index(processes, db):
     assert full_scans(lambda: connection_rows.groups_to_leave(processes[0])) == []
-    assert full_scans(lambda: connection_rows.left_groups(processes[0], ["news"])) == []
+    assert full_scans(lambda: connection_rows.mark_groups_left(processes[0], ["news"])) == []
 
 
 def test_finding_leftovers_uses_an_index(processes, db):
@@ -93,7 +94,7 @@ def test_finding_leftovers_uses_an_index(processes, db):
 
 def test_closing_and_leaving_use_an_index(processes, some_connections):
     leaving = joins(processes[2], some_connections, "news", "sport")
-    assert full_scans(lambda: connection_rows.leave_memberships(leaving)) == []
+    assert full_scans(lambda: connection_rows.mark_memberships_left(leaving)) == []
     assert (
         full_scans(lambda: connection_rows.close_connections(closings(some_connections), uuid.uuid4())) == []
     )
@@ -103,20 +104,16 @@ def test_purging_uses_an_index(processes, db):
     assert full_scans(lambda: connection_rows.purge_closed(7 * 86400.0)) == []
 
 
-def test_counting_what_is_open_uses_an_index(processes, db):
-    assert full_scans(connection_rows.counts) == []
-
-
 @pytest.fixture
 def whenever_possible(db):
-    """PostgreSQL uses an index wherever one can be used: with so few rows it reads a table as quickly."""
+    """Make PostgreSQL use every possible index. With so few rows, it would read a whole table as quickly."""
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
             cursor.execute("SET LOCAL enable_seqscan = off")
 
 
 @pytest.mark.usefixtures("whenever_possible")
-def test_purging_memberships_reads_the_index_of_the_left_in_its_order(processes):
+def test_purging_memberships_reads_its_index_in_order(processes):
     plan = plan_of(lambda: connection_rows.purge_left(-1.0))  # all that were left
     assert any("realtime_membership_left " in f"{line} " for line in plan), plan
     assert not [line for line in plan if is_full_scan(line) or "Sort" in line or "TEMP B-TREE" in line]
@@ -147,11 +144,11 @@ def test_each_list_of_the_admin_uses_its_index(processes, admin_client, monkeypa
     def look() -> None:
         assert admin_client.get(reverse("admin:realtime_connection_changelist"), query).status_code == 200
 
-    # The first rows of all are as quickly counted in the table itself.
+    # Without a filter, the first rows are counted in the table itself, which is as quick.
     plan = plan_of(look, apart_from="nothing" if query else "COUNT(")
 
     assert [line for line in plan if is_full_scan(line)] == []
-    # PostgreSQL may find another as good.
+    # PostgreSQL may choose another index that is as good.
     assert connection.vendor == "postgresql" or any(f"realtime_{index} " in f"{line} " for line in plan)
 
 

@@ -28,7 +28,9 @@ from realtime.layers import groups, messages
 from realtime.liveness.connection import Liveness
 from realtime.models import Connection as Record
 from realtime.models import Membership
-from realtime.records import batch, connection_rows, ledger, process_rows, retry
+from realtime.records import batch, connection_rows, process_rows
+from realtime.records.ledger import Ledger
+from realtime.records.retry import Retry
 from realtime.records.write_queue import Kind
 from realtime.serving import lifecycle
 from realtime.serving.inbox import Inbox
@@ -47,8 +49,9 @@ GROUPS = ("g", "h")
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same bounds, in less time."""
     monkeypatch.setattr(groups, "CALL_TIMEOUT", 0.1)
-    monkeypatch.setattr(ledger, "OPEN_TIMEOUT", 0.4)
-    monkeypatch.setattr(retry, "LONGEST_PAUSE", 0.03)
+    monkeypatch.setattr(
+        "realtime.hub.hub.make_ledger", lambda: Ledger(open_timeout=0.4, retry=Retry(longest=0.03))
+    )
     monkeypatch.setattr(lifecycle, "CLEANUP_TIMEOUT", 0.25)
     monkeypatch.setattr(heartbeat, "TICK", 0.02)
 
@@ -391,7 +394,7 @@ async def the_database_hung(life: Life) -> AsyncIterator[None]:
     hold = Hold()
     writes = (
         (connection_rows, "close_connections"),
-        (connection_rows, "leave_memberships"),
+        (connection_rows, "mark_memberships_left"),
         (process_rows, "stop_process"),
     )
     for owner, name in writes:
@@ -411,7 +414,7 @@ async def the_database_hung(life: Life) -> AsyncIterator[None]:
 async def the_database_refusing(life: Life) -> AsyncIterator[None]:
     life.home = await lifecycle.hub()
     await life.at_rest(life.open, life.join(*GROUPS))
-    refusals = {"close_connections": 2, "leave_memberships": 1}
+    refusals = {"close_connections": 2, "mark_memberships_left": 1}
 
     def refusing(name: str, write: Callable[..., Any], *arguments: Any) -> Any:
         if refusals[name]:

@@ -27,6 +27,7 @@ from realtime.serving import lifecycle
 from realtime.transports.asgi import AsgiTransport, Event, Options
 from realtime.wire import frames
 from tests.support.assertions.eventually import eventually_async
+from tests.support.assertions.threads import is_alive
 from tests.support.doubles.eager import eager_tasks
 from tests.support.doubles.watching import Watching
 
@@ -458,13 +459,13 @@ async def test_a_hung_layer_keeps_nobody_waiting_behind_many_others(hung_layer: 
 async def test_a_hung_database_keeps_no_handler_that_leaves_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lifecycle, "CLEANUP_TIMEOUT", 0.1)
     peer = await Peer().open("g")
-    goes_on, leave = threading.Event(), connection_rows.leave_memberships
+    goes_on, leave = threading.Event(), connection_rows.mark_memberships_left
 
     def hanging(joins: Any) -> int:
         assert goes_on.wait(10)
         return leave(joins)
 
-    monkeypatch.setattr(connection_rows, "leave_memberships", hanging)
+    monkeypatch.setattr(connection_rows, "mark_memberships_left", hanging)
     async with asyncio.timeout(2):
         await lifecycle.group_discard(peer.connection, "g")
         with pytest.raises(RecordsUnavailable):
@@ -527,7 +528,7 @@ async def test_a_process_that_hears_twice_that_it_is_lost_starts_anew_once(
     await Process.objects.filter(pk=old.process).adelete()
     for number in (1, 2, 3):
         await groups.tell(old.channel, messages.Ask(number, "realtime.nobody"))
-    await eventually_async(lambda: old.ledger._writer.ended, within=5)
+    await eventually_async(lambda: not is_alive(old.ledger._writer), within=5)
     assert peer.connection.reason is CloseReason.SERVER_LOST
     assert caplog.text.count("declared lost") == 1
     assert "Traceback" not in caplog.text

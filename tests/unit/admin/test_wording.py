@@ -1,4 +1,4 @@
-"""How the admin puts times and clients."""
+"""The admin's words for times and clients."""
 
 from datetime import timedelta
 

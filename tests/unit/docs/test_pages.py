@@ -68,10 +68,13 @@ def test_every_code_of_an_error_frame_is_listed(code: frames.ErrorCode) -> None:
     assert f"`{code}`" in REFERENCE
 
 
-def test_every_metric_is_listed() -> None:
+def test_every_metric_is_listed_with_its_help_text() -> None:
     declared = [metric for metric in vars(metrics).values() if isinstance(metric, MetricWrapperBase)]
-    listed = {re.sub(r"\{.*\}", "", row[0]) for row in rows(REFERENCE, "Metrics")}
-    expected = {metric._name + ("_total" if metric._type == "counter" else "") for metric in declared}
+    listed = {re.sub(r"\{.*\}", "", row[0]): row[1] for row in rows(REFERENCE, "Metrics")}
+    expected = {
+        metric._name + ("_total" if metric._type == "counter" else ""): metric._documentation
+        for metric in declared
+    }
     assert listed == expected
 
 

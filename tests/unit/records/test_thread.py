@@ -1,4 +1,4 @@
-"""The thread of a ledger, whatever its jobs do."""
+"""The thread of a ledger."""
 
 import subprocess
 import sys
@@ -6,14 +6,14 @@ import threading
 import time
 
 from realtime.records.thread import Writer
+from tests.support.assertions.threads import is_alive
 
 HANGS = """
 import threading
 from realtime.records import thread
 
-thread.EXIT_WAIT = 0.2
 hung, job = threading.Event(), threading.Event()
-writer = thread.Writer("a ledger")
+writer = thread.Writer("a ledger", exit_wait=0.2)
 writer.do(lambda: (hung.set(), job.wait()))
 hung.wait()
 print("hangs")
@@ -39,28 +39,28 @@ def run(program: str) -> str:
     return done.stdout
 
 
-def test_jobs_are_done_in_order_and_the_thread_ends_after_the_last() -> None:
+def test_jobs_run_in_order_and_the_last_one_ends_the_thread() -> None:
     writer, done = Writer("a ledger"), []
     for number in range(100):
         writer.do(lambda number=number: done.append((number, threading.current_thread().name)))  # type: ignore[misc]
     writer.join(10)
-    assert writer.ended
+    assert not is_alive(writer)
     assert done == [(number, "a ledger") for number in range(100)]
 
 
-def test_a_process_whose_database_hangs_exits_all_the_same() -> None:
+def test_a_process_exits_although_its_database_hangs() -> None:
     began = time.monotonic()
     assert run(HANGS) == "hangs\n"
     assert time.monotonic() - began < 10
 
 
-def test_a_write_that_is_under_way_at_the_end_is_done() -> None:
+def test_a_write_under_way_is_finished_at_the_exit() -> None:
     assert run(WRITES) == "written\n"
 
 
-def test_a_writer_that_was_never_used_has_no_thread() -> None:
+def test_an_unused_writer_has_no_thread() -> None:
     before = threading.active_count()
     writer = Writer("a ledger")
     writer.join(1)
     assert threading.active_count() == before
-    assert not writer.ended
+    assert not is_alive(writer)

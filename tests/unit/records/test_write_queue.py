@@ -1,4 +1,4 @@
-"""Which waiting writes become one batch, whatever was asked for in whatever order."""
+"""The choice of the waiting writes that become one batch, for any writes in any order."""
 
 from collections import defaultdict
 
@@ -14,29 +14,29 @@ WRITES = st.lists(st.tuples(KINDS, CONNECTIONS, ROWS), max_size=30)
 
 
 def a_write(kind: Kind, *connections: int, rows: int = 1) -> Write:
-    # A call is about no connection.
+    # A call has no connections.
     return Write(kind, range(rows), () if kind is Kind.CALL else connections)
 
 
-def drained(backlog: WriteQueue[Write], limit: int) -> list[list[Write]]:
+def drained(queue: WriteQueue, limit: int) -> list[list[Write]]:
     batches = []
-    while batch := backlog.take(limit):
+    while batch := queue.take(limit):
         batches.append(batch)
     return batches
 
 
 @given(WRITES, st.integers(min_value=1, max_value=10))
-def test_every_write_is_taken_once_and_each_connections_writes_in_order(
+def test_every_write_is_taken_once_in_order_of_its_connection(
     asked: list[tuple[Kind, set[int], int]], limit: int
 ) -> None:
-    backlog: WriteQueue[Write] = WriteQueue()
+    queue = WriteQueue()
     writes = [a_write(kind, *connections, rows=rows) for kind, connections, rows in asked]
     for write in writes:
-        backlog.put(write)
+        queue.put(write)
 
-    batches = drained(backlog, limit)
+    batches = drained(queue, limit)
 
-    assert len(backlog) == 0
+    assert len(queue) == 0
     taken = [write for batch in batches for write in batch]
     assert sorted(map(id, taken)) == sorted(map(id, writes))
     for connection in range(4):
@@ -44,23 +44,23 @@ def test_every_write_is_taken_once_and_each_connections_writes_in_order(
         assert [write for write in taken if connection in write.connections] == asked_for
 
 
-def test_a_call_can_go_before_everything_that_waits() -> None:
-    backlog: WriteQueue[Write] = WriteQueue()
+def test_a_call_can_go_before_all_waiting_writes() -> None:
+    queue = WriteQueue()
     waiting, urgent = a_write(Kind.OPEN, 1), a_write(Kind.CALL)
-    backlog.put(waiting)
-    backlog.put_first(urgent)
-    assert drained(backlog, 10) == [[urgent], [waiting]]
+    queue.put(waiting)
+    queue.put_first(urgent)
+    assert drained(queue, 10) == [[urgent], [waiting]]
 
 
 @given(WRITES, st.integers(min_value=1, max_value=10))
 def test_a_batch_is_bounded_and_written_kind_by_kind(
     asked: list[tuple[Kind, set[int], int]], limit: int
 ) -> None:
-    backlog: WriteQueue[Write] = WriteQueue()
+    queue = WriteQueue()
     for kind, connections, rows in asked:
-        backlog.put(a_write(kind, *connections, rows=rows))
+        queue.put(a_write(kind, *connections, rows=rows))
 
-    for batch in drained(backlog, limit):
+    for batch in drained(queue, limit):
         assert sum(len(write.rows) for write in batch) <= limit or len(batch) == 1
         kinds = [write.kind for write in batch]
         assert kinds == sorted(kinds)
@@ -73,49 +73,47 @@ def test_a_batch_is_bounded_and_written_kind_by_kind(
 
 
 @given(WRITES, st.integers(min_value=1, max_value=10))
-def test_a_call_waits_for_all_that_was_asked_for_before_it_and_nothing_passes_it(
-    asked: list[tuple[Kind, set[int], int]], limit: int
-) -> None:
-    backlog: WriteQueue[Write] = WriteQueue()
+def test_a_call_keeps_its_place_among_all_writes(asked: list[tuple[Kind, set[int], int]], limit: int) -> None:
+    queue = WriteQueue()
     writes = [a_write(kind, *connections, rows=rows) for kind, connections, rows in asked]
     for write in writes:
-        backlog.put(write)
+        queue.put(write)
 
-    taken = [write for batch in drained(backlog, limit) for write in batch]
+    taken = [write for batch in drained(queue, limit) for write in batch]
 
     for call in (write for write in writes if write.kind is Kind.CALL):
         assert set(taken[: taken.index(call)]) == set(writes[: writes.index(call)])
 
 
-def test_a_storm_of_connects_is_one_batch_of_records_and_then_memberships() -> None:
-    backlog: WriteQueue[Write] = WriteQueue()
+def test_a_storm_of_connects_is_one_batch() -> None:
+    queue = WriteQueue()
     for connection in range(50):
-        backlog.put(a_write(Kind.OPEN, connection))
-        backlog.put(a_write(Kind.JOIN, connection))
+        queue.put(a_write(Kind.OPEN, connection))
+        queue.put(a_write(Kind.JOIN, connection))
 
-    (batch,) = drained(backlog, 100)
+    (batch,) = drained(queue, 100)
 
     assert [write.kind for write in batch] == [Kind.OPEN] * 50 + [Kind.JOIN] * 50
 
 
-def test_who_joins_again_what_it_left_does_so_in_the_next_batch() -> None:
-    backlog: WriteQueue[Write] = WriteQueue()
+def test_a_join_after_a_leave_waits_for_the_next_batch() -> None:
+    queue = WriteQueue()
     for kind in (Kind.LEAVE, Kind.JOIN):
-        backlog.put(a_write(kind, 1))
-    backlog.put(a_write(Kind.OPEN, 2))
+        queue.put(a_write(kind, 1))
+    queue.put(a_write(Kind.OPEN, 2))
 
-    kinds = [[write.kind for write in batch] for batch in drained(backlog, 100)]
+    kinds = [[write.kind for write in batch] for batch in drained(queue, 100)]
 
     assert kinds == [[Kind.OPEN, Kind.LEAVE], [Kind.JOIN]]
 
 
-def test_a_write_is_withdrawn_until_a_batch_has_it() -> None:
-    backlog: WriteQueue[Write] = WriteQueue()
+def test_a_write_can_be_withdrawn_until_a_batch_takes_it() -> None:
+    queue = WriteQueue()
     early, late = a_write(Kind.OPEN, 1), a_write(Kind.OPEN, 2)
-    backlog.put(early)
-    backlog.put(late)
+    queue.put(early)
+    queue.put(late)
 
-    assert backlog.withdraw(late)
-    assert backlog.take(100) == [early]
-    assert not backlog.withdraw(early)
-    assert len(backlog) == 0
+    assert queue.withdraw(late)
+    assert queue.take(100) == [early]
+    assert not queue.withdraw(early)
+    assert len(queue) == 0

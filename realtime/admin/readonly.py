@@ -1,4 +1,4 @@
-"""What both lists have in common: nobody changes anything, and no page reads a table whole."""
+"""The common part of both lists: nothing can be changed, and no page reads a whole table."""
 
 from collections.abc import Sequence
 from datetime import MAXYEAR, MINYEAR
@@ -19,9 +19,9 @@ from realtime.admin.calendar import calendar
 
 
 class BoundedPaginator(Paginator):  # type: ignore[type-arg]  # takes none at run time
-    """Counts no further than `limit`: an exact count would read a large table on every page.
+    """Counts up to `limit` rows, because an exact count would read a large table on every page.
 
-    Rows beyond the limit are found by filters and search.
+    Rows beyond the limit can be found with filters and the search.
     """
 
     limit = 10_000
@@ -32,8 +32,8 @@ class BoundedPaginator(Paginator):  # type: ignore[type-arg]  # takes none at ru
         return rows.order_by().values("pk")[: self.limit].count()
 
 
-#: What the date hierarchy takes in an address. The day after the last one has to be a date, too, and the
-#: first year may have no counterpart in the time zone of the database.
+#: The numbers that the date hierarchy accepts in a URL. The day after the last one must also be a date, and
+#: the first year may have no counterpart in the time zone of the database.
 UNITS: dict[str, Sequence[int]] = {
     "year": range(MINYEAR + 1, MAXYEAR),
     "month": range(1, 13),
@@ -41,11 +41,11 @@ UNITS: dict[str, Sequence[int]] = {
 }
 
 
-class WindowChangeList(ChangeList):
+class BoundedChangeList(ChangeList):
     """A list with a bounded date hierarchy."""
 
     def get_filters(self, request: HttpRequest) -> Any:
-        """Refuse years, months and days that are none, as Django refuses other filters: by a redirect."""
+        """Refuse numbers that are no year, month or day with a redirect, as Django refuses other filters."""
         for unit, possible in UNITS.items():
             for text in request.GET.getlist(f"{self.date_hierarchy}__{unit}"):
                 try:
@@ -56,7 +56,7 @@ class WindowChangeList(ChangeList):
         return super().get_filters(request)
 
     def calendar(self) -> dict[str, Any] | None:
-        """What Django's template of the date hierarchy takes; None while there are no rows."""
+        """Return the variables of Django's template for the date hierarchy; None while there are no rows."""
         field = cast(str, self.date_hierarchy)
         times = self.root_queryset.order_by(field).values_list(field, flat=True)
         first, last = times.first(), times.last()
@@ -65,7 +65,7 @@ class WindowChangeList(ChangeList):
         chosen = {}
         for unit in UNITS:
             if (name := f"{field}__{unit}") not in self.params:
-                # A month without its year, or a day without its month, is no place in the calendar.
+                # A month without its year, or a day without its month, selects nothing.
                 break
             chosen[unit] = int(self.params[name])
         shown = calendar(cells.local(first).date(), cells.local(last).date(), chosen)
@@ -84,10 +84,10 @@ class WindowChangeList(ChangeList):
         }
 
 
-class WindowAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # takes none at run time
-    """Nobody adds, changes or deletes here; who may look is Django's `view` permission.
+class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # takes none at run time
+    """An admin that permits only to view, to users with Django's `view` permission.
 
-    Each row carries `now`, the database's time, which its own times are compared with.
+    Each row has `now`, the database's time, to compare its own times with.
     """
 
     paginator = BoundedPaginator
