@@ -1,111 +1,111 @@
-"""The programs of the Procfile, run by honcho: in parallel, restarted after a kill, stopped in order."""
+"""Run the programs of a Procfile side by side: one output, a restart after a kill, an ordered stop.
 
+Runners like honcho and circus do parts of this. But none restarts a program and yet ends with the program
+that the others need, or stops that program last.
+"""
+
+import asyncio
 import contextlib
-import functools
-import multiprocessing
 import os
+import re
 import signal
-import threading
 import time
-from collections.abc import Callable
-from multiprocessing.synchronize import Event
-from typing import Any
+from collections.abc import Mapping
 
-from honcho import manager, printer, process
-
-#: Seconds from SIGTERM to SIGKILL: for the programs that use Redis, and then for Redis.
+#: The program whose data the others need. It stops last. After a kill it does not restart; the others end.
+NEEDED = "redis"
+#: Seconds from SIGTERM to SIGKILL: for the other programs, and then for the needed one.
 PATIENCE = 3.5
-PATIENCE_WITH_REDIS = 1.0
+PATIENCE_WITH_NEEDED = 1.0
+#: Seconds between a kill and the restart, so that a program that always crashes does not fill the output.
+PAUSE = 0.5
+#: The most bytes of one line of output.
+LONGEST_LINE = 2**24
 
 
-#: If a program is killed more often within RESTARTS_WITHIN seconds, it stays down and the others end.
-MOST_RESTARTS = 5
-RESTARTS_WITHIN = 60.0
+class Program:
+    """One line of the Procfile. It has a session of its own, so that Ctrl-C reaches only this process."""
 
+    def __init__(self, name: str, command: str, environment: Mapping[str, str]) -> None:
+        self.name = name
+        self._command = command
+        self._environment = environment
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopping = False
+        self.running = asyncio.create_task(self._run())
 
-class Printer(printer.Printer):
-    """A printer that outlives the terminal: an error here would end this process and leave the programs."""
+    async def stop(self, patience: float) -> None:
+        """Send SIGTERM. If the program still runs after `patience` seconds, send SIGKILL."""
+        self._stopping = True
+        self._signal(signal.SIGTERM)
+        await asyncio.wait({self.running}, timeout=patience)
+        self._signal(signal.SIGKILL)
+        await asyncio.wait({self.running}, timeout=PATIENCE_WITH_NEEDED)
 
-    def write(self, message: printer.Message) -> None:
+    async def _run(self) -> int:
+        """Run the program until it ends, and again if it was killed. Return its exit code."""
+        while True:
+            code = await self._run_once()
+            killed = code < 0 and -code not in (signal.SIGINT, signal.SIGTERM)
+            if self._stopping or self.name == NEEDED or not killed:
+                self._print(f"ended with exit code {code}")
+                return code
+            self._print("killed; starting again")
+            await asyncio.sleep(PAUSE)
+
+    async def _run_once(self) -> int:
+        self._process = await asyncio.create_subprocess_shell(
+            self._command,
+            env=self._environment,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+            limit=LONGEST_LINE,
+        )
+        if self._stopping:
+            self._signal(signal.SIGTERM)
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            self._print(line.decode(errors="replace").rstrip())
+        code = await self._process.wait()
+        self._process = None
+        return code
+
+    def _signal(self, number: signal.Signals) -> None:
+        """Send a signal to the program and the processes that it started."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+
+    def _print(self, line: str) -> None:
+        # If the terminal is gone, an error here must not leave the programs behind.
         with contextlib.suppress(OSError):
-            super().write(message)
+            print(f"{time.strftime('%H:%M:%S')} {self.name:8}| {line}", flush=True)
 
 
-class Program(process.Process):
-    """A program that starts again after a kill, so that you can try `kill -9` and see the result."""
+async def run(procfile: str, environment: Mapping[str, str], without: str | None = None) -> int:
+    """Run all programs until one ends for good or a signal arrives. Then stop the others.
 
-    def __init__(self, *arguments: Any, stopping: Event, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._stopping = stopping
-        self._ends: list[float] = []
+    Args:
+        procfile: The text of the Procfile.
+        environment: The environment variables of the programs.
+        without: The name of a program that is left out.
 
-    def run(self, events: Any = None, ignore_signals: bool = False) -> None:
-        again = True
-        while again:
-            ended = len(self._ends)
-            super().run(events, ignore_signals)
-            again = len(self._ends) > ended
-
-    def _send_message(self, data: Any, type: str = "line") -> None:
-        if type == "stop" and self._starts_again(data["returncode"]):
-            self._ends.append(time.monotonic())
-            data, type = b"killed; starting again\n", "line"
-        super()._send_message(data, type)
-
-    def _starts_again(self, returncode: int) -> bool:
-        killed = returncode < 0 and -returncode not in (signal.SIGINT, signal.SIGTERM)
-        lately = [end for end in self._ends if end > time.monotonic() - RESTARTS_WITHIN]
-        return killed and len(lately) < MOST_RESTARTS and not self._stopping.is_set()
-
-
-class Manager(manager.Manager):
-    """A manager that stops Redis last, because the other programs use it until they end."""
-
-    _terminating: bool
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self._stopping = multiprocessing.Event()
-
-    def add_program(self, name: str, command: str, env: dict[str, str]) -> None:
-        """Add a program. A killed Redis is not restarted and the others end, because they need its data."""
-        restarted = functools.partial(Program, stopping=self._stopping)
-        self._process_ctor = process.Process if name == "redis" else restarted
-        self.add_process(name, command, env=env)
-
-    def terminate(self) -> None:
-        # Use a thread: honcho calls this in its signal handler, possibly before every program has a process.
-        if not self._terminating:
-            self._terminating = True
-            self._stopping.set()
-            threading.Thread(target=self._stop, daemon=True).start()
-
-    def _stop(self) -> None:
-        first = [name for name in self._processes if name != "redis"]
-        self._until(self._all_started, PATIENCE)
-        self._signal(first, signal.SIGTERM)
-        self._until(lambda: self._have_stopped(first), PATIENCE)
-        self._signal(first, signal.SIGKILL)
-        self._signal(["redis"], signal.SIGTERM)
-        self._until(self._all_stopped, PATIENCE_WITH_REDIS)
-        self._signal(["redis"], signal.SIGKILL)
-        self._until(self._all_stopped, PATIENCE_WITH_REDIS)
-        for program in self._processes.values():
-            # honcho waits for the end of every program. A missing report of an end must not block it forever.
-            program.setdefault("returncode", -signal.SIGKILL)
-
-    def _have_stopped(self, names: list[str]) -> bool:
-        return all("returncode" in self._processes[name] for name in names)
-
-    def _signal(self, names: list[str], number: signal.Signals) -> None:
-        for name in names:
-            program = self._processes.get(name, {})
-            if "pid" in program and "returncode" not in program:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(program["pid"], number)
-
-    @staticmethod
-    def _until(done: Callable[[], bool], seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while not done() and time.monotonic() < deadline:
-            time.sleep(0.02)
+    Returns:
+        The exit code: 0 after SIGINT, SIGTERM or SIGHUP, otherwise that of the program that ended, or 1.
+    """
+    told = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, told.set)
+    programs = [
+        Program(name, command, environment)
+        for name, command in re.findall(r"^(\w+): *(.+)$", procfile, re.MULTILINE)
+        if name != without
+    ]
+    waiting = asyncio.create_task(told.wait())
+    ended, _ = await asyncio.wait(
+        {waiting, *(program.running for program in programs)}, return_when=asyncio.FIRST_COMPLETED
+    )
+    await asyncio.gather(*(program.stop(PATIENCE) for program in programs if program.name != NEEDED))
+    await asyncio.gather(*(program.stop(PATIENCE_WITH_NEEDED) for program in programs))
+    return 0 if waiting in ended else ended.pop().result() or 1

@@ -4,12 +4,11 @@ It first checks the port, Redis and the database. If one of them would stop it, 
 to do. Then it runs the programs of the Procfile. At the end it stops them in order, within five seconds.
 """
 
+import asyncio
 import contextlib
 import errno
-import multiprocessing
 import os
 import secrets
-import signal
 import socket
 import sys
 from pathlib import Path
@@ -21,14 +20,9 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, OperationalError, connections
 from django.db.migrations.executor import MigrationExecutor
-from honcho import environ, manager
 
-from project import private_redis
-from project.programs import Manager, Printer
-
-
-class CannotStart(Exception):
-    """The user must change something first; the message is one sentence."""
+from project import private_redis, programs
+from project.private_redis import CannotStart
 
 
 def main() -> int:
@@ -38,7 +32,7 @@ def main() -> int:
         check_port(settings.PORT)
         check_redis()
         check_database()
-    except (CannotStart, ImproperlyConfigured, private_redis.CannotStart) as error:
+    except (CannotStart, ImproperlyConfigured) as error:
         print(error, file=sys.stderr)
         return 2
     site = f"http://127.0.0.1:{settings.PORT}/"
@@ -100,26 +94,11 @@ def run_procfile() -> int:
     """Run the Procfile's programs until one ends or a signal arrives, and return the exit code."""
     os.chdir(settings.BASE_DIR)
     connections.close_all()
-    # honcho's helpers must inherit our signal handlers. Otherwise a signal to the whole group ends them.
-    multiprocessing.set_start_method("fork", force=True)
     # The programs use this `python`, even if the virtual environment is not activated.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    programs = environ.parse_procfile(Path("Procfile").read_text()).processes
-    if not settings.PRIVATE_REDIS:
-        del programs["redis"]
     environment = {**os.environ, "PATH": path, "PORT": str(settings.PORT)}
-    programs_manager = Manager(Printer(sys.stdout))
-    for name, command in programs.items():
-        programs_manager.add_program(name, command, environment)
-    # A closed terminal would end this process and leave the programs, which have their own sessions.
-    signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    try:
-        programs_manager.loop()
-    except BaseException:
-        programs_manager.kill()
-        raise
-    told_to_stop = programs_manager.returncode in {entry["rc"] for entry in manager.SIGNALS.values()}
-    return 0 if told_to_stop else programs_manager.returncode or 1
+    without = None if settings.PRIVATE_REDIS else "redis"
+    return asyncio.run(programs.run(Path("Procfile").read_text(), environment, without))
 
 
 if __name__ == "__main__":
