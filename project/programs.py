@@ -1,35 +1,33 @@
 """Run the programs of a Procfile side by side: one output, a restart after a kill, an ordered stop.
 
-Runners like honcho and circus do parts of this. But none restarts a program and yet ends with the program
-that the others need, or stops that program last.
+No library does all three. honcho restarts nothing, has no order, and leaves programs behind if Ctrl-C comes
+while they start. circus goes on without a program that has ended, and needs pyzmq and tornado.
 """
 
 import asyncio
 import contextlib
 import os
-import re
 import signal
 import time
 from collections.abc import Mapping
 
-#: The program whose data the others need. It stops last. After a kill it does not restart; the others end.
+#: The program whose data the others need. It stops last. If it is killed, the others end too.
 NEEDED = "redis"
 #: Seconds from SIGTERM to SIGKILL: for the other programs, and then for the needed one.
 PATIENCE = 3.5
 PATIENCE_WITH_NEEDED = 1.0
 #: Seconds between a kill and the restart, so that a program that always crashes does not fill the output.
 PAUSE = 0.5
-#: The most bytes of one line of output.
+#: The most bytes in one line of output.
 LONGEST_LINE = 2**24
 
 
 class Program:
-    """One line of the Procfile. It has a session of its own, so that Ctrl-C reaches only this process."""
+    """One program of the Procfile. It has a session of its own, so Ctrl-C reaches only this process."""
 
-    def __init__(self, name: str, command: str, environment: Mapping[str, str]) -> None:
+    def __init__(self, name: str, command: str) -> None:
         self.name = name
         self._command = command
-        self._environment = environment
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = False
         self.running = asyncio.create_task(self._run())
@@ -40,7 +38,7 @@ class Program:
         self._signal(signal.SIGTERM)
         await asyncio.wait({self.running}, timeout=patience)
         self._signal(signal.SIGKILL)
-        await asyncio.wait({self.running}, timeout=PATIENCE_WITH_NEEDED)
+        await asyncio.wait({self.running}, timeout=1.0)
 
     async def _run(self) -> int:
         """Run the program until it ends, and again if it was killed. Return its exit code."""
@@ -54,9 +52,8 @@ class Program:
             await asyncio.sleep(PAUSE)
 
     async def _run_once(self) -> int:
-        self._process = await asyncio.create_subprocess_shell(
+        self._process = process = await asyncio.create_subprocess_shell(
             self._command,
-            env=self._environment,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
@@ -64,15 +61,15 @@ class Program:
         )
         if self._stopping:
             self._signal(signal.SIGTERM)
-        assert self._process.stdout is not None
-        async for line in self._process.stdout:
-            self._print(line.decode(errors="replace").rstrip())
-        code = await self._process.wait()
+        if process.stdout is not None:
+            async for line in process.stdout:
+                self._print(line.decode(errors="replace").rstrip())
+        code = await process.wait()
         self._process = None
         return code
 
     def _signal(self, number: signal.Signals) -> None:
-        """Send a signal to the program and the processes that it started."""
+        """Send a signal to the program and to the processes that it started."""
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, number)
@@ -83,13 +80,11 @@ class Program:
             print(f"{time.strftime('%H:%M:%S')} {self.name:8}| {line}", flush=True)
 
 
-async def run(procfile: str, environment: Mapping[str, str], without: str | None = None) -> int:
-    """Run all programs until one ends for good or a signal arrives. Then stop the others.
+async def run(commands: Mapping[str, str]) -> int:
+    """Run all programs until one ends or a signal arrives. Then stop the others.
 
     Args:
-        procfile: The text of the Procfile.
-        environment: The environment variables of the programs.
-        without: The name of a program that is left out.
+        commands: The command lines by name.
 
     Returns:
         The exit code: 0 after SIGINT, SIGTERM or SIGHUP, otherwise that of the program that ended, or 1.
@@ -97,15 +92,10 @@ async def run(procfile: str, environment: Mapping[str, str], without: str | None
     told = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, told.set)
-    programs = [
-        Program(name, command, environment)
-        for name, command in re.findall(r"^(\w+): *(.+)$", procfile, re.MULTILINE)
-        if name != without
-    ]
+    programs = [Program(name, command) for name, command in commands.items()]
     waiting = asyncio.create_task(told.wait())
-    ended, _ = await asyncio.wait(
-        {waiting, *(program.running for program in programs)}, return_when=asyncio.FIRST_COMPLETED
-    )
+    tasks = {waiting, *(program.running for program in programs)}
+    ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     await asyncio.gather(*(program.stop(PATIENCE) for program in programs if program.name != NEEDED))
     await asyncio.gather(*(program.stop(PATIENCE_WITH_NEEDED) for program in programs))
     return 0 if waiting in ended else ended.pop().result() or 1

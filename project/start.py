@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import re
 import secrets
 import socket
 import sys
@@ -92,13 +93,15 @@ def how_to_log_in() -> str:
 
 def run_procfile() -> int:
     """Run the Procfile's programs until one ends or a signal arrives, and return the exit code."""
-    os.chdir(settings.BASE_DIR)
     connections.close_all()
+    os.chdir(settings.BASE_DIR)
+    commands = dict(re.findall(r"^(\w+): *(.+)$", Path("Procfile").read_text(), re.MULTILINE))
+    if not settings.PRIVATE_REDIS:
+        del commands["redis"]
     # The programs use this `python`, even if the virtual environment is not activated.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    environment = {**os.environ, "PATH": path, "PORT": str(settings.PORT)}
-    without = None if settings.PRIVATE_REDIS else "redis"
-    return asyncio.run(programs.run(Path("Procfile").read_text(), environment, without))
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    os.environ["PORT"] = str(settings.PORT)
+    return asyncio.run(programs.run(commands))
 
 
 if __name__ == "__main__":
