@@ -11,10 +11,9 @@ import signal
 import time
 from collections.abc import Mapping
 
-#: The program whose data the others need. It stops last. If it is killed, the others end too.
+#: The others need the data of this program. It stops last. If it is killed, the others end too.
 NEEDED = "redis"
-#: Seconds from SIGTERM to SIGKILL: for the other programs, and then for the needed one.
-PATIENCE = 3.5
+#: Seconds that the needed program has from SIGTERM to SIGKILL.
 PATIENCE_WITH_NEEDED = 1.0
 #: Seconds between a kill and the restart, so that a program that always crashes does not fill the output.
 PAUSE = 0.5
@@ -77,14 +76,15 @@ class Program:
     def _print(self, line: str) -> None:
         # If the terminal is gone, an error here must not leave the programs behind.
         with contextlib.suppress(OSError):
-            print(f"{time.strftime('%H:%M:%S')} {self.name:8}| {line}", flush=True)
+            print(f"{time.strftime('%H:%M:%S')} {self.name:8}| {line}", flush=True)  # noqa: T201 - the output of `make run`
 
 
-async def run(commands: Mapping[str, str]) -> int:
+async def run(commands: Mapping[str, str], patience: float = 3.5) -> int:
     """Run all programs until one ends or a signal arrives. Then stop the others.
 
     Args:
         commands: The command lines by name.
+        patience: Seconds that all programs except the needed one have from SIGTERM to SIGKILL.
 
     Returns:
         The exit code: 0 after SIGINT, SIGTERM or SIGHUP, otherwise that of the program that ended, or 1.
@@ -96,6 +96,6 @@ async def run(commands: Mapping[str, str]) -> int:
     waiting = asyncio.create_task(told.wait())
     tasks = {waiting, *(program.running for program in programs)}
     ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    await asyncio.gather(*(program.stop(PATIENCE) for program in programs if program.name != NEEDED))
+    await asyncio.gather(*(program.stop(patience) for program in programs if program.name != NEEDED))
     await asyncio.gather(*(program.stop(PATIENCE_WITH_NEEDED) for program in programs))
     return 0 if waiting in ended else ended.pop().result() or 1

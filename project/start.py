@@ -27,6 +27,7 @@ from project.private_redis import CannotStart
 
 
 def main() -> int:
+    """Check what would stop the programs, run them, and return the exit code: 2 if a check fails."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
     try:
         django.setup()
@@ -42,6 +43,7 @@ def main() -> int:
 
 
 def check_port(port: int) -> None:
+    """Raise CannotStart if the web server could not listen on the port."""
     with socket.socket() as probe:
         # As Daphne does, so that closing connections of the last run do not block the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -56,6 +58,7 @@ def check_port(port: int) -> None:
 
 
 def check_redis() -> None:
+    """Raise CannotStart if the Redis of the settings does not answer, or the private one could not start."""
     if settings.PRIVATE_REDIS:
         private_redis.server_program()
         os.close(private_redis.claim())
@@ -71,6 +74,7 @@ def check_redis() -> None:
 
 
 def check_database() -> None:
+    """Raise CannotStart if the database does not answer or lacks migrations."""
     try:
         executor = MigrationExecutor(connections[DEFAULT_DB_ALIAS])
     except OperationalError as error:
