@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-async def stop_when(*files: str) -> None:
-    """Send SIGTERM to this process when the programs have made these files."""
-    await eventually_async(lambda: all(Path(file).exists() for file in files))
-    os.kill(os.getpid(), signal.SIGTERM)
+async def stopped(commands: dict[str, str], *files: str, patience: float = 3.5) -> int:
+    """Run the programs, send SIGTERM when they have made the files, and return the exit code."""
+    running = asyncio.create_task(programs.run(commands, patience))
+    await asyncio.sleep(0)  # now SIGTERM has a handler
+    try:
+        await eventually_async(lambda: all(Path(file).exists() for file in files), within=10, every=0.01)
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+        code = await running
+    return code
 
 
 async def test_each_line_has_the_time_and_the_name(capfd: pytest.CaptureFixture[str]) -> None:
@@ -63,23 +70,18 @@ async def test_a_signal_stops_the_needed_program_last(folder: Path) -> None:
         )
 
     commands = {"redis": command("redis", 0.0), "first": command("first", 0.2)}
-    code, _ = await asyncio.gather(programs.run(commands), stop_when("redis", "first"))
-
-    assert code == 0
+    assert await stopped(commands, "redis", "first") == 0
     assert (folder / "ends").read_text() == "first\nredis\n"
 
 
 async def test_a_program_that_ignores_sigterm_is_killed() -> None:
     command = "trap '' TERM; touch up; while :; do sleep 0.1; done"
 
-    code, _ = await asyncio.gather(programs.run({"first": command}, patience=0.2), stop_when("up"))
-
-    assert code == 0
+    assert await stopped({"first": command}, "up", patience=0.2) == 0
 
 
-async def test_a_signal_during_the_start_leaves_nothing(folder: Path) -> None:
-    async with asyncio.timeout(3):
-        code, _ = await asyncio.gather(programs.run({"first": "sleep 60; touch late"}), stop_when())
+async def test_a_signal_during_the_start_ends_the_program() -> None:
+    begun = time.monotonic()
 
-    assert code == 0
-    assert not (folder / "late").exists()
+    assert await stopped({"first": SLEEPS}) == 0
+    assert time.monotonic() - begun < 3  # it did not wait for SIGKILL
