@@ -4,6 +4,7 @@ import os
 
 from django.core.asgi import get_asgi_application
 
+# A server imports this file without `manage.py`, which would set this.
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
 # This sets Django up. It comes before the imports below, because they import models.
 http = get_asgi_application()
@@ -18,10 +19,10 @@ if settings.DEBUG:
     # Without DEBUG, the proxy in front of the server sends the files that `manage.py collectstatic` copied.
     http = ASGIStaticFilesHandler(http)
 
-application = ProtocolTypeRouter(
-    {
-        "http": http,
-        # From the outside in: refuse pages of other sites, find the user, choose the consumer by the path.
-        "websocket": OriginCheck(AuthMiddlewareStack(URLRouter(websocket_urlpatterns))),
-    }
-)
+# Read from the inside out: choose the consumer by the path (the package has the paths of its own consumer).
+# Before that, put the session and the user into the scope, because the policy asks which user may join a group.
+# Before that, refuse pages of other sites, because a browser sends the user's cookies from them too.
+websocket = OriginCheck(AuthMiddlewareStack(URLRouter(websocket_urlpatterns)))
+
+# The server calls one application. It chooses by the type of the connection.
+application = ProtocolTypeRouter({"http": http, "websocket": websocket})
