@@ -20,7 +20,7 @@ if settings.DEBUG:
     http = ASGIStaticFilesHandler(http)
 
 # Read from the inside out: choose the consumer by the path (the package has the paths of its own consumer).
-# Before that, put the session and the user into the scope, because the policy asks which user may join a group.
+# Before that, put the session and the user into the scope, because the policy depends on the user.
 # Before that, refuse pages of other sites, because a browser sends the user's cookies from them too.
 websocket = OriginCheck(AuthMiddlewareStack(URLRouter(websocket_urlpatterns)))
 
