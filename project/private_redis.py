@@ -21,7 +21,7 @@ LONGEST_PATH = 103 if sys.platform == "darwin" else 107
 
 
 class CannotStart(Exception):
-    """The private Redis cannot start here; the message is one sentence that names the remedy."""
+    """The user must change something first. The message is one sentence that names the remedy."""
 
 
 def socket_path() -> Path:
@@ -104,28 +104,24 @@ def claim() -> int:
     return lock
 
 
-def command() -> list[str]:
-    """Return the command line of the server: this socket, no port, and no writes to disk."""
+def main() -> None:
+    """Become the server: this socket, no port, and no writes to disk."""
     path = socket_path()
-    return [
-        server_program(),
+    try:
+        program = server_program()
+        lock = claim()
+    except CannotStart as error:
+        sys.exit(str(error))
+    # The server inherits the lock, so the lock lasts exactly as long as the server lives.
+    os.set_inheritable(lock, True)
+    arguments = [
         *("--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700"),
         *("--save", "", "--appendonly", "no", "--dir", str(path.parent)),
         # If memory is full, a write must fail visibly. Redis must never drop a group's membership silently.
         *("--maxmemory", "256mb", "--maxmemory-policy", "noeviction"),
         *("--daemonize", "no", "--loglevel", "warning", "--always-show-logo", "no"),
     ]
-
-
-def main() -> None:
-    try:
-        arguments = command()
-        lock = claim()
-    except CannotStart as error:
-        sys.exit(str(error))
-    # The server inherits the lock, so the lock lasts exactly as long as the server lives.
-    os.set_inheritable(lock, True)
-    os.execv(arguments[0], arguments)  # noqa: S606 - a fixed program without a shell
+    os.execv(program, [program, *arguments])  # noqa: S606 - a fixed program without a shell
 
 
 if __name__ == "__main__":

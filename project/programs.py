@@ -1,111 +1,101 @@
-"""The programs of the Procfile, run by honcho: in parallel, restarted after a kill, stopped in order."""
+"""Run the programs of a Procfile side by side: one output, a restart after a kill, an ordered stop.
 
+No library does all three. honcho restarts nothing, has no order, and leaves programs behind if Ctrl-C comes
+while they start. circus goes on without a program that has ended, and needs pyzmq and tornado.
+"""
+
+import asyncio
 import contextlib
-import functools
-import multiprocessing
 import os
 import signal
-import threading
 import time
-from collections.abc import Callable
-from multiprocessing.synchronize import Event
-from typing import Any
+from collections.abc import Mapping
 
-from honcho import manager, printer, process
-
-#: Seconds from SIGTERM to SIGKILL: for the programs that use Redis, and then for Redis.
-PATIENCE = 3.5
-PATIENCE_WITH_REDIS = 1.0
-
-
-#: If a program is killed more often within RESTARTS_WITHIN seconds, it stays down and the others end.
-MOST_RESTARTS = 5
-RESTARTS_WITHIN = 60.0
+#: The others need the data of this program. It stops last. If it is killed, the others end too.
+NEEDED = "redis"
+#: Seconds that the needed program has from SIGTERM to SIGKILL.
+PATIENCE_WITH_NEEDED = 1.0
+#: Seconds between a kill and the restart, so that a program that always crashes does not fill the output.
+PAUSE = 0.5
+#: The most bytes in one line of output.
+LONGEST_LINE = 2**24
 
 
-class Printer(printer.Printer):
-    """A printer that outlives the terminal: an error here would end this process and leave the programs."""
+class Program:
+    """One program of the Procfile. It has a session of its own, so Ctrl-C reaches only this process."""
 
-    def write(self, message: printer.Message) -> None:
+    def __init__(self, name: str, command: str) -> None:
+        self.name = name
+        self._command = command
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopping = False
+        self.running = asyncio.create_task(self._run())
+
+    async def stop(self, patience: float) -> None:
+        """Send SIGTERM. If the program still runs after `patience` seconds, send SIGKILL."""
+        self._stopping = True
+        self._signal(signal.SIGTERM)
+        await asyncio.wait({self.running}, timeout=patience)
+        self._signal(signal.SIGKILL)
+        await asyncio.wait({self.running}, timeout=1.0)
+
+    async def _run(self) -> int:
+        """Run the program until it ends, and again if it was killed. Return its exit code."""
+        while True:
+            code = await self._run_once()
+            killed = code < 0 and -code not in (signal.SIGINT, signal.SIGTERM)
+            if self._stopping or self.name == NEEDED or not killed:
+                self._print(f"ended with exit code {code}")
+                return code
+            self._print("killed; starting again")
+            await asyncio.sleep(PAUSE)
+
+    async def _run_once(self) -> int:
+        self._process = process = await asyncio.create_subprocess_shell(
+            self._command,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+            limit=LONGEST_LINE,
+        )
+        if self._stopping:
+            self._signal(signal.SIGTERM)
+        if process.stdout is not None:
+            async for line in process.stdout:
+                self._print(line.decode(errors="replace").rstrip())
+        code = await process.wait()
+        self._process = None
+        return code
+
+    def _signal(self, number: signal.Signals) -> None:
+        """Send a signal to the program and to the processes that it started."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+
+    def _print(self, line: str) -> None:
+        # If the terminal is gone, an error here must not leave the programs behind.
         with contextlib.suppress(OSError):
-            super().write(message)
+            print(f"{time.strftime('%H:%M:%S')} {self.name:8}| {line}", flush=True)  # noqa: T201 - the output of `make run`
 
 
-class Program(process.Process):
-    """A program that starts again after a kill, so that you can try `kill -9` and see the result."""
+async def run(commands: Mapping[str, str], patience: float = 3.5) -> int:
+    """Run all programs until one ends or a signal arrives. Then stop the others.
 
-    def __init__(self, *arguments: Any, stopping: Event, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._stopping = stopping
-        self._ends: list[float] = []
+    Args:
+        commands: The command lines by name.
+        patience: Seconds that all programs except the needed one have from SIGTERM to SIGKILL.
 
-    def run(self, events: Any = None, ignore_signals: bool = False) -> None:
-        again = True
-        while again:
-            ended = len(self._ends)
-            super().run(events, ignore_signals)
-            again = len(self._ends) > ended
-
-    def _send_message(self, data: Any, type: str = "line") -> None:
-        if type == "stop" and self._starts_again(data["returncode"]):
-            self._ends.append(time.monotonic())
-            data, type = b"killed; starting again\n", "line"
-        super()._send_message(data, type)
-
-    def _starts_again(self, returncode: int) -> bool:
-        killed = returncode < 0 and -returncode not in (signal.SIGINT, signal.SIGTERM)
-        lately = [end for end in self._ends if end > time.monotonic() - RESTARTS_WITHIN]
-        return killed and len(lately) < MOST_RESTARTS and not self._stopping.is_set()
-
-
-class Manager(manager.Manager):
-    """A manager that stops Redis last, because the other programs use it until they end."""
-
-    _terminating: bool
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self._stopping = multiprocessing.Event()
-
-    def add_program(self, name: str, command: str, env: dict[str, str]) -> None:
-        """Add a program. A killed Redis is not restarted and the others end, because they need its data."""
-        restarted = functools.partial(Program, stopping=self._stopping)
-        self._process_ctor = process.Process if name == "redis" else restarted
-        self.add_process(name, command, env=env)
-
-    def terminate(self) -> None:
-        # Use a thread: honcho calls this in its signal handler, possibly before every program has a process.
-        if not self._terminating:
-            self._terminating = True
-            self._stopping.set()
-            threading.Thread(target=self._stop, daemon=True).start()
-
-    def _stop(self) -> None:
-        first = [name for name in self._processes if name != "redis"]
-        self._until(self._all_started, PATIENCE)
-        self._signal(first, signal.SIGTERM)
-        self._until(lambda: self._have_stopped(first), PATIENCE)
-        self._signal(first, signal.SIGKILL)
-        self._signal(["redis"], signal.SIGTERM)
-        self._until(self._all_stopped, PATIENCE_WITH_REDIS)
-        self._signal(["redis"], signal.SIGKILL)
-        self._until(self._all_stopped, PATIENCE_WITH_REDIS)
-        for program in self._processes.values():
-            # honcho waits for the end of every program. A missing report of an end must not block it forever.
-            program.setdefault("returncode", -signal.SIGKILL)
-
-    def _have_stopped(self, names: list[str]) -> bool:
-        return all("returncode" in self._processes[name] for name in names)
-
-    def _signal(self, names: list[str], number: signal.Signals) -> None:
-        for name in names:
-            program = self._processes.get(name, {})
-            if "pid" in program and "returncode" not in program:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(program["pid"], number)
-
-    @staticmethod
-    def _until(done: Callable[[], bool], seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while not done() and time.monotonic() < deadline:
-            time.sleep(0.02)
+    Returns:
+        The exit code: 0 after SIGINT, SIGTERM or SIGHUP, otherwise that of the program that ended, or 1.
+    """
+    told = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, told.set)
+    programs = [Program(name, command) for name, command in commands.items()]
+    waiting = asyncio.create_task(told.wait())
+    tasks = {waiting, *(program.running for program in programs)}
+    ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.gather(*(program.stop(patience) for program in programs if program.name != NEEDED))
+    await asyncio.gather(*(program.stop(PATIENCE_WITH_NEEDED) for program in programs))
+    return 0 if waiting in ended else ended.pop().result() or 1

@@ -4,12 +4,12 @@ It first checks the port, Redis and the database. If one of them would stop it, 
 to do. Then it runs the programs of the Procfile. At the end it stops them in order, within five seconds.
 """
 
+import asyncio
 import contextlib
 import errno
-import multiprocessing
 import os
+import re
 import secrets
-import signal
 import socket
 import sys
 from pathlib import Path
@@ -21,24 +21,20 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, OperationalError, connections
 from django.db.migrations.executor import MigrationExecutor
-from honcho import environ, manager
 
-from project import private_redis
-from project.programs import Manager, Printer
-
-
-class CannotStart(Exception):
-    """The user must change something first; the message is one sentence."""
+from project import private_redis, programs
+from project.private_redis import CannotStart
 
 
 def main() -> int:
+    """Check what would stop the programs, run them, and return the exit code: 2 if a check fails."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
     try:
         django.setup()
         check_port(settings.PORT)
         check_redis()
         check_database()
-    except (CannotStart, ImproperlyConfigured, private_redis.CannotStart) as error:
+    except (CannotStart, ImproperlyConfigured) as error:
         print(error, file=sys.stderr)
         return 2
     site = f"http://127.0.0.1:{settings.PORT}/"
@@ -47,6 +43,7 @@ def main() -> int:
 
 
 def check_port(port: int) -> None:
+    """Raise CannotStart if the web server could not listen on the port."""
     with socket.socket() as probe:
         # As Daphne does, so that closing connections of the last run do not block the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -61,6 +58,7 @@ def check_port(port: int) -> None:
 
 
 def check_redis() -> None:
+    """Raise CannotStart if the Redis of the settings does not answer, or the private one could not start."""
     if settings.PRIVATE_REDIS:
         private_redis.server_program()
         os.close(private_redis.claim())
@@ -76,6 +74,7 @@ def check_redis() -> None:
 
 
 def check_database() -> None:
+    """Raise CannotStart if the database does not answer or lacks migrations."""
     try:
         executor = MigrationExecutor(connections[DEFAULT_DB_ALIAS])
     except OperationalError as error:
@@ -98,28 +97,15 @@ def how_to_log_in() -> str:
 
 def run_procfile() -> int:
     """Run the Procfile's programs until one ends or a signal arrives, and return the exit code."""
-    os.chdir(settings.BASE_DIR)
     connections.close_all()
-    # honcho's helpers must inherit our signal handlers. Otherwise a signal to the whole group ends them.
-    multiprocessing.set_start_method("fork", force=True)
-    # The programs use this `python`, even if the virtual environment is not activated.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    programs = environ.parse_procfile(Path("Procfile").read_text()).processes
+    os.chdir(settings.BASE_DIR)
+    commands = dict(re.findall(r"^(\w+): *(.+)$", Path("Procfile").read_text(), re.MULTILINE))
     if not settings.PRIVATE_REDIS:
-        del programs["redis"]
-    environment = {**os.environ, "PATH": path, "PORT": str(settings.PORT)}
-    programs_manager = Manager(Printer(sys.stdout))
-    for name, command in programs.items():
-        programs_manager.add_program(name, command, environment)
-    # A closed terminal would end this process and leave the programs, which have their own sessions.
-    signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    try:
-        programs_manager.loop()
-    except BaseException:
-        programs_manager.kill()
-        raise
-    told_to_stop = programs_manager.returncode in {entry["rc"] for entry in manager.SIGNALS.values()}
-    return 0 if told_to_stop else programs_manager.returncode or 1
+        del commands["redis"]
+    # The programs use this `python`, even if the virtual environment is not activated.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    os.environ["PORT"] = str(settings.PORT)
+    return asyncio.run(programs.run(commands))
 
 
 if __name__ == "__main__":

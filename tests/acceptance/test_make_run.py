@@ -1,4 +1,4 @@
-"""The README's commands as a person runs them: in a copy of this checkout, with a .venv of its own."""
+"""Tests of the README's commands as a person runs them: in a copy of this checkout with its own .venv."""
 
 import contextlib
 import functools
@@ -31,12 +31,12 @@ from tests.support.programs.servers import CHECKOUT, RedisServer, free_port
 pytestmark = pytest.mark.acceptance
 
 LOCAL_ONLY = (".git", ".venv", "var", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis", ".coverage*")
-#: What CONTRIBUTING and the README promise.
+#: Seconds that CONTRIBUTING and the README promise.
 STOPS_WITHIN = 5.0
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """A fresh terminal's environment: nothing that the project reads, and no trace of the running tests."""
+    """The environment of a new terminal, without the project's variables and without those of the tests."""
     ours = ("DJANGO", "COV", "PYTEST", "REALTIME", "MAKE", "MFLAGS", "VIRTUAL_ENV", "REQUIRE_ALL")
     read = (
         "DATABASE_URL",
@@ -61,7 +61,7 @@ def plain_commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A copy of this checkout, set up by the README's plain commands up to the last, which starts it."""
+    """A copy of this checkout, set up by the README's plain commands except the last, which starts it."""
     folder = tmp_path_factory.mktemp("clone") / "checkout"
     shutil.copytree(CHECKOUT, folder, ignore=shutil.ignore_patterns(*LOCAL_ONLY))
     for command in plain_commands()[:-1]:
@@ -91,7 +91,7 @@ def redis_folder(checkout: Path) -> str:
 
 
 class Terminal:
-    """One command in a session of its own; all that it starts is marked, so that no process hides."""
+    """One command in its own session. Each process that it starts is marked, so that the test finds it."""
 
     def __init__(self, command: str, folder: Path, **extra: str) -> None:
         self.mark = uuid.uuid4().hex
@@ -131,14 +131,14 @@ class Terminal:
         return self
 
     def ctrl_c(self) -> None:
-        """What a terminal does: SIGINT to every process of the foreground group."""
+        """Send SIGINT to every process of the foreground group, as a terminal does."""
         os.killpg(self.process.pid, signal.SIGINT)
 
     def exit_code(self, *, within: float = STOPS_WITHIN) -> int:
         return self.process.wait(within)
 
     def processes(self) -> list[psutil.Process]:
-        """Every living process that the command started, at whatever depth."""
+        """Every living process that the command started, directly or not."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
@@ -152,11 +152,11 @@ class Terminal:
         return process.environ().get("TERMINAL_MARK") == self.mark
 
     def _redis(self, process: psutil.Process) -> bool:
-        # Redis writes its title over its environment, so it is known by its folder, and by being newer.
+        # Redis writes its title over its environment. So it is found by its folder and its later start.
         return process.pid not in self.before and process.cwd() == self.redis_folder
 
     def programs(self) -> set[str]:
-        """The programs of the Procfile that run."""
+        """The names of the Procfile's programs that run."""
         words = {"daphne": "project.asgi", "reaper": "reap_connections", "redis": self.redis_folder}
         lines = [" ".join(process.cmdline()) for process in self.processes()]
         return {name for name, word in words.items() if any(word in line for line in lines)}
@@ -182,14 +182,14 @@ def running(checkout: Path) -> Iterator[Terminal]:
 
 
 class TestRunning:
-    """What one `make run` offers, looked at from outside."""
+    """One `make run`, seen from outside."""
 
     def test_make_run_starts_everything_and_says_where(self, running: Terminal) -> None:
         assert f"Page:  http://127.0.0.1:{running.port}/" in running.output
         assert f"Admin: http://127.0.0.1:{running.port}/admin/" in running.output
         eventually(lambda: running.programs() == {"daphne", "reaper", "redis"}, within=10)
 
-    def test_the_page_comes_with_its_static_files(self, running: Terminal) -> None:
+    def test_the_page_has_its_static_files(self, running: Terminal) -> None:
         site = f"http://127.0.0.1:{running.port}/"
         with browser().open(site) as page:
             html = page.read().decode()
@@ -200,11 +200,11 @@ class TestRunning:
                 assert answer.status == 200
 
     @pytest.mark.parametrize("path", ["metrics", "health/live", "health/ready"])
-    def test_what_monitoring_reads_is_there(self, running: Terminal, path: str) -> None:
+    def test_the_paths_for_monitoring_answer(self, running: Terminal, path: str) -> None:
         with browser().open(f"http://127.0.0.1:{running.port}/{path}") as answer:
             assert answer.status == 200
 
-    def test_what_the_publish_command_sends_reaches_a_client_of_ten_lines(
+    def test_a_client_of_ten_lines_gets_what_the_command_publishes(
         self, checkout: Path, running: Terminal
     ) -> None:
         with connect(f"ws://127.0.0.1:{running.port}/ws/public.lobby/") as client:
@@ -228,9 +228,7 @@ class TestRunning:
         ):
             pass
 
-    def test_a_second_start_of_one_checkout_is_refused_and_the_first_goes_on(
-        self, checkout: Path, running: Terminal
-    ) -> None:
+    def test_a_second_start_is_refused_and_the_first_goes_on(self, checkout: Path, running: Terminal) -> None:
         with Terminal("make run", checkout) as second:
             assert second.exit_code(within=60) != 0
             assert "A private Redis of this checkout runs already" in second.output
@@ -239,7 +237,7 @@ class TestRunning:
             client.ping()
 
 
-def test_the_last_plain_command_serves_the_page_and_stops_at_ctrl_c(checkout: Path) -> None:
+def test_the_last_plain_command_serves_and_stops_at_ctrl_c(checkout: Path) -> None:
     with Terminal(plain_commands()[-1], checkout) as terminal:
         terminal.wait_until_it_serves()
         with browser().open(f"http://127.0.0.1:{terminal.port}/") as page:
@@ -251,7 +249,7 @@ def test_the_last_plain_command_serves_the_page_and_stops_at_ctrl_c(checkout: Pa
         assert terminal.processes() == []
 
 
-def test_the_first_start_makes_an_admin_and_prints_the_password_once(checkout: Path, tmp_path: Path) -> None:
+def test_the_first_start_makes_an_admin_and_prints_its_password(checkout: Path, tmp_path: Path) -> None:
     database = f"sqlite:///{tmp_path / 'db.sqlite3'}"
     with Terminal("make run", checkout, DATABASE_URL=database) as first:
         first.wait_until_it_serves()
@@ -278,7 +276,7 @@ def test_the_first_start_makes_an_admin_and_prints_the_password_once(checkout: P
         assert "password" not in second.output
 
 
-def test_without_debug_it_says_how_to_make_a_user_and_makes_none(checkout: Path, tmp_path: Path) -> None:
+def test_without_debug_it_only_says_how_to_make_a_user(checkout: Path, tmp_path: Path) -> None:
     database = f"sqlite:///{tmp_path / 'db.sqlite3'}"
     with Terminal("make run", checkout, DATABASE_URL=database, DEBUG="0", SECRET_KEY="x" * 50) as terminal:
         terminal.wait_until_it_serves()
@@ -287,9 +285,7 @@ def test_without_debug_it_says_how_to_make_a_user_and_makes_none(checkout: Path,
 
 
 @pytest.mark.parametrize("stop", ["ctrl-c", "sigterm to make", "closed terminal"])
-def test_stopping_ends_every_process_within_five_seconds_and_leaves_nothing_open(
-    checkout: Path, stop: str
-) -> None:
+def test_a_stop_ends_every_process_and_leaves_nothing_open(checkout: Path, stop: str) -> None:
     with Terminal("make run", checkout) as terminal:
         terminal.wait_until_it_serves()
         with contextlib.ExitStack() as stack:
@@ -329,7 +325,7 @@ def test_ctrl_c_during_the_start_leaves_no_process(checkout: Path, after: float)
         eventually(lambda: terminal.processes() == [], within=STOPS_WITHIN)
 
 
-def test_a_program_that_dies_takes_the_others_with_it(checkout: Path) -> None:
+def test_if_redis_is_killed_the_others_end(checkout: Path) -> None:
     with Terminal(".venv/bin/python -m project.start", checkout) as terminal:
         terminal.wait_until_it_serves()
         (redis,) = [process for process in terminal.processes() if process.cwd() == terminal.redis_folder]
@@ -341,7 +337,7 @@ def test_a_program_that_dies_takes_the_others_with_it(checkout: Path) -> None:
 
 
 def left_open(checkout: Path) -> tuple[int, int]:
-    """How many records are open, and how many memberships are not left."""
+    """Return the numbers of open records and of memberships that are not left."""
     with contextlib.closing(sqlite3.connect(checkout / "var" / "db.sqlite3")) as database:
         records = "select count(*) from realtime_connection where closed_at is null"
         memberships = "select count(*) from realtime_membership where left_at is null"
@@ -353,7 +349,7 @@ def listens(port: int) -> bool:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_a_server_that_is_killed_starts_again_and_what_it_held_is_put_right(checkout: Path) -> None:
+def test_a_killed_server_starts_again_and_its_rows_are_closed(checkout: Path) -> None:
     with Terminal("make run", checkout) as terminal:
         port = terminal.wait_until_it_serves().port
         page = f"ws://127.0.0.1:{port}/ws/public.lobby/"
@@ -367,13 +363,13 @@ def test_a_server_that_is_killed_starts_again_and_what_it_held_is_put_right(chec
         terminal.wait_for("killed; starting again")
         # At most two rounds and the wait for an answer, at the default settings.
         eventually(lambda: left_open(checkout) == (0, 0), within=40)
-        # The reaper does not wait for the new server, which may still be starting.
+        # The reaper does not wait for the new server, so that one may still be starting.
         eventually(lambda: listens(port), within=30)
         with connect(page):
             assert terminal.programs() == {"daphne", "reaper", "redis"}
 
 
-def test_a_port_in_use_is_named_and_nothing_starts(checkout: Path) -> None:
+def test_if_the_port_is_in_use_nothing_starts(checkout: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -385,7 +381,7 @@ def test_a_port_in_use_is_named_and_nothing_starts(checkout: Path) -> None:
             assert "Page:" not in terminal.output
 
 
-def test_a_redis_of_ones_own_leaves_the_private_one_out(checkout: Path, tmp_path: Path) -> None:
+def test_with_redis_url_there_is_no_private_redis(checkout: Path, tmp_path: Path) -> None:
     with RedisServer(tmp_path) as redis, Terminal("make run", checkout, REDIS_URL=redis.url) as terminal:
         terminal.wait_until_it_serves()
         eventually(lambda: terminal.programs() == {"daphne", "reaper"}, within=10)

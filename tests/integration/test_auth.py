@@ -1,4 +1,4 @@
-"""Who connects, with a session and without."""
+"""Tests of the user and the session that a consumer finds in its scope."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.django_db(transaction=True)  # Channels looks for the u
 
 
 async def scope_of(stack: Any, cookie: str = "", **changes: Any) -> dict[str, Any]:
-    """What an application behind the stack is called with."""
+    """Return the scope with which the stack calls its application."""
     seen: list[dict[str, Any]] = []
 
     async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -33,14 +33,14 @@ async def scope_of(stack: Any, cookie: str = "", **changes: Any) -> dict[str, An
 
 @database_sync_to_async
 def logged_in_as(name: str) -> tuple[Any, str]:
-    """A new user, and the cookie header of a browser in which it is logged in."""
+    """Return a new user and the cookie header of its browser after a login."""
     user, client = get_user_model().objects.create_user(name), Client()
     client.force_login(user)
     return user, f"theme=dark; {django_settings.SESSION_COOKIE_NAME}={client.session.session_key}"
 
 
 @pytest.mark.parametrize("cookie", ["", "theme=dark; csrftoken=abc", "nonsense"])
-async def test_without_a_session_cookie_it_is_nobody_and_as_channels_has_it(cookie: str) -> None:
+async def test_without_a_session_cookie_the_scope_is_as_in_channels(cookie: str) -> None:
     ours, theirs = [await scope_of(stack, cookie) for stack in (AuthMiddlewareStack, FullAuthMiddlewareStack)]
     assert set(ours) == set(theirs)
     assert ours["cookies"] == theirs["cookies"]
@@ -50,7 +50,7 @@ async def test_without_a_session_cookie_it_is_nobody_and_as_channels_has_it(cook
     assert (ours["session"].session_key, dict(ours["session"].items())) == (None, {})
 
 
-async def test_nobody_is_looked_for_without_a_session_cookie(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_a_session_cookie_no_user_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, Any]] = []
 
     async def get_user(scope: dict[str, Any]) -> AnonymousUser:
@@ -64,7 +64,7 @@ async def test_nobody_is_looked_for_without_a_session_cookie(monkeypatch: pytest
     assert len(asked) == 1
 
 
-async def test_a_user_that_is_logged_in_is_the_user() -> None:
+async def test_a_logged_in_user_is_in_the_scope() -> None:
     user, cookie = await logged_in_as("ada")
     scope = await scope_of(AuthMiddlewareStack, cookie)
     assert scope["user"] == user
@@ -79,12 +79,12 @@ async def test_the_cookie_may_have_another_name(settings: Any) -> None:
     assert (await scope_of(AuthMiddlewareStack, cookie))["user"] == user
 
 
-async def test_a_session_that_is_no_more_is_nobody() -> None:
+async def test_a_session_that_has_ended_is_anonymous() -> None:
     scope = await scope_of(AuthMiddlewareStack, f"{django_settings.SESSION_COOKIE_NAME}=gone")
     assert not scope["user"].is_authenticated
 
 
-async def test_a_handler_may_log_somebody_in() -> None:
+async def test_a_handler_may_log_a_user_in() -> None:
     scope = await scope_of(AuthMiddlewareStack)
     user, _ = await logged_in_as("ada")
     await login(scope, user, backend="django.contrib.auth.backends.ModelBackend")
@@ -94,7 +94,7 @@ async def test_a_handler_may_log_somebody_in() -> None:
     assert (await scope_of(AuthMiddlewareStack, cookie))["user"] == user
 
 
-async def test_who_is_known_already_stays_so() -> None:
+async def test_a_user_that_is_already_in_the_scope_stays() -> None:
     user, _ = await logged_in_as("ada")
     scope = await scope_of(AuthMiddlewareStack, session=SimpleLazyObject(SessionStore), user=user)
     assert scope["user"] is user

@@ -38,7 +38,7 @@ async def test_the_example_sends_what_one_client_says_to_all(monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "chat", ModuleType("chat"))
     monkeypatch.setitem(sys.modules, "chat.consumers", consumers)
     application = run("mysite.asgi", FILES["mysite/asgi.py"]).application
-    page = ((b"origin", b"http://testserver"),)
+    page = ((b"host", b"testserver"), (b"origin", b"http://testserver"))
 
     async with (
         connect(application, "/ws/chat/", subprotocols=(), headers=page) as one,

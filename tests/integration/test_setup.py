@@ -35,7 +35,7 @@ def read_settings(monkeypatch: pytest.MonkeyPatch, **environment: str) -> dict[s
 
 
 class TestSettings:
-    def test_nothing_has_to_be_set_on_one_machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_on_one_machine_nothing_must_be_set(self, monkeypatch: pytest.MonkeyPatch) -> None:
         settings = read_settings(monkeypatch)
 
         assert settings["DEBUG"] is True
@@ -186,7 +186,7 @@ class TestPrivateRedis:
         ):
             self.claim()
 
-    def test_a_second_server_is_refused_while_one_holds_the_socket(self) -> None:
+    def test_a_second_server_is_refused(self) -> None:
         lock = private_redis.claim()
         try:
             with pytest.raises(private_redis.CannotStart, match="runs already"):
@@ -219,11 +219,11 @@ class TestPrivateRedis:
 
 
 class TestMakeVenv:
-    """project/make-venv.sh, with a PATH of Pythons that this test wrote."""
+    """Tests of project/make-venv.sh with a PATH of Pythons that the test wrote."""
 
     @pytest.fixture
     def machine(self, tmp_path: Path) -> Path:
-        """A PATH with what the script needs besides a Python."""
+        """A PATH with the programs that the script needs besides a Python."""
         for name in ("sh", "dirname"):
             (tmp_path / name).symlink_to(Path("/usr/bin") / name)
         return tmp_path
@@ -281,7 +281,7 @@ class TestMakeVenv:
 
 @pytest.mark.acceptance  # a pytest of its own
 class TestRequireAll:
-    """tests/conftest.py under REQUIRE_ALL=1."""
+    """Tests of tests/conftest.py with REQUIRE_ALL=1."""
 
     TESTS = """
 import pytest
@@ -327,7 +327,7 @@ def test_passing(): pass
 
 
 class TestWhatIsWritten:
-    """Files that say the same thing in two places."""
+    """Facts that two files state, so they must agree."""
 
     def test_ci_runs_the_readmes_own_test_command(self) -> None:
         script = (CHECKOUT / ".ci/run").read_text()

@@ -1,9 +1,9 @@
-"""Which pages may open a WebSocket of the demo project."""
+"""Tests of `realtime.auth.OriginCheck`: which pages may open a WebSocket."""
 
 import pytest
 from pytest_django import Settings
 
-from project.origin import OriginCheck
+from realtime.auth import OriginCheck
 
 HOSTS = ["shop.example", "127.0.0.1"]
 
@@ -21,7 +21,8 @@ def allows(origin: str | None, *, host: str = "shop.example", **more: object) ->
     return OriginCheck(None).allows(scope)
 
 
-def test_a_client_that_is_no_browser_sends_no_origin_and_is_let_in() -> None:
+def test_a_client_without_an_origin_is_accepted() -> None:
+    # Every browser sends one, so the client is no browser.
     assert allows(None)
 
 
@@ -32,7 +33,7 @@ def test_a_client_that_is_no_browser_sends_no_origin_and_is_let_in() -> None:
         ("http://127.0.0.1:8000", "127.0.0.1:8000"),
     ],
 )
-def test_a_page_of_the_same_site_is_let_in(origin: str, host: str) -> None:
+def test_a_page_of_the_same_site_is_accepted(origin: str, host: str) -> None:
     assert allows(origin, host=host)
 
 
@@ -55,8 +56,8 @@ def test_a_page_of_another_site_is_refused(origin: str) -> None:
     assert not allows(origin)
 
 
-def test_a_page_whose_name_was_pointed_at_this_server_is_refused() -> None:
-    # DNS rebinding: Origin and Host agree, and neither is ours.
+def test_a_foreign_name_for_this_server_is_refused() -> None:
+    # DNS rebinding: Origin and Host agree, and neither is in ALLOWED_HOSTS.
     assert not allows("http://evil.example:8000", host="evil.example:8000")
 
 
@@ -70,7 +71,7 @@ def test_any_host_allowed_does_not_mean_any_page(site: Settings) -> None:
 @pytest.mark.parametrize(
     "origin", ["https://admin.example", "https://a.trusted.example", "https://a.b.trusted.example"]
 )
-def test_a_trusted_origin_is_let_in(origin: str) -> None:
+def test_a_trusted_origin_is_accepted(origin: str) -> None:
     assert allows(origin)
 
 
@@ -81,7 +82,7 @@ def test_nearly_a_trusted_origin_is_refused(origin: str) -> None:
     assert not allows(origin)
 
 
-def test_the_scheme_behind_a_proxy_is_what_django_is_told_to_believe(site: Settings) -> None:
+def test_the_scheme_behind_a_proxy_follows_djangos_setting(site: Settings) -> None:
     site.SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
     headers = [
         (b"host", b"shop.example"),
@@ -93,23 +94,23 @@ def test_the_scheme_behind_a_proxy_is_what_django_is_told_to_believe(site: Setti
     assert not allows("https://shop.example")
 
 
-def test_a_server_that_ends_tls_itself_says_wss() -> None:
+def test_the_scheme_wss_is_https() -> None:
     assert allows("https://shop.example", scheme="wss")
     assert not allows("http://shop.example", scheme="wss")
 
 
-def test_a_refusal_says_what_to_set(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_refusal_names_the_setting_to_change(caplog: pytest.LogCaptureFixture) -> None:
     assert not allows("http://evil.example\n")
 
     assert "CSRF_TRUSTED_ORIGINS" in caplog.text
     assert r"'http://evil.example\n'" in caplog.text
 
 
-async def test_a_refused_handshake_is_closed_before_the_application_sees_it() -> None:
+async def test_a_refused_handshake_never_reaches_the_application() -> None:
     async def application(*_: object) -> None:
         pytest.fail("the application was called")
 
-    async def receive() -> dict[str, str]:
+    async def receive() -> dict[str, object]:
         return {"type": "websocket.connect"}
 
     sent = []
@@ -123,9 +124,9 @@ async def test_a_refused_handshake_is_closed_before_the_application_sees_it() ->
     assert sent == ["websocket.close"]
 
 
-async def test_an_allowed_handshake_reaches_the_application_with_the_servers_own_callables() -> None:
-    # A transport recognises the server by its `send`, so nothing may be wrapped around it.
-    given = []
+async def test_an_allowed_handshake_keeps_the_servers_callables() -> None:
+    # A transport recognizes the server by its `send`, so a middleware must not wrap it.
+    given: list[object] = []
 
     async def application(*arguments: object) -> None:
         given.extend(arguments)
@@ -135,3 +136,8 @@ async def test_an_allowed_handshake_reaches_the_application_with_the_servers_own
     await OriginCheck(application)(scope, receive, send)
 
     assert [id(each) for each in given] == [id(scope), id(receive), id(send)]
+
+
+def test_a_connection_that_is_no_websocket_is_an_error() -> None:
+    with pytest.raises(ValueError, match="WebSockets only"):
+        OriginCheck(None)({"type": "http", "headers": []}, None, None)
