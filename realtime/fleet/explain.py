@@ -152,7 +152,7 @@ class Explainer:
         return differences.compare(stored, layers, held), stored
 
     async def _ask(self, stored: Stored) -> dict[str, Held]:
-        """Ask all processes for their connections and groups; return those that answered in time."""
+        """Ask all processes for their connections and groups; return the answers that came in time."""
         self._request = uuid.uuid4().hex
         self._pages.clear()
         self._wanted = {}

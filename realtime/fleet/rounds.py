@@ -52,7 +52,7 @@ class Report:
     number: int
     asked: int
     unreachable: int
-    """Processes to whose channel the question could not be delivered."""
+    """Processes that the question could not be delivered to."""
     answered: int
     lost: int
     reaped: int
@@ -68,7 +68,7 @@ class Report:
     written_off: int = 0
     """(group, channel) pairs that were marked left without a discard, because their layer is gone."""
     purged_memberships: int = 0
-    """Old left memberships that were deleted, without those that were deleted with their record."""
+    """Old left memberships that were deleted, except the ones that were deleted with their record."""
 
     @property
     def repaired(self) -> bool:
@@ -104,7 +104,7 @@ class Poll:
         self.asked: list[Asked] = []
         """The processes to which the question was delivered."""
         self.unreachable = 0
-        """How many processes the question could not be delivered to."""
+        """The number of processes that the question could not be delivered to."""
         self.answered: set[uuid.UUID] = set()
 
     @property
@@ -313,7 +313,7 @@ class Reaper:
         return bool(poll.answered) or await self._check_reception()
 
     async def _read_rows(self, poll: Poll) -> None:
-        """Add the processes whose answer is in the database, because they could not send it."""
+        """Add the processes that could not send their answer, but wrote it in the database."""
         if silent := [process.id for process in poll.silent]:
             poll.answered.update(await database(process_rows.processes_that_answered, poll.number, silent))
 
@@ -343,7 +343,7 @@ class Reaper:
 
     async def _judge(self, poll: Poll) -> list[LostProcess]:
         if back := [process.id for process in poll.asked if process.missed and process.id in poll.answered]:
-            # A process whose database is down answers by message only; reset its misses here.
+            # A process without its database answers by message only; reset its misses here.
             await database(process_rows.reset_misses, back)
         silent = [process.id for process in poll.silent]
         if not silent:

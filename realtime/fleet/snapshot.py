@@ -22,7 +22,7 @@ def everything() -> Stored:
         str(id): str(process_id)
         for id, process_id in Connection.objects.using(using).open().values_list("id", "process_id")
     }
-    # Last, so that every process of these records and memberships is found.
+    # Last, so that the process of every record and membership is found.
     processes = {
         str(id): StoredProcess(address, f"{host}:{pid}", running=stopped_at is None)
         for id, address, host, pid, stopped_at in Process.objects.using(using).values_list(

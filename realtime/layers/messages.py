@@ -22,7 +22,7 @@ class BadMessage(ValueError):
 
 
 class _Message(msgspec.Struct, frozen=True, tag_field="type"):
-    """A message is sent with all of its fields, also those that have their default."""
+    """A message is sent with all of its fields, also the fields that have their default."""
 
 
 class _Control(_Message, frozen=True):
@@ -173,18 +173,18 @@ class GroupMessage(_Message, frozen=True, tag=MESSAGE):
 
 
 Control: TypeAlias = Ask | Kick | Explain | Heal | Answer | Holdings
-Message: TypeAlias = Control | EchoPart | Mark | GroupMessage
+AnyMessage: TypeAlias = Control | EchoPart | Mark | GroupMessage
 
-_TYPES: dict[str, type[Message]] = {str(each.__struct_config__.tag): each for each in get_args(Message)}
+_TYPES: dict[str, type[AnyMessage]] = {str(each.__struct_config__.tag): each for each in get_args(AnyMessage)}
 
 
-def encode(message: Message) -> dict[str, Any]:
+def encode(message: AnyMessage) -> dict[str, Any]:
     """Return the dict that a channel layer carries."""
     event: dict[str, Any] = msgspec.to_builtins(message)
     return event
 
 
-def decode(event: Mapping[str, Any]) -> Message:
+def decode(event: Mapping[str, Any]) -> AnyMessage:
     """Return the message in a dict that came from a channel layer.
 
     Raises:

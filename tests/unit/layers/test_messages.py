@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from realtime.layers import messages
 from realtime.layers.messages import (
     Answer,
+    AnyMessage,
     Ask,
     BadMessage,
     EchoPart,
@@ -19,7 +20,6 @@ from realtime.layers.messages import (
     Holdings,
     Kick,
     Mark,
-    Message,
 )
 
 texts = st.text(max_size=20)
@@ -56,7 +56,7 @@ plain_values = st.recursive(
 
 #: The dicts that the version before this module built in `realtime/groups.py` (commit 9f8f405), and the
 #: messages that they are now.
-RECORDED: list[tuple[dict[str, Any], Message]] = [
+RECORDED: list[tuple[dict[str, Any], AnyMessage]] = [
     (
         {"type": "realtime.ask", "round": 7, "reply_to": "realtime.control.1", "interval": 20.0},
         Ask(7, "realtime.control.1", 20.0),
@@ -119,26 +119,26 @@ def over_redis(event: dict[str, Any]) -> dict[str, Any]:
 
 @given(all_messages)
 @settings(deadline=None)
-def test_every_message_survives_a_layer(message: Message) -> None:
+def test_every_message_survives_a_layer(message: AnyMessage) -> None:
     assert messages.decode(messages.encode(message)) == message
     assert messages.decode(over_redis(messages.encode(message))) == message
 
 
 @pytest.mark.parametrize(("event", "message"), RECORDED)
-def test_the_previous_version_is_understood(event: dict[str, Any], message: Message) -> None:
+def test_the_previous_version_is_understood(event: dict[str, Any], message: AnyMessage) -> None:
     assert messages.decode(event) == message
     assert messages.decode(over_redis(event)) == message
 
 
 @pytest.mark.parametrize(("event", "message"), RECORDED)
-def test_the_previous_version_understands(event: dict[str, Any], message: Message) -> None:
+def test_the_previous_version_understands(event: dict[str, Any], message: AnyMessage) -> None:
     """It reads keys without asking if they are there, so every key of its own is sent."""
     assert messages.encode(message) == event
     assert over_redis(messages.encode(message)) == over_redis(event)
 
 
 def test_every_message_was_recorded() -> None:
-    assert {type(message) for _, message in RECORDED} == set(get_args(Message))
+    assert {type(message) for _, message in RECORDED} == set(get_args(AnyMessage))
 
 
 def test_a_round_of_an_older_reaper_has_no_interval() -> None:
@@ -147,7 +147,7 @@ def test_a_round_of_an_older_reaper_has_no_interval() -> None:
 
 @given(all_messages, st.dictionaries(st.text(min_size=1).map("x-{}".format), plain_values, max_size=3))
 @settings(deadline=None)
-def test_unknown_fields_are_ignored(message: Message, unknown: dict[str, Any]) -> None:
+def test_unknown_fields_are_ignored(message: AnyMessage, unknown: dict[str, Any]) -> None:
     assert messages.decode({**messages.encode(message), **unknown}) == message
 
 
@@ -178,9 +178,9 @@ def test_a_malformed_message_is_refused_with_the_field(event: dict[str, Any], wo
 
 
 @given(
-    st.sampled_from([each.__struct_config__.tag for each in get_args(Message)]),
+    st.sampled_from([each.__struct_config__.tag for each in get_args(AnyMessage)]),
     st.dictionaries(
-        st.sampled_from(sorted({name for each in get_args(Message) for name in each.__struct_fields__})),
+        st.sampled_from(sorted({name for each in get_args(AnyMessage) for name in each.__struct_fields__})),
         plain_values,
     ),
 )
