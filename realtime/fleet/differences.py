@@ -93,7 +93,7 @@ class Difference(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Process:
+class StoredProcess:
     """The row of a process."""
 
     address: str
@@ -106,7 +106,7 @@ class Process:
 class Stored:
     """The content of the database."""
 
-    processes: Mapping[str, Process]
+    processes: Mapping[str, StoredProcess]
     records: Mapping[str, str]
     """The process of each open record."""
     memberships: Mapping[tuple[str, str], str]
@@ -126,7 +126,7 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class LayerSnapshot:
     """The content of one channel layer."""
 
     alias: str
@@ -139,7 +139,7 @@ class Layer:
         return address.rpartition(":")[0] == self.alias
 
 
-def compare(stored: Stored, layers: Iterable[Layer], held: Mapping[str, Held]) -> set[Difference]:
+def compare(stored: Stored, layers: Iterable[LayerSnapshot], held: Mapping[str, Held]) -> set[Difference]:
     """Return all differences. The connections of processes that did not answer are not compared.
 
     Args:
@@ -191,7 +191,7 @@ def _memberships(stored: Stored, held: Mapping[str, Held]) -> Iterator[Differenc
                     yield Difference(Kind.MEMBER_WITHOUT_ROW, id, address, connection, group)
 
 
-def _layer(layer: Layer, stored: Stored, held: Mapping[str, Held]) -> Iterator[Difference]:
+def _layer(layer: LayerSnapshot, stored: Stored, held: Mapping[str, Held]) -> Iterator[Difference]:
     here = {id: process for id, process in stored.processes.items() if layer.has(process.address)}
     match layer.contents:
         case StoredMembers(pairs):
@@ -202,7 +202,7 @@ def _layer(layer: Layer, stored: Stored, held: Mapping[str, Held]) -> Iterator[D
 
 def _stored_layer(
     members: frozenset[tuple[str, str]],
-    here: Mapping[str, Process],
+    here: Mapping[str, StoredProcess],
     held: Mapping[str, Held],
     stored: Stored,
 ) -> Iterator[Difference]:
@@ -227,7 +227,7 @@ def _stored_layer(
 
 
 def _listening(
-    listening: Mapping[str, int], here: Mapping[str, Process], held: Mapping[str, Held]
+    listening: Mapping[str, int], here: Mapping[str, StoredProcess], held: Mapping[str, Held]
 ) -> Iterator[Difference]:
     answered = held.keys() & here.keys()
     complete = answered == {id for id, process in here.items() if process.running}

@@ -14,7 +14,7 @@ from realtime.closing import CloseReason
 from realtime.errors import LayerUnavailable
 from realtime.fleet import differences, snapshot
 from realtime.fleet.database import on_shared_thread as database
-from realtime.fleet.differences import Difference, Held, Kind, Layer, Stored
+from realtime.fleet.differences import Difference, Held, Kind, LayerSnapshot, Stored
 from realtime.fleet.mailbox import Mailbox
 from realtime.layers import groups, messages
 from realtime.records import connection_rows, process_rows
@@ -147,7 +147,7 @@ class Explainer:
         layers = []
         for alias in groups.aliases():
             name = "" if alias == DEFAULT_CHANNEL_LAYER else alias
-            layers.append(Layer(name, await groups.contents(alias)))
+            layers.append(LayerSnapshot(name, await groups.contents(alias)))
         self.compared = _in_words(stored, held)
         return differences.compare(stored, layers, held), stored
 
@@ -231,7 +231,7 @@ class Explainer:
                 self._news.set()
 
 
-async def explain(
+async def look_and_repair(
     explainer: Explainer, tell: Callable[[Explained], None], rounds: Callable[[], Any] | None
 ) -> bool:
     """Look for differences, repair them, and report each.

@@ -36,7 +36,7 @@ CHECKS_PER_INTERVAL = 20
 #: Checks for which a reaper lets the others go first after a round that it did not carry through. Otherwise a
 #: reaper with only failing rounds would claim every round: it knows to the millisecond when the next is due.
 CHECKS_YIELDED = 2
-#: Intervals for which `enough_rounds` waits until a round is carried through, by this reaper or another.
+#: Intervals for which `run_enough_rounds` waits until a round is carried through, by this reaper or another.
 PATIENCE = 3
 #: If a wait ends more than this many seconds late, the reaper itself was stalled, and the round counts no
 #: misses.
@@ -325,13 +325,13 @@ class Reaper:
         """
         mailbox = self._required_mailbox
         try:
-            echo = await mailbox.echo()
-            if await echo.is_back(self.timeout / 2):
+            missing = await mailbox.missing_parts(patience=self.timeout / 2)
+            if not missing:
                 return True
             logger.error(
                 "No process answered, and an echo did not come back either; this round counts no misses"
             )
-            await groups.rebuild(mailbox.address, echo.missing)
+            await groups.rebuild(mailbox.address, missing)
         except LayerUnavailable as error:
             logger.warning(
                 "No process answered, and the layer takes no message; this round counts no misses: %s",
@@ -460,7 +460,7 @@ def _kick(leftovers: list[Leftover]) -> messages.Kick:
     )
 
 
-async def rounds(reaper: Reaper, report: Callable[[Report | Exception], None]) -> None:
+async def run_rounds(reaper: Reaper, report: Callable[[Report | Exception], None]) -> None:
     """Run round after round until the reaper must stop.
 
     A round that fails is reported, and the next one tries again: a reaper is most needed in an outage.
@@ -482,7 +482,7 @@ async def rounds(reaper: Reaper, report: Callable[[Report | Exception], None]) -
         await reaper.until_next()
 
 
-async def enough_rounds(reaper: Reaper, report: Callable[[Report], None]) -> bool:
+async def run_enough_rounds(reaper: Reaper, report: Callable[[Report], None]) -> bool:
     """Run as many rounds as it takes to find a process that has just died.
 
     The rounds of other reapers count, because they ask and judge the same processes. Only rounds that were

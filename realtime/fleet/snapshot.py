@@ -1,7 +1,6 @@
 """Read everything that is open in the database, for a comparison with the layers and the processes."""
 
-from realtime.fleet.differences import Process as StoredProcess
-from realtime.fleet.differences import Stored
+from realtime.fleet.differences import Stored, StoredProcess
 from realtime.models import Connection, Membership, Process
 from realtime.records import rows
 

@@ -17,7 +17,7 @@ from realtime.errors import LayerUnavailable
 from realtime.fleet import explain
 from realtime.fleet.differences import Kind
 from realtime.fleet.explain import Explained, Explainer
-from realtime.fleet.rounds import Reaper, enough_rounds
+from realtime.fleet.rounds import Reaper, run_enough_rounds
 from realtime.hub import hub
 from realtime.hub.connection import Connection
 from realtime.layers import groups, messages
@@ -55,7 +55,7 @@ async def a_peer(*names: str) -> Connection:
 
 async def told(explainer: Explainer, *, rounds: Any = None) -> tuple[list[Explained], bool]:
     found: list[Explained] = []
-    repaired = await explain.explain(explainer, found.append, rounds)
+    repaired = await explain.look_and_repair(explainer, found.append, rounds)
     return found, repaired
 
 
@@ -135,7 +135,7 @@ async def test_repairs_by_rounds_are_reported(explainer: Explainer) -> None:
         await database_sync_to_async(connection_rows.open_memberships)(rows.joins(process, [connection], "g"))
     await database_sync_to_async(process_rows.stop_process)(ended)
     reaper = Reaper(interval=0.2, timeout=0.15, misses_allowed=1)
-    found, repaired = await told(explainer, rounds=lambda: enough_rounds(reaper, lambda report: None))
+    found, repaired = await told(explainer, rounds=lambda: run_enough_rounds(reaper, lambda report: None))
     await reaper.close()
     assert [(each.difference.kind, each.repaired) for each in found] == [
         (Kind.PROCESS_SILENT, True),
@@ -186,7 +186,7 @@ async def test_a_difference_that_stays_is_an_error(
     monkeypatch.setattr(connection_rows, "open_memberships", lambda joins: None)
     found: list[Explained] = []
     with pytest.raises(LayerUnavailable, match="1 differences are still there"):
-        await explain.explain(explainer, found.append, no_rounds)
+        await explain.look_and_repair(explainer, found.append, no_rounds)
     assert found[0].done == "recorded, and it is still there"
 
 

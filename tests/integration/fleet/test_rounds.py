@@ -19,7 +19,7 @@ from realtime.closing import CloseReason
 from realtime.errors import LayerUnavailable, RoundFailed
 from realtime.fleet import sweep
 from realtime.fleet.mailbox import Mailbox
-from realtime.fleet.rounds import PATIENCE, Reaper, Report, enough_rounds, rounds
+from realtime.fleet.rounds import PATIENCE, Reaper, Report, run_enough_rounds, run_rounds
 from realtime.layers import groups, messages
 from realtime.models import Connection, Membership, Process
 from realtime.records import connection_rows, process_rows
@@ -175,7 +175,7 @@ async def test_enough_rounds_fail_if_no_process_could_be_asked(
     monkeypatch.setattr(groups, "tell", failing)
     reports: list[Report] = []
     with pytest.raises(LayerUnavailable, match="1 processes could not be asked"):
-        await enough_rounds(reaper, reports.append)
+        await run_enough_rounds(reaper, reports.append)
     assert (reports[0].asked, reports[0].unreachable, reports[0].answered) == (0, 1, 0)
 
 
@@ -187,7 +187,9 @@ async def test_two_reapers_share_the_rounds_and_count_nothing_twice(processes: C
     reports: list[Report] = []
 
     async def run(reaper: Reaper) -> None:
-        await rounds(reaper, lambda report: reports.append(report) if isinstance(report, Report) else None)
+        await run_rounds(
+            reaper, lambda report: reports.append(report) if isinstance(report, Report) else None
+        )
 
     tasks = [asyncio.create_task(run(reaper)) for reaper in reapers]
     async with asyncio.timeout(20):
@@ -266,9 +268,9 @@ async def test_enough_rounds_find_a_process_that_has_just_died(
     dead = await processes(through_layer=False, in_database=False)
     await dead.hold("g")
     reports: list[Report] = []
-    assert await enough_rounds(reaper, reports.append)
+    assert await run_enough_rounds(reaper, reports.append)
     assert [report.number for report in reports] == [1, 2]
-    assert not await enough_rounds(reaper, reports.append)
+    assert not await run_enough_rounds(reaper, reports.append)
 
 
 async def test_a_reaper_that_is_stopped_counts_no_misses(
@@ -276,7 +278,7 @@ async def test_a_reaper_that_is_stopped_counts_no_misses(
 ) -> None:
     process = await processes(through_layer=False, in_database=False)
     reaper = Reaper(interval=60, timeout=30, misses_allowed=0)
-    task = asyncio.create_task(rounds(reaper, lambda report: None))
+    task = asyncio.create_task(run_rounds(reaper, lambda report: None))
     async with asyncio.timeout(5):
         while not await database_sync_to_async(process_rows.current_round)():
             await asyncio.sleep(0.01)
@@ -301,7 +303,7 @@ async def test_a_round_that_fails_is_reported_and_rounds_go_on(
         return ask()
 
     monkeypatch.setattr(process_rows, "processes_to_ask", failing)
-    task = asyncio.create_task(rounds(reaper, reports.append))
+    task = asyncio.create_task(run_rounds(reaper, reports.append))
     async with asyncio.timeout(10):
         while len(reports) < 2:
             await asyncio.sleep(0.02)
@@ -617,13 +619,13 @@ async def test_incomplete_rounds_of_another_reaper_do_not_count(
 
     monkeypatch.setattr(broken, "_judge", failing)
     failures: list[Any] = []
-    others = asyncio.create_task(rounds(broken, failures.append))
+    others = asyncio.create_task(run_rounds(broken, failures.append))
     async with asyncio.timeout(10):
         while not failures:
             await asyncio.sleep(0.01)
     reports: list[Report] = []
     async with asyncio.timeout(20):
-        assert await enough_rounds(once, reports.append), "it has found what died"
+        assert await run_enough_rounds(once, reports.append), "it has found what died"
     broken.stop()
     await others
     await asyncio.gather(broken.close(), once.close())
@@ -642,7 +644,7 @@ async def test_enough_rounds_end_when_no_reaper_carries_one_through(reaper: Reap
     began = asyncio.get_running_loop().time()
     try:
         with pytest.raises(LayerUnavailable, match="none was carried through"):
-            await enough_rounds(reaper, lambda report: None)
+            await run_enough_rounds(reaper, lambda report: None)
     finally:
         claiming.cancel()
     assert asyncio.get_running_loop().time() - began >= PATIENCE * reaper.interval

@@ -144,13 +144,13 @@ async def test_the_next_start_finishes_an_unfinished_sweep(
     kill(neighbour)
     assert len(await sweep.declare_gone(database)) == 1
     assert not await nothing_left(process)
-    await sweep.predecessors()
+    await sweep.sweep_predecessors()
     assert await nothing_left(process)
 
 
 async def test_a_living_process_is_left_alone(neighbour: subprocess.Popen[bytes]) -> None:
     process = await recorded(neighbour)
-    await sweep.predecessors()
+    await sweep.sweep_predecessors()
     assert await is_running(process)
     assert not await nothing_left(process)
 
@@ -163,7 +163,7 @@ async def test_a_pid_of_another_machine_is_not_checked(
 ) -> None:
     process = await recorded(neighbour, **changes)
     kill(neighbour)
-    await sweep.predecessors()
+    await sweep.sweep_predecessors()
     assert await is_running(process)
     assert not await nothing_left(process)
 
@@ -174,14 +174,14 @@ async def test_a_process_of_unknown_namespace_judges_no_process(
     process = await recorded(neighbour, namespace="")
     kill(neighbour)
     monkeypatch.setattr(pids, "_namespace", lambda: "")
-    await sweep.predecessors()
+    await sweep.sweep_predecessors()
     assert await sweep.declare_gone(database) == []
     assert await is_running(process)
 
 
 async def test_a_process_is_lost_if_its_pid_was_reused(neighbour: subprocess.Popen[bytes]) -> None:
     process = await recorded(neighbour, began=1)
-    await sweep.predecessors()
+    await sweep.sweep_predecessors()
     assert not await is_running(process)
     assert await nothing_left(process)
 
@@ -234,7 +234,7 @@ async def test_an_incomplete_sweep_is_logged_without_a_traceback(
     process = await recorded(neighbour)
     await Process.objects.filter(pk=process).aupdate(channel_name="elsewhere:specific.0!1")
     kill(neighbour)
-    await sweep.predecessors()
+    await sweep.sweep_predecessors()
     (error,) = errors(caplog)
     assert error.startswith(
         "Earlier processes of this machine were not swept at the start; rounds will sweep them:"
@@ -254,7 +254,7 @@ async def test_a_process_that_stopped_as_planned_is_not_lost(neighbour: subproce
     process = await recorded(neighbour)
     await database(process_rows.stop_process, process)
     kill(neighbour)
-    await sweep.predecessors()
+    await sweep.sweep_predecessors()
     assert not (await Process.objects.aget(pk=process)).lost
     assert await nothing_left(process)
 
@@ -271,7 +271,7 @@ async def test_a_sweep_that_hangs_neither_delays_nor_fails_the_start(
         await asyncio.sleep(60)
 
     monkeypatch.setattr(groups, "discard", hang)
-    monkeypatch.setattr(sweep, "predecessors", partial(sweep.predecessors, 0.5))
+    monkeypatch.setattr(sweep, "sweep_predecessors", partial(sweep.sweep_predecessors, 0.5))
     async with asyncio.timeout(10):
         home = await lifecycle.hub()
         assert not discarding.is_set(), "the hub waited for the sweep"
@@ -291,7 +291,7 @@ async def test_a_database_that_fails_is_logged_once(
         raise OperationalError("down")
 
     monkeypatch.setattr(process_rows, "processes_of", fail)
-    await sweep.predecessors()
+    await sweep.sweep_predecessors()
     assert len(errors(caplog)) == 1
 
 
@@ -299,7 +299,7 @@ async def test_a_process_with_an_inline_ledger_sweeps_nothing(
     neighbour: subprocess.Popen[bytes], realtime_settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called = []
-    monkeypatch.setattr(sweep, "predecessors", lambda: called.append(1))
+    monkeypatch.setattr(sweep, "sweep_predecessors", lambda: called.append(1))
     realtime_settings(LEDGER="inline")
     await lifecycle.hub()
     await lifecycle.stop()

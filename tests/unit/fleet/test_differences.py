@@ -7,16 +7,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from realtime.fleet.differences import Difference, Held, Kind, Layer, Process, Stored, compare, joined, pages
+from realtime.fleet.differences import (
+    Difference,
+    Held,
+    Kind,
+    LayerSnapshot,
+    Stored,
+    StoredProcess,
+    compare,
+    joined,
+    pages,
+)
 from realtime.layers.contents import Listeners, StoredMembers
 
-PROCESSES = {"p": Process("specific.p!1", "host:1", True), "q": Process("specific.q!1", "host:2", True)}
+PROCESSES = {
+    "p": StoredProcess("specific.p!1", "host:1", True),
+    "q": StoredProcess("specific.q!1", "host:2", True),
+}
 GROUPS = ("g", "h", "i")
 
 Holdings = Mapping[str, Held]
 
 
-def agreeing(held: Holdings, *, stored_in_layer: bool = True) -> tuple[Stored, list[Layer]]:
+def agreeing(held: Holdings, *, stored_in_layer: bool = True) -> tuple[Stored, list[LayerSnapshot]]:
     """Return a database and a layer that agree with these processes."""
     records = {connection: id for id, each in held.items() for connection in each.connections}
     memberships = {
@@ -27,7 +40,7 @@ def agreeing(held: Holdings, *, stored_in_layer: bool = True) -> tuple[Stored, l
     }
     members = frozenset((group, PROCESSES[id].address) for id, each in held.items() for group in each.groups)
     listening = {group: sum(group in each.groups for each in held.values()) for group, _ in members}
-    layer = Layer("", StoredMembers(members) if stored_in_layer else Listeners(listening))
+    layer = LayerSnapshot("", StoredMembers(members) if stored_in_layer else Listeners(listening))
     return Stored(PROCESSES, records, memberships), [layer]
 
 
@@ -114,7 +127,7 @@ def without(mapping: Mapping, key: object) -> dict:  # type: ignore[type-arg]
     return {each: value for each, value in mapping.items() if each != key}
 
 
-def too_many_listeners(layer: Layer, held: Holdings) -> set[Difference]:
+def too_many_listeners(layer: LayerSnapshot, held: Holdings) -> set[Difference]:
     """Return the surplus listeners of a layer that only counts: processes that lost their last member."""
     if isinstance(layer.contents, StoredMembers):
         return set()
@@ -151,37 +164,40 @@ def test_everything_an_ended_process_left_is_a_difference(held: Holdings) -> Non
 
 @pytest.mark.parametrize("running", [True, False])
 def test_a_membership_only_in_the_layer_is_a_difference(running: bool) -> None:
-    processes = {"p": Process("specific.p!1", "host:1", running)}
-    layer = Layer("", StoredMembers(frozenset({("g", "specific.p!1")})))
+    processes = {"p": StoredProcess("specific.p!1", "host:1", running)}
+    layer = LayerSnapshot("", StoredMembers(frozenset({("g", "specific.p!1")})))
     found = compare(Stored(processes, {}, {}), [layer], {"p": Held()} if running else {})
     assert found == {Difference(Kind.ONLY_IN_LAYER, "p", "specific.p!1", group="g")}
 
 
 def test_a_channel_of_no_known_process_is_named() -> None:
-    layer = Layer("", StoredMembers(frozenset({("g", "specific.x!1")})))
+    layer = LayerSnapshot("", StoredMembers(frozenset({("g", "specific.x!1")})))
     found = compare(Stored(PROCESSES, {}, {}), [layer], {"p": Held(), "q": Held()})
     assert found == {Difference(Kind.UNKNOWN_CHANNEL, address="specific.x!1", group="g")}
     assert not Kind.UNKNOWN_CHANNEL.repairable
 
 
 def test_a_channel_of_a_consumer_is_no_difference() -> None:
-    layer = Layer("", StoredMembers(frozenset({("g", "specific.p!2")})))
+    layer = LayerSnapshot("", StoredMembers(frozenset({("g", "specific.p!2")})))
     assert not compare(Stored(PROCESSES, {}, {}), [layer], {"p": Held(), "q": Held()})
 
 
 def test_a_process_is_compared_with_its_own_layer_only() -> None:
-    processes = {"p": Process("other:specific.p!1", "host:1", True)}
+    processes = {"p": StoredProcess("other:specific.p!1", "host:1", True)}
     held = {"p": Held({"c": frozenset({"g"})})}
     stored = Stored(processes, {"c": "p"}, {("c", "g"): "p"})
     nothing = StoredMembers(frozenset())
-    here, other = Layer("", nothing), Layer("other", StoredMembers(frozenset({("g", "other:specific.p!1")})))
+    here, other = (
+        LayerSnapshot("", nothing),
+        LayerSnapshot("other", StoredMembers(frozenset({("g", "other:specific.p!1")}))),
+    )
     assert compare(stored, [here, other], held) == set()
     found = compare(stored, [here, replace(other, contents=nothing)], held)
     assert {each.kind for each in found} == {Kind.NOT_IN_LAYER}
 
 
 def test_a_silent_process_may_be_the_unknown_listener() -> None:
-    layer = Layer("", Listeners({"g": 1}))
+    layer = LayerSnapshot("", Listeners({"g": 1}))
     assert compare(Stored(PROCESSES, {}, {}), [layer], {"p": Held(), "q": Held()}) == {
         Difference(Kind.UNKNOWN_LISTENER, group="g")
     }
