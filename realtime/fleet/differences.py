@@ -17,7 +17,7 @@ class Kind(enum.Enum):
 
     PROCESS_SILENT = (
         "process_silent",
-        "a running process did not say what it holds",
+        "a running process did not say which connections it holds",
         "asked again in rounds, and lost if it stays silent",
     )
     RECORD_OF_ENDED_PROCESS = (
@@ -32,7 +32,7 @@ class Kind(enum.Enum):
     )
     RECORD_WITHOUT_SOCKET = (
         "record_without_socket",
-        "a record is open, and its process has no such connection",
+        "a record is open, but its process has no such connection",
         "closed as server_lost",
     )
     SOCKET_WITHOUT_RECORD = (
@@ -42,27 +42,27 @@ class Kind(enum.Enum):
     )
     ROW_WITHOUT_MEMBER = (
         "row_without_member",
-        "a membership is recorded, and the connection is not in the group",
-        "its process was told to leave the group and to say so",
+        "a membership is recorded, but the connection is not in the group",
+        "its process was told to leave the group and to record it",
     )
     MEMBER_WITHOUT_ROW = (
         "member_without_row",
-        "a connection is in a group, and no membership is recorded",
+        "a connection is in a group, but no membership is recorded",
         "recorded",
     )
     NOT_IN_LAYER = (
         "not_in_layer",
-        "a process has members in a group, and the layer does not have the process in it",
+        "a process has members in a group, but the layer does not have the process in it",
         "its process was told to re-add it",
     )
     ONLY_IN_LAYER = (
         "only_in_layer",
-        "the layer has a process in a group, and the process has no members there",
+        "the layer has a process in a group, but the process has no members there",
         "discarded",
     )
     UNKNOWN_CHANNEL = (
         "unknown_channel",
-        "the layer has a channel in a group that is no known process's",
+        "the layer has a channel in a group that belongs to no known process",
         "left alone: a consumer of plain Channels may own it",
     )
     UNKNOWN_LISTENER = (

@@ -196,8 +196,10 @@ class Explainer:
 
     async def _kick(self, sockets: Collection[Difference], rows: Collection[Difference]) -> None:
         for address in {each.address for each in (*sockets, *rows)}:
-            connections = [each.connection for each in sockets if each.address == address]
-            memberships = [(each.connection, each.group) for each in rows if each.address == address]
+            connections = [uuid.UUID(each.connection) for each in sockets if each.address == address]
+            memberships = [
+                (uuid.UUID(each.connection), each.group) for each in rows if each.address == address
+            ]
             kick = messages.Kick(connections, memberships, CloseReason.SERVER_LOST.value)
             await groups.tell(address, kick)
 

@@ -448,14 +448,14 @@ class Reaper:
             # A late answer to an earlier round does not answer this one, although the process has reset its
             # misses in its row.
             case messages.Answer(number, process) if self._poll is not None and number == self._poll.number:
-                self._poll.answered.add(uuid.UUID(process))
+                self._poll.answered.add(process)
         self._answer_came.set()
 
 
 def _kick(leftovers: list[Leftover]) -> messages.Kick:
     return messages.Kick(
-        connections=sorted({str(leftover.connection_id) for leftover in leftovers}),
-        memberships=[(str(leftover.connection_id), leftover.group) for leftover in leftovers],
+        connections=sorted({leftover.connection_id for leftover in leftovers}),
+        memberships=[(leftover.connection_id, leftover.group) for leftover in leftovers],
         reason=CloseReason.SERVER_LOST.value,
     )
 

@@ -7,6 +7,7 @@ default, because processes of the previous version do not send it. A field keeps
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias, get_args
+from uuid import UUID
 
 import msgspec
 
@@ -62,8 +63,8 @@ class Kick(_Control, frozen=True, tag="realtime.kick"):
 
     purpose = "kick"
 
-    connections: Sequence[str]
-    memberships: Sequence[tuple[str, str]]
+    connections: Sequence[UUID]
+    memberships: Sequence[tuple[UUID, str]]
     reason: str
 
 
@@ -107,11 +108,11 @@ class Answer(_Control, frozen=True, tag="realtime.answer"):
     purpose = "answer a round"
 
     round: int
-    process: str
+    process: UUID
 
 
 class Holdings(_Control, frozen=True, tag="realtime.holdings"):
-    """One page of the connections of a process, with their groups.
+    """One page of the connections of a process, with their groups. Ids are text, as they are compared.
 
     Attributes:
         request: The id of the request that the page answers.

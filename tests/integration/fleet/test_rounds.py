@@ -63,7 +63,7 @@ class FakeProcess:
                 continue
             assert isinstance(message, messages.Ask)
             if self.through_layer:
-                await groups.tell(message.reply_to, messages.Answer(message.round, str(self.id)))
+                await groups.tell(message.reply_to, messages.Answer(message.round, self.id))
             if self.in_database and message.round:
                 await database_sync_to_async(process_rows.answer_round)(
                     self.id, message.round, connections=0, loop_lag=0.0
@@ -248,7 +248,7 @@ async def test_a_living_process_is_told_to_finish_leaving(
     async with asyncio.timeout(5):
         while not process.kicks:
             await asyncio.sleep(0.01)
-    assert process.kicks[0].memberships == [(str(connection), "g")]
+    assert process.kicks[0].memberships == [(connection, "g")]
 
 
 async def test_a_preview_writes_nothing(reaper: Reaper, processes: Callable[..., Any]) -> None:

@@ -1,6 +1,7 @@
 """`realtime.layers.messages`: messages between processes, also between those of two versions."""
 
 from typing import Any, get_args
+from uuid import UUID
 
 import pytest
 from channels_redis.serializers import registry
@@ -24,18 +25,13 @@ from realtime.layers.messages import (
 
 texts = st.text(max_size=20)
 numbers = st.integers(0, 2**63)
-pairs = st.lists(st.tuples(texts, texts), max_size=5)
+memberships = st.lists(st.tuples(st.uuids(), texts), max_size=5)
 all_messages = st.one_of(
     st.builds(Ask, round=numbers, reply_to=texts, interval=st.floats(0, 1e6)),
-    st.builds(
-        Kick,
-        connections=st.lists(texts),
-        memberships=pairs,
-        reason=st.sampled_from(["kicked", "server_lost"]),
-    ),
+    st.builds(Kick, connections=st.lists(st.uuids()), memberships=memberships, reason=texts),
     st.builds(Explain, request=texts, reply_to=texts),
     st.builds(Heal, stray=st.lists(texts)),
-    st.builds(Answer, round=numbers, process=st.uuids().map(str)),
+    st.builds(Answer, round=numbers, process=st.uuids()),
     st.builds(
         Holdings,
         request=texts,
@@ -63,7 +59,7 @@ RECORDED: list[tuple[dict[str, Any], AnyMessage]] = [
     ),
     (
         {"type": "realtime.answer", "round": 7, "process": "5b7d0a3c-0d6f-4f0e-9a57-0f4f0e1f2a3b"},
-        Answer(7, "5b7d0a3c-0d6f-4f0e-9a57-0f4f0e1f2a3b"),
+        Answer(7, UUID("5b7d0a3c-0d6f-4f0e-9a57-0f4f0e1f2a3b")),
     ),
     (
         {
@@ -73,8 +69,8 @@ RECORDED: list[tuple[dict[str, Any], AnyMessage]] = [
             "reason": "server_lost",
         },
         Kick(
-            ["0b9f7f8e-8a5e-4f55-9d3c-6f1f0c9c6a11"],
-            [("0b9f7f8e-8a5e-4f55-9d3c-6f1f0c9c6a11", "g")],
+            [UUID("0b9f7f8e-8a5e-4f55-9d3c-6f1f0c9c6a11")],
+            [(UUID("0b9f7f8e-8a5e-4f55-9d3c-6f1f0c9c6a11"), "g")],
             "server_lost",
         ),
     ),
@@ -164,6 +160,7 @@ def test_an_unknown_type_is_named(kind: object) -> None:
         ({"type": "realtime.ask", "reply_to": "r"}, "missing required field `round`"),
         ({"type": "realtime.ask", "round": "1", "reply_to": "r"}, "Expected `int`, got `str` - at `$.round`"),
         ({"type": "realtime.heal", "stray": "g"}, "Expected `array`, got `str` - at `$.stray`"),
+        ({"type": "realtime.answer", "round": 1, "process": "it"}, "Invalid UUID - at `$.process`"),
         (
             {"type": "realtime.kick", "connections": [], "memberships": [("c",)], "reason": "kicked"},
             "Expected `array` of length 2, got 1 - at `$.memberships[0]`",
