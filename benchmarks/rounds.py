@@ -56,7 +56,7 @@ async def answer(process: uuid.UUID, mailbox: Mailbox) -> None:
         question = await questions.get()
         if isinstance(question, messages.Ask):
             await write(process, question.round, connections=0, loop_lag=0.0)
-            await groups.tell(question.reply_to, messages.Answer(question.round, str(process)))
+            await groups.tell(question.reply_to, messages.Answer(question.round, process))
 
 
 async def measure(options: argparse.Namespace) -> dict[str, Any]:

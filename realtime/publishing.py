@@ -1,6 +1,7 @@
 """Publish to a group from synchronous and asynchronous code, and disconnect from synchronous code."""
 
 from collections.abc import Mapping, Sequence
+from uuid import UUID
 
 from channels import DEFAULT_CHANNEL_LAYER
 from msgspec import UNSET, UnsetType
@@ -92,7 +93,7 @@ def _message(group: str, data: object, sender: str | UnsetType | None) -> Messag
     return messages.encode(messages.GroupMessage(text))
 
 
-def disconnect(connections: Mapping[str, Sequence[str]], reason: str) -> dict[str, LayerUnavailable]:
+def disconnect(connections: Mapping[str, Sequence[UUID]], reason: str) -> dict[str, LayerUnavailable]:
     """Tell processes to evict connections, from synchronous code in a thread without an event loop.
 
     The function does not wait until the processes have evicted them.

@@ -85,9 +85,9 @@ def carry_out(made: Plan) -> Outcome:
     Returns:
         The processes that were asked, and the processes that could not be asked, each with its error.
     """
-    waiting: dict[str, list[str]] = {}
+    waiting: dict[str, list[uuid.UUID]] = {}
     for process, rows in made.living.items():
-        waiting.setdefault(process.channel_name, []).extend(str(row.id) for row in rows)
+        waiting.setdefault(process.channel_name, []).extend(row.id for row in rows)
     failed: dict[str, LayerUnavailable] = {}
     while waiting:
         batch = {address: ids[:PER_MESSAGE] for address, ids in waiting.items()}

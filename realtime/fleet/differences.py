@@ -17,7 +17,7 @@ class Kind(enum.Enum):
 
     PROCESS_SILENT = (
         "process_silent",
-        "a running process did not say what it holds",
+        "a running process did not say which connections it holds",
         "asked again in rounds, and lost if it stays silent",
     )
     RECORD_OF_ENDED_PROCESS = (
@@ -32,7 +32,7 @@ class Kind(enum.Enum):
     )
     RECORD_WITHOUT_SOCKET = (
         "record_without_socket",
-        "a record is open, and its process has no such connection",
+        "a record is open, but its process has no such connection",
         "closed as server_lost",
     )
     SOCKET_WITHOUT_RECORD = (
@@ -42,27 +42,27 @@ class Kind(enum.Enum):
     )
     ROW_WITHOUT_MEMBER = (
         "row_without_member",
-        "a membership is recorded, and the connection is not in the group",
-        "its process was told to leave the group and to say so",
+        "a membership is recorded, but the connection is not in the group",
+        "its process was told to leave the group and to record it",
     )
     MEMBER_WITHOUT_ROW = (
         "member_without_row",
-        "a connection is in a group, and no membership is recorded",
+        "a connection is in a group, but no membership is recorded",
         "recorded",
     )
     NOT_IN_LAYER = (
         "not_in_layer",
-        "a process has members in a group, and the layer does not have the process in it",
+        "a process has members in a group, but the layer does not have the process in it",
         "its process was told to re-add it",
     )
     ONLY_IN_LAYER = (
         "only_in_layer",
-        "the layer has a process in a group, and the process has no members there",
+        "the layer has a process in a group, but the process has no members there",
         "discarded",
     )
     UNKNOWN_CHANNEL = (
         "unknown_channel",
-        "the layer has a channel in a group that is no known process's",
+        "the layer has a channel in a group that belongs to no known process",
         "left alone: a consumer of plain Channels may own it",
     )
     UNKNOWN_LISTENER = (
@@ -93,7 +93,7 @@ class Difference(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Process:
+class StoredProcess:
     """The row of a process."""
 
     address: str
@@ -106,7 +106,7 @@ class Process:
 class Stored:
     """The content of the database."""
 
-    processes: Mapping[str, Process]
+    processes: Mapping[str, StoredProcess]
     records: Mapping[str, str]
     """The process of each open record."""
     memberships: Mapping[tuple[str, str], str]
@@ -126,7 +126,7 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class LayerSnapshot:
     """The content of one channel layer."""
 
     alias: str
@@ -139,7 +139,7 @@ class Layer:
         return address.rpartition(":")[0] == self.alias
 
 
-def compare(stored: Stored, layers: Iterable[Layer], held: Mapping[str, Held]) -> set[Difference]:
+def compare(stored: Stored, layers: Iterable[LayerSnapshot], held: Mapping[str, Held]) -> set[Difference]:
     """Return all differences. The connections of processes that did not answer are not compared.
 
     Args:
@@ -191,7 +191,7 @@ def _memberships(stored: Stored, held: Mapping[str, Held]) -> Iterator[Differenc
                     yield Difference(Kind.MEMBER_WITHOUT_ROW, id, address, connection, group)
 
 
-def _layer(layer: Layer, stored: Stored, held: Mapping[str, Held]) -> Iterator[Difference]:
+def _layer(layer: LayerSnapshot, stored: Stored, held: Mapping[str, Held]) -> Iterator[Difference]:
     here = {id: process for id, process in stored.processes.items() if layer.has(process.address)}
     match layer.contents:
         case StoredMembers(pairs):
@@ -202,7 +202,7 @@ def _layer(layer: Layer, stored: Stored, held: Mapping[str, Held]) -> Iterator[D
 
 def _stored_layer(
     members: frozenset[tuple[str, str]],
-    here: Mapping[str, Process],
+    here: Mapping[str, StoredProcess],
     held: Mapping[str, Held],
     stored: Stored,
 ) -> Iterator[Difference]:
@@ -227,7 +227,7 @@ def _stored_layer(
 
 
 def _listening(
-    listening: Mapping[str, int], here: Mapping[str, Process], held: Mapping[str, Held]
+    listening: Mapping[str, int], here: Mapping[str, StoredProcess], held: Mapping[str, Held]
 ) -> Iterator[Difference]:
     answered = held.keys() & here.keys()
     complete = answered == {id for id, process in here.items() if process.running}

@@ -14,7 +14,7 @@ from realtime.closing import CloseReason
 from realtime.errors import LayerUnavailable
 from realtime.fleet import differences, snapshot
 from realtime.fleet.database import on_shared_thread as database
-from realtime.fleet.differences import Difference, Held, Kind, Layer, Stored
+from realtime.fleet.differences import Difference, Held, Kind, LayerSnapshot, Stored
 from realtime.fleet.mailbox import Mailbox
 from realtime.layers import groups, messages
 from realtime.records import connection_rows, process_rows
@@ -147,12 +147,12 @@ class Explainer:
         layers = []
         for alias in groups.aliases():
             name = "" if alias == DEFAULT_CHANNEL_LAYER else alias
-            layers.append(Layer(name, await groups.contents(alias)))
+            layers.append(LayerSnapshot(name, await groups.contents(alias)))
         self.compared = _in_words(stored, held)
         return differences.compare(stored, layers, held), stored
 
     async def _ask(self, stored: Stored) -> dict[str, Held]:
-        """Ask all processes for their connections and groups; return those that answered in time."""
+        """Ask all processes for their connections and groups; return the answers that came in time."""
         self._request = uuid.uuid4().hex
         self._pages.clear()
         self._wanted = {}
@@ -196,8 +196,10 @@ class Explainer:
 
     async def _kick(self, sockets: Collection[Difference], rows: Collection[Difference]) -> None:
         for address in {each.address for each in (*sockets, *rows)}:
-            connections = [each.connection for each in sockets if each.address == address]
-            memberships = [(each.connection, each.group) for each in rows if each.address == address]
+            connections = [uuid.UUID(each.connection) for each in sockets if each.address == address]
+            memberships = [
+                (uuid.UUID(each.connection), each.group) for each in rows if each.address == address
+            ]
             kick = messages.Kick(connections, memberships, CloseReason.SERVER_LOST.value)
             await groups.tell(address, kick)
 
@@ -231,7 +233,7 @@ class Explainer:
                 self._news.set()
 
 
-async def explain(
+async def look_and_repair(
     explainer: Explainer, tell: Callable[[Explained], None], rounds: Callable[[], Any] | None
 ) -> bool:
     """Look for differences, repair them, and report each.

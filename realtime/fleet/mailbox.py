@@ -137,6 +137,26 @@ class Mailbox:
         await echo.send()
         return echo
 
+    async def missing_parts(
+        self, *channels: str, patience: float, busy: Callable[[], bool] = lambda: False
+    ) -> set[int]:
+        """Send an echo and wait until it is back.
+
+        Args:
+            *channels: As for `echo`.
+            patience: As for `Echo.is_back`.
+            busy: As for `Echo.is_back`.
+
+        Returns:
+            The parts that did not come back: their connections carry nothing.
+
+        Raises:
+            LayerUnavailable: The echo could not be sent.
+        """
+        echo = await self.echo(*channels)
+        await echo.is_back(patience, busy=busy)
+        return echo.missing
+
     def returned(self, echo: EchoPart) -> None:
         """Note a part of an echo that came back, here or on another channel. Only the last echo counts."""
         if self._echo is not None and echo.number == self._echo.number:
@@ -153,7 +173,7 @@ class Mailbox:
         """
         try:
             async with asyncio.timeout(within):
-                while not await (await self.echo()).is_back(ECHO_AGAIN_AFTER):
+                while await self.missing_parts(patience=ECHO_AGAIN_AFTER):
                     pass
         except TimeoutError:
             return False

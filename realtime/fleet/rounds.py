@@ -36,7 +36,7 @@ CHECKS_PER_INTERVAL = 20
 #: Checks for which a reaper lets the others go first after a round that it did not carry through. Otherwise a
 #: reaper with only failing rounds would claim every round: it knows to the millisecond when the next is due.
 CHECKS_YIELDED = 2
-#: Intervals for which `enough_rounds` waits until a round is carried through, by this reaper or another.
+#: Intervals for which `run_enough_rounds` waits until a round is carried through, by this reaper or another.
 PATIENCE = 3
 #: If a wait ends more than this many seconds late, the reaper itself was stalled, and the round counts no
 #: misses.
@@ -52,7 +52,7 @@ class Report:
     number: int
     asked: int
     unreachable: int
-    """Processes to whose channel the question could not be delivered."""
+    """Processes that the question could not be delivered to."""
     answered: int
     lost: int
     reaped: int
@@ -68,7 +68,7 @@ class Report:
     written_off: int = 0
     """(group, channel) pairs that were marked left without a discard, because their layer is gone."""
     purged_memberships: int = 0
-    """Old left memberships that were deleted, without those that were deleted with their record."""
+    """Old left memberships that were deleted, except the ones that were deleted with their record."""
 
     @property
     def repaired(self) -> bool:
@@ -104,7 +104,7 @@ class Poll:
         self.asked: list[Asked] = []
         """The processes to which the question was delivered."""
         self.unreachable = 0
-        """How many processes the question could not be delivered to."""
+        """The number of processes that the question could not be delivered to."""
         self.answered: set[uuid.UUID] = set()
 
     @property
@@ -313,7 +313,7 @@ class Reaper:
         return bool(poll.answered) or await self._check_reception()
 
     async def _read_rows(self, poll: Poll) -> None:
-        """Add the processes whose answer is in the database, because they could not send it."""
+        """Add the processes that could not send their answer, but wrote it in the database."""
         if silent := [process.id for process in poll.silent]:
             poll.answered.update(await database(process_rows.processes_that_answered, poll.number, silent))
 
@@ -325,13 +325,13 @@ class Reaper:
         """
         mailbox = self._required_mailbox
         try:
-            echo = await mailbox.echo()
-            if await echo.is_back(self.timeout / 2):
+            missing = await mailbox.missing_parts(patience=self.timeout / 2)
+            if not missing:
                 return True
             logger.error(
                 "No process answered, and an echo did not come back either; this round counts no misses"
             )
-            await groups.rebuild(mailbox.address, echo.missing)
+            await groups.rebuild(mailbox.address, missing)
         except LayerUnavailable as error:
             logger.warning(
                 "No process answered, and the layer takes no message; this round counts no misses: %s",
@@ -343,7 +343,7 @@ class Reaper:
 
     async def _judge(self, poll: Poll) -> list[LostProcess]:
         if back := [process.id for process in poll.asked if process.missed and process.id in poll.answered]:
-            # A process whose database is down answers by message only; reset its misses here.
+            # A process without its database answers by message only; reset its misses here.
             await database(process_rows.reset_misses, back)
         silent = [process.id for process in poll.silent]
         if not silent:
@@ -448,19 +448,19 @@ class Reaper:
             # A late answer to an earlier round does not answer this one, although the process has reset its
             # misses in its row.
             case messages.Answer(number, process) if self._poll is not None and number == self._poll.number:
-                self._poll.answered.add(uuid.UUID(process))
+                self._poll.answered.add(process)
         self._answer_came.set()
 
 
 def _kick(leftovers: list[Leftover]) -> messages.Kick:
     return messages.Kick(
-        connections=sorted({str(leftover.connection_id) for leftover in leftovers}),
-        memberships=[(str(leftover.connection_id), leftover.group) for leftover in leftovers],
+        connections=sorted({leftover.connection_id for leftover in leftovers}),
+        memberships=[(leftover.connection_id, leftover.group) for leftover in leftovers],
         reason=CloseReason.SERVER_LOST.value,
     )
 
 
-async def rounds(reaper: Reaper, report: Callable[[Report | Exception], None]) -> None:
+async def run_rounds(reaper: Reaper, report: Callable[[Report | Exception], None]) -> None:
     """Run round after round until the reaper must stop.
 
     A round that fails is reported, and the next one tries again: a reaper is most needed in an outage.
@@ -482,7 +482,7 @@ async def rounds(reaper: Reaper, report: Callable[[Report | Exception], None]) -
         await reaper.until_next()
 
 
-async def enough_rounds(reaper: Reaper, report: Callable[[Report], None]) -> bool:
+async def run_enough_rounds(reaper: Reaper, report: Callable[[Report], None]) -> bool:
     """Run as many rounds as it takes to find a process that has just died.
 
     The rounds of other reapers count, because they ask and judge the same processes. Only rounds that were

@@ -1,7 +1,6 @@
 """Read everything that is open in the database, for a comparison with the layers and the processes."""
 
-from realtime.fleet.differences import Process as StoredProcess
-from realtime.fleet.differences import Stored
+from realtime.fleet.differences import Stored, StoredProcess
 from realtime.models import Connection, Membership, Process
 from realtime.records import rows
 
@@ -22,7 +21,7 @@ def everything() -> Stored:
         str(id): str(process_id)
         for id, process_id in Connection.objects.using(using).open().values_list("id", "process_id")
     }
-    # Last, so that every process of these records and memberships is found.
+    # Last, so that the process of every record and membership is found.
     processes = {
         str(id): StoredProcess(address, f"{host}:{pid}", running=stopped_at is None)
         for id, address, host, pid, stopped_at in Process.objects.using(using).values_list(

@@ -111,7 +111,7 @@ async def sweep(
     return Swept(reaped, discarded, written_off, tuple(failures))
 
 
-async def predecessors(within: float = START_TIMEOUT) -> None:
+async def sweep_predecessors(within: float = START_TIMEOUT) -> None:
     """Sweep the ended processes of this machine. A server process does so when it starts.
 
     A failure is logged and not raised. Rounds or the next start do the rest.

@@ -101,7 +101,7 @@ class Answers:
             self._look_every = sooner
             self._look_sooner.set()
         try:
-            await groups.tell(reply_to, messages.Answer(number, str(self._process)))
+            await groups.tell(reply_to, messages.Answer(number, self._process))
         except LayerUnavailable as error:
             logger.warning("Round %d could not be answered through the channel layer: %s", number, error)
         if number == 0:

@@ -201,12 +201,11 @@ class Healer:
         return missed < ECHOES
 
     async def _echo(self) -> bool:
-        echo = await self._mailbox.echo(self._address)
         shortest = min(SHORTEST_WAIT, LONGEST_ECHO_WAIT * self._interval)
         patience = max(shortest, ECHO_WAIT * self._interval)
-        is_back = await echo.is_back(patience, busy=self._busy)
-        self._parts_out = echo.missing
-        return is_back
+        missing = await self._mailbox.missing_parts(self._address, patience=patience, busy=self._busy)
+        self._parts_out = missing
+        return not missing
 
     def _hears(self) -> None:
         if self._missed:

@@ -150,7 +150,7 @@ class Hub:
             # No other process sees what a test suite writes inline.
             hub._watch("rounds", hub.answers.follow_rounds())
             # In a task: the connection that started the hub must not wait for what earlier processes left.
-            hub._spawn(sweep.predecessors())
+            hub._spawn(sweep.sweep_predecessors())
         mailbox.reading.add_done_callback(hub._task_ended)
         return hub
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class StoredMembers:
-    """The content of a layer that stores which channel is in which group."""
+    """The content of a layer that stores the channels in each group."""
 
     pairs: frozenset[tuple[str, str]]
     """The name of a group, and a channel or an address that is in it."""

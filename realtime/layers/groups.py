@@ -147,28 +147,42 @@ def unavailable(name: str, error: BaseException) -> LayerUnavailable:
 
 
 # -- channels --------------------------------------------------------------------------------------
-#
-# All calls from here on raise LayerUnavailable if the layer failed or did not answer in time.
 
 
 async def new_channel(alias: str = DEFAULT_CHANNEL_LAYER) -> str:
-    """Open a channel of this process, which must go on receiving from it, and return its name."""
+    """Open a channel of this process, which must go on receiving from it, and return its name.
+
+    Raises:
+        LayerUnavailable: The layer failed, or did not answer in time.
+    """
     return await call("open a channel", layer(alias).new_channel())
 
 
 async def new_address(alias: str) -> str:
-    """Open a channel of this process in the layer of this alias, and return its address."""
+    """Open a channel of this process in the layer of this alias, and return its address.
+
+    Raises:
+        LayerUnavailable: The layer failed, or did not answer in time.
+    """
     return _address(alias, await new_channel(alias))
 
 
 async def close_channel(address: str) -> None:
-    """Undo `new_address` for a channel from which this process has not received yet."""
+    """Undo `new_address` for a channel from which this process has not received yet.
+
+    Raises:
+        LayerUnavailable: The layer failed, or did not answer in time.
+    """
     home, channel = at(address)
     await call("close a channel", home.close_channel(channel))
 
 
 async def forget_channel(address: str) -> None:
-    """Remove what the layer stores for the channels of a process that no longer exists."""
+    """Remove what the layer stores for the channels of a process that no longer exists.
+
+    Raises:
+        LayerUnavailable: The layer failed, or did not answer in time.
+    """
     home, channel = at(address)
     for each in (channel, control_of(channel)):
         await call("forget a channel", home.forget_channel(each))
@@ -180,7 +194,11 @@ def new_control(alias: str = DEFAULT_CHANNEL_LAYER) -> str:
 
 
 async def open_control(address: str) -> None:
-    """Open the control channel of this process, which must go on receiving from it."""
+    """Open the control channel of this process, which must go on receiving from it.
+
+    Raises:
+        LayerUnavailable: The layer failed, or did not answer in time.
+    """
     home, channel = _control_at(address)
     await call("open a channel", home.open_channel(channel))
 
@@ -195,37 +213,61 @@ async def receive_control(address: str) -> Message:
 
 
 async def add(group: str, address: str) -> None:
-    """Add the channel at this address to a group."""
+    """Add the channel at this address to a group.
+
+    Raises:
+        LayerUnavailable: The layer failed, or did not answer in time.
+    """
     home, channel = at(address)
     await call("add to a group", home.group_add(group, channel))
 
 
 async def discard(group: str, address: str) -> None:
-    """Remove the channel at this address from a group. It is no error if the channel is not in it."""
+    """Remove the channel at this address from a group. It is no error if the channel is not in it.
+
+    Raises:
+        LayerUnavailable: The layer failed, or did not answer in time.
+    """
     home, channel = at(address)
     await call("discard from a group", home.group_discard(group, channel))
 
 
 async def re_add(names: Sequence[str], address: str) -> None:
-    """Call `add` for many groups together. It changes nothing for memberships that the layer still has."""
+    """Call `add` for many groups together. It changes nothing for memberships that the layer still has.
+
+    Raises:
+        LayerUnavailable: The layer failed, or did not answer in time.
+    """
     home, channel = at(address)
     await call("assert memberships", home.re_add(names, channel))
 
 
 async def holds(group: str, address: str) -> bool:
-    """Return False if the layer has certainly lost this membership."""
+    """Return False if the layer has certainly lost this membership.
+
+    Raises:
+        LayerUnavailable: The layer failed, or did not answer in time.
+    """
     home, channel = at(address)
     return await call("look for a membership", home.holds(group, channel))
 
 
 async def mark(group: str, number: int, address: str) -> None:
-    """Send a mark through a group. It comes back to this address once the membership is active."""
+    """Send a mark through a group. It comes back to this address once the membership is active.
+
+    Raises:
+        LayerUnavailable: The layer failed, or did not answer in time.
+    """
     home, _ = at(address)
     await call("mark a group", home.group_send(group, messages.encode(messages.Mark(number, address))))
 
 
 async def contents(alias: str) -> Contents:
-    """Return the groups that the layer of this alias knows. Stored members are given as addresses."""
+    """Return the groups that the layer of this alias knows. Stored members are given as addresses.
+
+    Raises:
+        LayerUnavailable: The layer failed, or did not answer in time.
+    """
     home = layer(alias)
     # A longer bound than that of a call, because the listing takes many calls.
     try:
@@ -242,7 +284,11 @@ async def contents(alias: str) -> Contents:
 
 
 async def check(alias: str = DEFAULT_CHANNEL_LAYER) -> None:
-    """Send a message to a group without members, to find out if the layer takes messages now."""
+    """Send a message to a group without members, to find out if the layer takes messages now.
+
+    Raises:
+        LayerUnavailable: The layer failed, or did not answer in time.
+    """
     home = layer(alias)
     await call("send", home.group_send("realtime.check", messages.encode(messages.Mark(0, ""))))
 
@@ -257,6 +303,9 @@ async def echo(address: str, channels: Sequence[str], number: int) -> int:
 
     Returns:
         The number of parts, which are counted from 0.
+
+    Raises:
+        LayerUnavailable: The layer failed, or did not answer in time.
     """
     home, control = _control_at(address)
     return await call("send an echo", home.echo((control, *channels), number))
@@ -269,7 +318,11 @@ def received(address: str, channels: Sequence[str]) -> Sequence[int]:
 
 
 async def rebuild(address: str, parts: Collection[int]) -> None:
-    """Replace the connections on which these parts of an echo are missing."""
+    """Replace the connections on which these parts of an echo are missing.
+
+    Raises:
+        LayerUnavailable: The layer failed, or did not answer in time.
+    """
     home, _ = at(address)
     await call("rebuild a connection", home.rebuild(parts))
 
@@ -278,7 +331,11 @@ async def rebuild(address: str, parts: Collection[int]) -> None:
 
 
 async def tell(address: str, message: messages.Control) -> None:
-    """Send a message to the mailbox of the process at this address."""
+    """Send a message to the mailbox of the process at this address.
+
+    Raises:
+        LayerUnavailable: The layer failed, or did not answer in time.
+    """
     home, channel = _control_at(address)
     await call(message.purpose, home.send(channel, messages.encode(message)))
 
@@ -292,7 +349,7 @@ async def tell_all(told: Mapping[str, messages.Control]) -> dict[str, LayerUnava
         told: The message for each address.
 
     Returns:
-        The addresses whose message the channel layer did not take, each with the reason.
+        The addresses of messages that the channel layer did not take, each with the reason.
     """
     outcomes = await asyncio.gather(
         *(tell(address, message) for address, message in told.items()), return_exceptions=True

@@ -7,6 +7,7 @@ default, because processes of the previous version do not send it. A field keeps
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias, get_args
+from uuid import UUID
 
 import msgspec
 
@@ -22,7 +23,7 @@ class BadMessage(ValueError):
 
 
 class _Message(msgspec.Struct, frozen=True, tag_field="type"):
-    """A message is sent with all of its fields, also those that have their default."""
+    """A message is sent with all of its fields, also the fields that have their default."""
 
 
 class _Control(_Message, frozen=True):
@@ -62,8 +63,8 @@ class Kick(_Control, frozen=True, tag="realtime.kick"):
 
     purpose = "kick"
 
-    connections: Sequence[str]
-    memberships: Sequence[tuple[str, str]]
+    connections: Sequence[UUID]
+    memberships: Sequence[tuple[UUID, str]]
     reason: str
 
 
@@ -107,11 +108,11 @@ class Answer(_Control, frozen=True, tag="realtime.answer"):
     purpose = "answer a round"
 
     round: int
-    process: str
+    process: UUID
 
 
 class Holdings(_Control, frozen=True, tag="realtime.holdings"):
-    """One page of the connections of a process, with their groups.
+    """One page of the connections of a process, with their groups. Ids are text, as they are compared.
 
     Attributes:
         request: The id of the request that the page answers.
@@ -173,18 +174,18 @@ class GroupMessage(_Message, frozen=True, tag=MESSAGE):
 
 
 Control: TypeAlias = Ask | Kick | Explain | Heal | Answer | Holdings
-Message: TypeAlias = Control | EchoPart | Mark | GroupMessage
+AnyMessage: TypeAlias = Control | EchoPart | Mark | GroupMessage
 
-_TYPES: dict[str, type[Message]] = {str(each.__struct_config__.tag): each for each in get_args(Message)}
+_TYPES: dict[str, type[AnyMessage]] = {str(each.__struct_config__.tag): each for each in get_args(AnyMessage)}
 
 
-def encode(message: Message) -> dict[str, Any]:
+def encode(message: AnyMessage) -> dict[str, Any]:
     """Return the dict that a channel layer carries."""
     event: dict[str, Any] = msgspec.to_builtins(message)
     return event
 
 
-def decode(event: Mapping[str, Any]) -> Message:
+def decode(event: Mapping[str, Any]) -> AnyMessage:
     """Return the message in a dict that came from a channel layer.
 
     Raises:

@@ -60,7 +60,7 @@ class PubSubLoopLayer(StampedLayer, RedisPubSubLoopLayer):
 
     async def echo(self, channels: Sequence[str], number: int) -> int:
         # All channels of a process share one connection to each Redis, and the groups are spread over these
-        # connections. Each of them carries a part, on the control channel, which has the shortest queue.
+        # connections. Each connection carries a part, on the control channel, where no group message waits.
         channel = channels[0]
         for part, shard in enumerate(self._shards):
             await shard.subscribe(channel)

@@ -69,7 +69,7 @@ class StampedLayer:
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.on_back: set[Callable[[], None]] = set()
-        """Called when the layer receives again after an outage in which it may have lost memberships."""
+        """Called when the layer receives again after an outage that may have cost memberships."""
 
     async def group_send(self, group: str, message: Message) -> None:
         await super().group_send(group, {**message, STAMP: group})  # type: ignore[misc]
@@ -96,7 +96,7 @@ class StampedLayer:
         """Open a channel of this name, as `new_channel` opens one that it names itself."""
 
     async def echo(self, channels: Sequence[str], number: int) -> int:
-        """Send an echo to this process: one part for each connection that brings messages of these channels.
+        """Send an echo to this process: one part for each connection that brings it messages.
 
         Args:
             channels: Channels from which this process receives.

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+import uuid
 from pathlib import Path
 
 import psutil
@@ -39,9 +40,10 @@ async def kick_one(site: Site, audience: Audience) -> float:
         "SELECT c.id, p.channel_name FROM realtime_connection c"
         " JOIN realtime_process p ON p.id = c.process_id"
     )
+    kick = messages.Kick([uuid.UUID(str(row["id"]))], [], CloseReason.KICKED.value)
     began = time.monotonic()
     with same_layer(site):
-        await groups.tell(row["channel_name"], messages.Kick([str(row["id"])], [], CloseReason.KICKED.value))
+        await groups.tell(row["channel_name"], kick)
     await eventually_async(lambda: audience.report.codes == {"4504": 1}, within=30)
     return time.monotonic() - began
 

@@ -1,4 +1,4 @@
-"""Publishing from async code, sync code and the command line, and what each says to bad input."""
+"""Publishing from async code, sync code and the command line, and the errors for bad input."""
 
 import asyncio
 import io
@@ -95,7 +95,7 @@ def test_the_command_publishes_standard_input_line_by_line(monkeypatch: pytest.M
 
 @pytest.mark.acceptance
 @pytest.mark.usefixtures("redis_layer")
-def test_a_line_that_is_no_json_is_named_and_what_came_before_it_is_counted(
+def test_a_line_that_is_no_json_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("1\nhello\n2\n"))
@@ -104,12 +104,12 @@ def test_a_line_that_is_no_json_is_named_and_what_came_before_it_is_counted(
 
 
 @pytest.mark.parametrize("group", ["", "a b", "ä", "realtime.x", "x" * 100])
-async def test_what_cannot_be_a_group_is_refused(group: str) -> None:
+async def test_an_impossible_group_name_is_refused(group: str) -> None:
     with pytest.raises(BadGroup, match="ASCII letters"):
         await realtime.apublish(group, 1)
 
 
-def test_a_refusal_says_the_rule_where_python_strips_docstrings() -> None:
+def test_the_group_rule_is_shown_without_docstrings() -> None:
     program = 'import realtime, django; django.setup(); realtime.publish("a b", 1)'
     refused = subprocess.run(
         [sys.executable, "-OO", "-c", program],
@@ -125,7 +125,7 @@ def test_a_refusal_says_the_rule_where_python_strips_docstrings() -> None:
     )
 
 
-async def test_what_has_no_json_is_refused() -> None:
+async def test_data_without_json_is_refused() -> None:
     with pytest.raises(UnpublishableData, match="object"):
         await realtime.apublish("g", object())
 
@@ -160,9 +160,7 @@ def test_a_redis_that_is_down_is_a_clear_error(settings: Any) -> None:
         ),
     ],
 )
-def test_a_layer_that_is_not_ours_is_refused_with_its_remedy(
-    settings: Any, layers: dict[str, Any], words: str
-) -> None:
+def test_a_layer_of_another_package_is_refused(settings: Any, layers: dict[str, Any], words: str) -> None:
     settings.CHANNEL_LAYERS = layers
     channel_layers.backends.clear()
     with pytest.raises(LayerUnavailable, match=r"realtime\.layers\.PubSubLayer") as refused:

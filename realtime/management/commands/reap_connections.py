@@ -13,8 +13,8 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import Error as DatabaseFailure
 
 from realtime.errors import LayerUnavailable, RoundFailed
-from realtime.fleet.explain import Explained, Explainer, explain
-from realtime.fleet.rounds import Reaper, Report, enough_rounds, rounds
+from realtime.fleet.explain import Explained, Explainer, look_and_repair
+from realtime.fleet.rounds import Reaper, Report, run_enough_rounds, run_rounds
 from realtime.layers import groups
 
 ROUND_FAILED, MISCONFIGURED, REPAIRED = 1, 2, 3
@@ -64,19 +64,19 @@ class Command(BaseCommand):
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, reaper.stop)
         explainer, dry_run, repaired = Explainer(timeout=reaper.timeout), options["dry_run"], False
-        enough = partial(enough_rounds, reaper, self._report)
+        enough = partial(run_enough_rounds, reaper, self._report)
         try:
             if dry_run:
                 self._report(await reaper.preview())
             if options["explain"]:
-                repaired = await explain(explainer, self._report, None if dry_run else enough)
+                repaired = await look_and_repair(explainer, self._report, None if dry_run else enough)
                 self._say(f"Compared: {explainer.compared}.")
             elif options["once"] and not dry_run:
                 repaired = await enough()
                 if not self._lines and not reaper.stopping.is_set():
                     self._say("Another reaper ran these rounds and reports what they found.")
             elif not dry_run:
-                await rounds(reaper, self._report)
+                await run_rounds(reaper, self._report)
         finally:
             await explainer.close()
             await reaper.close()

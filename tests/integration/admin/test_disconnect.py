@@ -54,7 +54,7 @@ def told(monkeypatch):
         assert kick == messages.Kick(kick.connections, [], "kicked")
         if address.endswith("unreachable"):
             raise LayerUnavailable("The channel layer failed to kick (it is full).")
-        kicks.append((address, sorted(kick.connections)))
+        kicks.append((address, sorted(map(str, kick.connections))))
 
     monkeypatch.setattr(groups, "tell", tell)
     return kicks
@@ -384,4 +384,4 @@ def test_processes_are_asked_through_the_layer_with_a_kick(settings, admin_clien
     confirm(admin_client, post(admin_client, [id]))
 
     event = publishing._background.run(groups.receive_control(channel))
-    assert messages.decode(event) == messages.Kick([str(id)], [], CloseReason.KICKED.value)
+    assert messages.decode(event) == messages.Kick([id], [], CloseReason.KICKED.value)

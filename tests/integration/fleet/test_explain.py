@@ -1,4 +1,4 @@
-"""What database, layer and sockets say is compared over a real hub; what differs is named, and put right."""
+"""Comparing database, layer and sockets of a real hub: every difference is named, and repaired."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from realtime.errors import LayerUnavailable
 from realtime.fleet import explain
 from realtime.fleet.differences import Kind
 from realtime.fleet.explain import Explained, Explainer
-from realtime.fleet.rounds import Reaper, enough_rounds
+from realtime.fleet.rounds import Reaper, run_enough_rounds
 from realtime.hub import hub
 from realtime.hub.connection import Connection
 from realtime.layers import groups, messages
@@ -40,7 +40,7 @@ async def explainer() -> AsyncIterator[Explainer]:
 
 
 async def a_peer(*names: str) -> Connection:
-    """A connection in these groups, whose socket takes all."""
+    """Return a connection in these groups, with a socket that takes everything."""
     connection = Connection({"path": "/ws/", "client": ["127.0.0.1", 5]}, lambda event: None)
 
     async def send(event: Event) -> None: ...
@@ -55,7 +55,7 @@ async def a_peer(*names: str) -> Connection:
 
 async def told(explainer: Explainer, *, rounds: Any = None) -> tuple[list[Explained], bool]:
     found: list[Explained] = []
-    repaired = await explain.explain(explainer, found.append, rounds)
+    repaired = await explain.look_and_repair(explainer, found.append, rounds)
     return found, repaired
 
 
@@ -63,13 +63,13 @@ async def no_rounds() -> bool:
     return False
 
 
-async def test_where_all_agree_there_is_nothing_to_tell(explainer: Explainer) -> None:
+async def test_agreement_reports_nothing(explainer: Explainer) -> None:
     await a_peer("g", "h")
     await a_peer("g")
     assert await told(explainer, rounds=no_rounds) == ([], False)
 
 
-async def test_a_record_without_a_socket_is_closed_and_its_memberships_left(explainer: Explainer) -> None:
+async def test_a_record_without_a_socket_is_closed(explainer: Explainer) -> None:
     home = await lifecycle.hub()
     (lone,) = await database_sync_to_async(rows.open_connections)(home.process, 1)
     await database_sync_to_async(connection_rows.open_memberships)(rows.joins(home.process, [lone], "g"))
@@ -99,7 +99,7 @@ async def test_a_member_without_a_row_gets_one(explainer: Explainer) -> None:
     assert await Membership.objects.to_leave().filter(group="g").acount() == 1
 
 
-async def test_what_the_layer_lost_is_asserted_and_what_it_has_too_much_is_left(explainer: Explainer) -> None:
+async def test_lost_memberships_are_re_added_and_strays_left(explainer: Explainer) -> None:
     home = await lifecycle.hub()
     await a_peer("g")
     await get_channel_layer().group_discard("g", home.channel)
@@ -115,7 +115,7 @@ async def test_what_the_layer_lost_is_asserted_and_what_it_has_too_much_is_left(
     assert {name for name, members in get_channel_layer().groups.items() if members} == {"g", "strange"}
 
 
-async def test_what_only_the_layer_knows_of_an_ended_process_is_discarded(explainer: Explainer) -> None:
+async def test_a_stray_membership_of_an_ended_process_is_discarded(explainer: Explainer) -> None:
     ended = await database_sync_to_async(rows.a_process)(channel_name="specific.ended")
     await database_sync_to_async(process_rows.stop_process)(ended)
     await get_channel_layer().group_add("g", "specific.ended")
@@ -126,7 +126,7 @@ async def test_what_only_the_layer_knows_of_an_ended_process_is_discarded(explai
 
 
 @pytest.mark.acceptance  # for the seconds that rounds take
-async def test_rounds_put_right_what_is_theirs_and_it_is_told_of(explainer: Explainer) -> None:
+async def test_repairs_by_rounds_are_reported(explainer: Explainer) -> None:
     channel = await get_channel_layer().new_channel()
     silent = await database_sync_to_async(rows.a_process)(channel_name=channel)
     ended = await database_sync_to_async(rows.a_process)(channel_name="specific.ended")
@@ -135,7 +135,7 @@ async def test_rounds_put_right_what_is_theirs_and_it_is_told_of(explainer: Expl
         await database_sync_to_async(connection_rows.open_memberships)(rows.joins(process, [connection], "g"))
     await database_sync_to_async(process_rows.stop_process)(ended)
     reaper = Reaper(interval=0.2, timeout=0.15, misses_allowed=1)
-    found, repaired = await told(explainer, rounds=lambda: enough_rounds(reaper, lambda report: None))
+    found, repaired = await told(explainer, rounds=lambda: run_enough_rounds(reaper, lambda report: None))
     await reaper.close()
     assert [(each.difference.kind, each.repaired) for each in found] == [
         (Kind.PROCESS_SILENT, True),
@@ -146,7 +146,7 @@ async def test_rounds_put_right_what_is_theirs_and_it_is_told_of(explainer: Expl
     assert (await Process.objects.aget(pk=silent)).lost
 
 
-async def test_a_dry_look_puts_nothing_right(explainer: Explainer) -> None:
+async def test_a_dry_run_repairs_nothing(explainer: Explainer) -> None:
     await a_peer("g")
     await Membership.objects.all().adelete()
     found, repaired = await told(explainer)
@@ -157,7 +157,7 @@ async def test_a_dry_look_puts_nothing_right(explainer: Explainer) -> None:
     assert not await Membership.objects.aexists()
 
 
-async def test_what_is_only_just_happening_is_no_difference(
+async def test_a_change_in_progress_is_no_difference(
     explainer: Explainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connection = await a_peer("g")
@@ -166,7 +166,7 @@ async def test_what_is_only_just_happening_is_no_difference(
     async def meanwhile() -> Any:
         found = await look()
         looks.append(found[0])
-        # As if its row had been on its way when the first look was taken.
+        # As if its row was not yet written at the first look.
         await database_sync_to_async(connection_rows.open_memberships)(
             rows.joins((await lifecycle.hub()).process, [connection.id], "g")
         )
@@ -178,7 +178,7 @@ async def test_what_is_only_just_happening_is_no_difference(
     assert [len(found) for found in looks] == [1, 0]
 
 
-async def test_what_could_not_be_put_right_fails(
+async def test_a_difference_that_stays_is_an_error(
     explainer: Explainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await a_peer("g")
@@ -186,7 +186,7 @@ async def test_what_could_not_be_put_right_fails(
     monkeypatch.setattr(connection_rows, "open_memberships", lambda joins: None)
     found: list[Explained] = []
     with pytest.raises(LayerUnavailable, match="1 differences are still there"):
-        await explain.explain(explainer, found.append, no_rounds)
+        await explain.look_and_repair(explainer, found.append, no_rounds)
     assert found[0].done == "recorded, and it is still there"
 
 
@@ -198,7 +198,7 @@ async def test_a_process_answers_in_pages(explainer: Explainer, monkeypatch: pyt
 
 
 @pytest.mark.acceptance  # for its seconds
-async def test_a_process_that_could_not_say_all_of_it_counts_as_silent(
+async def test_a_process_with_a_missing_page_counts_as_silent(
     explainer: Explainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub, "NAMES_PER_PAGE", 2)
@@ -215,7 +215,7 @@ async def test_a_process_that_could_not_say_all_of_it_counts_as_silent(
     assert [each.difference.kind for each in found] == [Kind.PROCESS_SILENT]
 
 
-async def test_an_answer_that_makes_no_sense_ends_nothing(
+async def test_a_malformed_answer_does_not_end_the_explainer(
     explainer: Explainer, caplog: pytest.LogCaptureFixture
 ) -> None:
     await a_peer("g")
@@ -247,7 +247,7 @@ def test_explaining_needs_once_or_a_dry_run() -> None:
 
 
 @pytest.mark.acceptance  # for the seconds that rounds take
-def test_the_command_explains_and_says_whether_anything_was_repaired(
+def test_the_exit_code_says_if_anything_was_repaired(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     ended = rows.a_process()

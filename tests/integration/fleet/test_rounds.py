@@ -1,4 +1,4 @@
-"""Rounds over real rows and a real layer; the processes are rows and channels that answer as a test says."""
+"""Rounds over real rows and a real layer. The processes are rows and channels that answer as a test says."""
 
 import asyncio
 import time
@@ -19,7 +19,7 @@ from realtime.closing import CloseReason
 from realtime.errors import LayerUnavailable, RoundFailed
 from realtime.fleet import sweep
 from realtime.fleet.mailbox import Mailbox
-from realtime.fleet.rounds import PATIENCE, Reaper, Report, enough_rounds, rounds
+from realtime.fleet.rounds import PATIENCE, Reaper, Report, run_enough_rounds, run_rounds
 from realtime.layers import groups, messages
 from realtime.models import Connection, Membership, Process
 from realtime.records import connection_rows, process_rows
@@ -46,7 +46,7 @@ class FakeProcess:
         return self
 
     async def hold(self, *names: str) -> uuid.UUID:
-        """One open connection, a member of these groups."""
+        """Open one connection that is a member of the groups, and return its id."""
         opening = Opening(uuid.uuid4(), self.id, "", "/ws/", "127.0.0.1", "", "")
         await database_sync_to_async(connection_rows.open_connections)([opening])
         joins = [Join(opening.id, self.id, name) for name in names]
@@ -63,7 +63,7 @@ class FakeProcess:
                 continue
             assert isinstance(message, messages.Ask)
             if self.through_layer:
-                await groups.tell(message.reply_to, messages.Answer(message.round, str(self.id)))
+                await groups.tell(message.reply_to, messages.Answer(message.round, self.id))
             if self.in_database and message.round:
                 await database_sync_to_async(process_rows.answer_round)(
                     self.id, message.round, connections=0, loop_lag=0.0
@@ -101,7 +101,7 @@ async def next_round(reaper: Reaper) -> Report:
     return report
 
 
-async def test_a_round_asks_every_process_and_ends_when_all_have_answered(
+async def test_a_round_ends_when_all_processes_have_answered(
     reaper: Reaper, processes: Callable[..., Any]
 ) -> None:
     for _ in range(3):
@@ -112,7 +112,7 @@ async def test_a_round_asks_every_process_and_ends_when_all_have_answered(
 
 
 @pytest.mark.parametrize("options", [{"through_layer": False}, {"in_database": False}])
-async def test_a_process_that_answers_on_one_way_only_is_not_lost(
+async def test_a_process_that_answers_one_way_only_is_not_lost(
     reaper: Reaper, processes: Callable[..., Any], options: dict[str, bool]
 ) -> None:
     process = await processes(**options)
@@ -121,7 +121,7 @@ async def test_a_process_that_answers_on_one_way_only_is_not_lost(
     assert (await process.row()).stopped_at is None
 
 
-async def test_an_answer_through_the_layer_alone_ends_a_series_of_misses(
+async def test_an_answer_through_the_layer_alone_resets_misses(
     reaper: Reaper, processes: Callable[..., Any]
 ) -> None:
     process = await processes(in_database=False)
@@ -130,7 +130,7 @@ async def test_an_answer_through_the_layer_alone_ends_a_series_of_misses(
     assert (await process.row()).missed == 0
 
 
-async def test_a_silent_process_is_lost_after_the_second_round_and_swept(
+async def test_a_silent_process_is_lost_after_the_second_round(
     reaper: Reaper, processes: Callable[..., Any]
 ) -> None:
     dead, living = await processes(through_layer=False, in_database=False), await processes()
@@ -149,7 +149,7 @@ async def test_a_silent_process_is_lost_after_the_second_round_and_swept(
     assert not (await next_round(reaper)).repaired
 
 
-async def test_a_process_that_could_not_be_asked_has_missed_nothing(
+async def test_a_process_that_could_not_be_asked_missed_nothing(
     reaper: Reaper, processes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = await processes(through_layer=False, in_database=False)
@@ -164,7 +164,7 @@ async def test_a_process_that_could_not_be_asked_has_missed_nothing(
     assert (row.missed, row.stopped_at) == (0, None)
 
 
-async def test_enough_rounds_in_which_nobody_could_be_asked_have_failed(
+async def test_enough_rounds_fail_if_no_process_could_be_asked(
     reaper: Reaper, processes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await processes()
@@ -175,7 +175,7 @@ async def test_enough_rounds_in_which_nobody_could_be_asked_have_failed(
     monkeypatch.setattr(groups, "tell", failing)
     reports: list[Report] = []
     with pytest.raises(LayerUnavailable, match="1 processes could not be asked"):
-        await enough_rounds(reaper, reports.append)
+        await run_enough_rounds(reaper, reports.append)
     assert (reports[0].asked, reports[0].unreachable, reports[0].answered) == (0, 1, 0)
 
 
@@ -187,7 +187,9 @@ async def test_two_reapers_share_the_rounds_and_count_nothing_twice(processes: C
     reports: list[Report] = []
 
     async def run(reaper: Reaper) -> None:
-        await rounds(reaper, lambda report: reports.append(report) if isinstance(report, Report) else None)
+        await run_rounds(
+            reaper, lambda report: reports.append(report) if isinstance(report, Report) else None
+        )
 
     tasks = [asyncio.create_task(run(reaper)) for reaper in reapers]
     async with asyncio.timeout(20):
@@ -202,7 +204,7 @@ async def test_two_reapers_share_the_rounds_and_count_nothing_twice(processes: C
     assert sum(report.lost for report in reports) == 1
 
 
-async def test_what_a_dead_reaper_left_half_done_is_finished_by_the_next_round(
+async def test_the_next_round_finishes_the_work_of_a_dead_reaper(
     reaper: Reaper, processes: Callable[..., Any]
 ) -> None:
     dead = await processes()
@@ -213,7 +215,7 @@ async def test_what_a_dead_reaper_left_half_done_is_finished_by_the_next_round(
     assert (report.lost, report.reaped, report.discarded) == (0, 1, 1)
 
 
-async def test_a_layer_that_fails_in_a_sweep_leaves_the_rest_on_the_to_do_list(
+async def test_a_layer_that_fails_leaves_the_rest_to_do(
     reaper: Reaper, processes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dead = await processes()
@@ -233,7 +235,7 @@ async def test_a_layer_that_fails_in_a_sweep_leaves_the_rest_on_the_to_do_list(
     assert (await next_round(reaper)).discarded == 1
 
 
-async def test_a_living_process_is_told_what_it_has_left_undone(
+async def test_a_living_process_is_told_to_finish_leaving(
     reaper: Reaper, processes: Callable[..., Any]
 ) -> None:
     process = await processes()
@@ -246,7 +248,7 @@ async def test_a_living_process_is_told_what_it_has_left_undone(
     async with asyncio.timeout(5):
         while not process.kicks:
             await asyncio.sleep(0.01)
-    assert process.kicks[0].memberships == [(str(connection), "g")]
+    assert process.kicks[0].memberships == [(connection, "g")]
 
 
 async def test_a_preview_writes_nothing(reaper: Reaper, processes: Callable[..., Any]) -> None:
@@ -266,17 +268,17 @@ async def test_enough_rounds_find_a_process_that_has_just_died(
     dead = await processes(through_layer=False, in_database=False)
     await dead.hold("g")
     reports: list[Report] = []
-    assert await enough_rounds(reaper, reports.append)
+    assert await run_enough_rounds(reaper, reports.append)
     assert [report.number for report in reports] == [1, 2]
-    assert not await enough_rounds(reaper, reports.append)
+    assert not await run_enough_rounds(reaper, reports.append)
 
 
-async def test_a_stopped_reaper_counts_no_miss_for_whom_it_did_not_wait_out(
+async def test_a_reaper_that_is_stopped_counts_no_misses(
     processes: Callable[..., Any],
 ) -> None:
     process = await processes(through_layer=False, in_database=False)
     reaper = Reaper(interval=60, timeout=30, misses_allowed=0)
-    task = asyncio.create_task(rounds(reaper, lambda report: None))
+    task = asyncio.create_task(run_rounds(reaper, lambda report: None))
     async with asyncio.timeout(5):
         while not await database_sync_to_async(process_rows.current_round)():
             await asyncio.sleep(0.01)
@@ -287,7 +289,7 @@ async def test_a_stopped_reaper_counts_no_miss_for_whom_it_did_not_wait_out(
     assert (await process.row()).missed == 0
 
 
-async def test_a_round_that_fails_is_reported_and_the_next_one_comes(
+async def test_a_round_that_fails_is_reported_and_rounds_go_on(
     processes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reaper = Reaper(interval=0.2, timeout=0.1, misses_allowed=1)
@@ -301,7 +303,7 @@ async def test_a_round_that_fails_is_reported_and_the_next_one_comes(
         return ask()
 
     monkeypatch.setattr(process_rows, "processes_to_ask", failing)
-    task = asyncio.create_task(rounds(reaper, reports.append))
+    task = asyncio.create_task(run_rounds(reaper, reports.append))
     async with asyncio.timeout(10):
         while len(reports) < 2:
             await asyncio.sleep(0.02)
@@ -313,7 +315,7 @@ async def test_a_round_that_fails_is_reported_and_the_next_one_comes(
 
 
 @pytest.mark.acceptance  # for its seconds
-async def test_a_reaper_that_hears_nothing_judges_nobody_and_receives_on_new_connections(
+async def test_a_reaper_that_receives_nothing_reconnects(
     reaper: Reaper, processes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     living = await processes(in_database=False)
@@ -340,8 +342,8 @@ async def test_a_reaper_that_hears_nothing_judges_nobody_and_receives_on_new_con
     assert await database_sync_to_async(process_rows.finished_round)() == 1, "that of the first round"
 
 
-@pytest.mark.acceptance  # for the seconds that it stands still
-async def test_a_reaper_that_stood_still_counts_nobody_as_silent(
+@pytest.mark.acceptance  # for the seconds that it is stalled
+async def test_a_reaper_that_stalled_counts_no_misses(
     processes: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     process = await processes(through_layer=False, in_database=False)
@@ -354,7 +356,7 @@ async def test_a_reaper_that_stood_still_counts_nobody_as_silent(
     assert (await process.row()).missed == 0
 
 
-async def test_living_processes_are_told_although_the_layer_of_a_dead_one_is_down(
+async def test_a_layer_that_is_down_stops_no_kicks_in_another(
     reaper: Reaper, processes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dead, living, full = await processes(), await processes(), await processes()
@@ -404,7 +406,7 @@ async def test_a_layer_that_hangs_costs_a_round_one_timeout(
     assert report.seconds < 2
 
 
-async def test_an_answer_that_makes_no_sense_does_not_make_the_reaper_deaf(
+async def test_a_malformed_answer_does_not_end_the_reading(
     reaper: Reaper, processes: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     await processes()
@@ -415,7 +417,7 @@ async def test_an_answer_that_makes_no_sense_does_not_make_the_reaper_deaf(
     assert "a realtime.answer event that cannot be read" in caplog.text
 
 
-async def test_rounds_delete_what_has_been_closed_for_long_enough(
+async def test_rounds_delete_records_closed_long_ago(
     processes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended, running = await processes(), await processes()
@@ -443,7 +445,7 @@ async def test_rounds_delete_what_has_been_closed_for_long_enough(
     assert [each.pk async for each in Process.objects.all()] == [running.id]
 
 
-async def test_rounds_delete_what_a_living_connection_left_long_ago(processes: Callable[..., Any]) -> None:
+async def test_rounds_delete_memberships_left_long_ago(processes: Callable[..., Any]) -> None:
     process = await processes()
     await process.hold("old", "held")
     await database_sync_to_async(connection_rows.mark_groups_left)(process.id, ["old"])
@@ -495,9 +497,7 @@ async def test_deleting_old_records_takes_a_bounded_part_of_a_round(
 
 @pytest.fixture
 async def stale(processes: Callable[..., Any]) -> FakeProcess:
-    """A process that is lost, with one connection in two groups, and whose layer was removed from the
-    settings.
-    """
+    """Return a lost process with one connection in two groups, in a layer that was removed."""
     process: FakeProcess = await processes(through_layer=False, in_database=False)
     await process.hold("g", "h")
     await Process.objects.filter(pk=process.id).aupdate(channel_name="notifications:specific.0!1")
@@ -506,7 +506,7 @@ async def stale(processes: Callable[..., Any]) -> FakeProcess:
 
 
 async def age(process: FakeProcess, seconds: float) -> None:
-    """Put the end of a process, and of its records, so many seconds back."""
+    """Put the end of a process and of its records back by this number of seconds."""
     then = timezone.now() - timedelta(seconds=seconds)
     await Process.objects.filter(pk=process.id).aupdate(stopped_at=then)
     await Connection.objects.closed().filter(process=process.id).aupdate(closed_at=then)
@@ -554,11 +554,11 @@ async def test_memberships_of_a_removed_layer_are_written_off_in_time(
     assert (again.written_off, again.repaired) == (0, False)
     await reaper.close()
     assert caplog.text.count("are written off") == 1
-    # Nothing keeps the records and the process from their purge any more.
+    # The records and the process can now be purged.
     assert await Process.objects.filter(pk=stale.id).aexists() is (keep_closed is None)
 
 
-async def test_a_process_that_held_nothing_in_a_removed_layer_fails_no_round(
+async def test_a_removed_layer_without_members_fails_no_round(
     reaper: Reaper, processes: Callable[..., Any]
 ) -> None:
     process = await processes(through_layer=False, in_database=False)
@@ -568,7 +568,7 @@ async def test_a_process_that_held_nothing_in_a_removed_layer_fails_no_round(
     assert (await next_round(reaper)).reaped == 1
 
 
-async def test_a_purge_that_fails_is_reported_with_the_sweep_that_failed(
+async def test_failures_of_sweep_and_purge_are_both_reported(
     stale: FakeProcess, reaper: Reaper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(older_than: float) -> int:
@@ -583,7 +583,7 @@ async def test_a_purge_that_fails_is_reported_with_the_sweep_that_failed(
 # -- rounds that are not carried through -----------------------------------------------------------------
 
 
-async def test_only_a_round_that_was_carried_through_is_recorded_as_finished(
+async def test_only_a_complete_round_is_recorded_as_finished(
     reaper: Reaper, processes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finished = database_sync_to_async(process_rows.finished_round)
@@ -607,7 +607,7 @@ async def test_only_a_round_that_was_carried_through_is_recorded_as_finished(
     assert await finished() == 4
 
 
-async def test_rounds_that_another_reaper_does_not_carry_through_do_not_count(
+async def test_incomplete_rounds_of_another_reaper_do_not_count(
     processes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dead = await processes(through_layer=False, in_database=False)
@@ -619,13 +619,13 @@ async def test_rounds_that_another_reaper_does_not_carry_through_do_not_count(
 
     monkeypatch.setattr(broken, "_judge", failing)
     failures: list[Any] = []
-    others = asyncio.create_task(rounds(broken, failures.append))
+    others = asyncio.create_task(run_rounds(broken, failures.append))
     async with asyncio.timeout(10):
         while not failures:
             await asyncio.sleep(0.01)
     reports: list[Report] = []
     async with asyncio.timeout(20):
-        assert await enough_rounds(once, reports.append), "it has found what died"
+        assert await run_enough_rounds(once, reports.append), "it has found what died"
     broken.stop()
     await others
     await asyncio.gather(broken.close(), once.close())
@@ -644,7 +644,7 @@ async def test_enough_rounds_end_when_no_reaper_carries_one_through(reaper: Reap
     began = asyncio.get_running_loop().time()
     try:
         with pytest.raises(LayerUnavailable, match="none was carried through"):
-            await enough_rounds(reaper, lambda report: None)
+            await run_enough_rounds(reaper, lambda report: None)
     finally:
         claiming.cancel()
     assert asyncio.get_running_loop().time() - began >= PATIENCE * reaper.interval

@@ -1,4 +1,4 @@
-"""What ended processes held is put right once, and nobody who lives is taken for one of them."""
+"""Ended processes are swept once, and no living process is taken for an ended one."""
 
 import asyncio
 import logging
@@ -41,7 +41,7 @@ async def database(call: Any, *arguments: object) -> Any:
 
 @pytest.fixture
 def neighbour() -> Iterator[subprocess.Popen[bytes]]:
-    """Another process of this machine, which runs until a test kills it."""
+    """Return another process of this machine, which runs until a test kills it."""
     child = subprocess.Popen(["sleep", "60"])
     yield child
     child.kill()
@@ -59,7 +59,7 @@ async def recorded(
     namespace: str | None = None,
     began: int | None = None,
 ) -> uuid.UUID:
-    """The row of a server process with this pid, which has one connection in two groups."""
+    """Record a server process with this pid and one connection in two groups, and return its id."""
     began = began_of(child) if began is None else began
     namespace = pids.own().namespace if namespace is None else namespace
     channel = await get_channel_layer().new_channel()
@@ -97,12 +97,12 @@ def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-async def test_a_process_whose_pid_is_gone_is_lost_and_swept_by_the_next_round(
+async def test_a_process_without_a_pid_is_lost_in_the_next_round(
     neighbour: subprocess.Popen[bytes],
 ) -> None:
     process = await recorded(neighbour)
     kill(neighbour)
-    # Longer than a test may take: nobody has to be waited for, and no second round is needed.
+    # Longer than a test may take: the round waits for no process, and no second round is needed.
     reaper = Reaper(interval=600, timeout=300, misses_allowed=5)
     async with asyncio.timeout(10):
         report = await reaper.round()
@@ -115,7 +115,7 @@ async def test_a_process_whose_pid_is_gone_is_lost_and_swept_by_the_next_round(
     assert not get_channel_layer().groups.get("g")
 
 
-async def test_a_process_that_starts_sweeps_what_its_predecessor_held(
+async def test_a_process_that_starts_sweeps_its_predecessor(
     neighbour: subprocess.Popen[bytes],
 ) -> None:
     process = await recorded(neighbour)
@@ -137,20 +137,20 @@ async def test_a_process_that_starts_sweeps_what_its_predecessor_held(
         await lifecycle.stop()
 
 
-async def test_what_an_earlier_start_left_half_done_is_finished_by_the_next(
+async def test_the_next_start_finishes_an_unfinished_sweep(
     neighbour: subprocess.Popen[bytes],
 ) -> None:
     process = await recorded(neighbour)
     kill(neighbour)
     assert len(await sweep.declare_gone(database)) == 1
     assert not await nothing_left(process)
-    await sweep.predecessors()
+    await sweep.sweep_predecessors()
     assert await nothing_left(process)
 
 
 async def test_a_living_process_is_left_alone(neighbour: subprocess.Popen[bytes]) -> None:
     process = await recorded(neighbour)
-    await sweep.predecessors()
+    await sweep.sweep_predecessors()
     assert await is_running(process)
     assert not await nothing_left(process)
 
@@ -158,35 +158,35 @@ async def test_a_living_process_is_left_alone(neighbour: subprocess.Popen[bytes]
 @pytest.mark.parametrize(
     "changes", [{"host": "another-host"}, {"namespace": "another boot"}, {"namespace": ""}], ids=str
 )
-async def test_a_pid_of_somewhere_else_says_nothing_here(
+async def test_a_pid_of_another_machine_is_not_checked(
     neighbour: subprocess.Popen[bytes], changes: dict[str, str]
 ) -> None:
     process = await recorded(neighbour, **changes)
     kill(neighbour)
-    await sweep.predecessors()
+    await sweep.sweep_predecessors()
     assert await is_running(process)
     assert not await nothing_left(process)
 
 
-async def test_who_cannot_tell_where_it_is_judges_nobody(
+async def test_a_process_of_unknown_namespace_judges_no_process(
     neighbour: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = await recorded(neighbour, namespace="")
     kill(neighbour)
     monkeypatch.setattr(pids, "_namespace", lambda: "")
-    await sweep.predecessors()
+    await sweep.sweep_predecessors()
     assert await sweep.declare_gone(database) == []
     assert await is_running(process)
 
 
-async def test_a_process_whose_pid_another_has_got_is_lost(neighbour: subprocess.Popen[bytes]) -> None:
+async def test_a_process_is_lost_if_its_pid_was_reused(neighbour: subprocess.Popen[bytes]) -> None:
     process = await recorded(neighbour, began=1)
-    await sweep.predecessors()
+    await sweep.sweep_predecessors()
     assert not await is_running(process)
     assert await nothing_left(process)
 
 
-async def test_a_layer_that_fails_for_one_process_keeps_no_other_from_being_swept(
+async def test_a_failing_layer_does_not_stop_other_sweeps(
     neighbour: subprocess.Popen[bytes],
 ) -> None:
     stuck, other = await recorded(neighbour), await recorded(neighbour)
@@ -205,7 +205,7 @@ async def test_a_layer_that_fails_for_one_process_keeps_no_other_from_being_swep
 @pytest.mark.parametrize(
     ("error", "others_are_swept"), [(IntegrityError("refused"), True), (OperationalError("down"), False)]
 )
-async def test_a_row_that_the_database_refuses_keeps_no_other_process_from_being_swept(
+async def test_a_refused_row_does_not_stop_other_sweeps(
     neighbour: subprocess.Popen[bytes],
     monkeypatch: pytest.MonkeyPatch,
     error: Exception,
@@ -228,13 +228,13 @@ async def test_a_row_that_the_database_refuses_keeps_no_other_process_from_being
     assert await nothing_left(other) is others_are_swept
 
 
-async def test_a_start_that_could_not_sweep_everything_says_why_without_a_traceback(
+async def test_an_incomplete_sweep_is_logged_without_a_traceback(
     neighbour: subprocess.Popen[bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     process = await recorded(neighbour)
     await Process.objects.filter(pk=process).aupdate(channel_name="elsewhere:specific.0!1")
     kill(neighbour)
-    await sweep.predecessors()
+    await sweep.sweep_predecessors()
     (error,) = errors(caplog)
     assert error.startswith(
         "Earlier processes of this machine were not swept at the start; rounds will sweep them:"
@@ -243,18 +243,18 @@ async def test_a_start_that_could_not_sweep_everything_says_why_without_a_traceb
     assert "Traceback" not in caplog.text
 
 
-async def test_of_several_that_look_at_once_one_declares_it_lost(neighbour: subprocess.Popen[bytes]) -> None:
+async def test_only_one_of_several_processes_declares_it_lost(neighbour: subprocess.Popen[bytes]) -> None:
     await recorded(neighbour)
     kill(neighbour)
     found = await asyncio.gather(*(sweep.declare_gone(database) for _ in range(4)))
     assert sum(len(lost) for lost in found) == 1
 
 
-async def test_one_that_stopped_as_planned_is_not_declared_lost(neighbour: subprocess.Popen[bytes]) -> None:
+async def test_a_process_that_stopped_as_planned_is_not_lost(neighbour: subprocess.Popen[bytes]) -> None:
     process = await recorded(neighbour)
     await database(process_rows.stop_process, process)
     kill(neighbour)
-    await sweep.predecessors()
+    await sweep.sweep_predecessors()
     assert not (await Process.objects.aget(pk=process)).lost
     assert await nothing_left(process)
 
@@ -271,7 +271,7 @@ async def test_a_sweep_that_hangs_neither_delays_nor_fails_the_start(
         await asyncio.sleep(60)
 
     monkeypatch.setattr(groups, "discard", hang)
-    monkeypatch.setattr(sweep, "predecessors", partial(sweep.predecessors, 0.5))
+    monkeypatch.setattr(sweep, "sweep_predecessors", partial(sweep.sweep_predecessors, 0.5))
     async with asyncio.timeout(10):
         home = await lifecycle.hub()
         assert not discarding.is_set(), "the hub waited for the sweep"
@@ -291,15 +291,15 @@ async def test_a_database_that_fails_is_logged_once(
         raise OperationalError("down")
 
     monkeypatch.setattr(process_rows, "processes_of", fail)
-    await sweep.predecessors()
+    await sweep.sweep_predecessors()
     assert len(errors(caplog)) == 1
 
 
-async def test_a_test_suite_s_own_transaction_is_not_swept(
+async def test_a_process_with_an_inline_ledger_sweeps_nothing(
     neighbour: subprocess.Popen[bytes], realtime_settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called = []
-    monkeypatch.setattr(sweep, "predecessors", lambda: called.append(1))
+    monkeypatch.setattr(sweep, "sweep_predecessors", lambda: called.append(1))
     realtime_settings(LEDGER="inline")
     await lifecycle.hub()
     await lifecycle.stop()

@@ -38,7 +38,7 @@ async def answers_to(home: hub.Hub, number: int, interval: float = 0.0) -> messa
 async def test_a_round_is_answered_through_the_layer_and_in_the_database() -> None:
     home = await lifecycle.hub()
     answer = await answers_to(home, 7)
-    assert answer == messages.Answer(7, str(home.process))
+    assert answer == messages.Answer(7, home.process)
     async with asyncio.timeout(5):
         while (await Process.objects.aget(pk=home.process)).last_round != 7:
             await asyncio.sleep(0.01)
@@ -46,7 +46,7 @@ async def test_a_round_is_answered_through_the_layer_and_in_the_database() -> No
 
 async def test_round_zero_is_answered_and_writes_nothing() -> None:
     home = await lifecycle.hub()
-    assert await answers_to(home, 0) == messages.Answer(0, str(home.process))
+    assert await answers_to(home, 0) == messages.Answer(0, home.process)
     assert (await Process.objects.aget(pk=home.process)).answered_at is None
 
 

@@ -85,9 +85,9 @@ async def ends_with_its_process(connection: Connection) -> None:
 
 
 async def is_kicked(connection: Connection) -> None:
-    home, connection_id = await lifecycle.hub(), str(connection.id)
+    home = await lifecycle.hub()
     home.remove(connection)
-    memberships = [(connection_id, group) for group in connection.joined]
+    memberships = [(connection.id, group) for group in connection.joined]
     await lifecycle._kick(home, messages.Kick([], memberships, CloseReason.SERVER_LOST.value))
 
 
@@ -116,7 +116,7 @@ async def test_many_connections_are_kicked_in_slices(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(lifecycle, "SLICE", 5)
     peers = [await Peer().open() for _ in range(20)]
     home = await lifecycle.hub()
-    ids = [str(peer.connection.id) for peer in peers]
+    ids = [peer.connection.id for peer in peers]
     kicking = asyncio.create_task(lifecycle._kick(home, messages.Kick(ids, [], "kicked")))
     await asyncio.sleep(0)
     assert sum(peer.connection.gone for peer in peers) == 5

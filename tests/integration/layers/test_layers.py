@@ -1,4 +1,4 @@
-"""Both Redis layers and the in-memory one, against a real Redis."""
+"""Both Redis layers against a real Redis, and the in-memory layer."""
 
 import asyncio
 import itertools
@@ -44,17 +44,17 @@ async def within(seconds: float, what: Any) -> Any:
 async def joined(layer: Any, group: str) -> str:
     channel: str = await layer.new_channel()
     await layer.group_add(group, channel)
-    await asyncio.sleep(0.1)  # a SUBSCRIBE that was written is not yet one that is active; a hub sends a mark
+    await asyncio.sleep(0.1)  # a SUBSCRIBE that was sent may not be active yet; a hub sends a mark
     return channel
 
 
-async def test_a_hub_learns_which_group_a_message_was_sent_to(layer: Any) -> None:
+async def test_a_hub_learns_the_group_of_a_message(layer: Any) -> None:
     channel = await joined(layer, "g")
     await layer.group_send("g", {"type": "x", "n": 1})
     assert await within(5, layer.receive_stamped(channel)) == {"type": "x", "n": 1, STAMP: "g"}
 
 
-async def test_everybody_else_sees_plain_channels(layer: Any) -> None:
+async def test_other_receivers_see_plain_channels(layer: Any) -> None:
     channel = await joined(layer, "g")
     await layer.group_send("g", {"type": "x", "n": 1})
     assert await within(5, layer.receive(channel)) == {"type": "x", "n": 1}
@@ -71,7 +71,7 @@ async def test_two_receivers_of_one_process_have_a_message_each(layer: Any) -> N
 
 
 @pytest.mark.parametrize("kind", [MARK, MESSAGE])
-async def test_what_only_hubs_understand_no_other_member_of_a_group_receives(layer: Any, kind: str) -> None:
+async def test_marks_and_messages_reach_hubs_only(layer: Any, kind: str) -> None:
     hub, consumer = await joined(layer, "g"), await joined(layer, "g")
     await layer.group_send("g", {"type": kind})
     await layer.group_send("g", {"type": "x"})
@@ -87,7 +87,7 @@ async def test_a_message_to_a_channel_bears_no_stamp(layer: Any) -> None:
     assert await within(5, receiving) == {"type": "x"}
 
 
-async def test_the_senders_message_is_left_as_it_was(layer: Any) -> None:
+async def test_the_message_of_the_sender_is_not_changed(layer: Any) -> None:
     message = {"type": "x"}
     await layer.group_send("g", message)
     assert message == {"type": "x"}
@@ -118,7 +118,7 @@ async def test_a_receiver_outlives_a_restart_of_redis(backend: Any, tmp_path: Pa
 
 @pytest.mark.parametrize("backend", [CoreLayer, PubSubLayer])
 async def test_an_idle_receiver_is_not_given_up(backend: Any, server: RedisServer) -> None:
-    """redis-py 8 ends reads after 5 s by itself, in the moment in which the core layer's own 5 s end."""
+    """redis-py 8 ends reads after 5 s by itself, at the same moment as the core layer."""
     layer = backend(hosts=[server.url])
     channel = await joined(layer, "idle")
     receiving = asyncio.ensure_future(layer.receive_stamped(channel))
@@ -183,13 +183,13 @@ async def test_more_callers_than_connections_wait_for_one(backend: Any, server: 
     await layer.flush()
 
 
-async def test_own_host_options_are_kept(server: RedisServer) -> None:
+async def test_host_options_of_the_project_are_kept(server: RedisServer) -> None:
     layer = CoreLayer(hosts=[{"address": server.url, "max_connections": 3}])
     assert layer.create_pool(0).max_connections == 3
     assert layer.capacity == 10_000
 
 
-async def test_a_group_that_redis_did_not_leave_is_left_by_the_next_discard(server: RedisServer) -> None:
+async def test_a_failed_discard_is_repeated_by_the_next_one(server: RedisServer) -> None:
     layer = PubSubLayer(hosts=[server.url])
     channel = await layer.new_channel()
     await layer.group_add("g", channel)
@@ -209,9 +209,7 @@ async def test_a_group_that_redis_did_not_leave_is_left_by_the_next_discard(serv
     await layer.flush()
 
 
-async def test_of_several_redis_only_the_one_that_is_deaf_is_connected_to_anew(
-    server: RedisServer, tmp_path: Path
-) -> None:
+async def test_only_the_dead_connection_of_several_is_rebuilt(server: RedisServer, tmp_path: Path) -> None:
     with RedisServer(tmp_path) as second:
         layer = PubSubLayer(hosts=[server.url, second.url])
         channel = await layer.new_channel()
@@ -249,11 +247,11 @@ async def test_of_several_redis_only_the_one_that_is_deaf_is_connected_to_anew(
         await layer.flush()
 
 
-async def test_what_was_left_while_the_connection_broke_is_not_subscribed_again(server: RedisServer) -> None:
+async def test_a_name_left_during_a_break_is_not_subscribed(server: RedisServer) -> None:
     layer = PubSubLayer(hosts=[server.url])
     channel = await joined(layer, "g")
     shard, name = layer._shards[0], layer._get_group_channel_name("g")
-    # As when the answer to UNSUBSCRIBE is lost: redis-py still has the name, and would subscribe it anew.
+    # As when the answer to UNSUBSCRIBE is lost: redis-py still has the name, and would subscribe to it.
     layer.groups.pop(name)
     shard._subscribed_to.remove(name)
     await layer.rebuild([0])
@@ -263,7 +261,7 @@ async def test_what_was_left_while_the_connection_broke_is_not_subscribed_again(
     await layer.flush()
 
 
-async def test_of_many_receivers_one_asks_whether_redis_is_back(tmp_path: Path) -> None:
+async def test_one_of_many_receivers_asks_if_redis_is_back(tmp_path: Path) -> None:
     with RedisServer(tmp_path) as server:
         layer = CoreLayer(hosts=[server.url])
         channels = [await layer.new_channel() for _ in range(50)]

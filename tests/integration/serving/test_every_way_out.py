@@ -511,7 +511,7 @@ async def cancelled_again_and_again(life: Life) -> None:
 
 
 async def kicked(life: Life) -> None:
-    kick = messages.Kick([str(life.connection.id)], [], CloseReason.KICKED.value)
+    kick = messages.Kick([life.connection.id], [], CloseReason.KICKED.value)
     await groups.tell(life.home.channel, kick)
     await eventually_async(lambda: life.connection.gone, within=5, every=0.005)
 

@@ -296,7 +296,7 @@ async def test_a_group_that_the_layer_did_not_discard_stays_on_the_to_do_list(
 
     monkeypatch.setattr(groups, "discard", discard)
     home = await lifecycle.hub()
-    await groups.tell(home.channel, messages.Kick([], [(str(peer.connection.id), "g")], "server_lost"))
+    await groups.tell(home.channel, messages.Kick([], [(peer.connection.id, "g")], "server_lost"))
     await eventually_left()
     assert not await members_in_layer("g")
 

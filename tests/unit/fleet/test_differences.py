@@ -1,4 +1,4 @@
-"""Three snapshots of the same connections are compared: what agrees is no difference, all else has a name."""
+"""Comparing three snapshots of the same connections: every disagreement is a difference of one kind."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,17 +7,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from realtime.fleet.differences import Difference, Held, Kind, Layer, Process, Stored, compare, joined, pages
+from realtime.fleet.differences import (
+    Difference,
+    Held,
+    Kind,
+    LayerSnapshot,
+    Stored,
+    StoredProcess,
+    compare,
+    joined,
+    pages,
+)
 from realtime.layers.contents import Listeners, StoredMembers
 
-PROCESSES = {"p": Process("specific.p!1", "host:1", True), "q": Process("specific.q!1", "host:2", True)}
+PROCESSES = {
+    "p": StoredProcess("specific.p!1", "host:1", True),
+    "q": StoredProcess("specific.q!1", "host:2", True),
+}
 GROUPS = ("g", "h", "i")
 
 Holdings = Mapping[str, Held]
 
 
-def agreeing(held: Holdings, *, stored_in_layer: bool = True) -> tuple[Stored, list[Layer]]:
-    """What database and layer say when all is well."""
+def agreeing(held: Holdings, *, stored_in_layer: bool = True) -> tuple[Stored, list[LayerSnapshot]]:
+    """Return a database and a layer that agree with these processes."""
     records = {connection: id for id, each in held.items() for connection in each.connections}
     memberships = {
         (connection, group): id
@@ -27,7 +40,7 @@ def agreeing(held: Holdings, *, stored_in_layer: bool = True) -> tuple[Stored, l
     }
     members = frozenset((group, PROCESSES[id].address) for id, each in held.items() for group in each.groups)
     listening = {group: sum(group in each.groups for each in held.values()) for group, _ in members}
-    layer = Layer("", StoredMembers(members) if stored_in_layer else Listeners(listening))
+    layer = LayerSnapshot("", StoredMembers(members) if stored_in_layer else Listeners(listening))
     return Stored(PROCESSES, records, memberships), [layer]
 
 
@@ -43,14 +56,14 @@ def holdings() -> st.SearchStrategy[Holdings]:
 
 @settings(deadline=None)
 @given(holdings(), st.booleans())
-def test_what_agrees_is_no_difference(held: Holdings, stored_in_layer: bool) -> None:
+def test_agreement_is_no_difference(held: Holdings, stored_in_layer: bool) -> None:
     stored, layers = agreeing(held, stored_in_layer=stored_in_layer)
     assert compare(stored, layers, held) == set()
 
 
 @settings(deadline=None)
 @given(holdings(), st.booleans(), st.data())
-def test_whatever_one_of_the_three_forgets_is_found_and_nothing_else(
+def test_only_the_one_thing_that_is_missing_is_found(
     held: Holdings, stored_in_layer: bool, data: st.DataObject
 ) -> None:
     stored, layers = agreeing(held, stored_in_layer=stored_in_layer)
@@ -114,8 +127,8 @@ def without(mapping: Mapping, key: object) -> dict:  # type: ignore[type-arg]
     return {each: value for each, value in mapping.items() if each != key}
 
 
-def too_many_listeners(layer: Layer, held: Holdings) -> set[Difference]:
-    """Where the layer only counts, a process that lost its last member there is one listener too many."""
+def too_many_listeners(layer: LayerSnapshot, held: Holdings) -> set[Difference]:
+    """Return the surplus listeners of a layer that only counts: processes that lost their last member."""
     if isinstance(layer.contents, StoredMembers):
         return set()
     return {
@@ -127,7 +140,7 @@ def too_many_listeners(layer: Layer, held: Holdings) -> set[Difference]:
 
 @settings(deadline=None)
 @given(holdings())
-def test_of_a_silent_process_nothing_is_said_but_that_it_is_silent(held: Holdings) -> None:
+def test_a_silent_process_is_the_only_difference(held: Holdings) -> None:
     stored, layers = agreeing(held)
     spoke = {"p": held["p"]}
     assert compare(stored, layers, spoke) == {Difference(Kind.PROCESS_SILENT, "q", "specific.q!1")}
@@ -135,7 +148,7 @@ def test_of_a_silent_process_nothing_is_said_but_that_it_is_silent(held: Holding
 
 @settings(deadline=None)
 @given(holdings())
-def test_all_that_an_ended_process_left_is_a_difference(held: Holdings) -> None:
+def test_everything_an_ended_process_left_is_a_difference(held: Holdings) -> None:
     stored, layers = agreeing(held)
     ended = replace(stored, processes={**PROCESSES, "q": replace(PROCESSES["q"], running=False)})
     found = compare(ended, layers, {"p": held["p"]})
@@ -150,38 +163,41 @@ def test_all_that_an_ended_process_left_is_a_difference(held: Holdings) -> None:
 
 
 @pytest.mark.parametrize("running", [True, False])
-def test_a_group_that_only_the_layer_has_a_process_in_is_a_difference(running: bool) -> None:
-    processes = {"p": Process("specific.p!1", "host:1", running)}
-    layer = Layer("", StoredMembers(frozenset({("g", "specific.p!1")})))
+def test_a_membership_only_in_the_layer_is_a_difference(running: bool) -> None:
+    processes = {"p": StoredProcess("specific.p!1", "host:1", running)}
+    layer = LayerSnapshot("", StoredMembers(frozenset({("g", "specific.p!1")})))
     found = compare(Stored(processes, {}, {}), [layer], {"p": Held()} if running else {})
     assert found == {Difference(Kind.ONLY_IN_LAYER, "p", "specific.p!1", group="g")}
 
 
 def test_a_channel_of_no_known_process_is_named() -> None:
-    layer = Layer("", StoredMembers(frozenset({("g", "specific.x!1")})))
+    layer = LayerSnapshot("", StoredMembers(frozenset({("g", "specific.x!1")})))
     found = compare(Stored(PROCESSES, {}, {}), [layer], {"p": Held(), "q": Held()})
     assert found == {Difference(Kind.UNKNOWN_CHANNEL, address="specific.x!1", group="g")}
     assert not Kind.UNKNOWN_CHANNEL.repairable
 
 
-def test_a_consumers_own_channel_in_a_living_process_is_its_own_business() -> None:
-    layer = Layer("", StoredMembers(frozenset({("g", "specific.p!2")})))
+def test_a_channel_of_a_consumer_is_no_difference() -> None:
+    layer = LayerSnapshot("", StoredMembers(frozenset({("g", "specific.p!2")})))
     assert not compare(Stored(PROCESSES, {}, {}), [layer], {"p": Held(), "q": Held()})
 
 
-def test_a_process_is_looked_for_in_its_own_layer_only() -> None:
-    processes = {"p": Process("other:specific.p!1", "host:1", True)}
+def test_a_process_is_compared_with_its_own_layer_only() -> None:
+    processes = {"p": StoredProcess("other:specific.p!1", "host:1", True)}
     held = {"p": Held({"c": frozenset({"g"})})}
     stored = Stored(processes, {"c": "p"}, {("c", "g"): "p"})
     nothing = StoredMembers(frozenset())
-    here, other = Layer("", nothing), Layer("other", StoredMembers(frozenset({("g", "other:specific.p!1")})))
+    here, other = (
+        LayerSnapshot("", nothing),
+        LayerSnapshot("other", StoredMembers(frozenset({("g", "other:specific.p!1")}))),
+    )
     assert compare(stored, [here, other], held) == set()
     found = compare(stored, [here, replace(other, contents=nothing)], held)
     assert {each.kind for each in found} == {Kind.NOT_IN_LAYER}
 
 
-def test_who_did_not_answer_may_be_the_listener_that_nobody_knows() -> None:
-    layer = Layer("", Listeners({"g": 1}))
+def test_a_silent_process_may_be_the_unknown_listener() -> None:
+    layer = LayerSnapshot("", Listeners({"g": 1}))
     assert compare(Stored(PROCESSES, {}, {}), [layer], {"p": Held(), "q": Held()}) == {
         Difference(Kind.UNKNOWN_LISTENER, group="g")
     }
@@ -194,9 +210,7 @@ def test_who_did_not_answer_may_be_the_listener_that_nobody_knows() -> None:
     st.dictionaries(st.text(min_size=1), st.frozensets(st.text(), max_size=20), max_size=20),
     st.integers(min_value=2, max_value=30),
 )
-def test_what_is_taken_apart_into_pages_comes_together_again(
-    connections: dict[str, frozenset[str]], size: int
-) -> None:
+def test_pages_can_be_put_together_again(connections: dict[str, frozenset[str]], size: int) -> None:
     parts = list(pages(((id, sorted(groups)) for id, groups in connections.items()), size))
     assert parts
     assert all(sum(1 + len(groups) for _, groups in page) <= size for page in parts)

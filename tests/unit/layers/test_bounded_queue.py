@@ -1,4 +1,4 @@
-"""`realtime.layers.bounded_queue`: messages that wait take so many bytes at most, and the newest stay."""
+"""`realtime.layers.bounded_queue`: waiting messages take a bounded number of bytes, and the newest stay."""
 
 import asyncio
 import logging
@@ -12,7 +12,7 @@ from realtime.layers.bounded_queue import OVERHEAD, BoundedQueue
 
 
 def a_queue(messages: int, size: int = 10) -> BoundedQueue:
-    """A queue in which so many messages of this size have room."""
+    """Return a queue with room for this number of messages of this size."""
     return BoundedQueue(messages * (size + OVERHEAD))
 
 
@@ -20,7 +20,7 @@ def content(queue: BoundedQueue) -> list[bytes]:
     return [queue.get_nowait() for _ in range(queue.qsize())]
 
 
-def test_what_has_room_comes_out_in_order() -> None:
+def test_messages_below_the_bound_come_out_in_order() -> None:
     queue = a_queue(3)
     for number in range(3):
         queue.put_nowait(b"%10d" % number)
@@ -74,8 +74,8 @@ def test_all_queues_together_are_shown_by_the_metric() -> None:
     bound=st.integers(min_value=1, max_value=1000),
     steps=st.lists(st.one_of(st.none(), st.integers(min_value=0, max_value=400)), max_size=60),
 )
-def test_it_never_holds_more_and_never_reorders(bound: int, steps: list[int | None]) -> None:
-    """A step puts a message of that many bytes, or takes one."""
+def test_a_queue_never_exceeds_its_bound_and_keeps_the_order(bound: int, steps: list[int | None]) -> None:
+    """A step puts a message of this size in bytes, or takes one."""
     queue = BoundedQueue(bound)
     put, taken = [], []
     for number, size in enumerate(steps):
