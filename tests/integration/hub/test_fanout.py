@@ -18,6 +18,7 @@ from realtime.hub.fanout import Fanout
 from realtime.serving import lifecycle
 from realtime.transports.asgi import Shared
 from tests.support.assertions.eventually import eventually_async
+from tests.support.assertions.in_process import value_of
 
 
 class Member:
@@ -229,14 +230,14 @@ async def test_what_an_author_sends_goes_behind_what_waits(site: None) -> None:
 
 
 async def test_deliveries_are_counted_each(house: House) -> None:
-    before = metrics.deliveries._value.get()
+    before = value_of(metrics.deliveries)
     ann, ben = Member("a"), Member("a")
     house.add(ann, ben)
     await house.put("a", "1", "2")
     house.fanout.flush(ann)  # type: ignore[arg-type]
     house.start()
     await eventually_async(lambda: ben.texts == ["1", "2"], within=5)
-    await eventually_async(lambda: metrics.deliveries._value.get() - before == 4, within=5)
+    await eventually_async(lambda: value_of(metrics.deliveries) - before == 4, within=5)
 
 
 @pytest.mark.parametrize(("groups", "members", "idle"), [(1, 100, False), (100, 1, False), (100, 1, True)])

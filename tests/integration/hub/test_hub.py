@@ -20,6 +20,7 @@ from realtime.models import Process
 from realtime.records import process_rows
 from realtime.serving import lifecycle
 from tests.support.assertions.eventually import eventually_async
+from tests.support.assertions.in_process import value_of
 
 pytestmark = pytest.mark.usefixtures("site")
 
@@ -141,10 +142,10 @@ async def test_a_process_that_does_not_hear_itself_takes_nobody_in(monkeypatch: 
         deaf.setattr(layer, "echo", lost)
         with pytest.raises(LayerUnavailable, match="does not hear"):
             await lifecycle.hub()
-        assert metrics.deaf.labels(layer="default")._value.get() == 1
+        assert value_of(metrics.deaf, layer="default") == 1
     assert not await Process.objects.aexists()
     await lifecycle.hub()
-    assert metrics.deaf.labels(layer="default")._value.get() == 0
+    assert value_of(metrics.deaf, layer="default") == 0
 
 
 async def test_a_round_that_was_not_asked_is_answered_in_the_database(

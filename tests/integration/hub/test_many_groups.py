@@ -24,8 +24,9 @@ from realtime.records import connection_rows
 from realtime.records.entries import Join
 from realtime.serving import lifecycle
 from tests.integration.process.test_drain import this_drain
-from tests.integration.serving.test_lifecycle import Peer, eventually_left, members_in_layer
 from tests.support.assertions.eventually import eventually_async
+from tests.support.assertions.in_process import eventually_left, members_in_layer
+from tests.support.doubles.peer import Peer
 from tests.support.faults.stalls import watch_the_loop
 from tests.support.programs.servers import RedisServer
 

@@ -22,7 +22,6 @@ from realtime.closing import CloseReason
 from realtime.errors import RealtimeError
 from realtime.fleet.rounds import Reaper
 from realtime.hub import heartbeat
-from realtime.hub.connection import Connection
 from realtime.hub.hub import Hub
 from realtime.layers import groups, messages
 from realtime.liveness.connection import Liveness
@@ -34,15 +33,18 @@ from realtime.records.retry import Retry
 from realtime.records.write_queue import Kind
 from realtime.serving import lifecycle
 from realtime.serving.inbox import Inbox
-from realtime.transports.asgi import AsgiTransport, Event, Options
+from realtime.transports.asgi import Event, Options
 from realtime.wire import frames
 from tests.support.assertions.eventually import eventually_async
-from tests.support.doubles.watching import Watching
+from tests.support.assertions.in_process import value_of
+from tests.support.doubles.peer import Peer
 
 # Among the acceptance tests for the seconds that its cases take.
 pytestmark = [pytest.mark.usefixtures("site", "impatient"), pytest.mark.acceptance]
 
 GROUPS = ("g", "h")
+#: The bounds of a transport, in less time.
+IMPATIENT = Options(max_unsent=1000, send_timeout=0.2, close_limit=0.2)
 
 
 @pytest.fixture
@@ -91,34 +93,18 @@ class Hold:
         await eventually_async(self.reached.is_set, within=5, every=0.005)
 
 
-class Life:
+class Life(Peer):
     """One connection with a consumer as a server runs it: whatever ends the consumer, it evicts."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.evicted = asyncio.Event()
+        super().__init__(options=IMPATIENT, on_event=lambda _: self.evicted.set())
         self.patch = patch
         self.home: Hub
-        self.sent: list[Event] = []
-        self.broken = self.suspended = False
-        self.evicted = asyncio.Event()
-        scope = {"path": "/ws/", "client": ["127.0.0.1", 5], "subprotocols": [frames.SUBPROTOCOL]}
-        self.connection = Connection(scope, lambda _: self.evicted.set())
-        self._send.__func__.__module__ = "daphne.server"
-        self.connection.transport = AsgiTransport(
-            self._send,
-            Options(max_unsent=1000, send_timeout=0.2, close_limit=0.2),
-            Watching(lambda reason: lifecycle.evict(self.connection, reason)),
-        )
         self.closed_was_told = False
         self.consumer: asyncio.Task[None]
         self.others: list[asyncio.Task[Any]] = []
         """What goes on beside it until the end of the case."""
-
-    async def _send(self, event: Event) -> None:
-        if self.broken:
-            raise OSError("gone")
-        if self.suspended and event["type"] == "websocket.send":
-            await asyncio.Event().wait()
-        self.sent.append(event)
 
     def begin(self, *work: Callable[[], Awaitable[None]]) -> None:
         self.consumer = asyncio.create_task(self._consume(work))
@@ -135,11 +121,6 @@ class Life:
 
     async def admit(self) -> None:
         await lifecycle.admit(self.connection)
-
-    async def open(self) -> None:
-        await self.admit()
-        await self.connection.transport.accept({"type": "websocket.accept"})
-        lifecycle.accepted(self.connection)
 
     def join(self, *names: str) -> Callable[[], Awaitable[None]]:
         async def joining() -> None:
@@ -164,7 +145,7 @@ class Life:
         layer = get_channel_layer()
         return {name for name in GROUPS if self.home.channel in layer.groups.get(name, {})}
 
-    async def record(self) -> Record | None:
+    async def row(self) -> Record | None:
         return await Record.objects.filter(pk=self.connection.id).afirst()
 
     async def to_leave(self) -> set[str]:
@@ -373,7 +354,7 @@ async def the_layer_hung(life: Life) -> AsyncIterator[None]:
     yield
     # The record is closed, and exactly what the layer did not do is on the to-do list.
     await _eviction(life)
-    record = await life.record()
+    record = await life.row()
     assert record is not None
     assert record.closed_at is not None
     assert await life.to_leave() == set(GROUPS)
@@ -403,7 +384,7 @@ async def the_database_hung(life: Life) -> AsyncIterator[None]:
     # Out of the layer all the same; the rows say what is still to be written.
     await _eviction(life)
     assert life.in_layer == set()
-    record = await life.record()
+    record = await life.row()
     assert record is not None
     assert record.closed_at is None
     assert await life.to_leave() == set(GROUPS)
@@ -573,7 +554,7 @@ async def announced() -> AsyncIterator[Announced]:
 
 
 def _counted() -> dict[str, float]:
-    return {reason.value: metrics.closed.labels(reason=reason.value)._value.get() for reason in CloseReason}
+    return {reason.value: value_of(metrics.closed, reason=reason.value) for reason in CloseReason}
 
 
 @pytest.mark.parametrize(("at", "way"), CASES)
@@ -584,7 +565,7 @@ async def test_nothing_is_left(
     end, reason = WAYS[way]
     if at == "evicted_already":
         reason = CloseReason.SUPERSEDED
-    counted, gauge = _counted(), metrics.connections._value.get()
+    counted, gauge = _counted(), value_of(metrics.connections)
     life = announced.life = Life(monkeypatch)
 
     async with hold(life):
@@ -603,7 +584,7 @@ async def test_nothing_is_left(
             await asyncio.sleep(0.01)
     assert life.in_layer == set()
 
-    record = await life.record()
+    record = await life.row()
     if at in NO_RECORD:
         assert record is None
     elif record is not None or at != "its_record_waiting_behind_a_write_that_hangs":
@@ -613,7 +594,7 @@ async def test_nothing_is_left(
     assert announced.opened == len(announced.closed)
     deaths = {label: count - counted[label] for label, count in _counted().items() if count != counted[label]}
     assert deaths == ({} if record is None else {reason.value: 1})
-    assert metrics.connections._value.get() == gauge
+    assert value_of(metrics.connections) == gauge
     closes = [event for event in life.sent if event["type"] == "websocket.close"]
     assert len(closes) == (0 if reason in (CloseReason.CLIENT_LOST, CloseReason.SEND_FAILED) else 1)
     assert "Traceback" not in caplog.text

@@ -24,56 +24,13 @@ from realtime.records import connection_rows, process_rows
 from realtime.records.entries import Opening
 from realtime.records.ledger import Ledger
 from realtime.serving import lifecycle
-from realtime.transports.asgi import AsgiTransport, Event, Options
-from realtime.wire import frames
 from tests.support.assertions.eventually import eventually_async
+from tests.support.assertions.in_process import eventually_left, members_in_layer
 from tests.support.assertions.threads import is_alive
 from tests.support.doubles.eager import eager_tasks
-from tests.support.doubles.watching import Watching
+from tests.support.doubles.peer import Peer
 
 pytestmark = pytest.mark.usefixtures("site")
-
-
-class Peer:
-    """A connection whose socket is a list."""
-
-    def __init__(self, *, v1: bool = True) -> None:
-        self.sent: list[Event] = []
-        self.told: list[Event] = []
-        scope = {
-            "path": "/ws/",
-            "client": ["127.0.0.1", 5],
-            "subprotocols": [frames.SUBPROTOCOL] if v1 else [],
-        }
-        self.connection = Connection(scope, self.told.append)
-        self.broken = False
-
-        async def send(event: Event) -> None:
-            if self.broken:
-                raise OSError("gone")
-            self.sent.append(event)
-
-        send.__module__ = "daphne.server"
-        self.connection.transport = AsgiTransport(
-            send,
-            Options(max_unsent=1000, send_timeout=5),
-            Watching(lambda reason: lifecycle.evict(self.connection, reason)),
-        )
-
-    async def open(self, *names: str) -> "Peer":
-        for name in names:
-            await lifecycle.group_add(self.connection, name)
-        await lifecycle.admit(self.connection)
-        await self.connection.transport.accept({"type": "websocket.accept"})
-        lifecycle.accepted(self.connection)
-        return self
-
-    @property
-    def texts(self) -> list[str]:
-        return [event["text"] for event in self.sent if event["type"] == "websocket.send"]
-
-    async def record(self) -> Record:
-        return await Record.objects.aget(pk=self.connection.id)
 
 
 @pytest.mark.parametrize(
@@ -106,17 +63,6 @@ async def test_records_and_logs_keep_of_a_client_what_is_set(
 
 async def rows(query: Any) -> list[Any]:
     return [row async for row in query]
-
-
-async def eventually_left() -> None:
-    """Until no membership is on the to-do list any more."""
-    async with asyncio.timeout(5):
-        while await Membership.objects.to_leave().aexists():
-            await asyncio.sleep(0.02)
-
-
-async def members_in_layer(group: str) -> set[str]:
-    return set(get_channel_layer().groups.get(group, {}))
 
 
 async def test_an_admitted_connection_has_an_open_record_and_is_in_the_hub() -> None:
