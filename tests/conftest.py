@@ -6,6 +6,9 @@ from collections.abc import Generator
 
 import pytest
 
+# Helpers assert too; their failures then show the values, as those of tests do.
+pytest.register_assert_rewrite("tests.support.assertions")
+
 #: With REQUIRE_ALL=1, as in CI, a test that would be skipped fails instead: what is missing there is a fault.
 REQUIRE_ALL = os.environ.get("REQUIRE_ALL") == "1"
 

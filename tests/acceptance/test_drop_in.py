@@ -1,6 +1,6 @@
 """The same consumers on Channels' base classes and on ours, on a real server with real clients.
 
-`tests/integration/test_drop_in.py` has the whole list; here is what only a server can show.
+`tests/integration/serving/test_drop_in_*.py` have the whole list; here is what only a server can show.
 """
 
 import asyncio
