@@ -5,14 +5,14 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import psutil
 import pytest
 
 from tests.support.assertions import growth
 from tests.support.assertions.eventually import eventually_async
-from tests.support.assertions.measured import measured
+from tests.support.assertions.measured import measured, measuring
 from tests.support.assertions.scrape import scrape
 from tests.support.clients.raw import RawClient, frame
 from tests.support.clients.websocket import Client
@@ -242,57 +242,74 @@ async def test_a_client_behind_a_slow_link_stays_and_misses_nothing(
             assert reader.reports()[-1]["open"] == 1
 
 
-@pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite", "core-uvicorn-sqlite"))
-async def test_if_all_leave_too_much_unsent_the_worst_go_first(
-    pairing: Pairing, start_site: StartSite
-) -> None:
-    """Ten readers stop, of which five have twice as much unsent; as many of those five go as have to."""
-    half, total = READERS // 2, 6 * MIB
-    site = start_site(pairing, MAX_UNSENT_BYTES=4 * MIB, MAX_UNSENT_TOTAL_BYTES=total)
-    server = site.serve(**RETURNED)
-    url = server.websocket(f"/ws/{GROUP}/")
-    worst = [RawClient(url, bytes_per_second=1) for _ in range(half)]
-    better = [RawClient(url, bytes_per_second=1) for _ in range(half)]
-    publisher = site.publisher(GROUP)
-    memory = Memory(server)
+async def join_as(site: Site, server: WebServer, agent: str, readers: list[RawClient]) -> None:
+    """Connect readers under this user agent, and wait until each is a member."""
+    members = site.open_memberships(server)
+    for each in readers:
+        assert (await each.open(("User-Agent", agent))).status == 101
+    await eventually_async(lambda: site.open_memberships(server) == members + len(readers), within=10)
 
-    def publish(first: int, last: int) -> None:
+
+async def publish_slowly(publisher: Publisher, first: int, last: int) -> None:
+    """Publish the messages of these numbers, five a second."""
+
+    def publish() -> None:
         for n in range(first, last):
             publisher.send(f'"{str(n).rjust(8, "0").ljust(SIZE, "x")}"')
             time.sleep(0.2)
 
+    await asyncio.to_thread(publish)
+
+
+async def leave_unsent(
+    site: Site, server: WebServer, healthy: Client, worst: list[RawClient], better: list[RawClient]
+) -> list[dict[str, Any]]:
+    """Let the worst readers leave 1.8 MB unsent each, and the better ones 0.8 MB, which is too much together.
+
+    Returns:
+        The rows of the connections that the server closed.
+    """
+    publisher = site.publisher(GROUP)
+    try:
+        await join_as(site, server, "worst", worst)
+        await publish_slowly(publisher, 0, 10)
+        await join_as(site, server, "better", better)
+        await publish_slowly(publisher, 10, 18)
+        await healthy.seen(lambda frame: numbers([frame]) == [17], within=10)
+        await eventually_async(lambda: site.close_reasons(), within=5)
+        # Long enough for a second look, and shorter than an unanswered ping is waited for.
+        await asyncio.sleep(1)
+        return site.database.query(
+            "SELECT user_agent, close_reason FROM realtime_connection WHERE closed_at IS NOT NULL"
+        )
+    finally:
+        await asyncio.gather(*(each.hang_up() for each in (*worst, *better)))
+
+
+@pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite", "core-uvicorn-sqlite"))
+async def test_if_all_leave_too_much_unsent_the_worst_go_first(
+    pairing: Pairing, start_site: StartSite
+) -> None:
+    """Ten readers stop, and five of them have twice as much unsent. Only as many of these five go as must."""
+    half, total = READERS // 2, 6 * MIB
+    site = start_site(pairing, MAX_UNSENT_BYTES=4 * MIB, MAX_UNSENT_TOTAL_BYTES=total)
+    server = site.serve(**RETURNED)
+    url = server.websocket(f"/ws/{GROUP}/")
+    worst, better = ([RawClient(url, bytes_per_second=1) for _ in range(half)] for _ in range(2))
     async with Client(url) as healthy:
         await healthy.welcomed()
-        try:
+        memory = Memory(server)
+        with measuring("readers that stop, too much for the process", pairing) as m:
             async with running(memory.watch):
-                for each in worst:
-                    assert (await each.open(("User-Agent", "worst"))).status == 101
-                await eventually_async(lambda: site.open_memberships(server) == half + 1, within=10)
-                await asyncio.to_thread(publish, 0, 10)  # 1 MB for each of five
-                for each in better:
-                    assert (await each.open(("User-Agent", "better"))).status == 101
-                await eventually_async(lambda: site.open_memberships(server) == READERS + 1, within=10)
-                await asyncio.to_thread(publish, 10, 18)  # and 0.8 MB for each of ten, which is too much
-                await healthy.seen(lambda frame: numbers([frame]) == [17], within=10)
-                await eventually_async(lambda: site.close_reasons(), within=5)
-                # Long enough for a second look, and shorter than an unanswered ping is waited for.
-                await asyncio.sleep(1)
-            closed = site.database.query(
-                "SELECT user_agent, close_reason FROM realtime_connection WHERE closed_at IS NOT NULL"
-            )
-        finally:
-            await asyncio.gather(*(each.hang_up() for each in (*worst, *better)))
-    measured(
-        "readers that stop, too much for the process",
-        pairing,
-        readers=READERS,
-        closed=len(closed),
-        grown_mib=round(memory.growth / MIB, 1),
-        bound_mib=round(total / MIB),
-    )
-    assert len(closed) <= half
-    assert {(row["user_agent"], row["close_reason"]) for row in closed} == {("worst", "slow_consumer")}
-    assert numbers(healthy.frames) == list(range(18))
-    # A server looks four times a second, and all ten get 1.2 MB meanwhile.
-    assert memory.growth <= total + 2 * READERS * SIZE + LEFT
-    assert "MAX_UNSENT_TOTAL_BYTES" in server.log_text()
+                closed = await leave_unsent(site, server, healthy, worst, better)
+            m.readers = READERS
+            m.closed = len(closed)
+            m.grown_mib = round(memory.growth / MIB, 1)
+            m.bound_mib = round(total / MIB)
+
+        assert len(closed) <= half
+        assert {(row["user_agent"], row["close_reason"]) for row in closed} == {("worst", "slow_consumer")}
+        assert numbers(healthy.frames) == list(range(18))
+        # A server looks four times a second, and all ten get 1.2 MB meanwhile.
+        assert memory.growth <= total + 2 * READERS * SIZE + LEFT
+        assert "MAX_UNSENT_TOTAL_BYTES" in server.log_text()
