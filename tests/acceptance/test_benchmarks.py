@@ -70,7 +70,7 @@ def test_fan_out_is_measured_with_every_contender(contender: str) -> None:
     assert contender in run("fanout", "--only", contender).partition("fanout: medians")[2]
 
 
-def test_a_contender_that_nobody_knows_is_refused_with_those_that_are_known() -> None:
+def test_an_unknown_contender_is_refused_with_a_list_of_all() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.fanout", "--quick", "--only", "plainn"],
         cwd=CHECKOUT,

@@ -184,7 +184,7 @@ async def test_what_a_client_said_before_it_left_is_handled(both: Any, site: Sit
     assert await both(conversation, prefixes) == [f'{{"message": "{number}"}}' for number in range(5)]
 
 
-async def test_what_a_killed_process_held_in_a_second_layer_is_left_there(site: Site) -> None:
+async def test_a_killed_process_leaves_its_groups_of_a_second_layer(site: Site) -> None:
     with serving(site) as doomed:
         async with connect(doomed.websocket("/ours/other/"), proxy=None) as client:
             assert await heard(client) == "to your own channel"

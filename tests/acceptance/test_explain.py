@@ -25,7 +25,7 @@ async def explained(site: Site, *options: str) -> tuple[int, list[dict[str, Any]
 
 
 @pytest.mark.parametrize("pairing", pairings("core-uvicorn-sqlite"))
-async def test_database_layer_and_sockets_are_compared_and_brought_together(
+async def test_database_layer_and_sockets_are_compared_and_repaired(
     pairing: Pairing, start_site: StartSite
 ) -> None:
     site = start_site(pairing)

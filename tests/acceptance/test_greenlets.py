@@ -278,7 +278,7 @@ async def test_gunicorn_publishes(
 
 
 @both_libraries
-async def test_gunicorn_publishes_when_it_has_published_before_the_fork(
+async def test_gunicorn_publishes_before_and_after_its_fork(
     library: str, listener: Listener, environment: dict[str, str], tmp_path: Path
 ) -> None:
     log = tmp_path / "gunicorn.log"

@@ -30,7 +30,7 @@ def reasons(site: Site) -> list[Any]:
     ]
 
 
-async def test_one_that_answers_no_ping_is_found_and_one_that_does_stays(start_site: StartSite) -> None:
+async def test_only_a_client_that_answers_no_ping_is_closed(start_site: StartSite) -> None:
     ping_interval = 2.0
     site = start_site(DAPHNE, PING_INTERVAL=ping_interval, PONG_TIMEOUT=PONG_TIMEOUT)
     server = site.serve()
@@ -49,7 +49,7 @@ async def test_one_that_answers_no_ping_is_found_and_one_that_does_stays(start_s
         assert reasons(site).count("") == 1
 
 
-async def test_one_that_is_written_to_is_found_sooner_and_what_it_did_not_read_is_counted(
+async def test_a_client_that_is_written_to_is_found_sooner(
     start_site: StartSite,
 ) -> None:
     probe_after = 0.5

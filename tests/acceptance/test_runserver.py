@@ -112,7 +112,7 @@ async def test_page_connect_publish_and_pings_need_no_reaper(pairing: Pairing, s
 
 @on_linux
 @layers
-async def test_a_reload_tells_every_client_to_come_back_and_leaves_nothing_to_do(
+async def test_a_reload_tells_all_clients_to_come_back_and_cleans_up(
     pairing: Pairing, start_site: StartSite, tmp_path: Path
 ) -> None:
     # A module that the server has imported and that is no file of the checkout: its settings.
@@ -187,7 +187,7 @@ async def test_with_reload_ctrl_c_tells_every_client_to_come_back(
 
 @on_linux
 @layers
-async def test_with_reload_the_next_start_puts_right_what_a_sigterm_cut_off(
+async def test_the_next_start_finishes_what_a_sigterm_cut_off(
     pairing: Pairing, start_site: StartSite
 ) -> None:
     site = start_site(pairing)

@@ -257,13 +257,13 @@ async def hold(request: pytest.FixtureRequest) -> Open:
 # -- what both promise --------------------------------------------------------------------------------
 
 
-async def test_what_is_written_on_any_way_arrives_in_the_order_of_the_writes(hold: Open) -> None:
+async def test_writes_of_all_kinds_arrive_in_order(hold: Open) -> None:
     async with hold() as held:
         await held.tell("mix", 400)
         assert await held.receive(400) == [str(number) for number in range(400)]
 
 
-async def test_large_messages_to_a_slow_reader_arrive_whole_and_in_order(hold: Open) -> None:
+async def test_large_messages_reach_a_slow_reader_whole_and_in_order(hold: Open) -> None:
     async with hold(max_unsent=50 * MEGABYTE) as held:
         held.stop_reading()
         telling = asyncio.create_task(held.tell("mix_large", 60, 150 * KILOBYTE))
@@ -291,7 +291,7 @@ async def test_last_words_precede_the_close_and_nothing_follows_it(hold: Open) -
         assert (await held.tell("look"))["failures"] == []
 
 
-async def test_a_close_code_that_the_server_refuses_closes_all_the_same(hold: Open) -> None:
+async def test_a_close_code_that_the_server_refuses_still_closes(hold: Open) -> None:
     async with hold() as held:
         await held.tell("close", 1011)
         await held.rest()
@@ -308,7 +308,7 @@ async def test_a_peer_that_is_gone_is_written_to_without_an_exception(hold: Open
         await held.tell("write", "x")
 
 
-async def test_what_the_client_said_before_it_closed_comes_before_the_close(hold: Open) -> None:
+async def test_frames_before_a_close_are_received_before_it(hold: Open) -> None:
     async with hold() as held:
         await held.client.send("my last word")
         await held.client.close(4321)
@@ -317,7 +317,7 @@ async def test_what_the_client_said_before_it_closed_comes_before_the_close(hold
         assert seen["disconnected"] in (1000, 4321)
 
 
-async def test_a_handler_that_sends_without_end_to_a_slow_reader_ends_when_it_is_read(hold: Open) -> None:
+async def test_a_handler_that_waits_for_a_slow_reader_goes_on(hold: Open) -> None:
     async with hold(max_unsent=MEGABYTE) as held:
         held.stop_reading()
         await held.tell("start_handling", 200 * KILOBYTE, 60)
@@ -337,7 +337,7 @@ def server(request: pytest.FixtureRequest) -> WebServer:
     return known
 
 
-async def test_a_client_that_reads_nothing_is_a_slow_consumer_above_the_cap(server: WebServer) -> None:
+async def test_a_client_that_reads_nothing_is_slow_above_the_cap(server: WebServer) -> None:
     async with holding(server, max_unsent=300 * KILOBYTE) as held:
         held.stop_reading()
         seen = await held.tell("fill", 64 * KILOBYTE, 400)
@@ -345,7 +345,7 @@ async def test_a_client_that_reads_nothing_is_a_slow_consumer_above_the_cap(serv
         assert 300 * KILOBYTE < seen["unsent"] < 300 * KILOBYTE + 4 * 64 * KILOBYTE
 
 
-async def test_one_message_above_the_cap_is_sent_to_whoever_reads(server: WebServer) -> None:
+async def test_one_message_above_the_cap_reaches_a_client_that_reads(server: WebServer) -> None:
     async with holding(server, max_unsent=10 * KILOBYTE) as held:
         await held.tell("write", "x" * 900 * KILOBYTE)
         await held.tell("write", "and another one")
@@ -353,7 +353,7 @@ async def test_one_message_above_the_cap_is_sent_to_whoever_reads(server: WebSer
         assert (await held.tell("look"))["failures"] == []
 
 
-async def test_a_client_that_closes_and_does_not_read_the_rest_is_gone_in_a_moment(server: WebServer) -> None:
+async def test_a_client_that_closes_and_reads_no_more_is_gone_soon(server: WebServer) -> None:
     async with holding(server, max_unsent=50 * MEGABYTE) as held:
         held.stop_reading()
         assert (await held.tell("fill", 64 * KILOBYTE, 200))["unsent"] > MEGABYTE
@@ -375,7 +375,9 @@ async def test_a_client_that_closes_and_does_not_read_the_rest_is_gone_in_a_mome
     ],
     ids=["close", "close-without-a-code", "bad-frame", "too-much", "reset"],
 )
-async def test_who_ended_the_connection_and_why_is_known(server: WebServer, last: bytes, reason: str) -> None:
+async def test_the_transport_knows_which_side_ended_it_and_why(
+    server: WebServer, last: bytes, reason: str
+) -> None:
     async with holding(server) as held:
         if last:
             held.client.transport.write(last)
@@ -385,9 +387,7 @@ async def test_who_ended_the_connection_and_why_is_known(server: WebServer, last
 
 
 @pytest.mark.parametrize("implementation", ["websockets-sansio", "wsproto"])
-async def test_who_does_not_answer_the_keepalive_of_uvicorn_has_not_closed(
-    folder: Path, implementation: str
-) -> None:
+async def test_a_missing_keepalive_answer_on_uvicorn_is_no_close(folder: Path, implementation: str) -> None:
     impatient = ("--ws-ping-interval", "0.5", "--ws-ping-timeout", "1")
     with uvicorn_on(implementation, *impatient, log=folder / "keepalive.log") as server:
         async with holding(server) as held:
@@ -396,7 +396,7 @@ async def test_who_does_not_answer_the_keepalive_of_uvicorn_has_not_closed(
             assert seen["ended_by"] == "ping_timeout"
 
 
-async def test_a_write_that_notices_an_orderly_close_first_is_no_send_failure(server: WebServer) -> None:
+async def test_a_write_after_an_orderly_close_is_no_send_failure(server: WebServer) -> None:
     async with holding(server) as held:
         held.client.transport.write(frame("tell me") + frame(struct.pack("!H", 4321), CLOSE))
         seen = await held.until(lambda seen: seen["disconnected"] is not None)
@@ -407,7 +407,7 @@ async def test_a_write_that_notices_an_orderly_close_first_is_no_send_failure(se
 
 
 @pytest.mark.parametrize("code", [4008, 4009, 4010])
-async def test_whoever_reads_no_more_is_aborted_at_once(server: WebServer, code: int) -> None:
+async def test_a_client_that_reads_no_more_is_aborted_immediately(server: WebServer, code: int) -> None:
     async with holding(server, max_unsent=50 * MEGABYTE) as held:
         held.stop_reading()
         await held.tell("fill", 64 * KILOBYTE, 200)
@@ -415,7 +415,7 @@ async def test_whoever_reads_no_more_is_aborted_at_once(server: WebServer, code:
         await eventually_async(held.is_reset, within=1.5)
 
 
-async def test_whoever_is_closed_with_a_backlog_has_a_moment_to_read_it(server: WebServer) -> None:
+async def test_a_closed_client_has_a_moment_to_read_its_backlog(server: WebServer) -> None:
     async with holding(server, max_unsent=50 * MEGABYTE) as held:
         held.stop_reading()
         await held.tell("fill", 64 * KILOBYTE, 100)
@@ -425,7 +425,7 @@ async def test_whoever_is_closed_with_a_backlog_has_a_moment_to_read_it(server: 
         assert held.client.close_code == 4504
 
 
-async def test_a_close_is_told_before_it_is_given_up_however_long_the_turn_takes(server: WebServer) -> None:
+async def test_a_close_is_sent_even_if_the_turn_of_the_loop_is_long(server: WebServer) -> None:
     async with holding(server) as held:
         await held.tell("close_and_stall", 4504, "goodbye", 2.5)
         assert (await held.rest())[-1:] == ["goodbye"]
@@ -486,7 +486,7 @@ async def test_after_an_orderly_close_of_the_client_nothing_fails(daphne: WebSer
         assert seen["failures"] == []
 
 
-async def test_a_client_that_never_answers_a_close_is_gone_at_the_limit(daphne: WebServer) -> None:
+async def test_a_client_that_never_answers_a_close_goes_at_the_limit(daphne: WebServer) -> None:
     # Its kernel has taken everything, so nothing tells whether it still reads that.
     async with holding(daphne, close_limit=2) as held:
         held.stop_reading()
@@ -502,7 +502,7 @@ async def test_a_client_that_is_closed_as_silent_is_gone_in_a_moment(daphne: Web
         await held.until(lambda seen: seen["disconnected"] is not None, within=10)
 
 
-async def test_a_client_that_takes_no_more_of_what_precedes_a_close_is_gone_in_a_moment(
+async def test_a_client_that_reads_nothing_before_a_close_is_gone_soon(
     daphne: WebServer,
 ) -> None:
     async with holding(daphne, max_unsent=50 * MEGABYTE) as held:
@@ -523,7 +523,7 @@ async def test_the_setting_switches_it_off(daphne: WebServer) -> None:
         assert await held.receive(1) == ["hello"]
 
 
-async def test_behind_a_middleware_that_nobody_knows_all_goes_through_it(daphne: WebServer) -> None:
+async def test_an_unknown_middleware_sees_everything_that_is_sent(daphne: WebServer) -> None:
     async with holding(daphne, path="wrapped") as held:
         seen = await held.tell("share", "hello")
         assert seen["kind"] == "AsgiTransport"

@@ -70,7 +70,7 @@ async def publish(page: Page, group: str, data: str) -> None:
     await page.click("#publish")
 
 
-async def test_the_page_connects_joins_and_measures_by_itself_without_a_complaint(page: Page) -> None:
+async def test_the_page_connects_joins_and_measures_by_itself(page: Page) -> None:
     complaints = Complaints(page)
     await open_page(page)
     connection = await page.locator("#connection-id").inner_text()
@@ -120,7 +120,7 @@ async def test_groups_are_joined_left_and_refused(page: Page) -> None:
     await expect(page.locator("#groups span")).to_have_text(["public.other"])
 
 
-async def test_disconnecting_is_final_and_connecting_brings_the_groups_back(page: Page) -> None:
+async def test_disconnect_is_final_and_connect_joins_the_groups_again(page: Page) -> None:
     await open_page(page)
     await page.click("#disconnect")
     await expect(page.locator("#state")).to_have_text("Closed")

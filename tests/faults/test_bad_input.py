@@ -260,7 +260,7 @@ async def goes_on(client: RawClient) -> None:
     assert not client.ended.is_set()
 
 
-async def test_all_of_them_three_times_at_once_leave_nothing(site: Site, watch: Watch) -> None:
+async def test_all_bad_frames_three_times_together_leave_nothing(site: Site, watch: Watch) -> None:
     async def break_it(raw: bytes) -> None:
         async with RawClient(watch.server.websocket(f"/ws/{GROUP}/")) as client:
             await client.open()
@@ -399,7 +399,7 @@ async def test_what_a_record_cannot_hold_is_cut(site: Site, watch: Watch) -> Non
         assert row["path"] == "/ws/public.room/"
 
 
-async def test_a_deleted_user_with_a_valid_session_is_nobody(site: Site, watch: Watch) -> None:
+async def test_a_deleted_user_with_a_valid_session_is_anonymous(site: Site, watch: Watch) -> None:
     pk, session = await logged_in(site)
     cookie = ("Cookie", f"sessionid={session}")
     own = f"/ws/user.{pk}/".encode()

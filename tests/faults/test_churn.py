@@ -16,7 +16,7 @@ SEED, SECONDS = 6, 120.0
 @pytest.mark.faults
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("pairing", pairings("core-daphne-postgres"))
-async def test_after_a_churn_sockets_records_and_memberships_are_the_same(
+async def test_after_a_churn_sockets_records_and_groups_agree(
     pairing: Pairing, start_site: StartSite
 ) -> None:
     say(f"\nseed {SEED}; again: {command(pairing, SEED, SECONDS)}")
@@ -26,7 +26,7 @@ async def test_after_a_churn_sockets_records_and_memberships_are_the_same(
     assert outcome.sockets > 0, "some were open when it came to rest, or it says nothing"
 
 
-def test_a_seed_replays_its_sequence_and_a_longer_churn_begins_like_a_shorter_one() -> None:
+def test_a_seed_replays_its_plan_and_a_longer_plan_extends_it() -> None:
     two_minutes = list(plan(SEED, 120.0))
     assert list(plan(SEED, 120.0)) == two_minutes
     assert list(plan(SEED, 1800.0))[: len(two_minutes)] == two_minutes

@@ -204,7 +204,7 @@ async def lived_through(
 
 
 @pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite", "core-daphne-postgres"))
-async def test_while_it_is_down_sockets_receive_and_afterwards_the_records_are_right(
+async def test_sockets_receive_without_a_database_and_records_follow(
     installation: Installation, pairing: Pairing
 ) -> None:
     await lived_through(installation, OUTAGE, every=INTERVAL)
@@ -212,7 +212,7 @@ async def test_while_it_is_down_sockets_receive_and_afterwards_the_records_are_r
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("pairing", pairings())
-async def test_a_minute_without_it_costs_nobody_the_connection_at_the_default_settings(
+async def test_a_minute_without_a_database_closes_no_connection(
     pairing: Pairing, tmp_path: Path, breakable_databases: Databases
 ) -> None:
     with Site(tmp_path, pairing, breakable_databases.new(pairing.database)) as site:
@@ -221,7 +221,7 @@ async def test_a_minute_without_it_costs_nobody_the_connection_at_the_default_se
 
 
 @uvicorn_or_daphne
-async def test_while_it_hangs_sockets_receive_and_who_waited_a_moment_is_let_in(
+async def test_a_client_that_waits_for_a_hung_database_is_admitted(
     installation: Installation, pairing: Pairing
 ) -> None:
     site, url = installation.site, installation.url
@@ -280,7 +280,7 @@ def probe(server: WebServer) -> Answer:
     ],
     ids=str,
 )
-async def test_a_hung_database_with_probes_blocks_no_reconnect_to_redis(
+async def test_probes_of_a_hung_database_block_no_reconnect_to_redis(
     pairing: Pairing, tmp_path: Path, breakable_databases: Databases
 ) -> None:
     """To connect, a process needs a thread of the event loop's executor, which looks up the host of Redis."""
@@ -375,7 +375,7 @@ class Cable:
 
 
 @daphne_or_uvicorn
-async def test_a_process_that_alone_lost_the_database_answers_by_message_and_is_not_lost(
+async def test_a_process_that_alone_lost_the_database_is_not_lost(
     installation: Installation, pairing: Pairing, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     site = installation.site

@@ -66,7 +66,7 @@ def ready(server: WebServer) -> tuple[int, list[str]]:
 
 @rounds
 @pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite"))
-async def test_a_connection_that_carries_nothing_is_noticed_and_replaced_within_two_intervals(
+async def test_a_dead_connection_is_replaced_in_two_intervals(
     pairing: Pairing,
     interval: float,
     start_site: StartSite,
@@ -201,7 +201,7 @@ async def test_a_process_that_alone_cannot_reach_redis_is_not_lost(
 
 
 @pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite", "core-uvicorn-sqlite"))
-async def test_a_process_that_stays_deaf_sends_its_clients_elsewhere(
+async def test_a_process_that_stays_deaf_sends_its_clients_away(
     pairing: Pairing, start_site: StartSite, tmp_path: Path
 ) -> None:
     redis = RedisServer(tmp_path, tcp=True)

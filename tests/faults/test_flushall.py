@@ -23,7 +23,7 @@ GROUPS = [f"public.room-{number}" for number in range(10)]
     "reaping", [True, pytest.param(False, marks=pytest.mark.matrix)], ids=["with-reaper", "without-reaper"]
 )
 @pytest.mark.parametrize("pairing", pairings("core-daphne-postgres"))
-async def test_all_clients_receive_again_within_a_round_and_none_reconnects(
+async def test_clients_receive_again_within_a_round_without_reconnect(
     pairing: Pairing, reaping: bool, interval: float, start_site: StartSite
 ) -> None:
     site = start_site(pairing, ROUND_INTERVAL=interval, ROUND_TIMEOUT=interval / 2)

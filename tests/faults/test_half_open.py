@@ -1,4 +1,4 @@
-"""The network of clients vanishes without FIN or RST: they are evicted in time, and no other client suffers."""
+"""Clients lose their network without FIN or RST: they are evicted in time, and no other client suffers."""
 
 import asyncio
 import json
@@ -128,7 +128,7 @@ async def no_other_client_suffered(scene: Scene, healthy: list[Client], numbers:
 
 @REAPERS
 @pytest.mark.parametrize("pairing", pairings("core-uvicorn-sqlite"))
-async def test_idle_clients_whose_network_vanished_are_evicted_within_the_bound(
+async def test_idle_clients_without_a_network_are_evicted_in_time(
     pairing: Pairing, reaping: bool, start_site: StartSite, network: NetworkNamespace, tmp_path: Path
 ) -> None:
     bound = PING_INTERVAL + PONG_TIMEOUT
@@ -163,7 +163,7 @@ async def test_idle_clients_whose_network_vanished_are_evicted_within_the_bound(
 
 @REAPERS
 @pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite"))
-async def test_written_to_clients_whose_network_vanished_are_evicted_within_the_bound(
+async def test_clients_that_vanish_are_evicted_sooner_after_a_write(
     pairing: Pairing, reaping: bool, start_site: StartSite, network: NetworkNamespace, tmp_path: Path
 ) -> None:
     bound = PROBE_AFTER + PONG_TIMEOUT
@@ -210,7 +210,7 @@ async def test_written_to_clients_whose_network_vanished_are_evicted_within_the_
 
 
 @pytest.mark.parametrize("pairing", pairings("pubsub-uvicorn-postgres"))
-async def test_a_gap_shorter_than_the_pong_timeout_costs_nobody_the_connection(
+async def test_a_gap_below_the_pong_timeout_closes_no_connection(
     pairing: Pairing, start_site: StartSite, network: NetworkNamespace, tmp_path: Path
 ) -> None:
     site = start_site(pairing, PING_INTERVAL=4.0, PONG_TIMEOUT=3.5)
@@ -228,7 +228,7 @@ async def test_a_gap_shorter_than_the_pong_timeout_costs_nobody_the_connection(
 
 # On other servers the keepalive of the server finds clients without `realtime.v1`.
 @pytest.mark.parametrize("pairing", pairings(server="daphne"))
-async def test_plain_clients_whose_network_vanished_are_found_by_the_pings_of_the_transport(
+async def test_plain_clients_are_found_by_pings_of_the_transport(
     pairing: Pairing, start_site: StartSite, network: NetworkNamespace, tmp_path: Path
 ) -> None:
     bound = PING_INTERVAL + PONG_TIMEOUT
@@ -249,14 +249,12 @@ async def test_plain_clients_whose_network_vanished_are_found_by_the_pings_of_th
             evicted_after=time.monotonic() - dropped_at,
             bound=bound,
         )
-        assert inside.reports()[-1]["frames"] == 0, (
-            "a plain client receives only what the author of the consumer writes"
-        )
+        assert inside.reports()[-1]["frames"] == 0, "the server sent what the consumer did not write"
 
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("pairing", pairings(server="uvicorn"))
-async def test_plain_clients_whose_network_vanished_are_found_by_the_keepalive_of_the_server(
+async def test_plain_clients_are_found_by_the_keepalive_of_the_server(
     pairing: Pairing, start_site: StartSite, network: NetworkNamespace, tmp_path: Path
 ) -> None:
     bound = 20.0 + 15.0  # the options of docs/howto/run-uvicorn.md
@@ -306,7 +304,7 @@ async def vanish(scene: Scene, network: NetworkNamespace, m: SimpleNamespace, *,
 @pytest.mark.matrix
 @pytest.mark.parametrize("written_to", [False, True], ids=["idle", "written-to"])
 @pytest.mark.parametrize("pairing", pairings())
-async def test_two_hundred_of_them_at_the_default_settings(
+async def test_two_hundred_clients_vanish_at_the_default_settings(
     pairing: Pairing, written_to: bool, start_site: StartSite, network: NetworkNamespace, tmp_path: Path
 ) -> None:
     site = start_site(pairing)

@@ -178,7 +178,7 @@ async def test_a_disconnect_that_raises_changes_nothing_but_the_log(watch: Watch
     assert told(watch) == 1
 
 
-async def test_a_disconnect_that_hangs_keeps_neither_record_nor_membership(watch: Watch) -> None:
+async def test_a_disconnect_that_hangs_delays_no_cleanup(watch: Watch) -> None:
     began = time.monotonic()
     async with Client(watch.server.websocket("/disconnect/sleep 60/".replace(" ", "%20"))) as client:
         await client.welcomed()
@@ -199,7 +199,7 @@ async def test_a_handler_that_waits_leaves_pings_and_pongs_alone(watch: Watch) -
         assert client.is_open
 
 
-async def test_who_answers_no_pings_is_found_while_a_handler_waits(watch: Watch) -> None:
+async def test_a_zombie_is_found_while_its_handler_waits(watch: Watch) -> None:
     async with Client(watch.server.websocket("/ws/")) as client:
         await client.welcomed()
         client.answers_pings = False
@@ -209,7 +209,7 @@ async def test_who_answers_no_pings_is_found_while_a_handler_waits(watch: Watch)
         await watch.nothing_is_left()
 
 
-async def test_a_handler_that_blocks_the_loop_costs_nobody_the_connection(watch: Watch) -> None:
+async def test_a_handler_that_blocks_the_loop_closes_no_connection(watch: Watch) -> None:
     async with (
         Client(watch.server.websocket("/ws/")) as client,
         Client(watch.server.websocket("/ws/")) as other,
@@ -268,7 +268,7 @@ async def test_a_handler_above_its_time_is_evicted_where_that_is_set(
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("pairing", pairings())
-async def test_a_handler_that_waits_for_60_seconds_survives_at_the_default_settings(
+async def test_a_handler_may_wait_for_60_seconds_at_the_defaults(
     pairing: Pairing, start_site: StartSite
 ) -> None:
     site = start_site(pairing)

@@ -71,7 +71,7 @@ async def idle(site: Site, seconds: float, kind: str = "idle", **environment: st
 
 
 @pytest.mark.parametrize("pairing", pairings("core-daphne-postgres"))
-async def test_nobody_is_dropped_for_being_idle_longer_than_a_read_of_redis_may_take(
+async def test_clients_may_be_idle_for_longer_than_a_read_of_redis(
     pairing: Pairing, start_site: StartSite
 ) -> None:
     await idle(start_site(pairing, **SCALED), LONGER_THAN_A_READ)
@@ -79,16 +79,14 @@ async def test_nobody_is_dropped_for_being_idle_longer_than_a_read_of_redis_may_
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("pairing", pairings())
-async def test_nobody_is_dropped_for_being_idle_for_35_seconds(
-    pairing: Pairing, start_site: StartSite
-) -> None:
+async def test_clients_may_be_idle_for_35_seconds(pairing: Pairing, start_site: StartSite) -> None:
     await idle(start_site(pairing), 35.0)
 
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("version", ["5.3.1", "6.4.0", "7.4.1", "8.0.1"])
 @pytest.mark.parametrize("pairing", pairings(server="daphne"))
-async def test_nobody_is_dropped_with_another_redis_py(
+async def test_clients_may_be_idle_with_another_redis_py(
     pairing: Pairing, version: str, start_site: StartSite, tmp_path: Path
 ) -> None:
     folder = str(tmp_path / "redis-py")

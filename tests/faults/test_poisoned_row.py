@@ -46,7 +46,7 @@ def open_rows(site: Site) -> int:
 
 
 @pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite", "pubsub-uvicorn-postgres"))
-async def test_a_row_that_the_database_refuses_ends_only_its_own_connection(
+async def test_a_row_that_the_database_refuses_ends_one_connection(
     pairing: Pairing, start_site: StartSite
 ) -> None:
     site = start_site(pairing)
@@ -97,7 +97,7 @@ async def test_a_row_that_the_database_refuses_ends_only_its_own_connection(
 
 
 @pytest.mark.parametrize("pairing", pairings("core-daphne-postgres"))
-async def test_a_user_who_is_deleted_while_connecting_takes_nobody_along(
+async def test_a_user_deleted_during_connect_ends_no_other_connection(
     pairing: Pairing, start_site: StartSite
 ) -> None:
     site = start_site(pairing)

@@ -92,7 +92,7 @@ def closed(site: Site) -> int:
 
 
 @pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite"))
-async def test_hubs_find_zombies_alone_and_a_reaper_that_comes_back_reaps_nobody_healthy(
+async def test_hubs_need_no_reaper_and_a_late_reaper_reaps_no_healthy(
     pairing: Pairing, start_site: StartSite
 ) -> None:
     site = start_site(pairing, PING_INTERVAL=PING_INTERVAL, PONG_TIMEOUT=PONG_TIMEOUT)
@@ -135,9 +135,7 @@ async def test_hubs_find_zombies_alone_and_a_reaper_that_comes_back_reaps_nobody
 
 
 @pytest.mark.parametrize("pairing", pairings("core-daphne-postgres"))
-async def test_two_reapers_claim_no_round_twice_and_count_nothing_twice(
-    pairing: Pairing, start_site: StartSite
-) -> None:
+async def test_two_reapers_claim_and_count_everything_once(pairing: Pairing, start_site: StartSite) -> None:
     connections, groups = 3000, 3000
     site = start_site(pairing)
     doomed, healthy = site.serve(), site.serve()
@@ -180,7 +178,7 @@ async def test_two_reapers_claim_no_round_twice_and_count_nothing_twice(
 
 
 @pytest.mark.parametrize("pairing", pairings("core-daphne-postgres", layer="core"))
-async def test_once_finds_what_died_beside_a_reaper_whose_rounds_are_in_vain(
+async def test_once_finds_the_dead_beside_a_reaper_that_cannot_ask(
     pairing: Pairing, start_site: StartSite
 ) -> None:
     site = start_site(pairing)
@@ -271,9 +269,7 @@ def all_closed_once_as_lost(site: Site, number: int) -> bool:
 
 
 @pytest.mark.parametrize("pairing", pairings("pubsub-uvicorn-postgres"))
-async def test_rounds_that_were_claimed_and_never_judged_count_against_nobody(
-    pairing: Pairing, start_site: StartSite
-) -> None:
+async def test_rounds_that_were_never_judged_count_no_miss(pairing: Pairing, start_site: StartSite) -> None:
     site = start_site(pairing)
     server = site.serve()
     async with crowd(10, server.websocket(f"/ws/{GROUP}/")) as healthy:

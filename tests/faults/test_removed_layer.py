@@ -60,9 +60,7 @@ def failures(reaper: ReaperProcess) -> list[str]:
 
 
 @pytest.mark.parametrize("pairing", pairings("core-daphne-postgres", "pubsub-daphne-sqlite"))
-async def test_a_removed_layer_keeps_nothing_else_from_being_reaped_and_deleted(
-    pairing: Pairing, start_site: StartSite
-) -> None:
+async def test_a_removed_layer_stops_no_other_cleanup(pairing: Pairing, start_site: StartSite) -> None:
     site = start_site(pairing)
     healthy, doomed = site.serve(), site.serve(application="tests.support.applications.drop_in:application")
     async with connect(healthy.websocket("/ws/public.lobby/"), proxy=None):
@@ -100,7 +98,7 @@ async def test_a_removed_layer_keeps_nothing_else_from_being_reaped_and_deleted(
 
 
 @pytest.mark.parametrize("pairing", pairings("core-uvicorn-sqlite", layer="core"))
-def test_a_layer_that_is_brought_back_is_left_as_ever(pairing: Pairing, start_site: StartSite) -> None:
+def test_groups_of_a_layer_that_is_brought_back_are_left(pairing: Pairing, start_site: StartSite) -> None:
     site = start_site(pairing)
     doomed = site.serve(application="tests.support.applications.drop_in:application")
     asyncio.run(in_the_other_layer(doomed))

@@ -185,9 +185,7 @@ async def told_why_and_when(site: Site, server: WebServer, count: int, number: s
 
 
 @somewhere
-async def test_whoever_comes_while_it_stops_is_sent_away_and_leaves_nothing_open(
-    pairing: Pairing, start_site: StartSite
-) -> None:
+async def test_clients_that_come_during_a_stop_are_sent_away(pairing: Pairing, start_site: StartSite) -> None:
     site = start_site(pairing)
     server = site.serve()
     url = server.websocket(f"/ws/{GROUP}/")

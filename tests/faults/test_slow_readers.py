@@ -145,7 +145,7 @@ async def flood_until_evicted(
 
 
 @pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite"))
-async def test_readers_whose_process_is_stopped_are_evicted_as_slow(
+async def test_readers_in_a_stopped_process_are_evicted_as_slow(
     pairing: Pairing, start_site: StartSite, tmp_path: Path
 ) -> None:
     site = start_site(pairing)

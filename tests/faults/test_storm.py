@@ -63,7 +63,7 @@ async def come_back(
 
 
 @pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite"))
-async def test_all_clients_of_a_process_that_was_killed_come_back_at_once(
+async def test_all_clients_of_a_killed_process_come_back_together(
     pairing: Pairing, start_site: StartSite, tmp_path: Path
 ) -> None:
     site = start_site(pairing)
@@ -78,7 +78,7 @@ async def test_all_clients_of_a_process_that_was_killed_come_back_at_once(
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("pairing", pairings())
-async def test_all_clients_whose_link_went_down_come_back_by_another_at_once(
+async def test_all_clients_come_back_together_by_another_link(
     pairing: Pairing, start_site: StartSite, tmp_path: Path
 ) -> None:
     require_namespaces()

@@ -98,7 +98,7 @@ async def test_what_waits_for_a_group_leaves_in_one_write(house: House) -> None:
     assert ann.writes == [["1", "2"], ["4"]]
 
 
-async def test_a_few_are_written_to_at_once_when_nothing_is_before_them(house: House) -> None:
+async def test_a_few_members_are_written_to_immediately(house: House) -> None:
     ann, many = Member("a"), [Member("b") for _ in range(fanout.STRIDE + 1)]
     house.add(ann, *many)
     await house.start_idle()
@@ -111,7 +111,7 @@ async def test_a_few_are_written_to_at_once_when_nothing_is_before_them(house: H
     assert all(member.writes == [["2"]] for member in many)
 
 
-async def test_what_follows_at_once_leaves_together_also_where_few_are_written_to(house: House) -> None:
+async def test_quick_messages_to_few_members_leave_together(house: House) -> None:
     ann = Member("a")
     house.add(ann)
     await house.start_idle()
@@ -119,7 +119,7 @@ async def test_what_follows_at_once_leaves_together_also_where_few_are_written_t
     await eventually_async(lambda: ann.writes == [["1"], ["2", "3"]], within=5)
 
 
-async def test_a_message_to_a_few_that_cannot_be_written_keeps_no_other_from_being_written(
+async def test_a_failed_message_to_a_few_blocks_no_other_message(
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fails() -> None:
@@ -134,7 +134,7 @@ async def test_a_message_to_a_few_that_cannot_be_written_keeps_no_other_from_bei
     assert "group a could not be written" in caplog.text
 
 
-async def test_of_a_few_who_leaves_while_others_are_written_to_receives_nothing_more(house: House) -> None:
+async def test_one_of_a_few_that_leaves_during_a_write_gets_no_more(house: House) -> None:
     ben = Member("a")
     house.add(Member("a", then=lambda: house.groups["a"].pop(ben)), ben)
     await house.start_idle()
@@ -142,7 +142,7 @@ async def test_of_a_few_who_leaves_while_others_are_written_to_receives_nothing_
     assert ben.texts == []
 
 
-async def test_who_leaves_while_others_are_written_to_receives_nothing_more(house: House) -> None:
+async def test_a_member_that_leaves_during_a_write_receives_no_more(house: House) -> None:
     ben = Member("a")
     ann = Member("a", then=lambda: house.groups["a"].pop(ben))
     cho = Member("a")
@@ -153,7 +153,7 @@ async def test_who_leaves_while_others_are_written_to_receives_nothing_more(hous
     assert ben.texts == []
 
 
-async def test_what_waits_for_a_connection_goes_before_what_else_is_written_to_it(house: House) -> None:
+async def test_waiting_messages_go_before_a_direct_write(house: House) -> None:
     ann, ben = Member("a", "b"), Member("a")
     house.add(ann, ben)
     await house.put("a", "1")
@@ -166,7 +166,7 @@ async def test_what_waits_for_a_connection_goes_before_what_else_is_written_to_i
     assert ann.texts == ["1", "2", "3"]
 
 
-async def test_a_direct_write_goes_behind_the_run_that_is_being_written(
+async def test_a_direct_write_goes_behind_the_run_under_way(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The loop has its turn after every STRIDE members.
@@ -294,7 +294,7 @@ async def test_a_window_delays_a_large_and_busy_group_and_no_other() -> None:
     await house.stop()
 
 
-async def test_the_layer_keeps_what_comes_faster_than_it_can_be_written(
+async def test_messages_that_come_too_fast_wait_in_the_layer(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fanout, "MAX_WAITING", 10)
@@ -308,7 +308,7 @@ async def test_the_layer_keeps_what_comes_faster_than_it_can_be_written(
     await eventually_async(lambda: ann.texts == ["12345678", "12345678", "123"], within=5)
 
 
-async def test_a_message_that_cannot_be_written_keeps_no_other_from_being_written(
+async def test_a_message_that_cannot_be_written_blocks_no_other(
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail() -> None:

@@ -109,7 +109,7 @@ async def test_after_flushall_members_receive_again_within_an_interval(
     assert (len(lost), reasserted("lost") - before) == ((1, 250) if is_core() else (0, 0))
 
 
-async def test_after_a_restart_of_redis_members_receive_again_within_two_seconds(
+async def test_members_receive_two_seconds_after_a_restart_of_redis(
     home: Hub, server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     peer = await member("g", "h")
@@ -129,7 +129,7 @@ async def test_the_first_publish_after_a_restart_is_carried_out(home: Hub, serve
 
 
 @one_layer
-async def test_while_redis_is_down_a_publisher_is_told_so_at_once(home: Hub, server: RedisServer) -> None:
+async def test_without_redis_a_publisher_gets_an_error_immediately(home: Hub, server: RedisServer) -> None:
     await asyncio.to_thread(server.stop)
     began = time.monotonic()
     with pytest.raises(LayerUnavailable, match="failed to publish"):
@@ -139,7 +139,7 @@ async def test_while_redis_is_down_a_publisher_is_told_so_at_once(home: Hub, ser
     await publishing.apublish("g", 1)
 
 
-async def test_a_connection_that_carries_nothing_is_replaced_within_two_intervals(
+async def test_a_dead_connection_is_replaced_within_two_intervals(
     home: Hub, server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     peer = await member("g")
@@ -164,7 +164,7 @@ async def in_vain(*_: Any) -> None:
 
 
 @one_layer
-async def test_a_process_that_stays_deaf_says_so_and_gives_its_clients_up(
+async def test_a_process_that_stays_deaf_logs_it_and_gives_up_clients(
     home: Hub,
     round_settings: RoundSettings,
     monkeypatch: pytest.MonkeyPatch,
@@ -187,7 +187,7 @@ async def test_a_process_that_stays_deaf_says_so_and_gives_its_clients_up(
 
 @one_layer
 @pytest.mark.parametrize(("others_hear", "gone"), [(True, True), (False, False)])
-async def test_a_process_without_redis_gives_its_clients_up_only_if_another_hears(
+async def test_without_redis_clients_are_given_up_if_another_hears(
     home: Hub,
     round_settings: RoundSettings,
     monkeypatch: pytest.MonkeyPatch,
@@ -210,7 +210,7 @@ async def test_a_process_without_redis_gives_its_clients_up_only_if_another_hear
 
 
 @one_layer
-async def test_a_process_that_reaches_redis_now_and_then_keeps_its_clients(
+async def test_a_process_that_sometimes_reaches_redis_keeps_clients(
     home: Hub, round_settings: RoundSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     round_settings(MAX_ECHOES_MISSED=2)
@@ -229,7 +229,7 @@ async def test_a_process_that_reaches_redis_now_and_then_keeps_its_clients(
 
 
 @one_layer
-async def test_a_process_that_hears_again_starts_to_count_anew(
+async def test_a_process_that_hears_again_resets_its_count(
     home: Hub, round_settings: RoundSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     round_settings(MAX_ECHOES_MISSED=4)
@@ -289,7 +289,7 @@ async def test_echoes_that_come_back_replace_nothing(home: Hub) -> None:
 
 
 @one_layer
-async def test_an_echo_behind_messages_that_are_being_taken_is_not_missing(
+async def test_an_echo_behind_waiting_messages_is_not_missing(
     home: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rebuilds = value_of(metrics.layer_rebuilds)
@@ -334,7 +334,7 @@ async def test_a_group_that_is_left_is_not_asserted_again(home: Hub, server: Red
 
 
 @one_layer
-async def test_what_redis_did_not_let_a_living_connection_leave_is_left_later(
+async def test_a_failed_leave_of_a_living_connection_is_retried(
     home: Hub, server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     peer = await member("g", "h")
@@ -350,7 +350,7 @@ async def test_what_redis_did_not_let_a_living_connection_leave_is_left_later(
 
 
 @one_layer
-async def test_what_redis_did_not_let_an_ended_connection_leave_is_left_without_a_round(
+async def test_a_failed_leave_of_an_ended_connection_needs_no_round(
     home: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended, living = await member("g", "h"), await member("h")
@@ -367,7 +367,7 @@ async def unavailable(*_: Any) -> None:
     raise LayerUnavailable("hung")
 
 
-async def test_a_redis_that_hangs_delays_no_eviction_and_all_is_left_after_the_thaw(
+async def test_a_redis_that_hangs_delays_no_eviction(
     home: Hub, server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(groups, "CALL_TIMEOUT", 0.5)
@@ -394,7 +394,7 @@ async def test_a_redis_that_hangs_delays_no_eviction_and_all_is_left_after_the_t
 
 
 @one_layer
-async def test_a_database_that_fails_keeps_nobody_from_healing(
+async def test_a_database_that_fails_does_not_stop_healing(
     home: Hub, monkeypatch: pytest.MonkeyPatch, server: RedisServer
 ) -> None:
     peer = await member("g")
@@ -410,7 +410,7 @@ async def test_a_database_that_fails_keeps_nobody_from_healing(
 
 
 @one_layer
-async def test_a_bug_in_one_look_does_not_end_the_looking(
+async def test_a_bug_in_one_check_does_not_end_the_checks(
     home: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with monkeypatch.context() as broken:

@@ -129,7 +129,7 @@ async def test_many_connections_are_kicked_in_slices(monkeypatch: pytest.MonkeyP
 
 
 @in_memory
-async def test_the_rows_of_a_slice_are_written_when_its_own_groups_are_left(
+async def test_the_rows_of_a_slice_are_written_when_it_is_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(lifecycle, "SLICE", 3)
@@ -183,7 +183,7 @@ async def test_a_hung_database_keeps_none_of_many_memberships_alive(monkeypatch:
 
 
 @in_memory
-async def test_a_hung_layer_is_waited_for_once_and_not_once_for_each_slice(
+async def test_a_hung_layer_is_waited_for_once_not_for_each_slice(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(lifecycle, "SLICE", 5)
@@ -207,7 +207,7 @@ async def test_a_hung_layer_is_waited_for_once_and_not_once_for_each_slice(
 
 
 @in_memory
-async def test_a_stop_that_takes_too_long_leaves_the_rest_on_the_to_do_list(
+async def test_a_stop_that_takes_too_long_keeps_the_to_do_list(
     monkeypatch: pytest.MonkeyPatch, realtime_settings: Any
 ) -> None:
     realtime_settings(DRAIN_TIMEOUT=1.0)
@@ -233,7 +233,7 @@ async def test_a_stop_that_takes_too_long_leaves_the_rest_on_the_to_do_list(
 
 
 @in_memory
-async def test_what_a_failing_layer_left_of_many_groups_is_done_in_one_look(
+async def test_the_rest_of_many_groups_is_left_in_one_check(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     count = connection_rows.BATCH + 100
@@ -253,7 +253,7 @@ async def test_what_a_failing_layer_left_of_many_groups_is_done_in_one_look(
 
 
 @in_memory
-async def test_a_living_connection_is_settled_by_one_write_for_many_groups(
+async def test_a_living_connection_leaves_many_groups_in_one_write(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     count = 2 * healing.BATCH + 50

@@ -27,9 +27,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 @pytest.mark.parametrize("event", [{"type": "no.such"}, {"no": "type"}])
-async def test_an_unknown_type_of_event_is_ignored_where_channels_ends_the_consumer(
-    use_layers: Any, event: Any
-) -> None:
+async def test_an_unknown_event_is_ignored_and_ends_plain_channels(use_layers: Any, event: Any) -> None:
     def member(base: type) -> type[Any]:
         class Member(base):  # type: ignore[misc,valid-type]
             groups = ("g",)
@@ -49,7 +47,7 @@ async def test_an_unknown_type_of_event_is_ignored_where_channels_ends_the_consu
         assert await ours.receive_message() == "still here"
 
 
-async def test_a_consumer_that_stops_itself_closes_its_socket_which_channels_leaves_open(
+async def test_a_consumer_that_stops_itself_closes_its_socket(
     use_layers: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "DISCONNECT_TIMEOUT", 0.1)
@@ -79,7 +77,7 @@ async def test_a_consumer_that_stops_itself_closes_its_socket_which_channels_lea
     await lifecycle.stop()
 
 
-async def test_going_on_after_a_close_ends_the_handler_and_leaves_nothing(
+async def test_a_handler_that_goes_on_after_a_close_is_ended(
     use_layers: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "DISCONNECT_TIMEOUT", 0.1)
@@ -144,7 +142,7 @@ async def test_events_after_the_end_do_not_give_a_handler_more_time(
     await lifecycle.stop()
 
 
-async def test_without_one_of_our_layers_the_test_client_raises_what_to_set(use_layers: Any) -> None:
+async def test_without_our_layer_the_error_says_what_to_set(use_layers: Any) -> None:
     for backend, sentence in ((None, 'has no "default" layer'), (LAYER_OF["plain"], "set the BACKEND")):
         use_layers(backend, "default")
         client = Client(RealtimeConsumer.as_asgi())
@@ -153,7 +151,7 @@ async def test_without_one_of_our_layers_the_test_client_raises_what_to_set(use_
             await client.wait()
 
 
-async def test_a_synchronous_consumer_of_channels_goes_on_beside_ours_on_the_same_layer(
+async def test_a_synchronous_consumer_works_beside_ours_on_one_layer(
     use_layers: Any,
 ) -> None:
     class Synchronous(WebsocketConsumer):

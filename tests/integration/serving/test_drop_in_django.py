@@ -223,7 +223,7 @@ async def test_url_kwargs_initkwargs_and_two_consumers_on_two_routes(both: Both)
 # -- the author's class ----------------------------------------------------------------------------
 
 
-async def test_handlers_of_a_mixin_on_either_side_and_a_dispatch_of_the_authors_own(both: Both) -> None:
+async def test_handlers_of_mixins_and_an_overridden_dispatch(both: Both) -> None:
     class Before:
         async def first(self, event: Any) -> None:
             await self.send(text_data="first")  # type: ignore[attr-defined]
@@ -263,7 +263,7 @@ async def test_handlers_of_a_mixin_on_either_side_and_a_dispatch_of_the_authors_
     ]
 
 
-async def test_a_call_of_the_authors_own_and_what_as_asgi_says_of_the_consumer(both: Both) -> None:
+async def test_an_overridden_call_and_the_attributes_of_as_asgi(both: Both) -> None:
     async def conversation(run: Run) -> None:
         class Echo(run.base):  # type: ignore[name-defined,misc]
             """Says it again."""

@@ -48,9 +48,7 @@ async def test_the_groups_attribute(both: Both) -> None:
 
 
 @pytest.mark.parametrize("kind", ["chat.message", "chat_message", "a.b.c", "websocket.note"])
-async def test_events_of_the_authors_own_types_through_a_group_and_to_the_own_channel(
-    both: Both, kind: str
-) -> None:
+async def test_events_of_own_types_by_group_and_by_channel(both: Both, kind: str) -> None:
     async def conversation(run: Run) -> None:
         async def handler(self: Any, event: Any) -> None:
             run.calls.append(event)
@@ -170,7 +168,7 @@ async def test_a_second_channel_layer(both: Both) -> None:
     assert addresses[0].startswith("other:")
 
 
-async def test_a_message_published_to_another_layer_reaches_its_members_only(use_layers: Any) -> None:
+async def test_a_message_to_another_layer_reaches_only_its_members(use_layers: Any) -> None:
     class Member(RealtimeConsumer):
         groups = ("g",)
 
@@ -199,7 +197,7 @@ async def test_clients_publish_to_the_layer_of_their_consumer(use_layers: Any) -
         assert not get_channel_layer().groups
 
 
-async def test_a_process_on_another_layer_is_asked_swept_and_forgotten_there(use_layers: Any) -> None:
+async def test_a_process_on_another_layer_is_asked_and_swept_there(use_layers: Any) -> None:
     use_layers(LAYER_OF["ours"], "default", "other")
     living = await lifecycle.hub("other")
     address = await groups.new_address("other")
@@ -220,7 +218,7 @@ async def test_a_process_on_another_layer_is_asked_swept_and_forgotten_there(use
     await lifecycle.stop()
 
 
-async def test_a_process_on_a_layer_that_the_reaper_lacks_is_not_asked_and_keeps_no_other_from_being_swept(
+async def test_a_process_on_an_unknown_layer_stops_no_other_sweep(
     use_layers: Any,
 ) -> None:
     use_layers(LAYER_OF["ours"], "default")

@@ -295,7 +295,7 @@ async def test_headers_of_the_accept(both: Both) -> None:
 
 
 @pytest.mark.parametrize("where", ["connect", "receive", "note", "disconnect"])
-async def test_what_a_handler_raises_is_raised_by_the_test_clients_wait(both: Both, where: str) -> None:
+async def test_an_exception_of_a_handler_is_raised_by_wait(both: Both, where: str) -> None:
     async def conversation(run: Run) -> Any:
         class Buggy(run.base):  # type: ignore[name-defined,misc]
             groups = ("g",)
@@ -357,7 +357,7 @@ async def test_a_json_consumer_raises_what_channels_raises(both: Both, frame: An
     await both(conversation, json=True, same_wire=False)
 
 
-async def test_sending_nothing_and_joining_an_impossible_group_raise_in_the_handler(both: Both) -> None:
+async def test_an_empty_send_and_a_bad_group_raise_in_the_handler(both: Both) -> None:
     async def conversation(run: Run) -> None:
         class Careless(run.base):  # type: ignore[name-defined,misc]
             async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:

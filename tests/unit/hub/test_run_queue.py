@@ -10,7 +10,7 @@ from realtime.hub.run_queue import LONGEST_RUN, RunQueue
 MEMBERS = {"ann": {"a"}, "ben": {"a", "b"}, "cho": {"b", "c"}}
 
 
-def test_messages_of_one_group_that_follow_each_other_leave_together() -> None:
+def test_consecutive_messages_of_one_group_leave_together() -> None:
     waiting: RunQueue[str] = RunQueue()
     for text in ("1", "2", "3"):
         waiting.put("a", text)
@@ -42,7 +42,7 @@ def test_what_waits_is_counted() -> None:
     assert waiting.length == 3
 
 
-def test_who_was_served_ahead_of_the_others_is_not_served_again() -> None:
+def test_a_member_that_was_served_early_is_not_served_again() -> None:
     waiting: RunQueue[str] = RunQueue()
     waiting.put("a", "1")
     assert [run.texts for run in waiting.serve("ann", {"a"}, 0)] == [["1"]]
@@ -59,7 +59,7 @@ def test_a_run_that_is_being_written_is_served_first() -> None:
     assert run.served == {"ben"}
 
 
-def test_a_run_that_a_member_received_in_its_turn_is_not_served_again() -> None:
+def test_a_run_that_a_member_received_is_not_served_again() -> None:
     waiting: RunQueue[str] = RunQueue()
     waiting.put("a", "1")
     run = waiting.take()
