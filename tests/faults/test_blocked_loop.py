@@ -26,7 +26,7 @@ APPLICATION = "tests.support.applications.misbehaving:application"
 
 @dataclass
 class Scene:
-    """A server and its clients, of which one does not answer pings and one blocks the loop."""
+    """A server and its clients. The zombie does not answer pings, and the culprit blocks the loop."""
 
     server: WebServer
     clients: list[Client]
@@ -83,7 +83,7 @@ async def block(culprit: Client, seconds: float) -> float:
 
 
 async def all_answer(clients: list[Client]) -> None:
-    """Every client that answers pings is still served."""
+    """Check that the server still serves each client."""
     for each in clients:
         await each.send("echo")
         await each.seen(lambda frame: frame["type"] == "echo", within=5)

@@ -1,4 +1,4 @@
-"""Two minutes of everything at once; `python -m tests.faults.churn --minutes 30` does the same for longer."""
+"""Two minutes of all faults together; `python -m tests.faults.churn --minutes 30` does it for longer."""
 
 from dataclasses import asdict
 
@@ -23,7 +23,7 @@ async def test_after_a_churn_sockets_records_and_groups_agree(
     site = start_site(pairing, **REALTIME)
     outcome = await churn(site, seed=SEED, seconds=SECONDS, say=say)
     measured(f"churn of {SECONDS / 60:g} minutes", pairing, seed=SEED, **asdict(outcome))
-    assert outcome.sockets > 0, "some were open when it came to rest, or it says nothing"
+    assert outcome.sockets > 0, "no socket was open at rest, so the comparison says nothing"
 
 
 def test_a_seed_replays_its_plan_and_a_longer_plan_extends_it() -> None:

@@ -39,7 +39,7 @@ def network() -> Iterator[NetworkNamespace]:
 
 
 class Scene:
-    """A server on the host's end of a veth pair, and the clients at the other end of it."""
+    """A server at the host's end of a veth pair, and clients at its other end."""
 
     def __init__(
         self,

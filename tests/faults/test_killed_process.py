@@ -1,4 +1,4 @@
-"""A server process is killed: its records and memberships are cleaned up in time; no other client notices.
+"""A server process is killed: its records and memberships are cleaned up in time. No other client notices.
 
 The servers look as if they ran on another machine than the reapers. Otherwise a reaper would find immediately
 that a pid is gone.
@@ -156,7 +156,7 @@ async def test_two_reapers_clean_up_a_killed_process_once(pairing: Pairing, star
         for _ in range(2)
     ]
     async with crowd(50, doomed.websocket(f"/ws/{GROUPS[0]}/")):
-        # The bound counts from the death only where rounds are being run already.
+        # The bound counts from the kill only if rounds run already.
         await eventually_async(lambda: any(reaper.log_text() for reaper in reapers), within=15)
         site.look_remote()
         doomed.kill()

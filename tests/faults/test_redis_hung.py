@@ -25,12 +25,12 @@ from tests.support.programs.site import Site
 
 pytestmark = pytest.mark.faults
 
-# So long that evictions have given Redis up (twice 5 s after the last of them began) while it still hangs.
+# Evictions give Redis up (twice 5 s after the last of them began) while it still hangs.
 HUNG = 14.0
 SCALED = {"PING_INTERVAL": 2.0, "PONG_TIMEOUT": 0.8, "ROUND_INTERVAL": 2.0, "ROUND_TIMEOUT": 1.0}
 DEFAULTS = {"PING_INTERVAL": 20.0, "PONG_TIMEOUT": 8.0, "ROUND_INTERVAL": 10.0, "ROUND_TIMEOUT": 5.0}
-HUNG_LONGER = 40.0  # seconds: the same, where a silent client is found after 28
-# Seconds that one call which Redis was asked before it went on may still take, and a busy machine.
+HUNG_LONGER = 40.0  # seconds: the same if a silent client is found after 28
+# Seconds that a call may still take that Redis got before it went on, on a busy machine.
 SLACK = 2.0
 STAYING, LEAVING, SILENT = 10, 20, 20
 DOOMED = [f"public.doomed-{number}" for number in range(5)]
@@ -63,7 +63,7 @@ class Scene:
 
 @asynccontextmanager
 async def connected(pairing: Pairing, start_site: StartSite, times: dict[str, float]) -> AsyncIterator[Scene]:
-    """Connect all clients; those that are going to end share no group with those that stay."""
+    """Connect all clients; the clients that end share no group with the clients that stay."""
     site = start_site(pairing, **times)
     scene = Scene(site, site.serve())
     site.reaper().wait_for_a_round()

@@ -30,11 +30,11 @@ class Attempts:
     """The answers that publishers got while Redis was down."""
 
     command: subprocess.CompletedProcess[str]
-    """Of `manage.py publish`."""
+    """The result of `manage.py publish`."""
     frame: Frame
-    """Of a client's command."""
+    """The answer to a client's command."""
     failed: list[Attempt]
-    """Of `apublish`."""
+    """The failed calls of `apublish`."""
 
     @property
     def slowest(self) -> float:

@@ -1,4 +1,4 @@
-"""Clients that stop reading are evicted before they cost memory; one that only reads slowly is not."""
+"""Clients that stop reading are evicted before they cost memory. A client that only reads slowly is not."""
 
 import asyncio
 import time
@@ -33,18 +33,18 @@ MAX_UNACKED_BYTES, MAX_UNSENT_BYTES = 4 * MIB, MIB  # the defaults
 SLACK = 2.0  # seconds for a machine that is busy with other tests
 MEGABIT = 1_000_000
 LEFT = 4 * MIB  # of memory, for what one busy minute leaves in any server
-#: glibc gives back at once what is larger than this, so that the memory of the process is what it holds.
+#: glibc gives blocks above this size back immediately, so that the size of the process is what it uses.
 RETURNED = {"MALLOC_MMAP_THRESHOLD_": "32768"}
 HONEST_FOR = 11.0  # seconds; longer than a client may leave a ping unanswered
 
 
 def bound(cap: int) -> float:
-    """Seconds until so many bytes were published, and the second in which a reader may still answer."""
+    """Return the seconds until `cap` bytes were published, plus the second that a reader has to answer."""
     return cap / (SIZE * PER_SECOND) + 1.0
 
 
 class Memory:
-    """How much memory a server has, sampled all the time from outside."""
+    """The memory of a server, sampled all the time from outside."""
 
     def __init__(self, server: WebServer) -> None:
         self._process = psutil.Process(server.pid)
@@ -65,7 +65,7 @@ class Memory:
 
 
 class Flood(Repeating):
-    """Messages of `SIZE` bytes to the group, so many per second; each says its number."""
+    """Messages of `SIZE` bytes to the group, at a fixed rate; each has its number."""
 
     def __init__(self, publisher: Publisher, per_second: float) -> None:
         self.publisher = publisher
@@ -102,10 +102,10 @@ def numbers(frames: list[dict[str, object]]) -> list[int]:
 async def flood_until_evicted(
     site: Site, server: WebServer, healthy: Client, *, cap: int, evicted: int, kind: str
 ) -> None:
-    """Flood the group, of which `evicted` members do not read: they go within the bound, and their memory."""
+    """Flood the group. The `evicted` members that do not read must go within the bound, with their memory."""
     await healthy.welcomed()
     publisher = site.publisher(GROUP)
-    # What the first message makes the server allocate is not these readers' memory.
+    # The first message makes the server allocate memory that does not belong to these readers.
     publisher.send('"00000000"')
     await healthy.seen(lambda frame: frame["type"] == "message")
     held, before = server.sockets(), await growth.memory(server)
@@ -139,7 +139,7 @@ async def flood_until_evicted(
     assert healthy.is_open
     assert numbers(healthy.frames) == [0, *range(flood.sent)], "lost, doubled or out of order"
     closed = (await asyncio.to_thread(scrape, server)).by("reason", "realtime_connections_closed_total")
-    assert closed == {"slow_consumer": evicted}, "each death counts once"
+    assert closed == {"slow_consumer": evicted}, "each end counts once"
     assert "Traceback" not in server.log_text()
     assert " ERROR " not in server.log_text()
 
@@ -167,8 +167,8 @@ async def test_readers_that_go_on_sending_are_evicted_as_slow(
     site = start_site(pairing)
     server = site.serve(**RETURNED)
     url = server.websocket(f"/ws/{GROUP}/")
-    # Next to nothing is kept for them by the kernels, as on a link of a phone: what they do not read waits in
-    # the memory of the server.
+    # The kernels keep next to nothing for them, as on the link of a phone. The rest waits in the memory of
+    # the server.
     readers = [RawClient(url, bytes_per_second=1) for _ in range(READERS)]
 
     async def talk() -> None:
@@ -193,7 +193,7 @@ async def test_readers_that_go_on_sending_are_evicted_as_slow(
 async def stays_and_misses_nothing(
     site: Site, server: WebServer, received: Callable[[], int], kind: str
 ) -> None:
-    """Publish at 0.8 Mbit/s to a reader that takes 1 Mbit/s, in messages of which each takes it 0.8 s."""
+    """Publish at 0.8 Mbit/s to a reader that takes 1 Mbit/s; it needs 0.8 s for each message."""
     flood = Flood(site.publisher(GROUP), 1.0)
     async with flood:
         await asyncio.sleep(HONEST_FOR)
@@ -207,7 +207,7 @@ async def stays_and_misses_nothing(
         evicted=site.close_reasons(),
         pings=int(pings),
     )
-    assert pings >= 3, "it was asked, and it answered"
+    assert pings >= 3, "it was pinged, and it answered"
     assert site.close_reasons() == {}
 
 
@@ -251,7 +251,7 @@ async def join_as(site: Site, server: WebServer, agent: str, readers: list[RawCl
 
 
 async def publish_slowly(publisher: Publisher, first: int, last: int) -> None:
-    """Publish the messages of these numbers, five a second."""
+    """Publish the messages from `first` to below `last`, five a second."""
 
     def publish() -> None:
         for n in range(first, last):
@@ -277,7 +277,7 @@ async def leave_unsent(
         await publish_slowly(publisher, 10, 18)
         await healthy.seen(lambda frame: numbers([frame]) == [17], within=10)
         await eventually_async(lambda: site.close_reasons(), within=5)
-        # Long enough for a second look, and shorter than an unanswered ping is waited for.
+        # Long enough for a second check, and shorter than the wait for a pong.
         await asyncio.sleep(1)
         return site.database.query(
             "SELECT user_agent, close_reason FROM realtime_connection WHERE closed_at IS NOT NULL"
@@ -290,7 +290,7 @@ async def leave_unsent(
 async def test_if_all_leave_too_much_unsent_the_worst_go_first(
     pairing: Pairing, start_site: StartSite
 ) -> None:
-    """Ten readers stop, and five of them have twice as much unsent. Only as many of these five go as must."""
+    """Ten readers stop, and five of them have twice as much unsent. Of the five, only as many go as must."""
     half, total = READERS // 2, 6 * MIB
     site = start_site(pairing, MAX_UNSENT_BYTES=4 * MIB, MAX_UNSENT_TOTAL_BYTES=total)
     server = site.serve(**RETURNED)

@@ -49,7 +49,7 @@ def test_the_overview_tells_the_least_and_the_most_of_each_layer(
     assert (core, pubsub) == ("receiving again after 0.25 to 1.5", "receiving again after 1234")
     assert again == "`pytest tests/faults/test_redis_restart.py`"
     (other,) = [line for line in lines if line.startswith("| SIGKILL")]
-    assert "put right after not measured" in other
+    assert "cleaned up after not measured" in other
 
 
 def test_each_run_has_its_line_with_all_of_its_figures(
@@ -72,5 +72,5 @@ def test_each_run_has_its_line_with_all_of_its_figures(
 
 
 def test_a_figure_that_no_row_is_about_is_refused_with_its_name() -> None:
-    with pytest.raises(SystemExit, match="'a fire' is about 0 rows"):
+    with pytest.raises(SystemExit, match="'a fire' belongs to 0 rows"):
         table.page([{"test": "t", "fault": "a fire", "pairing": "core-daphne-sqlite"}])
