@@ -1,4 +1,4 @@
-"""The benchmarks run: each command in its smallest form. What they measure is nobody's business here."""
+"""The benchmarks run: each command in its smallest form. These tests do not look at the figures."""
 
 import shutil
 import subprocess

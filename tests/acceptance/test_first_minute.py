@@ -1,4 +1,4 @@
-"""What a person does in the first minute: open the page, connect, publish, look at what the commands say."""
+"""The first minute of a person with the demo: the page, a connection, messages, and the commands."""
 
 import asyncio
 import json
@@ -22,11 +22,11 @@ PING_INTERVAL = 1.5
 PONG_TIMEOUT = 1.0
 SLACK = 2.0  # seconds for a busy machine, on top of a bound
 
-#: All that a client may see which did not offer `realtime.v1`.
+#: All frames that a client may see if it did not offer `realtime.v1`.
 FRAMES_FOR_ANYBODY = {"message", "joined", "left", "published", "presence", "error"}
 
 
-# Both servers always, because each has a way of its own to end a connection.
+# Always both servers, because each has its own way to end a connection.
 @pytest.fixture(scope="module", params=pairings("pubsub-daphne-sqlite", "core-uvicorn-sqlite"))
 def site(request: pytest.FixtureRequest, start_shared_site: StartSite) -> Site:
     pairing: Pairing = request.param
@@ -40,7 +40,7 @@ def server(site: Site) -> WebServer:
 
 @pytest.fixture
 async def client(server: WebServer) -> AsyncIterator[Client]:
-    """A client of the subprotocol in no group."""
+    """A client of `realtime.v1` in no group."""
     async with Client(server.websocket("/ws/")) as client:
         await client.welcomed()
         yield client
@@ -273,9 +273,10 @@ def test_reap_connections_ends_within_two_seconds_of_sigterm(site: Site, server:
 def test_reap_connections_ends_in_two_seconds_within_a_round(site: Site, start_site: StartSite) -> None:
     site = start_site(site.pairing)
     frozen = site.serve()
-    # The process gets its row with the first connection that asks for one, and then answers nothing.
+    # The process gets its row with its first connection, and then answers nothing.
     asyncio.run(_open_and_close(frozen.websocket("/ws/public.lobby/")))
-    # Frozen in the middle of a write, it would hold SQLite's lock against everybody.
+    # If it were stopped in the middle of a write, it would keep SQLite's lock, and no other program could
+    # write.
     eventually(lambda: _nothing_to_write(site), within=10)
     frozen.process.send_signal(signal.SIGSTOP)
     try:
@@ -383,7 +384,7 @@ def test_a_round_is_one_line_of_text_or_of_json(site: Site, server: WebServer) -
 def test_once_says_so_when_another_reaper_ran_the_rounds(site: Site, start_site: StartSite) -> None:
     site = start_site(site.pairing)
     site.reaper("--interval", "0.6", "--timeout", "0.3").wait_for_a_round()
-    # A round of its own would come 5 s after the last one: never.
+    # Its own round would come 5 s after the last one, and the other reaper always runs one before.
     once = ("reap_connections", "--once", "--interval", "5", "--timeout", "0.3")
     done = site.manage(*once)
     assert (done.returncode, done.stdout.count("\n")) == (0, 1), done.stderr

@@ -1,7 +1,7 @@
-"""What both transports promise, shown on real servers, and what only the one for Daphne can do.
+"""The promises of all transports on real servers, and the abilities of the transport for Daphne.
 
-The server runs `tests.support.applications.transports`, whose connections are nothing but a transport;
-the test says from outside what is written to them.
+The server runs `tests.support.applications.transports`. Its connections are only a transport, and the test
+controls from outside what is written to them.
 """
 
 import asyncio
@@ -37,14 +37,14 @@ ENVIRONMENT = {
 }
 KILOBYTE = 1024
 MEGABYTE = 1024 * KILOBYTE
-TCP_CLOSE = 7  # the state of a TCP connection that is no more (include/net/tcp_states.h)
+TCP_CLOSE = 7  # the state of a TCP connection that has ended (include/net/tcp_states.h)
 
 Seen = dict[str, Any]
 Open = Callable[..., Any]
 
 
 class OftenPinging(DaphneServer):
-    """Daphne with pings of its own, every second."""
+    """Daphne with its own pings, every second."""
 
     def command_for(self, application: str) -> list[str]:
         *command, application = super().command_for(application)
@@ -52,14 +52,14 @@ class OftenPinging(DaphneServer):
 
 
 def uvicorn_on(implementation: str, *options: str, log: Path) -> UvicornServer:
-    """uvicorn with one of the libraries that it may speak WebSocket with."""
+    """uvicorn with one of its libraries for WebSocket."""
     return UvicornServer(
         "--ws", implementation, *options, log=log, environment=ENVIRONMENT, application=APPLICATION
     )
 
 
 class _InFolder(DaphneServer):
-    """Daphne with files of its own beside its log."""
+    """Daphne with its own files beside its log."""
 
     def __init__(self, *, log: Path, **options: Any) -> None:
         self.folder = log.parent
@@ -67,7 +67,7 @@ class _InFolder(DaphneServer):
 
 
 class Tls(_InFolder):
-    """Daphne behind TLS, with a certificate that signs itself."""
+    """Daphne with TLS and a certificate that signs itself."""
 
     def command_for(self, application: str) -> list[str]:
         command = super().command_for(application)
@@ -102,7 +102,7 @@ class UnixSocket(_InFolder):
 
 
 class Control:
-    """Says what is done to a connection of the server, and sees what becomes of it there."""
+    """The control of connections in the server: a test has them do something, and sees their state."""
 
     def __init__(self, server: WebServer, **options: Any) -> None:
         self._connecting = connect(
@@ -118,13 +118,13 @@ class Control:
         await self._socket.close()
 
     async def tell(self, name: str, command: str, *arguments: Any) -> Seen:
-        """Have a connection do something; returns what is to be seen of it afterwards."""
+        """Have a connection do something, and return its state afterwards."""
         await self._socket.send(json.dumps([name, command, *arguments]))
         answer: Seen = json.loads(await asyncio.wait_for(self._socket.recv(), 20))
         return answer
 
     async def until(self, name: str, happened: Callable[[Seen], object], *, within: float) -> Seen:
-        """Look until something has happened. Raises TimeoutError."""
+        """Ask for the state until it is as wanted. Raises TimeoutError."""
         seen: Seen = {}
         try:
             async with asyncio.timeout(within):
@@ -137,7 +137,7 @@ class Control:
 
 @dataclass
 class Held:
-    """One connection, from both ends."""
+    """One connection, seen from both ends."""
 
     name: str
     client: ClientConnection
@@ -150,13 +150,13 @@ class Held:
         return await self.control.until(self.name, happened, within=within)
 
     async def receive(self, count: int) -> list[str]:
-        """So many messages, binary ones as text."""
+        """Receive `count` messages; a binary one is returned as text."""
         async with asyncio.timeout(20):
             messages = [await self.client.recv() for _ in range(count)]
         return [each.decode() if isinstance(each, bytes) else each for each in messages]
 
     async def rest(self) -> list[str]:
-        """All messages to the end of the connection."""
+        """Receive all messages to the end of the connection."""
         messages = []
         with contextlib.suppress(ConnectionClosed):
             async with asyncio.timeout(10):
@@ -165,7 +165,7 @@ class Held:
         return messages
 
     def is_reset(self) -> bool:
-        """Whether the other end sent a RST; read from the kernel, because the client may not be reading."""
+        """True if the other end sent a RST. The kernel says it, because the client may not be reading."""
         raw = self.client.transport.get_extra_info("socket")
         return bool(raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_CLOSE)
 
@@ -181,7 +181,7 @@ _names = itertools.count(1)
 
 @contextlib.asynccontextmanager
 async def holding(server: WebServer, path: str = "held", **options: Any) -> AsyncIterator[Held]:
-    """One connection with few bytes of room in the kernel at the client's end; `options` go to the server."""
+    """Open a connection with little room in the kernel at the client's end; `options` go to the server."""
     name = f"c{next(_names)}"
     query = "&".join(f"{key}={value}" for key, value in options.items())
     small = socket.create_connection((server.interface, server.port))
@@ -211,12 +211,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def daphne(folder: Path) -> Iterator[WebServer]:
     with DaphneServer(log=folder / "daphne.log", environment=ENVIRONMENT, application=APPLICATION) as server:
         yield server
-    # Logged by Twisted, asyncio or Daphne, wherever an exception was nobody's.
+    # Twisted, asyncio and Daphne log an exception that nothing handled.
     assert "Traceback" not in server.log_text()
 
 
 def _uvicorn(implementation: str) -> Callable[[Path], Iterator[WebServer]]:
-    """A fixture: `uvicorn_on` this library."""
+    """Return a fixture: `uvicorn_on` this library."""
 
     @pytest.fixture(scope="module")
     def serving(folder: Path) -> Iterator[WebServer]:
@@ -241,7 +241,7 @@ wsproto = _uvicorn("wsproto")
     ]
 )
 async def hold(request: pytest.FixtureRequest) -> Open:
-    """Opens a connection with each of the transports in turn."""
+    """Return a function that opens a connection, for each of the transports in turn."""
     kind, _, name = request.param.split()
     server = request.getfixturevalue(name)
 
@@ -254,7 +254,8 @@ async def hold(request: pytest.FixtureRequest) -> Open:
     return held
 
 
-# -- what both promise --------------------------------------------------------------------------------
+# -- promises of all transports
+# --------------------------------------------------------------------------------
 
 
 async def test_writes_of_all_kinds_arrive_in_order(hold: Open) -> None:
@@ -328,7 +329,7 @@ async def test_a_handler_that_waits_for_a_slow_reader_goes_on(hold: Open) -> Non
         assert seen["failures"] == []
 
 
-# -- what the transports for known servers promise ------------------------------------------------------
+# -- promises of the transports for known servers ------------------------------------------------------
 
 
 @pytest.fixture(params=["daphne", "uvicorn", "wsproto"])
@@ -358,7 +359,7 @@ async def test_a_client_that_closes_and_reads_no_more_is_gone_soon(server: WebSe
         held.stop_reading()
         assert (await held.tell("fill", 64 * KILOBYTE, 200))["unsent"] > MEGABYTE
         await _send_close_frame(held.client)
-        # Without an abort both servers wait for ever here.
+        # Without an abort both servers would wait for ever here.
         await eventually_async(held.is_reset, within=5)
         seen = await held.until(lambda seen: seen["disconnected"] is not None)
         assert seen["disconnected"] == 1000
@@ -400,7 +401,7 @@ async def test_a_write_after_an_orderly_close_is_no_send_failure(server: WebServ
     async with holding(server) as held:
         held.client.transport.write(frame("tell me") + frame(struct.pack("!H", 4321), CLOSE))
         seen = await held.until(lambda seen: seen["disconnected"] is not None)
-        # In one packet: the application writes its answer when the close frame was read, too.
+        # In one packet: the application writes its answer after the close frame was read.
         assert seen["received"] == ["tell me"]
         assert set(seen["failures"]) <= {"client_closed"}
         assert seen["ended_by"] == "client_closed"
@@ -432,7 +433,8 @@ async def test_a_close_is_sent_even_if_the_turn_of_the_loop_is_long(server: WebS
         assert held.client.close_code == 4504
 
 
-# -- what only Daphne's can do -------------------------------------------------------------------------
+# -- abilities of the transport for Daphne
+# -------------------------------------------------------------------------
 
 
 async def test_pings_reach_the_client_and_its_pongs_come_back(daphne: WebServer) -> None:
@@ -487,7 +489,7 @@ async def test_after_an_orderly_close_of_the_client_nothing_fails(daphne: WebSer
 
 
 async def test_a_client_that_never_answers_a_close_goes_at_the_limit(daphne: WebServer) -> None:
-    # Its kernel has taken everything, so nothing tells whether it still reads that.
+    # The client's kernel has taken everything, so the server cannot see if the client still reads.
     async with holding(daphne, close_limit=2) as held:
         held.stop_reading()
         await held.tell("close", 4504)
@@ -495,7 +497,7 @@ async def test_a_client_that_never_answers_a_close_goes_at_the_limit(daphne: Web
 
 
 async def test_a_client_that_is_closed_as_silent_is_gone_in_a_moment(daphne: WebServer) -> None:
-    # It has answered no ping, so it is not waited for until the limit.
+    # The client has answered no ping, so the server does not wait for it until the limit.
     async with holding(daphne) as held:
         held.stop_reading()
         await held.tell("close", 4008)
@@ -513,7 +515,7 @@ async def test_a_client_that_reads_nothing_before_a_close_is_gone_soon(
         await held.until(lambda seen: seen["disconnected"] is not None, within=10)
 
 
-# -- where the fast way is not taken -------------------------------------------------------------------
+# -- cases without the fast way -------------------------------------------------------------------
 
 
 async def test_the_setting_switches_it_off(daphne: WebServer) -> None:

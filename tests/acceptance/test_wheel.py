@@ -1,4 +1,4 @@
-"""What is distributed: built from a copy of the sources, installed into a project that knows nothing else."""
+"""The distributions: built from a copy of the sources, and installed into another project."""
 
 import email.message
 import email.parser
@@ -48,7 +48,7 @@ application = ProtocolTypeRouter(
 """,
 }
 
-#: On top of what `startproject` writes.
+#: Added to the settings that `startproject` writes.
 SETTINGS = """
 INSTALLED_APPS = ["daphne", *INSTALLED_APPS, "people", "realtime"]
 ASGI_APPLICATION = "foreign.asgi.application"
@@ -73,7 +73,7 @@ def metadata(wheel: Path) -> email.message.Message:
         return email.parser.Parser().parsestr(archive.read(name).decode())
 
 
-# -- what is in it
+# -- the content of the distributions
 
 
 def test_the_wheel_has_the_whole_package_and_no_other_file(wheel: Path) -> None:
@@ -132,11 +132,11 @@ def test_the_source_distribution_builds_and_has_the_license(
     assert described["License-Expression"] == metadata["License-Expression"]
 
 
-# -- what it does in another project
+# -- the wheel in another project
 
 
 class Foreign:
-    """Another project, in an environment of its own into which the wheel was installed."""
+    """Another project, with the wheel installed in its own environment."""
 
     def __init__(self, folder: Path, wheel: Path, redis: RedisServer) -> None:
         self.folder = folder / "project"
@@ -162,7 +162,7 @@ class Foreign:
 
 
 class ForeignDaphne(WebServer):
-    """The Daphne that was installed with the wheel, with no options of ours."""
+    """The Daphne that was installed with the wheel, without our options."""
 
     def __init__(self, project: Foreign) -> None:
         self.program = project.bin / "daphne"

@@ -1,4 +1,4 @@
-"""The admin in Chromium: somebody disconnects a page that another server process holds."""
+"""The admin in Chromium: a user disconnects a page of another server process."""
 
 import re
 from collections.abc import AsyncGenerator
@@ -34,7 +34,7 @@ def site(request: pytest.FixtureRequest, start_shared_site: StartSite) -> Site:
 
 @pytest.fixture(scope="module")
 def servers(site: Site) -> tuple[WebServer, WebServer]:
-    """One that holds connections, one that serves the admin."""
+    """Start a server that holds connections, and one that serves the admin."""
     return site.serve(), site.serve()
 
 

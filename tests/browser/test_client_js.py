@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 HERE = Path(__file__).parent
 MODULE = HERE.parent.parent / "realtime" / "static" / "realtime" / "realtime.js"
 ORIGIN = "https://site.test"
-HALF = 0.5  # what Math.random() always says here: a back-off takes half of its window
+HALF = 0.5  # the value of Math.random() in these tests: a back-off takes half of its window
 
 
 async def _site(route: Route) -> None:
@@ -33,7 +33,7 @@ async def _site(route: Route) -> None:
 
 
 class Client:
-    """A RealtimeConnection in a page, and everything around it. Durations are seconds of the page's clock."""
+    """A RealtimeConnection in a page, with its clock, network and server. Durations are in its seconds."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
@@ -80,28 +80,28 @@ class Client:
         return [event for event in await self.get("seen") if event["event"] == name]  # type: ignore[attr-defined]
 
     async def passes(self, seconds: float) -> None:
-        """Time goes by, and every timer fires when it is due."""
+        """Let time pass; every timer fires when it is due."""
         await self.page.clock.run_for(round(seconds * 1000))
 
     async def sleeps(self, seconds: float) -> None:
-        """The machine sleeps: on waking, the wall clock has jumped, and each timer fires once at most."""
+        """Let the machine sleep. Then the wall clock has jumped, and each timer fires at most once."""
         await self.page.clock.fast_forward(round(seconds * 1000))
 
     async def shown(self) -> None:
-        """The page becomes visible again."""
+        """Make the page visible again."""
         await self.run("document.dispatchEvent(new Event('visibilitychange'))")
 
     async def sockets(self) -> int:
         return int(await self.get("WebSocket.all.length"))  # type: ignore[call-overload]
 
     async def waited(self) -> float:
-        """Seconds from the end of one socket to the making of the next one that it is waiting for."""
+        """Return the seconds that the connection waits from the end of one socket to the next one."""
         return float(await self.get("(connection.retryAt - connection.lastClose.at) / 1000"))  # type: ignore[arg-type]
 
     # The server.
 
     async def accept(self, *, groups: list[str] | None = None, max_silence: float = 45.0) -> None:
-        """The newest socket opens, and the server says welcome."""
+        """Open the newest socket, and send the welcome of the server."""
         await self.run("WebSocket.all.at(-1).accept()")
         await self.says(frames.Welcome(f"connection-{await self.sockets()}", max_silence, groups or []))
 
@@ -115,12 +115,12 @@ class Client:
         await self.run("WebSocket.all.at(argument[0]).drop(argument[1], argument[2])", [socket, code, reason])
 
     async def sent(self, *, socket: int = -1) -> list[frames.ClientFrame]:
-        """Everything that the client sent on this socket, as the server reads it."""
+        """Return all frames that the client sent on this socket, as the server reads them."""
         texts = await self.page.evaluate("(socket) => WebSocket.all.at(socket).sent", socket)
         return [frames.parse(text) for text in texts]
 
     async def ref(self) -> frames.Ref:
-        """The ref of the last command."""
+        """Return the ref of the last command."""
         return (await self.sent())[-1].ref  # type: ignore[union-attr]
 
 
@@ -132,7 +132,7 @@ async def page(chromium: Browser) -> AsyncGenerator[Page]:
     page.on("pageerror", lambda error: failures.append(str(error)))
     yield page
     await context.close()
-    assert failures == [], "an exception or a rejection that nobody handled"
+    assert failures == [], "an exception or a rejection was not handled"
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -392,7 +392,7 @@ async def test_a_page_that_slept_for_max_silence_notices_immediately(client: Cli
 
 async def test_frames_that_queued_during_a_stall_are_handled_first(client: Client) -> None:
     await client.accept(max_silence=10)
-    # Behind the timers that are due, but before those that they start: as after a long task in the page.
+    # After the timers that are due, and before the timers that these start, as after a long task in the page.
     await client.run('setTimeout(() => WebSocket.all[0].deliver(\'{"type":"ping","n":1}\'), 1000)')
     await client.sleeps(30)
     await client.passes(5)

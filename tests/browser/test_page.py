@@ -13,7 +13,7 @@ from tests.support.programs.site import Site
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
-PATIENCE = 20_000.0  # milliseconds that a busy machine may take for what usually takes a few
+PATIENCE = 20_000.0  # milliseconds that a busy machine may take for a step that usually takes a few
 PHONE = {"width": 390, "height": 844}
 
 expect.set_options(timeout=PATIENCE)
@@ -31,7 +31,7 @@ def server(site: Site) -> WebServer:
 
 
 class Complaints:
-    """What a page reports that a visitor would find in the developer tools."""
+    """The complaints of a page, as a visitor would find them in the developer tools."""
 
     def __init__(self, page: Page) -> None:
         self.seen: list[str] = []
@@ -58,7 +58,7 @@ async def page(chromium: Browser, server: WebServer) -> AsyncGenerator[Page]:
 
 
 async def open_page(page: Page) -> None:
-    """Go to the page, and wait until it has connected and joined its group by itself."""
+    """Open the page, and wait until it has connected and joined its group by itself."""
     await page.goto("/")
     await expect(page.locator("#state")).to_have_attribute("data-state", "open")
     await expect(page.locator("#groups span")).to_have_text(["public.lobby"])

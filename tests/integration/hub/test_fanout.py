@@ -1,4 +1,4 @@
-"""What came in for a group is written to whoever is a member when it is written, and in order."""
+"""A message to a group is written, in order, to the connections that are members when it is written."""
 
 import asyncio
 import itertools
@@ -22,7 +22,7 @@ from tests.support.assertions.in_process import value_of
 
 
 class Member:
-    """A connection; it remembers each write as the list of the messages in it."""
+    """A connection that keeps each write as the list of its messages."""
 
     def __init__(self, *groups: str, then: Callable[[], object] = lambda: None) -> None:
         self.groups = set(groups)
@@ -45,7 +45,7 @@ class Member:
 
 
 class House:
-    """A fan-out that runs, and the members that it looks up."""
+    """A running fan-out, and the members that it looks up."""
 
     def __init__(self, window: float = 0.0) -> None:
         self.groups: dict[str, dict[Any, None]] = {}
@@ -193,7 +193,7 @@ async def test_a_direct_write_goes_behind_the_run_under_way(
 def test_order_survives_direct_writes_at_every_suspension(
     groups: list[set[str]], messages: list[str], talk: list[list[int]]
 ) -> None:
-    """`talk` says for each suspension of fan-out which members are written to directly meanwhile."""
+    """`talk` has, for each suspension of the fan-out, the members that are written to directly meanwhile."""
 
     async def attempt() -> None:
         house, talking = House(), iter(talk)
@@ -276,7 +276,7 @@ async def test_the_loop_has_its_turn_however_much_there_is_to_write(
 
 async def test_a_window_delays_a_large_and_busy_group_and_no_other() -> None:
     house = House(window=0.1)
-    # A group is large when it takes long to write to.
+    # A group is large if it takes long to write to.
     ann, ben = Member("a", then=lambda: time.sleep(0.1)), Member("b")
     house.add(ann, ben)
     house.start()

@@ -1,4 +1,4 @@
-"""What the hub does with events that are not messages, and with rounds."""
+"""The hub and events that are not messages: rounds, kicks, marks, and events that make no sense."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""The consumers behind Channels' own test client."""
+"""The consumers behind the test client of Channels."""
 
 import asyncio
 import gc
@@ -31,7 +31,7 @@ V1 = [frames.SUBPROTOCOL]
 
 @pytest.fixture(autouse=True)
 def _no_server_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Channels' test client reports no disconnect after a close, so waiting for one is shortened."""
+    """The test client of Channels reports no disconnect after a close, so the wait for one is short."""
     monkeypatch.setattr(runner, "DISCONNECT_TIMEOUT", 0.2)
 
 
@@ -58,7 +58,7 @@ async def send(client: WebsocketCommunicator, **frame: Any) -> Any:
 
 
 async def closed(client: WebsocketCommunicator) -> int:
-    """The code with which the server closes; frames before it are passed over."""
+    """Return the close code of the server, after any other frames."""
     while (event := await client.receive_output(timeout=5))["type"] != "websocket.close":
         pass
     return int(event["code"])
@@ -69,7 +69,7 @@ async def the_record() -> Record:
 
 
 async def ended() -> Record:
-    """The record, once it is closed and every membership is left."""
+    """Wait until the record is closed and every membership is left, and return the record."""
     async with asyncio.timeout(5):
         while await Record.objects.open().aexists() or await Membership.objects.to_leave().aexists():
             await asyncio.sleep(0.02)
@@ -445,7 +445,7 @@ class TestRealtimeConsumer:
         await client.connect()
         sent = [str(number) for number in range(9)]
         for text in sent:
-            # As a server does that finds them all in one packet: nobody has a turn in between.
+            # As from a server that finds all of them in one packet: no other task runs in between.
             client.input_queue.put_nowait({"type": "websocket.receive", "text": text})
         await eventually_async(lambda: taken == sent, within=5)
         await client.disconnect()
@@ -466,7 +466,7 @@ class TestRealtimeConsumer:
         client = communicator(Slow.as_asgi())
         await client.connect()
         for turn in range(1, 50):
-            # Never too many for one turn, and always more than it takes.
+            # Never too many for one turn, and always more than the consumer takes.
             for _ in range(4):
                 await client.send_to(text_data=text)
             await eventually_async(lambda turn=turn: taken == turn or client.output_queue.qsize(), within=5)

@@ -283,7 +283,7 @@ async def test_an_overridden_call_and_the_attributes_of_as_asgi(both: Both) -> N
         await client.disconnect()
         assert application.consumer_class is Echo
         run.calls += [application.consumer_initkwargs, application.__name__, application.__doc__]
-        # What asgiref, and with it Daphne, asks before it calls an application as ASGI 3 says.
+        # asgiref, and with it Daphne, asks this before it calls an application as ASGI 3 says.
         run.calls.append(iscoroutinefunction(application))
 
     _, ours = await both(conversation)

@@ -75,7 +75,7 @@ async def test_events_of_own_types_by_group_and_by_channel(both: Both, kind: str
         assert heard == ["group", "own", "own"]
         assert await client.receive_nothing()
         await client.disconnect()
-        # Which of the two queues is looked at first is not defined.
+        # The order of the two queues is not defined.
         run.calls.sort(key=str)
         for client in run.clients:
             client.wire.sort(key=str)

@@ -331,7 +331,7 @@ async def test_an_exception_of_a_handler_is_raised_by_wait(both: Both, where: st
             await client.wait()
         get_channel_layer().groups.clear()
 
-    # On the wire ours says 4000, where a server that runs plain Channels closes with 1011 by itself.
+    # On the wire ours says 4000. With plain Channels the server itself closes with 1011.
     await both(conversation, same_wire=False)
 
 

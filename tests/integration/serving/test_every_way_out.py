@@ -1,7 +1,8 @@
-"""Whatever ends a connection, and whenever: one eviction, and nothing of the connection stays anywhere.
+"""Each way to end a connection, at each moment of its life: one eviction, and nothing of it is left.
 
-Each case holds a connection at one moment of its life, lets one thing end it there, looks at what must be
-true at once, lets go of what was held, and looks for what is left.
+A case is a moment and a way out. It holds a connection at the moment (`MOMENTS`: functions with `@moment`,
+which names the ways that are possible there), lets the way end it (`WAYS`, with the reason that it must
+have), checks what must be true immediately, releases what was held, and checks that nothing is left.
 """
 
 import asyncio
@@ -49,7 +50,7 @@ IMPATIENT = Options(max_unsent=1000, send_timeout=0.2, close_limit=0.2)
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same bounds, in less time."""
+    """Shorten the time limits."""
     monkeypatch.setattr(groups, "CALL_TIMEOUT", 0.1)
     monkeypatch.setattr(
         "realtime.hub.hub.make_ledger", lambda: Ledger(open_timeout=0.4, retry=Retry(longest=0.03))
@@ -59,13 +60,13 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Hold:
-    """A call that can be kept from going on, before or after it did what it does."""
+    """A call that a test can hold before or after its work."""
 
     def __init__(self) -> None:
         self.reached = threading.Event()
         self.released = threading.Event()
         self.error: Exception | None = None
-        """Raised when it is let go, though it was done."""
+        """Raised when the call is released, though its work was done."""
 
     def in_thread(self, call: Callable[..., Any], *, after: bool = False) -> Callable[..., Any]:
         def held(*arguments: Any, **options: Any) -> Any:
@@ -94,7 +95,7 @@ class Hold:
 
 
 class Life(Peer):
-    """One connection with a consumer as a server runs it: whatever ends the consumer, it evicts."""
+    """One connection with a consumer as a server runs it. The end of the consumer always evicts it."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.evicted = asyncio.Event()
@@ -104,7 +105,7 @@ class Life(Peer):
         self.closed_was_told = False
         self.consumer: asyncio.Task[None]
         self.others: list[asyncio.Task[Any]] = []
-        """What goes on beside it until the end of the case."""
+        """Tasks that run beside it until the end of the case."""
 
     def begin(self, *work: Callable[[], Awaitable[None]]) -> None:
         self.consumer = asyncio.create_task(self._consume(work))
@@ -129,7 +130,7 @@ class Life(Peer):
         return joining
 
     async def at_rest(self, *work: Callable[[], Awaitable[None]]) -> None:
-        """Until the consumer has done this and waits for events."""
+        """Wait until the consumer has done this work and waits for events."""
         done = asyncio.Event()
 
         async def tell() -> None:
@@ -138,7 +139,7 @@ class Life(Peer):
         self.begin(*work, tell)  # type: ignore[arg-type]
         await asyncio.wait_for(done.wait(), 5)
 
-    # -- what is left of it
+    # -- the traces of it
 
     @property
     def in_layer(self) -> set[str]:
@@ -153,7 +154,7 @@ class Life(Peer):
         return {name async for name in names.values_list("group", flat=True)}
 
     def is_out_of_the_hub(self) -> bool:
-        """What `evict` promises at once."""
+        """Check the synchronous part of `evict`."""
         home, connection = self.home, self.connection
         assert connection.id not in home.connections
         assert not any(connection in members for members in home.memberships.groups.values())
@@ -171,7 +172,7 @@ class Life(Peer):
         assert not home.evictions
         assert not home.cleanups
         assert not home.memberships._locks
-        # What a hub that has ended could not leave, a round leaves.
+        # If a hub that has ended could not leave a group, a round leaves it.
         assert not home.memberships._in_layer or home.ending
         return True
 
@@ -181,7 +182,8 @@ class Life(Peer):
 Moment = Callable[[Life], AbstractAsyncContextManager[None]]
 MOMENTS: dict[str, tuple[Moment, str]] = {}
 
-#: What can end a connection that only its consumer knows, is being recorded, is in the hub, is accepted.
+#: The ways to end a connection that only its consumer knows, that is being recorded, that is in the hub, that
+#: is accepted.
 UNKNOWN = "disconnected bug cancelled_again_and_again slow"
 BEING_RECORDED = f"{UNKNOWN} hub_ends"
 KNOWN = f"{BEING_RECORDED} kicked"
@@ -265,7 +267,7 @@ async def being_announced(life: Life) -> AsyncIterator[None]:
     hold.released.set()
     assert life.connection.admission is not None
     await asyncio.wait([life.connection.admission])
-    assert not life.closed_was_told, "before everybody had heard of the opening"
+    assert not life.closed_was_told, "the end was announced before the opening"
     signals.connection_opened.disconnect(receiver)
 
 
@@ -381,7 +383,7 @@ async def the_database_hung(life: Life) -> AsyncIterator[None]:
     for owner, name in writes:
         life.patch.setattr(owner, name, hold.in_thread(getattr(owner, name)))
     yield
-    # Out of the layer all the same; the rows say what is still to be written.
+    # The groups are still left in the layer, and the rows say what must be written.
     await _eviction(life)
     assert life.in_layer == set()
     record = await life.row()
@@ -453,7 +455,7 @@ async def send_fails(life: Life) -> None:
 
 async def slow(life: Life) -> None:
     life.suspended = True
-    # The first is under way, and does not count as waiting.
+    # The first message is under way, and does not count as waiting.
     for _ in range(2):
         lifecycle.send(life.connection, {"type": "websocket.send", "text": "x" * 1001})
 
@@ -480,7 +482,7 @@ async def bug(life: Life) -> None:
 
 
 async def cancelled_again_and_again(life: Life) -> None:
-    """As Daphne does every second, until the application has ended."""
+    """Cancel the consumer until it has ended, as Daphne does every second."""
 
     async def cancel() -> None:
         while not life.consumer.done():
@@ -515,9 +517,9 @@ WAYS: dict[str, tuple[Way, CloseReason]] = {
 
 CASES = [pytest.param(at, way, id=f"{at}-{way}") for at, (_, ways) in MOMENTS.items() for way in ways.split()]
 
-#: Before these the record was not written, so there is none.
+#: Moments without a record: it is not written yet, or it was deleted.
 NO_RECORD = {"before_admit", "the_hub_being_started", "its_record_deleted"}
-#: Up to these the connection was never announced, so its end is not either.
+#: Moments before the opening is announced: then the end is not announced either.
 NOT_ANNOUNCED = {
     "before_admit",
     "the_hub_being_started",
@@ -528,7 +530,7 @@ NOT_ANNOUNCED = {
 
 
 class Announced:
-    """The signals that applications get."""
+    """The signals that an application receives."""
 
     def __init__(self) -> None:
         self.life: Life

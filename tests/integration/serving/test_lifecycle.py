@@ -1,4 +1,4 @@
-"""The sequences of writes: what stands in the database, the layer and the hub after each of them."""
+"""The sequences of writes: the state of the database, the layer and the hub after each of them."""
 
 import asyncio
 import gc
@@ -367,7 +367,7 @@ async def test_many_that_end_together_leave_their_group_once(
 
 @pytest.fixture
 def hung_layer(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """From its call on, the layer takes each question and answers none."""
+    """`hung_layer()` makes the layer take each call and answer none."""
 
     def hang() -> None:
         async def hanging(*_: Any) -> None:

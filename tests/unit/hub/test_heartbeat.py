@@ -1,4 +1,4 @@
-"""How long the clock of a process sleeps between two looks."""
+"""The pause of a process between two looks at its schedule of pings."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""`realtime.hub.run_queue`: what one connection receives stays in order."""
+"""`realtime.hub.run_queue`: the messages of one connection stay in order."""
 
 from collections.abc import Iterator
 
@@ -88,7 +88,7 @@ steps = st.lists(
     st.one_of(
         st.tuples(st.just("put"), st.sampled_from("abc")),
         st.tuples(st.just("serve"), st.sampled_from(sorted(MEMBERS))),
-        # Writes the run whose turn it is to its next member, as fan-out does between two turns of the loop.
+        # Writes the current run to its next member, as fan-out does between two turns of the loop.
         st.just(("write", "")),
     ),
     max_size=80,
@@ -128,7 +128,7 @@ def test_each_member_receives_everything_once_and_in_order(steps: list[tuple[str
         elif step == "serve":
             for run in waiting.serve(which, MEMBERS[which], last[which]):
                 received[which] += run.texts
-            # Nothing that was sent to it waits any more.
+            # No message to this member waits any more.
             assert received[which] == sent[which]
         elif waiting:
             step_of_writing()
