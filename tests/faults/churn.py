@@ -29,6 +29,7 @@ from tests.support.assertions.agreement import Agreement, Witnesses
 from tests.support.assertions.growth import (
     MANY_WAVES,
     WAVES,
+    Growth,
     connections_had,
     growth_per_connection,
     memory,
@@ -237,42 +238,67 @@ async def churn(site: Site, *, seed: int, seconds: float, say: Say) -> Outcome:
         await wave(steady)
         before, had = (await memory(steady)).resident, connections_had(steady)
         await chaos.run(seed, seconds)
-
         say("nothing is broken any more")
-        began = time.monotonic()
-        rest = await witnesses.agree(within=QUIESCENCE)
-        rest_after = time.monotonic() - began
-        ends = ends_by_reason(site)
-        say(f"at rest after {rest_after:.1f} s: {rest}, {ends}")
-        await witnesses.all_reached(GROUPS)
+        rest, rest_after, ends = await at_rest(site, witnesses, say)
         await chaos.go_home()
-        assert not out_of_order(site)
-        empty = await witnesses.agree(within=QUIESCENCE)
-        assert empty == Agreement(sockets=0, memberships=0, groups=0)
-
+        await nothing_is_left(site, witnesses)
         grown, had = (await memory(steady)).resident - before, connections_had(steady) - had
-        say(f"the process that was never killed has grown by {grown / 2**20:.1f} MiB with {had} connections")
-        assert grown < GROWTH_ONCE + had * GROWTH_PER_CONNECTION
-        long = seconds >= LONG
-        growth = await growth_per_connection(steady, MANY_WAVES if long else WAVES)
-        say(f"then for each connection by {growth.bytes:.0f} bytes and {growth.blocks:.2f} blocks")
-        assert growth.blocks < BLOCKS_PER_CONNECTION
-        assert growth.bytes < GROWTH_PER_CONNECTION or not long
-        return Outcome(
-            actions=sum(chaos.done.values()),
-            bursts=chaos.done["burst"],
-            burst_messages=chaos.burst_messages,
-            burst_deliveries=chaos.burst_deliveries,
-            ends=ends,
-            sockets=rest.sockets,
-            memberships=rest.memberships,
-            rest_after=rest_after,
-            grown_mib=grown / 2**20,
-            growth_bytes_per_connection=growth.bytes,
-            growth_blocks_per_connection=growth.blocks,
-        )
+        growth = await memory_is_kept(steady, grown, had, long=seconds >= LONG, say=say)
     finally:
         chaos.close()
+    return Outcome(
+        actions=sum(chaos.done.values()),
+        bursts=chaos.done["burst"],
+        burst_messages=chaos.burst_messages,
+        burst_deliveries=chaos.burst_deliveries,
+        ends=ends,
+        sockets=rest.sockets,
+        memberships=rest.memberships,
+        rest_after=rest_after,
+        grown_mib=grown / 2**20,
+        growth_bytes_per_connection=growth.bytes,
+        growth_blocks_per_connection=growth.blocks,
+    )
+
+
+async def at_rest(site: Site, witnesses: Witnesses, say: Say) -> tuple[Agreement, float, dict[str, int]]:
+    """Wait until all witnesses agree, and check that a message reaches every member.
+
+    Returns:
+        Their agreement, the seconds until then, and the ends of connections by reason.
+    """
+    began = time.monotonic()
+    rest = await witnesses.agree(within=QUIESCENCE)
+    rest_after, ends = time.monotonic() - began, ends_by_reason(site)
+    say(f"at rest after {rest_after:.1f} s: {rest}, {ends}")
+    await witnesses.all_reached(GROUPS)
+    return rest, rest_after, ends
+
+
+async def nothing_is_left(site: Site, witnesses: Witnesses) -> None:
+    """Check, after all clients have left, that no message came out of order and that everything is empty."""
+    assert not out_of_order(site)
+    empty = await witnesses.agree(within=QUIESCENCE)
+    assert empty == Agreement(sockets=0, memberships=0, groups=0)
+
+
+async def memory_is_kept(server: WebServer, grown: int, had: int, *, long: bool, say: Say) -> Growth:
+    """Check that a server has not grown too much, and measure its growth in waves of connections.
+
+    Args:
+        server: The server that was never killed.
+        grown: The bytes by which it has grown in the churn.
+        had: The number of its connections in the churn.
+        long: True after a long churn; then there are more waves, and bytes are judged as well.
+        say: Called with lines about the progress.
+    """
+    say(f"the process that was never killed has grown by {grown / 2**20:.1f} MiB with {had} connections")
+    assert grown < GROWTH_ONCE + had * GROWTH_PER_CONNECTION
+    growth = await growth_per_connection(server, MANY_WAVES if long else WAVES)
+    say(f"then for each connection by {growth.bytes:.0f} bytes and {growth.blocks:.2f} blocks")
+    assert growth.blocks < BLOCKS_PER_CONNECTION
+    assert growth.bytes < GROWTH_PER_CONNECTION or not long
+    return growth
 
 
 def out_of_order(site: Site) -> list[str]:
