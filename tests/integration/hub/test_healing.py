@@ -37,7 +37,7 @@ one_layer = pytest.mark.parametrize(
     "home", ["CoreLayer", pytest.param("PubSubLayer", marks=pytest.mark.matrix)], indirect=True
 )
 
-#: The messages of these tests never fill it.
+#: The messages in this module never fill it.
 ROOMY = Options(max_unsent=100_000, send_timeout=5)
 
 

@@ -1,4 +1,4 @@
-"""What fault tests measured becomes a page with a row for each fault."""
+"""The figures of fault tests become a page with a row for each fault."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ FAULTS = Path(table.__file__).parent
 WITHOUT_FIGURES = {"test_pid_namespaces", "test_removed_layer"}
 
 
-def test_every_module_of_faults_has_its_row_and_every_row_its_module() -> None:
+def test_every_fault_module_has_a_row_and_every_row_a_module() -> None:
     modules = {path.stem for path in FAULTS.glob("test_*.py")}
     assert {row.module for row in table.ROWS} == modules - WITHOUT_FIGURES
 
