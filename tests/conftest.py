@@ -6,10 +6,13 @@ from collections.abc import Generator
 
 import pytest
 
-#: With REQUIRE_ALL=1, as in CI, a test that would be skipped fails instead: what is missing there is a fault.
+# Helpers assert too; their failures then show the values, as those of tests do.
+pytest.register_assert_rewrite("tests.support.assertions")
+
+#: With REQUIRE_ALL=1, as in CI, a test that would be skipped fails: a missing program there is a fault.
 REQUIRE_ALL = os.environ.get("REQUIRE_ALL") == "1"
 
-# A shell starts what runs in the background with Ctrl-C ignored; servers that tests start would inherit it.
+# A shell starts background jobs with Ctrl-C ignored, and the servers that tests start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -37,6 +40,9 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Three workers for what is run while one works, because it waits a third of its time; else none."""
+    """Use three workers for the tests that run while a person works, which wait a third of their time.
+
+    Other runs use no extra worker.
+    """
     leaves_out = str(config.getoption("markexpr"))
     return 3 if all(f"not {name}" in leaves_out for name in ("acceptance", "faults", "browser")) else 0

@@ -1,4 +1,4 @@
-"""The benchmarks run: each command in its smallest form. What they measure is nobody's business here."""
+"""The benchmarks run: each command in its smallest form. These tests do not look at the figures."""
 
 import shutil
 import subprocess
@@ -70,7 +70,7 @@ def test_fan_out_is_measured_with_every_contender(contender: str) -> None:
     assert contender in run("fanout", "--only", contender).partition("fanout: medians")[2]
 
 
-def test_a_contender_that_nobody_knows_is_refused_with_those_that_are_known() -> None:
+def test_an_unknown_contender_is_refused_with_a_list_of_all() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.fanout", "--quick", "--only", "plainn"],
         cwd=CHECKOUT,

@@ -1,6 +1,6 @@
 """The same consumers on Channels' base classes and on ours, on a real server with real clients.
 
-`tests/integration/test_drop_in.py` has the whole list; here is what only a server can show.
+`tests/integration/serving/test_drop_in_*.py` have the whole list. These tests need a real server.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ def server(site: Site) -> Any:
 
 @pytest.fixture
 async def both(site: Site, server: WebServer) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
-    """Holds a conversation under `/plain/` and under `/ours/`; returns what was seen, the same in both."""
+    """`await both(conversation)` holds it under `/plain/` and `/ours/`, and returns what both saw."""
 
     async def run(
         conversation: Callable[[Open], Awaitable[Any]], prefixes: Sequence[str] = ("plain", "ours")
@@ -78,7 +78,7 @@ async def heard(client: ClientConnection) -> str | bytes:
 
 
 async def ending(client: ClientConnection) -> tuple[int | None, str | None]:
-    """The close code and the reason with which the server closes."""
+    """Return the code and the reason of the server's close frame."""
     with pytest.raises(ConnectionClosed):
         await asyncio.wait_for(client.recv(), PATIENCE)
     return client.close_code, client.close_reason
@@ -105,7 +105,7 @@ async def test_two_browsers_in_the_tutorials_chat(both: Any) -> None:
 
 
 async def test_members_on_either_base_class_are_in_the_same_room(server: WebServer) -> None:
-    """As during a deploy that moves one server after the other."""
+    """A deployment moves one server after the other."""
     rooms = [server.websocket(f"/{prefix}/ws/chat/lobby/") for prefix in ("plain", "ours")]
     async with connect(rooms[0], proxy=None) as before, connect(rooms[1], proxy=None) as after:
         for client in (before, after):
@@ -179,12 +179,12 @@ async def test_what_a_client_said_before_it_left_is_handled(both: Any, site: Sit
                     await goes.send(json.dumps({"message": str(number)}))
             return [await heard(stays) for _ in range(5)]
 
-    # On uvicorn plain Channels loses some: its consumer ends when it sends to the client that has left.
+    # On uvicorn plain Channels loses some: its consumer ends if it sends to a client that has left.
     prefixes = ("plain", "ours") if site.pairing.server == "daphne" else ("ours",)
     assert await both(conversation, prefixes) == [f'{{"message": "{number}"}}' for number in range(5)]
 
 
-async def test_what_a_killed_process_held_in_a_second_layer_is_left_there(site: Site) -> None:
+async def test_a_killed_process_leaves_its_groups_of_a_second_layer(site: Site) -> None:
     with serving(site) as doomed:
         async with connect(doomed.websocket("/ours/other/"), proxy=None) as client:
             assert await heard(client) == "to your own channel"

@@ -1,4 +1,4 @@
-"""`reap_connections --once --explain` against real servers: it names what differs, mends it, and says so."""
+"""`reap_connections --once --explain` against real servers: it names the differences and repairs them."""
 
 import json
 import time
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.acceptance
 
 
 async def explained(site: Site, *options: str) -> tuple[int, list[dict[str, Any]]]:
-    """The exit code, and the differences that were told of."""
+    """Run the command; return its exit code and the differences in its report."""
     done = await site.amanage(
         "reap_connections", "--explain", "--format", "json", "--interval", "0.6", "--timeout", "0.5", *options
     )
@@ -25,7 +25,7 @@ async def explained(site: Site, *options: str) -> tuple[int, list[dict[str, Any]
 
 
 @pytest.mark.parametrize("pairing", pairings("core-uvicorn-sqlite"))
-async def test_database_layer_and_sockets_are_compared_and_brought_together(
+async def test_database_layer_and_sockets_are_compared_and_repaired(
     pairing: Pairing, start_site: StartSite
 ) -> None:
     site = start_site(pairing)

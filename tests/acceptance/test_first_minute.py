@@ -1,4 +1,4 @@
-"""What a person does in the first minute: open the page, connect, publish, look at what the commands say."""
+"""The first minute of a person with the demo: the page, a connection, messages, and the commands."""
 
 import asyncio
 import json
@@ -22,11 +22,11 @@ PING_INTERVAL = 1.5
 PONG_TIMEOUT = 1.0
 SLACK = 2.0  # seconds for a busy machine, on top of a bound
 
-#: All that a client may see which did not offer `realtime.v1`.
+#: All frames that a client may see if it did not offer `realtime.v1`.
 FRAMES_FOR_ANYBODY = {"message", "joined", "left", "published", "presence", "error"}
 
 
-# Both servers always, because each has a way of its own to end a connection.
+# Always both servers, because each has its own way to end a connection.
 @pytest.fixture(scope="module", params=pairings("pubsub-daphne-sqlite", "core-uvicorn-sqlite"))
 def site(request: pytest.FixtureRequest, start_shared_site: StartSite) -> Site:
     pairing: Pairing = request.param
@@ -40,7 +40,7 @@ def server(site: Site) -> WebServer:
 
 @pytest.fixture
 async def client(server: WebServer) -> AsyncIterator[Client]:
-    """A client of the subprotocol in no group."""
+    """A client of `realtime.v1` in no group."""
     async with Client(server.websocket("/ws/")) as client:
         await client.welcomed()
         yield client
@@ -64,7 +64,7 @@ async def test_a_plain_client_gets_what_the_publish_command_sends(site: Site, se
         assert frame == {"type": "message", "group": "public.lobby", "data": {"hello": 1}}
 
 
-async def test_a_plain_client_outlives_the_ping_bounds_and_sees_no_frame_of_the_subprotocol(
+async def test_a_plain_client_is_pinged_without_frames_of_the_protocol(
     server: WebServer,
 ) -> None:
     async with Client(server.websocket("/ws/public.quiet/"), plain=True) as plain:
@@ -86,9 +86,7 @@ async def test_each_line_of_standard_input_is_published_in_order(site: Site, ser
         await eventually_async(lambda: client.data == values, within=5)
 
 
-async def test_a_line_is_published_when_it_is_written_not_when_the_input_ends(
-    site: Site, server: WebServer
-) -> None:
+async def test_a_line_is_published_before_the_input_ends(site: Site, server: WebServer) -> None:
     async with Client(server.websocket("/ws/public.stream/")) as client:
         await client.welcomed()
         publisher = site.publisher("public.stream")
@@ -135,14 +133,14 @@ async def test_two_connections_have_two_names(server: WebServer, client: Client)
         assert (await other.welcomed())["connection"] != (await client.welcomed())["connection"]
 
 
-async def test_who_answers_pings_stays_and_pings_are_numbered_from_one(client: Client) -> None:
+async def test_a_client_that_answers_stays_and_pings_count_from_one(client: Client) -> None:
     await client.seen(lambda frame: frame == {"type": "ping", "n": 3}, within=4 * PING_INTERVAL + SLACK)
 
     assert [frame["n"] for frame in client.of_type("ping")] == [1, 2, 3]
     assert client.is_open
 
 
-async def test_who_does_not_answer_is_closed_with_4008_without_a_goodbye(server: WebServer) -> None:
+async def test_a_client_that_does_not_answer_is_closed_with_4008(server: WebServer) -> None:
     async with Client(server.websocket("/ws/public.lobby/")) as silent:
         silent.answers_pings = False
         code = await silent.closes(within=PING_INTERVAL + PONG_TIMEOUT + SLACK)
@@ -245,7 +243,7 @@ async def test_an_empty_close_is_recorded_as_the_clients_own(site: Site, server:
         ["--interval", "2", "--timeout", "3"],
     ],
 )
-def test_reap_connections_refuses_impossible_times_in_one_sentence(site: Site, options: list[str]) -> None:
+def test_reap_connections_refuses_impossible_times(site: Site, options: list[str]) -> None:
     done = site.manage("reap_connections", "--once", *options)
 
     assert done.returncode == 2
@@ -263,7 +261,7 @@ def test_reap_connections_refuses_options_that_it_cannot_read(site: Site, option
     assert done.stderr.strip()
 
 
-def test_reap_connections_ends_with_0_within_two_seconds_of_sigterm(site: Site, server: WebServer) -> None:
+def test_reap_connections_ends_within_two_seconds_of_sigterm(site: Site, server: WebServer) -> None:
     reaper = site.reaper("--interval", "1", "--timeout", "0.5")
     reaper.wait_for_a_round()
     reaper.terminate()
@@ -272,14 +270,13 @@ def test_reap_connections_ends_with_0_within_two_seconds_of_sigterm(site: Site, 
     assert "Traceback" not in reaper.log_text()
 
 
-def test_reap_connections_ends_with_0_within_two_seconds_in_the_middle_of_a_round(
-    site: Site, start_site: StartSite
-) -> None:
+def test_reap_connections_ends_in_two_seconds_within_a_round(site: Site, start_site: StartSite) -> None:
     site = start_site(site.pairing)
     frozen = site.serve()
-    # The process gets its row with the first connection that asks for one, and then answers nothing.
+    # The process gets its row with its first connection, and then answers nothing.
     asyncio.run(_open_and_close(frozen.websocket("/ws/public.lobby/")))
-    # Frozen in the middle of a write, it would hold SQLite's lock against everybody.
+    # If it were stopped in the middle of a write, it would keep SQLite's lock, and no other program could
+    # write.
     eventually(lambda: _nothing_to_write(site), within=10)
     frozen.process.send_signal(signal.SIGSTOP)
     try:
@@ -322,9 +319,7 @@ def _killed_with_connections(site: Site, count: int) -> None:
 ONCE = ("reap_connections", "--once", "--interval", "1", "--timeout", "0.5")
 
 
-def test_once_exits_3_when_it_repaired_something_and_0_when_there_was_nothing(
-    site: Site, start_site: StartSite
-) -> None:
+def test_once_exits_3_after_repairs_and_0_otherwise(site: Site, start_site: StartSite) -> None:
     site = start_site(site.pairing)
     healthy = site.serve()
     asyncio.run(_open_and_close(healthy.websocket("/ws/public.lobby/")))
@@ -389,7 +384,7 @@ def test_a_round_is_one_line_of_text_or_of_json(site: Site, server: WebServer) -
 def test_once_says_so_when_another_reaper_ran_the_rounds(site: Site, start_site: StartSite) -> None:
     site = start_site(site.pairing)
     site.reaper("--interval", "0.6", "--timeout", "0.3").wait_for_a_round()
-    # A round of its own would come 5 s after the last one: never.
+    # Its own round would come 5 s after the last one, and the other reaper always runs one before.
     once = ("reap_connections", "--once", "--interval", "5", "--timeout", "0.3")
     done = site.manage(*once)
     assert (done.returncode, done.stdout.count("\n")) == (0, 1), done.stderr

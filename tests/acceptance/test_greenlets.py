@@ -1,4 +1,4 @@
-"""`publish()` in processes that gevent or eventlet has patched: gunicorn's, Celery's, and a bare Python's."""
+"""`publish()` in processes that gevent or eventlet has patched: gunicorn, Celery, and a bare Python."""
 
 import asyncio
 import contextlib
@@ -25,14 +25,14 @@ both_layers = pytest.mark.parametrize("backend", ["pubsub", "core"])
 
 
 class Listener:
-    """The member of a group, in the process of the test."""
+    """A member of a group, in the process of the test."""
 
     def __init__(self, layer: Any, channel: str) -> None:
         self._layer = layer
         self._channel = channel
 
     async def hear(self, count: int) -> list[Any]:
-        """Return the data of so many messages, and fail if there are more."""
+        """Return the data of `count` messages, and fail if there are more."""
         async with asyncio.timeout(10):
             heard = [await self._next() for _ in range(count)]
         with pytest.raises(TimeoutError):
@@ -74,7 +74,7 @@ def environment(backend: str, redis_server: RedisServer, tmp_path: Path) -> dict
     return os.environ | {
         "DJANGO_SETTINGS_MODULE": "project.settings",
         "DATABASE_URL": f"sqlite:///{tmp_path / 'db.sqlite3'}",
-        # A name, so that it is looked up.
+        # A host name, so that it must be looked up.
         "REDIS_URL": redis_server.url.replace("127.0.0.1", "localhost"),
         "REDIS_PID": str(redis_server.pid),
         "CHANNEL_LAYER_BACKEND": backend,
@@ -82,7 +82,7 @@ def environment(backend: str, redis_server: RedisServer, tmp_path: Path) -> dict
 
 
 async def run(library: str, scenario: str, environment: dict[str, str]) -> list[str]:
-    """Run a scenario to its end, and return the lines that it printed; it may not complain of anything."""
+    """Run a scenario to its end, and return the lines that it printed. It must write nothing to stderr."""
     ended = await asyncio.to_thread(
         subprocess.run,
         [sys.executable, "-m", "tests.support.greenlets.patched", library, scenario],
@@ -213,7 +213,7 @@ async def test_a_greenlet_does_not_wait_for_ever_for_the_loop(
 async def test_a_process_that_is_patched_later_goes_on_publishing(
     library: str, listener: Listener, environment: dict[str, str]
 ) -> None:
-    # An address: asyncio looks up names in a thread, which would complain at its end that it was patched.
+    # An address: asyncio looks up names in a thread, which would complain at its end of the patch.
     address = environment["REDIS_URL"].replace("localhost", "127.0.0.1")
     await run(library, "patched_later", environment | {"REDIS_URL": address})
     assert await listener.hear(3) == ["plain", "patched", "patched again"]
@@ -227,7 +227,7 @@ async def test_every_call_publishes_on_the_asyncio_hub_of_eventlet(
 
 
 class Gunicorn(WebServer):
-    """gunicorn with one worker of the given class."""
+    """Run gunicorn with one worker of the given class."""
 
     def __init__(self, worker: str, *options: str, **more: Any) -> None:
         self.worker = worker
@@ -238,7 +238,7 @@ class Gunicorn(WebServer):
         return [
             sys.executable,
             *("-m", "gunicorn", "-k", self.worker, "-w", "1", "-b", self.address),
-            # It would lie in the home of the user, and with eventlet on Python 3.13 it spoils the exit code.
+            # It would be in the home of the user, and with eventlet on Python 3.13 it changes the exit code.
             *("--no-control-socket", *self.options),
             application,
         ]
@@ -251,7 +251,7 @@ class Gunicorn(WebServer):
     def stop(self) -> None:
         workers = psutil.Process(self.pid).children(recursive=True) if self.is_alive else []
         super().stop()
-        # gunicorn ends them itself, unless it was killed because it hung.
+        # gunicorn ends them itself, except if it was killed because it hung.
         for worker in workers:
             with contextlib.suppress(psutil.NoSuchProcess):
                 worker.kill()
@@ -278,7 +278,7 @@ async def test_gunicorn_publishes(
 
 
 @both_libraries
-async def test_gunicorn_publishes_when_it_has_published_before_the_fork(
+async def test_gunicorn_publishes_before_and_after_its_fork(
     library: str, listener: Listener, environment: dict[str, str], tmp_path: Path
 ) -> None:
     log = tmp_path / "gunicorn.log"

@@ -1,5 +1,6 @@
-"""A client that does not offer `realtime.v1`: on Daphne it is pinged by RFC 6455 and found dead in the same
-bounds, and sees no frame that the author of the consumer did not write.
+"""A client that does not offer `realtime.v1` sees only frames that the author of the consumer writes.
+
+On Daphne it is pinged by RFC 6455, and found dead within the same bounds.
 """
 
 import asyncio
@@ -30,18 +31,18 @@ def reasons(site: Site) -> list[Any]:
     ]
 
 
-async def test_one_that_answers_no_ping_is_found_and_one_that_does_stays(start_site: StartSite) -> None:
+async def test_only_a_client_that_answers_no_ping_is_closed(start_site: StartSite) -> None:
     ping_interval = 2.0
     site = start_site(DAPHNE, PING_INTERVAL=ping_interval, PONG_TIMEOUT=PONG_TIMEOUT)
     server = site.serve()
     async with Client(server.websocket(PATH), plain=True) as honest:
         silent = await RawClient(server.websocket(PATH), answers_pings=False).open(v1=False)
         began = time.monotonic()
-        # The close frame says why; whoever does not answer it is aborted after a moment.
+        # The close frame says why. A client that does not answer it is aborted after a moment.
         assert await silent.closes(within=10) == 4008
         assert time.monotonic() - began < ping_interval + PONG_TIMEOUT + SLACK
         await silent.close()
-        # The record is closed when the socket is, a moment later.
+        # The record is closed a moment after the socket.
         await eventually_async(lambda: reasons(site).count("ping_timeout") == 1, within=5)
         await asyncio.sleep(ping_interval)
         assert honest.is_open
@@ -49,11 +50,11 @@ async def test_one_that_answers_no_ping_is_found_and_one_that_does_stays(start_s
         assert reasons(site).count("") == 1
 
 
-async def test_one_that_is_written_to_is_found_sooner_and_what_it_did_not_read_is_counted(
+async def test_a_client_that_is_written_to_is_found_sooner(
     start_site: StartSite,
 ) -> None:
     probe_after = 0.5
-    # No regular ping comes before the test is over.
+    # No regular ping comes before the end of the test.
     site = start_site(
         DAPHNE, PING_INTERVAL=60.0, MAX_SILENCE=200.0, PONG_TIMEOUT=PONG_TIMEOUT, PROBE_AFTER=probe_after
     )

@@ -1,5 +1,5 @@
-"""`manage.py runserver` without a reaper: all works, a reload says goodbye, and the next start puts right
-what was cut off.
+"""`manage.py runserver` without a reaper: everything works, a reload tells its clients to come back, and the
+next start finishes the cleanup that was cut off.
 """
 
 import asyncio
@@ -25,13 +25,13 @@ pytestmark = pytest.mark.acceptance
 CLIENTS = 5
 GROUPS = ("public.lobby", "public.news")
 PINGS = {"PING_INTERVAL": 1.5, "PONG_TIMEOUT": 1.0}
-SWEPT_WITHIN = 10.0  # seconds on a busy machine; no round and no waiting for one is in it
+SWEPT_WITHIN = 10.0  # seconds on a busy machine; the sweep needs no round and waits for none
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="pids are judged on Linux; elsewhere by rounds")
 layers = pytest.mark.parametrize(
     "pairing",
     [
-        # Under core, a membership that nobody discards stays in Redis for a day.
+        # On the core layer, a membership that is not discarded stays in Redis for a day.
         Pairing("core", "daphne", "sqlite"),
         pytest.param(Pairing("pubsub", "daphne", "postgres"), marks=pytest.mark.matrix),
     ],
@@ -40,7 +40,7 @@ layers = pytest.mark.parametrize(
 
 
 async def a_client(server: WebServer) -> Client:
-    """A client, as soon as the server takes one: while it reloads, it says goodbye, or nobody listens."""
+    """Connect as soon as the server takes a client. While it reloads, it refuses, or sends a goodbye."""
     async with asyncio.timeout(30):
         while True:
             client = Client(server.websocket(f"/ws/{GROUPS[0]}/"))
@@ -55,7 +55,7 @@ async def a_client(server: WebServer) -> Client:
 
 
 def held(site: Site, process: str) -> tuple[int, int]:
-    """Open records and memberships that are not left, of one process."""
+    """Count the open records of one process, and its memberships that are not left."""
     records = site.database.query("SELECT process_id FROM realtime_connection WHERE closed_at IS NULL")
     memberships = site.database.query("SELECT process_id FROM realtime_membership WHERE left_at IS NULL")
     return _of(process, records), _of(process, memberships)
@@ -66,7 +66,7 @@ def _of(process: str, rows: list[Row]) -> int:
 
 
 def running(site: Site) -> list[tuple[str, int, str]]:
-    """Id, pid and channel of the processes that are neither stopped nor lost."""
+    """Return id, pid and channel of the processes that are neither stopped nor lost."""
     found = site.database.query(
         "SELECT id, pid, channel_name FROM realtime_process WHERE stopped_at IS NULL ORDER BY started_at"
     )
@@ -74,7 +74,7 @@ def running(site: Site) -> list[tuple[str, int, str]]:
 
 
 def members_in_redis(site: Site) -> set[str]:
-    """The channels that the core layer has in any of the groups."""
+    """Return the channels that the core layer has in any of the groups."""
     with site.redis.client() as client:
         return {name for key in client.scan_iter("asgi:group:*") for name in client.zrange(key, 0, -1)}
 
@@ -87,7 +87,7 @@ async def nothing_is_left_of(process: str, channel: str, site: Site) -> None:
     await eventually_async(lambda: held(site, process) == (0, 0), within=SWEPT_WITHIN)
     assert channel not in members_in_redis(site)
     assert [each[0] for each in running(site)] != [process]
-    assert site.database.value("SELECT count(*) FROM realtime_round") == 0, "a reaper has been at work"
+    assert site.database.value("SELECT count(*) FROM realtime_round") == 0, "a reaper has run"
 
 
 @layers
@@ -112,10 +112,10 @@ async def test_page_connect_publish_and_pings_need_no_reaper(pairing: Pairing, s
 
 @on_linux
 @layers
-async def test_a_reload_tells_every_client_to_come_back_and_leaves_nothing_to_do(
+async def test_a_reload_tells_all_clients_to_come_back_and_cleans_up(
     pairing: Pairing, start_site: StartSite, tmp_path: Path
 ) -> None:
-    # A module that the server has imported and that is no file of the checkout: its settings.
+    # A module that the server has imported and that is not in the checkout: its settings.
     watched = tmp_path / "watched_settings.py"
     watched.write_text("from tests.support.live import *\n")
     site = start_site(pairing)
@@ -129,14 +129,14 @@ async def test_a_reload_tells_every_client_to_come_back_and_leaves_nothing_to_do
         assert pid != server.pid, "the server is a child of the process that reloads it"
 
         def reloading() -> bool:
-            # Again and again, because the reloader first looks at what there is.
+            # Repeatedly, because the reloader first reads the state of all files.
             watched.write_text(watched.read_text() + "\n")
             return all(not client.is_open for client in clients)
 
         await eventually_async(reloading, within=20, every=0.5)
     assert {client.close_code for client in clients} == {4000}
     assert all(client.of_type("goodbye") for client in clients)
-    # The clients are closed before it is recorded.
+    # The clients are closed before the records are.
     await eventually_async(lambda: held(site, process) == (0, 0), within=5)
     await eventually_async(lambda: running(site) == [], within=5)
 
@@ -177,8 +177,8 @@ async def test_with_reload_ctrl_c_tells_every_client_to_come_back(
     server = site.runserver("--nostatic")
     async with crowd(CLIENTS, server.websocket(f"/ws/{GROUPS[0]}/")) as clients:
         ((_, pid, _),) = running(site)
-        # As a terminal does: to the process that watches the files, which waits a quarter of a second for the
-        # one that serves, and to that one.
+        # As a terminal does: to the process that serves, and to the process that watches the files, which
+        # waits a quarter of a second for the other.
         for each in (server.pid, pid):
             os.kill(each, signal.SIGINT)
         assert [await client.closes(within=10) for client in clients] == [4000] * CLIENTS
@@ -187,7 +187,7 @@ async def test_with_reload_ctrl_c_tells_every_client_to_come_back(
 
 @on_linux
 @layers
-async def test_with_reload_the_next_start_puts_right_what_a_sigterm_cut_off(
+async def test_the_next_start_finishes_what_a_sigterm_cut_off(
     pairing: Pairing, start_site: StartSite
 ) -> None:
     site = start_site(pairing)
@@ -195,7 +195,7 @@ async def test_with_reload_the_next_start_puts_right_what_a_sigterm_cut_off(
     async with crowd(CLIENTS, server.websocket(f"/ws/{GROUPS[0]}/")) as clients:
         await in_two_groups(clients)
         ((process, _, channel),) = running(site)
-        # The process that watches the files kills the one that serves.
+        # The process that watches the files kills the process that serves.
         server.terminate()
         await asyncio.to_thread(server.exit_code, within=20)
         await eventually_async(lambda: not any(client.is_open for client in clients), within=10)

@@ -1,7 +1,7 @@
-"""What both transports promise, shown on real servers, and what only the one for Daphne can do.
+"""The promises of all transports on real servers, and the abilities of the transport for Daphne.
 
-The server runs `tests.support.applications.transports`, whose connections are nothing but a transport;
-the test says from outside what is written to them.
+The server runs `tests.support.applications.transports`. Its connections are only a transport, and the test
+controls from outside what is written to them.
 """
 
 import asyncio
@@ -37,14 +37,14 @@ ENVIRONMENT = {
 }
 KILOBYTE = 1024
 MEGABYTE = 1024 * KILOBYTE
-TCP_CLOSE = 7  # the state of a TCP connection that is no more (include/net/tcp_states.h)
+TCP_CLOSE = 7  # the state of a TCP connection that has ended (include/net/tcp_states.h)
 
 Seen = dict[str, Any]
 Open = Callable[..., Any]
 
 
 class OftenPinging(DaphneServer):
-    """Daphne with pings of its own, every second."""
+    """Daphne with its own pings, every second."""
 
     def command_for(self, application: str) -> list[str]:
         *command, application = super().command_for(application)
@@ -52,14 +52,14 @@ class OftenPinging(DaphneServer):
 
 
 def uvicorn_on(implementation: str, *options: str, log: Path) -> UvicornServer:
-    """uvicorn with one of the libraries that it may speak WebSocket with."""
+    """uvicorn with one of its libraries for WebSocket."""
     return UvicornServer(
         "--ws", implementation, *options, log=log, environment=ENVIRONMENT, application=APPLICATION
     )
 
 
 class _InFolder(DaphneServer):
-    """Daphne with files of its own beside its log."""
+    """Daphne with its own files beside its log."""
 
     def __init__(self, *, log: Path, **options: Any) -> None:
         self.folder = log.parent
@@ -67,7 +67,7 @@ class _InFolder(DaphneServer):
 
 
 class Tls(_InFolder):
-    """Daphne behind TLS, with a certificate that signs itself."""
+    """Daphne with TLS and a certificate that signs itself."""
 
     def command_for(self, application: str) -> list[str]:
         command = super().command_for(application)
@@ -102,7 +102,7 @@ class UnixSocket(_InFolder):
 
 
 class Control:
-    """Says what is done to a connection of the server, and sees what becomes of it there."""
+    """The control of connections in the server: a test has them do something, and sees their state."""
 
     def __init__(self, server: WebServer, **options: Any) -> None:
         self._connecting = connect(
@@ -118,13 +118,13 @@ class Control:
         await self._socket.close()
 
     async def tell(self, name: str, command: str, *arguments: Any) -> Seen:
-        """Have a connection do something; returns what is to be seen of it afterwards."""
+        """Have a connection do something, and return its state afterwards."""
         await self._socket.send(json.dumps([name, command, *arguments]))
         answer: Seen = json.loads(await asyncio.wait_for(self._socket.recv(), 20))
         return answer
 
     async def until(self, name: str, happened: Callable[[Seen], object], *, within: float) -> Seen:
-        """Look until something has happened. Raises TimeoutError."""
+        """Ask for the state until it is as wanted. Raises TimeoutError."""
         seen: Seen = {}
         try:
             async with asyncio.timeout(within):
@@ -137,7 +137,7 @@ class Control:
 
 @dataclass
 class Held:
-    """One connection, from both ends."""
+    """One connection, seen from both ends."""
 
     name: str
     client: ClientConnection
@@ -150,13 +150,13 @@ class Held:
         return await self.control.until(self.name, happened, within=within)
 
     async def receive(self, count: int) -> list[str]:
-        """So many messages, binary ones as text."""
+        """Receive `count` messages; a binary one is returned as text."""
         async with asyncio.timeout(20):
             messages = [await self.client.recv() for _ in range(count)]
         return [each.decode() if isinstance(each, bytes) else each for each in messages]
 
     async def rest(self) -> list[str]:
-        """All messages to the end of the connection."""
+        """Receive all messages to the end of the connection."""
         messages = []
         with contextlib.suppress(ConnectionClosed):
             async with asyncio.timeout(10):
@@ -165,7 +165,7 @@ class Held:
         return messages
 
     def is_reset(self) -> bool:
-        """Whether the other end sent a RST; read from the kernel, because the client may not be reading."""
+        """True if the other end sent a RST. The kernel says it, because the client may not be reading."""
         raw = self.client.transport.get_extra_info("socket")
         return bool(raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_CLOSE)
 
@@ -181,7 +181,7 @@ _names = itertools.count(1)
 
 @contextlib.asynccontextmanager
 async def holding(server: WebServer, path: str = "held", **options: Any) -> AsyncIterator[Held]:
-    """One connection with few bytes of room in the kernel at the client's end; `options` go to the server."""
+    """Open a connection with little room in the kernel at the client's end; `options` go to the server."""
     name = f"c{next(_names)}"
     query = "&".join(f"{key}={value}" for key, value in options.items())
     small = socket.create_connection((server.interface, server.port))
@@ -211,12 +211,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def daphne(folder: Path) -> Iterator[WebServer]:
     with DaphneServer(log=folder / "daphne.log", environment=ENVIRONMENT, application=APPLICATION) as server:
         yield server
-    # Logged by Twisted, asyncio or Daphne, wherever an exception was nobody's.
+    # Twisted, asyncio and Daphne log an exception that nothing handled.
     assert "Traceback" not in server.log_text()
 
 
 def _uvicorn(implementation: str) -> Callable[[Path], Iterator[WebServer]]:
-    """A fixture: `uvicorn_on` this library."""
+    """Return a fixture: `uvicorn_on` this library."""
 
     @pytest.fixture(scope="module")
     def serving(folder: Path) -> Iterator[WebServer]:
@@ -241,7 +241,7 @@ wsproto = _uvicorn("wsproto")
     ]
 )
 async def hold(request: pytest.FixtureRequest) -> Open:
-    """Opens a connection with each of the transports in turn."""
+    """Return a function that opens a connection, for each of the transports in turn."""
     kind, _, name = request.param.split()
     server = request.getfixturevalue(name)
 
@@ -254,16 +254,17 @@ async def hold(request: pytest.FixtureRequest) -> Open:
     return held
 
 
-# -- what both promise --------------------------------------------------------------------------------
+# -- promises of all transports
+# --------------------------------------------------------------------------------
 
 
-async def test_what_is_written_on_any_way_arrives_in_the_order_of_the_writes(hold: Open) -> None:
+async def test_writes_of_all_kinds_arrive_in_order(hold: Open) -> None:
     async with hold() as held:
         await held.tell("mix", 400)
         assert await held.receive(400) == [str(number) for number in range(400)]
 
 
-async def test_large_messages_to_a_slow_reader_arrive_whole_and_in_order(hold: Open) -> None:
+async def test_large_messages_reach_a_slow_reader_whole_and_in_order(hold: Open) -> None:
     async with hold(max_unsent=50 * MEGABYTE) as held:
         held.stop_reading()
         telling = asyncio.create_task(held.tell("mix_large", 60, 150 * KILOBYTE))
@@ -291,7 +292,7 @@ async def test_last_words_precede_the_close_and_nothing_follows_it(hold: Open) -
         assert (await held.tell("look"))["failures"] == []
 
 
-async def test_a_close_code_that_the_server_refuses_closes_all_the_same(hold: Open) -> None:
+async def test_a_close_code_that_the_server_refuses_still_closes(hold: Open) -> None:
     async with hold() as held:
         await held.tell("close", 1011)
         await held.rest()
@@ -308,7 +309,7 @@ async def test_a_peer_that_is_gone_is_written_to_without_an_exception(hold: Open
         await held.tell("write", "x")
 
 
-async def test_what_the_client_said_before_it_closed_comes_before_the_close(hold: Open) -> None:
+async def test_frames_before_a_close_are_received_before_it(hold: Open) -> None:
     async with hold() as held:
         await held.client.send("my last word")
         await held.client.close(4321)
@@ -317,7 +318,7 @@ async def test_what_the_client_said_before_it_closed_comes_before_the_close(hold
         assert seen["disconnected"] in (1000, 4321)
 
 
-async def test_a_handler_that_sends_without_end_to_a_slow_reader_ends_when_it_is_read(hold: Open) -> None:
+async def test_a_handler_that_waits_for_a_slow_reader_goes_on(hold: Open) -> None:
     async with hold(max_unsent=MEGABYTE) as held:
         held.stop_reading()
         await held.tell("start_handling", 200 * KILOBYTE, 60)
@@ -328,7 +329,7 @@ async def test_a_handler_that_sends_without_end_to_a_slow_reader_ends_when_it_is
         assert seen["failures"] == []
 
 
-# -- what the transports for known servers promise ------------------------------------------------------
+# -- promises of the transports for known servers ------------------------------------------------------
 
 
 @pytest.fixture(params=["daphne", "uvicorn", "wsproto"])
@@ -337,7 +338,7 @@ def server(request: pytest.FixtureRequest) -> WebServer:
     return known
 
 
-async def test_a_client_that_reads_nothing_is_a_slow_consumer_above_the_cap(server: WebServer) -> None:
+async def test_a_client_that_reads_nothing_is_slow_above_the_cap(server: WebServer) -> None:
     async with holding(server, max_unsent=300 * KILOBYTE) as held:
         held.stop_reading()
         seen = await held.tell("fill", 64 * KILOBYTE, 400)
@@ -345,7 +346,7 @@ async def test_a_client_that_reads_nothing_is_a_slow_consumer_above_the_cap(serv
         assert 300 * KILOBYTE < seen["unsent"] < 300 * KILOBYTE + 4 * 64 * KILOBYTE
 
 
-async def test_one_message_above_the_cap_is_sent_to_whoever_reads(server: WebServer) -> None:
+async def test_one_message_above_the_cap_reaches_a_client_that_reads(server: WebServer) -> None:
     async with holding(server, max_unsent=10 * KILOBYTE) as held:
         await held.tell("write", "x" * 900 * KILOBYTE)
         await held.tell("write", "and another one")
@@ -353,12 +354,12 @@ async def test_one_message_above_the_cap_is_sent_to_whoever_reads(server: WebSer
         assert (await held.tell("look"))["failures"] == []
 
 
-async def test_a_client_that_closes_and_does_not_read_the_rest_is_gone_in_a_moment(server: WebServer) -> None:
+async def test_a_client_that_closes_and_reads_no_more_is_gone_soon(server: WebServer) -> None:
     async with holding(server, max_unsent=50 * MEGABYTE) as held:
         held.stop_reading()
         assert (await held.tell("fill", 64 * KILOBYTE, 200))["unsent"] > MEGABYTE
         await _send_close_frame(held.client)
-        # Without an abort both servers wait for ever here.
+        # Without an abort both servers would wait for ever here.
         await eventually_async(held.is_reset, within=5)
         seen = await held.until(lambda seen: seen["disconnected"] is not None)
         assert seen["disconnected"] == 1000
@@ -375,7 +376,9 @@ async def test_a_client_that_closes_and_does_not_read_the_rest_is_gone_in_a_mome
     ],
     ids=["close", "close-without-a-code", "bad-frame", "too-much", "reset"],
 )
-async def test_who_ended_the_connection_and_why_is_known(server: WebServer, last: bytes, reason: str) -> None:
+async def test_the_transport_knows_which_side_ended_it_and_why(
+    server: WebServer, last: bytes, reason: str
+) -> None:
     async with holding(server) as held:
         if last:
             held.client.transport.write(last)
@@ -385,9 +388,7 @@ async def test_who_ended_the_connection_and_why_is_known(server: WebServer, last
 
 
 @pytest.mark.parametrize("implementation", ["websockets-sansio", "wsproto"])
-async def test_who_does_not_answer_the_keepalive_of_uvicorn_has_not_closed(
-    folder: Path, implementation: str
-) -> None:
+async def test_a_missing_keepalive_answer_on_uvicorn_is_no_close(folder: Path, implementation: str) -> None:
     impatient = ("--ws-ping-interval", "0.5", "--ws-ping-timeout", "1")
     with uvicorn_on(implementation, *impatient, log=folder / "keepalive.log") as server:
         async with holding(server) as held:
@@ -396,18 +397,18 @@ async def test_who_does_not_answer_the_keepalive_of_uvicorn_has_not_closed(
             assert seen["ended_by"] == "ping_timeout"
 
 
-async def test_a_write_that_notices_an_orderly_close_first_is_no_send_failure(server: WebServer) -> None:
+async def test_a_write_after_an_orderly_close_is_no_send_failure(server: WebServer) -> None:
     async with holding(server) as held:
         held.client.transport.write(frame("tell me") + frame(struct.pack("!H", 4321), CLOSE))
         seen = await held.until(lambda seen: seen["disconnected"] is not None)
-        # In one packet: the application writes its answer when the close frame was read, too.
+        # In one packet: the application writes its answer after the close frame was read.
         assert seen["received"] == ["tell me"]
         assert set(seen["failures"]) <= {"client_closed"}
         assert seen["ended_by"] == "client_closed"
 
 
 @pytest.mark.parametrize("code", [4008, 4009, 4010])
-async def test_whoever_reads_no_more_is_aborted_at_once(server: WebServer, code: int) -> None:
+async def test_a_client_that_reads_no_more_is_aborted_immediately(server: WebServer, code: int) -> None:
     async with holding(server, max_unsent=50 * MEGABYTE) as held:
         held.stop_reading()
         await held.tell("fill", 64 * KILOBYTE, 200)
@@ -415,7 +416,7 @@ async def test_whoever_reads_no_more_is_aborted_at_once(server: WebServer, code:
         await eventually_async(held.is_reset, within=1.5)
 
 
-async def test_whoever_is_closed_with_a_backlog_has_a_moment_to_read_it(server: WebServer) -> None:
+async def test_a_closed_client_has_a_moment_to_read_its_backlog(server: WebServer) -> None:
     async with holding(server, max_unsent=50 * MEGABYTE) as held:
         held.stop_reading()
         await held.tell("fill", 64 * KILOBYTE, 100)
@@ -425,14 +426,15 @@ async def test_whoever_is_closed_with_a_backlog_has_a_moment_to_read_it(server: 
         assert held.client.close_code == 4504
 
 
-async def test_a_close_is_told_before_it_is_given_up_however_long_the_turn_takes(server: WebServer) -> None:
+async def test_a_close_is_sent_even_if_the_turn_of_the_loop_is_long(server: WebServer) -> None:
     async with holding(server) as held:
         await held.tell("close_and_stall", 4504, "goodbye", 2.5)
         assert (await held.rest())[-1:] == ["goodbye"]
         assert held.client.close_code == 4504
 
 
-# -- what only Daphne's can do -------------------------------------------------------------------------
+# -- abilities of the transport for Daphne
+# -------------------------------------------------------------------------
 
 
 async def test_pings_reach_the_client_and_its_pongs_come_back(daphne: WebServer) -> None:
@@ -486,8 +488,8 @@ async def test_after_an_orderly_close_of_the_client_nothing_fails(daphne: WebSer
         assert seen["failures"] == []
 
 
-async def test_a_client_that_never_answers_a_close_is_gone_at_the_limit(daphne: WebServer) -> None:
-    # Its kernel has taken everything, so nothing tells whether it still reads that.
+async def test_a_client_that_never_answers_a_close_goes_at_the_limit(daphne: WebServer) -> None:
+    # The client's kernel has taken everything, so the server cannot see if the client still reads.
     async with holding(daphne, close_limit=2) as held:
         held.stop_reading()
         await held.tell("close", 4504)
@@ -495,14 +497,14 @@ async def test_a_client_that_never_answers_a_close_is_gone_at_the_limit(daphne: 
 
 
 async def test_a_client_that_is_closed_as_silent_is_gone_in_a_moment(daphne: WebServer) -> None:
-    # It has answered no ping, so it is not waited for until the limit.
+    # The client has answered no ping, so the server does not wait for it until the limit.
     async with holding(daphne) as held:
         held.stop_reading()
         await held.tell("close", 4008)
         await held.until(lambda seen: seen["disconnected"] is not None, within=10)
 
 
-async def test_a_client_that_takes_no_more_of_what_precedes_a_close_is_gone_in_a_moment(
+async def test_a_client_that_reads_nothing_before_a_close_is_gone_soon(
     daphne: WebServer,
 ) -> None:
     async with holding(daphne, max_unsent=50 * MEGABYTE) as held:
@@ -513,7 +515,7 @@ async def test_a_client_that_takes_no_more_of_what_precedes_a_close_is_gone_in_a
         await held.until(lambda seen: seen["disconnected"] is not None, within=10)
 
 
-# -- where the fast way is not taken -------------------------------------------------------------------
+# -- cases without the fast way -------------------------------------------------------------------
 
 
 async def test_the_setting_switches_it_off(daphne: WebServer) -> None:
@@ -523,7 +525,7 @@ async def test_the_setting_switches_it_off(daphne: WebServer) -> None:
         assert await held.receive(1) == ["hello"]
 
 
-async def test_behind_a_middleware_that_nobody_knows_all_goes_through_it(daphne: WebServer) -> None:
+async def test_an_unknown_middleware_sees_everything_that_is_sent(daphne: WebServer) -> None:
     async with holding(daphne, path="wrapped") as held:
         seen = await held.tell("share", "hello")
         assert seen["kind"] == "AsgiTransport"

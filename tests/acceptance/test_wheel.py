@@ -1,4 +1,4 @@
-"""What is distributed: built from a copy of the sources, installed into a project that knows nothing else."""
+"""The distributions: built from a copy of the sources, and installed into another project."""
 
 import email.message
 import email.parser
@@ -48,7 +48,7 @@ application = ProtocolTypeRouter(
 """,
 }
 
-#: On top of what `startproject` writes.
+#: Added to the settings that `startproject` writes.
 SETTINGS = """
 INSTALLED_APPS = ["daphne", *INSTALLED_APPS, "people", "realtime"]
 ASGI_APPLICATION = "foreign.asgi.application"
@@ -73,10 +73,10 @@ def metadata(wheel: Path) -> email.message.Message:
         return email.parser.Parser().parsestr(archive.read(name).decode())
 
 
-# -- what is in it
+# -- the content of the distributions
 
 
-def test_the_wheel_holds_the_package_whole_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_has_the_whole_package_and_no_other_file(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if not name.split("/")[0].endswith(".dist-info")}
     package = CHECKOUT / "realtime"
@@ -118,7 +118,7 @@ def test_the_classifiers_and_the_readme_name_the_same_pythons(metadata: email.me
     assert {"Framework :: Django :: 5.2", "Typing :: Typed"} <= set(classifiers)
 
 
-def test_the_source_distribution_can_be_built_from_and_carries_the_license(
+def test_the_source_distribution_builds_and_has_the_license(
     built: Path, metadata: email.message.Message
 ) -> None:
     (archive,) = built.glob("*.tar.gz")
@@ -132,11 +132,11 @@ def test_the_source_distribution_can_be_built_from_and_carries_the_license(
     assert described["License-Expression"] == metadata["License-Expression"]
 
 
-# -- what it does in another project
+# -- the wheel in another project
 
 
 class Foreign:
-    """Another project, in an environment of its own into which the wheel was installed."""
+    """Another project, with the wheel installed in its own environment."""
 
     def __init__(self, folder: Path, wheel: Path, redis: RedisServer) -> None:
         self.folder = folder / "project"
@@ -162,7 +162,7 @@ class Foreign:
 
 
 class ForeignDaphne(WebServer):
-    """The Daphne that was installed with the wheel, with no options of ours."""
+    """The Daphne that was installed with the wheel, without our options."""
 
     def __init__(self, project: Foreign) -> None:
         self.program = project.bin / "daphne"
@@ -177,9 +177,7 @@ class ForeignDaphne(WebServer):
         return [str(self.program), "-b", self.interface, "-p", str(self.port), application]
 
 
-async def test_another_project_installs_it_migrates_nothing_of_its_own_and_serves_connections(
-    wheel: Path, tmp_path: Path
-) -> None:
+async def test_another_project_installs_it_and_serves_connections(wheel: Path, tmp_path: Path) -> None:
     with RedisServer(tmp_path) as redis:
         foreign = Foreign(tmp_path, wheel, redis)
         where = foreign.manage("shell", "--verbosity", "0", "-c", "import realtime; print(realtime.__file__)")

@@ -30,8 +30,8 @@ def chromium_path() -> str:
     return str(CHROMIUM)
 
 
-# Not for the whole session, and not through Playwright's synchronous interface: both would leave an event
-# loop running under all other tests.
+# Neither for the whole session nor through Playwright's synchronous interface: both would leave an event loop
+# running under all other tests.
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def chromium(chromium_path: str) -> AsyncGenerator[Browser]:
     async with async_playwright() as playwright:

@@ -1,4 +1,4 @@
-"""The admin in Chromium: somebody disconnects a page that another server process holds."""
+"""The admin in Chromium: a user disconnects a page of another server process."""
 
 import re
 from collections.abc import AsyncGenerator
@@ -34,7 +34,7 @@ def site(request: pytest.FixtureRequest, start_shared_site: StartSite) -> Site:
 
 @pytest.fixture(scope="module")
 def servers(site: Site) -> tuple[WebServer, WebServer]:
-    """One that holds connections, one that serves the admin."""
+    """Start a server that holds connections, and one that serves the admin."""
     return site.serve(), site.serve()
 
 
@@ -99,7 +99,7 @@ async def test_a_page_is_disconnected_from_the_admin_and_stays_so(
     assert complaints.seen == []
 
 
-async def test_the_list_and_the_pages_fit_a_phone_and_can_be_used_there(page: Page, admin: Page) -> None:
+async def test_the_list_and_the_pages_fit_a_phone(page: Page, admin: Page) -> None:
     await open_page(page)
     await admin.set_viewport_size(PHONE)
     for address in ("connection/?state=open", f"connection/{await id_of(page)}/change/", "process/"):

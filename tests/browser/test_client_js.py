@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 HERE = Path(__file__).parent
 MODULE = HERE.parent.parent / "realtime" / "static" / "realtime" / "realtime.js"
 ORIGIN = "https://site.test"
-HALF = 0.5  # what Math.random() always says here: a back-off takes half of its window
+HALF = 0.5  # the value of Math.random() in these tests: a back-off takes half of its window
 
 
 async def _site(route: Route) -> None:
@@ -33,7 +33,7 @@ async def _site(route: Route) -> None:
 
 
 class Client:
-    """A RealtimeConnection in a page, and everything around it. Durations are seconds of the page's clock."""
+    """A RealtimeConnection in a page, with its clock, network and server. Durations are in its seconds."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
@@ -80,28 +80,28 @@ class Client:
         return [event for event in await self.get("seen") if event["event"] == name]  # type: ignore[attr-defined]
 
     async def passes(self, seconds: float) -> None:
-        """Time goes by, and every timer fires when it is due."""
+        """Let time pass; every timer fires when it is due."""
         await self.page.clock.run_for(round(seconds * 1000))
 
     async def sleeps(self, seconds: float) -> None:
-        """The machine sleeps: on waking, the wall clock has jumped, and each timer fires once at most."""
+        """Let the machine sleep. Then the wall clock has jumped, and each timer fires at most once."""
         await self.page.clock.fast_forward(round(seconds * 1000))
 
     async def shown(self) -> None:
-        """The page becomes visible again."""
+        """Make the page visible again."""
         await self.run("document.dispatchEvent(new Event('visibilitychange'))")
 
     async def sockets(self) -> int:
         return int(await self.get("WebSocket.all.length"))  # type: ignore[call-overload]
 
     async def waited(self) -> float:
-        """Seconds from the end of one socket to the making of the next one that it is waiting for."""
+        """Return the seconds that the connection waits from the end of one socket to the next one."""
         return float(await self.get("(connection.retryAt - connection.lastClose.at) / 1000"))  # type: ignore[arg-type]
 
     # The server.
 
     async def accept(self, *, groups: list[str] | None = None, max_silence: float = 45.0) -> None:
-        """The newest socket opens, and the server says welcome."""
+        """Open the newest socket, and send the welcome of the server."""
         await self.run("WebSocket.all.at(-1).accept()")
         await self.says(frames.Welcome(f"connection-{await self.sockets()}", max_silence, groups or []))
 
@@ -115,12 +115,12 @@ class Client:
         await self.run("WebSocket.all.at(argument[0]).drop(argument[1], argument[2])", [socket, code, reason])
 
     async def sent(self, *, socket: int = -1) -> list[frames.ClientFrame]:
-        """Everything that the client sent on this socket, as the server reads it."""
+        """Return all frames that the client sent on this socket, as the server reads them."""
         texts = await self.page.evaluate("(socket) => WebSocket.all.at(socket).sent", socket)
         return [frames.parse(text) for text in texts]
 
     async def ref(self) -> frames.Ref:
-        """The ref of the last command."""
+        """Return the ref of the last command."""
         return (await self.sent())[-1].ref  # type: ignore[union-attr]
 
 
@@ -132,7 +132,7 @@ async def page(chromium: Browser) -> AsyncGenerator[Page]:
     page.on("pageerror", lambda error: failures.append(str(error)))
     yield page
     await context.close()
-    assert failures == [], "an exception or a rejection that nobody handled"
+    assert failures == [], "an exception or a rejection was not handled"
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -143,7 +143,7 @@ async def client(page: Page) -> Client:
 # The protocol.
 
 
-async def test_it_offers_the_subprotocol_at_the_websocket_scheme_of_the_page(client: Client) -> None:
+async def test_it_offers_the_subprotocol_and_takes_the_pages_scheme(client: Client) -> None:
     assert await client.get("WebSocket.all[0].url") == "wss://site.test/ws/"
     assert await client.get("WebSocket.all[0].protocols") == [frames.SUBPROTOCOL]
 
@@ -157,7 +157,7 @@ async def test_it_is_open_only_after_the_welcome(client: Client) -> None:
     assert await client.get("connection.groups") == ["user.7"]
 
 
-async def test_a_ping_is_answered_before_any_listener_runs_and_without_a_timer(client: Client) -> None:
+async def test_a_ping_is_answered_before_any_listener_runs(client: Client) -> None:
     await client.accept()
     await client.run(
         "connection.addEventListener('ping', () => (window.sentBefore = WebSocket.all[0].sent.length))"
@@ -204,7 +204,7 @@ async def test_what_it_does_not_understand_is_ignored(client: Client) -> None:
     assert await client.sent() == [frames.ClientPong(1)]
 
 
-async def test_the_promise_of_a_command_resolves_with_the_frame_of_that_ref(client: Client) -> None:
+async def test_a_command_resolves_with_the_frame_of_its_ref(client: Client) -> None:
     await client.accept()
     await client.run("watch('first', connection.publish('public.a', {x: 1}))")
     await client.run("watch('second', connection.publish('public.a', 'text'))")
@@ -216,7 +216,7 @@ async def test_the_promise_of_a_command_resolves_with_the_frame_of_that_ref(clie
     assert outcomes["second"]["type"] == "published"  # type: ignore[index]
 
 
-async def test_a_refused_command_rejects_with_the_code_of_the_error_frame(client: Client) -> None:
+async def test_a_refused_command_rejects_with_the_code_of_the_error(client: Client) -> None:
     await client.accept()
     await client.run("watch('join', connection.join('staff.news'))")
     await client.says(frames.Error("forbidden", "Only staff may join.", await client.ref()))
@@ -232,7 +232,7 @@ async def test_an_error_that_answers_no_command_is_an_event(client: Client) -> N
     assert (error["code"], error["detail"]) == ("rate_limited", "Slow down.")
 
 
-async def test_publishing_without_a_connection_or_without_data_fails_at_once(client: Client) -> None:
+async def test_publishing_without_connection_or_data_fails(client: Client) -> None:
     await client.run("watch('early', connection.publish('public.a', 1))")
     await client.accept()
     await client.run("watch('nothing', connection.publish('public.a', undefined))")
@@ -240,7 +240,7 @@ async def test_publishing_without_a_connection_or_without_data_fails_at_once(cli
     assert await client.sent() == []
 
 
-async def test_a_command_that_was_sent_rejects_when_the_connection_is_lost(client: Client) -> None:
+async def test_a_sent_command_rejects_when_the_connection_is_lost(client: Client) -> None:
     await client.accept()
     await client.run("watch('publish', connection.publish('public.a', 1))")
     await client.drops(1006)
@@ -250,7 +250,7 @@ async def test_a_command_that_was_sent_rejects_when_the_connection_is_lost(clien
 # Reconnecting.
 
 
-async def test_it_reconnects_after_exactly_the_codes_that_the_server_means(client: Client) -> None:
+async def test_it_reconnects_after_the_codes_that_ask_for_it(client: Client) -> None:
     for code in sorted(
         {reason.code for reason in closing.CloseReason} | {1000, 1001, 1006, 1011, 4499, 4999}
     ):
@@ -277,7 +277,7 @@ async def test_4503_is_final_until_the_page_connects_again(client: Client) -> No
     assert await client.sockets() == 2
 
 
-async def test_a_goodbye_without_reconnect_is_final_even_when_the_close_code_is_lost(client: Client) -> None:
+async def test_a_goodbye_without_reconnect_is_final_with_any_code(client: Client) -> None:
     await client.accept()
     await client.says(frames.Goodbye("kicked", False))
     await client.drops(1006)
@@ -285,7 +285,7 @@ async def test_a_goodbye_without_reconnect_is_final_even_when_the_close_code_is_
     assert (await client.state(), await client.sockets()) == ("closed", 1)
 
 
-async def test_the_slot_that_the_server_gave_is_kept_even_when_the_page_wakes_up(client: Client) -> None:
+async def test_a_page_that_wakes_up_keeps_the_servers_slot(client: Client) -> None:
     await client.accept()
     await client.says(frames.Goodbye("server_restart", True, 7.5))
     await client.drops(4000)
@@ -297,7 +297,7 @@ async def test_the_slot_that_the_server_gave_is_kept_even_when_the_page_wakes_up
     assert await client.sockets() == 2
 
 
-async def test_a_goodbye_whose_close_never_comes_is_a_close(client: Client) -> None:
+async def test_a_goodbye_without_a_close_is_a_close(client: Client) -> None:
     await client.accept()
     await client.says(frames.Goodbye("server_restart", True, 1.0))
     await client.passes(7)
@@ -313,7 +313,7 @@ async def test_back_off_doubles_up_to_its_cap_and_takes_a_random_part(client: Cl
     assert waits == [HALF * window for window in (1, 2, 4, 8, 16, 30, 30, 30)]
 
 
-async def test_only_a_connection_that_lasted_starts_back_off_anew(client: Client) -> None:
+async def test_only_a_connection_that_lasted_resets_the_back_off(client: Client) -> None:
     for lasted, expected in ((0, 1), (1, 2), (9, 4), (11, 1), (1, 2)):
         await client.accept()
         await client.passes(lasted)
@@ -341,7 +341,7 @@ async def test_close_is_final_and_cancels_a_reconnect_that_is_due(client: Client
     assert (await client.state(), await client.sockets()) == ("closed", 1)
 
 
-async def test_an_ended_socket_is_closed_and_nothing_that_it_still_says_is_heard(client: Client) -> None:
+async def test_frames_of_an_ended_socket_are_ignored(client: Client) -> None:
     await client.accept(max_silence=10)
     await client.passes(11)
     await client.passes(1)
@@ -363,7 +363,7 @@ async def test_an_ended_socket_is_closed_and_nothing_that_it_still_says_is_heard
 # Silence.
 
 
-async def test_a_silent_server_is_given_up_after_max_silence_and_not_before(client: Client) -> None:
+async def test_a_silent_server_is_left_after_max_silence(client: Client) -> None:
     await client.accept(max_silence=45.0)
     await client.passes(44)
     assert await client.state() == "open"
@@ -382,7 +382,7 @@ async def test_any_frame_breaks_the_silence(client: Client, text: str) -> None:
     assert (await client.state(), await client.sockets()) == ("open", 1)
 
 
-async def test_a_machine_that_slept_longer_than_max_silence_notices_at_once(client: Client) -> None:
+async def test_a_page_that_slept_for_max_silence_notices_immediately(client: Client) -> None:
     await client.accept(max_silence=45)
     await client.passes(3)
     await client.sleeps(600)
@@ -390,9 +390,9 @@ async def test_a_machine_that_slept_longer_than_max_silence_notices_at_once(clie
     assert await client.get("connection.lastClose.reason") == "silent"
 
 
-async def test_frames_that_queued_while_the_page_stood_still_are_heard_first(client: Client) -> None:
+async def test_frames_that_queued_during_a_stall_are_handled_first(client: Client) -> None:
     await client.accept(max_silence=10)
-    # Behind the timers that are due, but before those that they start: as after a long task in the page.
+    # After the timers that are due, and before the timers that these start, as after a long task in the page.
     await client.run('setTimeout(() => WebSocket.all[0].deliver(\'{"type":"ping","n":1}\'), 1000)')
     await client.sleeps(30)
     await client.passes(5)
@@ -438,7 +438,7 @@ async def test_the_events_of_one_wake_up_share_one_question(client: Client) -> N
     assert (await client.sent())[1:] == [frames.ClientPing(2)]
 
 
-async def test_a_frame_from_before_the_sleep_does_not_answer_for_the_server_of_now(client: Client) -> None:
+async def test_a_frame_from_before_the_sleep_proves_nothing(client: Client) -> None:
     await client.accept()
     await client.shown()
     await client.says(frames.Message("public.lobby", Raw(b'"was in a buffer"')))
@@ -446,7 +446,7 @@ async def test_a_frame_from_before_the_sleep_does_not_answer_for_the_server_of_n
     assert await client.get("connection.lastClose.reason") == "silent"
 
 
-async def test_a_pong_that_stands_in_line_behind_other_frames_is_waited_for(client: Client) -> None:
+async def test_a_pong_behind_other_frames_is_waited_for(client: Client) -> None:
     await client.accept()
     await client.shown()
     for _ in range(5):
@@ -457,7 +457,7 @@ async def test_a_pong_that_stands_in_line_behind_other_frames_is_waited_for(clie
     assert (await client.state(), await client.sockets()) == ("open", 1)
 
 
-async def test_waking_up_while_waiting_tries_at_once(client: Client) -> None:
+async def test_a_page_that_wakes_up_while_waiting_tries_immediately(client: Client) -> None:
     for _ in range(5):
         await client.drops(1006)
         await client.passes(await client.waited())
@@ -485,7 +485,7 @@ async def test_check_measures_the_round_trip(client: Client) -> None:
     assert await client.get("connection.roundTrip") == pytest.approx(0.25)
 
 
-async def test_a_clock_that_is_set_back_does_not_put_the_end_hours_away(client: Client) -> None:
+async def test_a_clock_that_is_set_back_delays_no_deadline(client: Client) -> None:
     await client.accept()
     await client.page.clock.set_system_time(1_700_000_100 - 36_000)
     await client.passes(50)

@@ -13,7 +13,7 @@ from tests.support.programs.site import Site
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
-PATIENCE = 20_000.0  # milliseconds that a busy machine may take for what usually takes a few
+PATIENCE = 20_000.0  # milliseconds that a busy machine may take for a step that usually takes a few
 PHONE = {"width": 390, "height": 844}
 
 expect.set_options(timeout=PATIENCE)
@@ -31,7 +31,7 @@ def server(site: Site) -> WebServer:
 
 
 class Complaints:
-    """What a page reports that a visitor would find in the developer tools."""
+    """The complaints of a page, as a visitor would find them in the developer tools."""
 
     def __init__(self, page: Page) -> None:
         self.seen: list[str] = []
@@ -58,7 +58,7 @@ async def page(chromium: Browser, server: WebServer) -> AsyncGenerator[Page]:
 
 
 async def open_page(page: Page) -> None:
-    """Go to the page, and wait until it has connected and joined its group by itself."""
+    """Open the page, and wait until it has connected and joined its group by itself."""
     await page.goto("/")
     await expect(page.locator("#state")).to_have_attribute("data-state", "open")
     await expect(page.locator("#groups span")).to_have_text(["public.lobby"])
@@ -70,7 +70,7 @@ async def publish(page: Page, group: str, data: str) -> None:
     await page.click("#publish")
 
 
-async def test_the_page_connects_joins_and_measures_by_itself_without_a_complaint(page: Page) -> None:
+async def test_the_page_connects_joins_and_measures_by_itself(page: Page) -> None:
     complaints = Complaints(page)
     await open_page(page)
     connection = await page.locator("#connection-id").inner_text()
@@ -120,7 +120,7 @@ async def test_groups_are_joined_left_and_refused(page: Page) -> None:
     await expect(page.locator("#groups span")).to_have_text(["public.other"])
 
 
-async def test_disconnecting_is_final_and_connecting_brings_the_groups_back(page: Page) -> None:
+async def test_disconnect_is_final_and_connect_joins_the_groups_again(page: Page) -> None:
     await open_page(page)
     await page.click("#disconnect")
     await expect(page.locator("#state")).to_have_text("Closed")

@@ -1,10 +1,10 @@
-"""Everything at once: clients come, go, sleep and vanish, while servers, the reaper and Redis are killed.
+"""All faults together: clients come, go, sleep and vanish, while servers, the reaper and Redis are killed.
 
     python -m tests.faults.churn --minutes 30 --seed 7 --layer core --server daphne --database sqlite
 
-What happens follows from the seed (`tests.support.faults.churn_plan`); when the system is left alone again,
-open sockets, open records and the memberships in the layer have to be the same, exactly. Prints its
-progress, and for a failure the command that repeats it.
+The actions follow from the seed (`tests.support.faults.churn_plan`). When nothing is broken any more, open
+sockets, open records and the memberships in the layer must be exactly the same. The program prints its
+progress, and after a failure the command that repeats it.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from tests.support.assertions.agreement import Agreement, Witnesses
 from tests.support.assertions.growth import (
     MANY_WAVES,
     WAVES,
+    Growth,
     connections_had,
     growth_per_connection,
     memory,
@@ -43,7 +44,7 @@ from tests.support.programs.databases import Databases
 from tests.support.programs.servers import Program, WebServer
 from tests.support.programs.site import Site
 
-#: Scaled, so that two minutes hold what half an hour does.
+#: Scaled down, so that two minutes have the events of half an hour.
 REALTIME = {
     "PING_INTERVAL": 4.0,
     "PONG_TIMEOUT": 2.0,
@@ -52,21 +53,21 @@ REALTIME = {
     "ROUND_TIMEOUT": 1.0,
     "MAX_SILENCE": 10.0,
 }
-#: Seconds that the system gets to come to rest, once nothing is broken any more.
+#: Seconds for the system to come to rest when nothing is broken any more.
 QUIESCENCE = 45.0
-#: What a connection may leave behind in the memory of a process, in blocks that Python's objects hold: a
-#: seventieth of what it needs itself, and more than what fills up once, as caches of statements do.
+#: Blocks of Python's objects that a connection may leave in use in the memory of a process: a seventieth of
+#: what an open connection needs, and more than caches that fill up once, such as those of statements.
 BLOCKS_PER_CONNECTION = 10.0
-#: And in bytes: more than the fragmentation of memory comes to over many connections, though not over a few.
+#: The same in bytes: above the fragmentation of memory over many connections, though not over a few.
 GROWTH_PER_CONNECTION = 4096
-#: What a process needs once for what it has not done before, in bytes.
+#: Bytes that a process needs once, for what it has not done before.
 GROWTH_ONCE = 8 * 2**20
-#: From so many seconds on a churn is a long one, which has the time for many waves.
+#: Seconds from which a churn is a long one, with time for many waves.
 LONG = 600.0
 
-#: Deliveries a second that clients took from three servers together, all on one machine with two CPUs.
+#: Deliveries a second that clients took from three servers together, all on one machine with two processors.
 DELIVERABLE = 120_000
-#: A burst asks for so many times that, but not for more messages a second than the publisher can send.
+#: A burst asks for this many times as many deliveries, with at most as many messages as a publisher can send.
 BURST = 5
 MAX_PER_SECOND = 12_000
 BURST_BYTES = 200
@@ -80,30 +81,31 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a churn came to. Counts are those after it has come to rest."""
+    """The result of a churn. Counts are from the time when it has come to rest."""
 
     actions: int
     bursts: int
     burst_messages: int
     burst_deliveries: int
-    """Messages of bursts, times the members that their groups had when the burst began."""
+    """Messages of bursts, times the members of their groups when the burst began."""
     ends: dict[str, int]
-    """How many connections ended for each reason, up to the moment at which all was left alone."""
+    """The number of connections that ended for each reason, until nothing was broken any more."""
     sockets: int
-    """And connections of processes, and open records; `memberships` in the layer and in the records."""
+    """Open sockets; also the connections of processes, and the open records."""
     memberships: int
+    """Memberships in the layer, and in the records."""
     rest_after: float
-    """Seconds until all of these agreed."""
+    """Seconds until these numbers agreed."""
     grown_mib: float
-    """What the memory of the process that was never killed has grown by."""
+    """The growth of the process that was never killed."""
     growth_bytes_per_connection: float
-    """Afterwards, in waves of connections of which half are closed and half vanish."""
+    """The growth after the churn, in waves of connections; half of them are closed and half vanish."""
     growth_blocks_per_connection: float
-    """And what Python's objects hold; some 700 blocks for a connection that is open."""
+    """The same in blocks of Python's objects; an open connection has about 700."""
 
 
 class Churn:
-    """Does to a site what a plan says."""
+    """A site, and the actions of a plan on it."""
 
     def __init__(self, site: Site, say: Say) -> None:
         self.site = site
@@ -114,13 +116,17 @@ class Churn:
         self.done: Counter[str] = Counter()
         self.burst_messages = 0
         self.burst_deliveries = 0
-        """What the members of the groups had to be written for them."""
-        # What is done to one of them happens in its order; to different ones, side by side.
+        """Messages of bursts, times the members of their groups."""
+        # Actions on one target run in their order, and actions on different targets side by side.
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._logs = (site.folder / f"phone-{number}.log" for number in range(10**6))
 
     async def run(self, seed: int, seconds: float) -> None:
-        """Raises what an action raised."""
+        """Run the plan of this seed.
+
+        Raises:
+            ExceptionGroup: The errors of actions that failed.
+        """
         began, told_at = time.monotonic(), 0.0
         async with asyncio.TaskGroup() as under_way:
             for action in plan(seed, seconds):
@@ -167,7 +173,7 @@ class Churn:
                 await self._restart(self.reaper, action.seconds, gently=False)
 
     async def _burst(self, seconds: float) -> None:
-        """Publish to the largest group far more than its members can be written, for so many seconds."""
+        """Publish to the largest group, for `seconds`, far more than can be written to its members."""
         largest = await asyncio.to_thread(self.site.database.query, LARGEST_GROUP)
         for row in largest:
             torrent = Torrent(
@@ -177,7 +183,7 @@ class Churn:
                 size=BURST_BYTES,
                 tag=f"burst {self.done['burst']}",
             )
-            # Redis may be down; what is published then reaches nobody.
+            # Redis may be down; then the messages reach no member.
             with contextlib.suppress(redis.RedisError, OSError, LayerUnavailable):
                 async with torrent:
                     await asyncio.sleep(seconds)
@@ -204,7 +210,7 @@ class Churn:
         await asyncio.to_thread(program.start)
 
     async def go_home(self) -> None:
-        """Every client leaves."""
+        """Have every client leave."""
         await asyncio.gather(*(self._end(phone) for phone in self.phones.values()))
         self.phones.clear()
 
@@ -214,9 +220,16 @@ class Churn:
 
 
 async def churn(site: Site, *, seed: int, seconds: float, say: Say) -> Outcome:
-    """Run the plan of this seed against a site that has been started with `REALTIME`.
+    """Run the plan of this seed against a site that was started with `REALTIME`.
 
-    Raises AssertionError when something is left over, or missing.
+    Args:
+        site: The site.
+        seed: The seed of the plan.
+        seconds: The length of the plan.
+        say: Called with lines about the progress.
+
+    Raises:
+        AssertionError: Something is left over, or missing.
     """
     chaos = Churn(site, say)
     witnesses = Witnesses(site, chaos.servers, chaos.phones.values())
@@ -225,46 +238,71 @@ async def churn(site: Site, *, seed: int, seconds: float, say: Say) -> Outcome:
         await wave(steady)
         before, had = (await memory(steady)).resident, connections_had(steady)
         await chaos.run(seed, seconds)
-
         say("nothing is broken any more")
-        began = time.monotonic()
-        rest = await witnesses.agree(within=QUIESCENCE)
-        rest_after = time.monotonic() - began
-        ends = ends_by_reason(site)
-        say(f"at rest after {rest_after:.1f} s: {rest}, {ends}")
-        await witnesses.all_reached(GROUPS)
+        rest, rest_after, ends = await at_rest(site, witnesses, say)
         await chaos.go_home()
-        assert not out_of_order(site)
-        empty = await witnesses.agree(within=QUIESCENCE)
-        assert empty == Agreement(sockets=0, memberships=0, groups=0)
-
+        await nothing_is_left(site, witnesses)
         grown, had = (await memory(steady)).resident - before, connections_had(steady) - had
-        say(f"the process that was never killed has grown by {grown / 2**20:.1f} MiB with {had} connections")
-        assert grown < GROWTH_ONCE + had * GROWTH_PER_CONNECTION
-        long = seconds >= LONG
-        growth = await growth_per_connection(steady, MANY_WAVES if long else WAVES)
-        say(f"then for each connection by {growth.bytes:.0f} bytes and {growth.blocks:.2f} blocks")
-        assert growth.blocks < BLOCKS_PER_CONNECTION
-        assert growth.bytes < GROWTH_PER_CONNECTION or not long
-        return Outcome(
-            actions=sum(chaos.done.values()),
-            bursts=chaos.done["burst"],
-            burst_messages=chaos.burst_messages,
-            burst_deliveries=chaos.burst_deliveries,
-            ends=ends,
-            sockets=rest.sockets,
-            memberships=rest.memberships,
-            rest_after=rest_after,
-            grown_mib=grown / 2**20,
-            growth_bytes_per_connection=growth.bytes,
-            growth_blocks_per_connection=growth.blocks,
-        )
+        growth = await memory_is_kept(steady, grown, had, long=seconds >= LONG, say=say)
     finally:
         chaos.close()
+    return Outcome(
+        actions=sum(chaos.done.values()),
+        bursts=chaos.done["burst"],
+        burst_messages=chaos.burst_messages,
+        burst_deliveries=chaos.burst_deliveries,
+        ends=ends,
+        sockets=rest.sockets,
+        memberships=rest.memberships,
+        rest_after=rest_after,
+        grown_mib=grown / 2**20,
+        growth_bytes_per_connection=growth.bytes,
+        growth_blocks_per_connection=growth.blocks,
+    )
+
+
+async def at_rest(site: Site, witnesses: Witnesses, say: Say) -> tuple[Agreement, float, dict[str, int]]:
+    """Wait until all witnesses agree, and check that a message reaches every member.
+
+    Returns:
+        Their agreement, the seconds until then, and the ends of connections by reason.
+    """
+    began = time.monotonic()
+    rest = await witnesses.agree(within=QUIESCENCE)
+    rest_after, ends = time.monotonic() - began, ends_by_reason(site)
+    say(f"at rest after {rest_after:.1f} s: {rest}, {ends}")
+    await witnesses.all_reached(GROUPS)
+    return rest, rest_after, ends
+
+
+async def nothing_is_left(site: Site, witnesses: Witnesses) -> None:
+    """Check, after all clients have left, that no message came out of order and that everything is empty."""
+    assert not out_of_order(site)
+    empty = await witnesses.agree(within=QUIESCENCE)
+    assert empty == Agreement(sockets=0, memberships=0, groups=0)
+
+
+async def memory_is_kept(server: WebServer, grown: int, had: int, *, long: bool, say: Say) -> Growth:
+    """Check that a server has not grown too much, and measure its growth in waves of connections.
+
+    Args:
+        server: The server that was never killed.
+        grown: The bytes by which it has grown in the churn.
+        had: The number of its connections in the churn.
+        long: True after a long churn; then there are more waves, and bytes are judged as well.
+        say: Called with lines about the progress.
+    """
+    say(f"the process that was never killed has grown by {grown / 2**20:.1f} MiB with {had} connections")
+    assert grown < GROWTH_ONCE + had * GROWTH_PER_CONNECTION
+    growth = await growth_per_connection(server, MANY_WAVES if long else WAVES)
+    say(f"then for each connection by {growth.bytes:.0f} bytes and {growth.blocks:.2f} blocks")
+    assert growth.blocks < BLOCKS_PER_CONNECTION
+    assert growth.bytes < GROWTH_PER_CONNECTION or not long
+    return growth
 
 
 def out_of_order(site: Site) -> list[str]:
-    """What the phones logged of messages of one burst that came in another order, or twice."""
+    """Return the lines that phones logged about messages of one burst that arrived twice or out of order."""
     logs = (log.read_text(errors="replace") for log in site.folder.glob("phone-*.log"))
     return [line for text in logs for line in text.splitlines() if line.startswith(OUT_OF_ORDER)]
 
@@ -278,7 +316,7 @@ def ends_by_reason(site: Site) -> dict[str, int]:
 
 
 def command(pairing: Pairing, seed: int, seconds: float) -> str:
-    """The command line that repeats a churn."""
+    """Return the command line that repeats a churn."""
     options = {"minutes": f"{seconds / 60:g}", "seed": str(seed), "layer": pairing.layer}
     options |= {"server": pairing.server, "database": pairing.database}
     return shlex.join(["python", "-m", "tests.faults.churn", *(f"--{k}={v}" for k, v in options.items())])
@@ -317,7 +355,7 @@ def main() -> None:
 
 
 def say(line: str) -> None:
-    print(line, flush=True)  # noqa: T201 - talks to whoever started it
+    print(line, flush=True)  # noqa: T201 - the output of the program
 
 
 if __name__ == "__main__":

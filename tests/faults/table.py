@@ -1,9 +1,9 @@
-"""Every fault, what it must show, and what a run measured, as a page of Markdown.
+"""A page of Markdown with every fault, what it must show, and the figures of a run.
 
     MEASURED_JSON=measured.jsonl make test-all
     python -m tests.faults.table measured.jsonl > docs/faults-measured.md
 
-A churn that was run by hand is taken in too: it appends its outcome to the same file.
+A churn that was run by hand is included: it appends its outcome to the same file.
 """
 
 import argparse
@@ -15,21 +15,22 @@ from pathlib import Path
 from typing import Any
 
 LAYERS = {"core": "core", "pubsub": "pub/sub"}
-#: What every line has beside its figures.
+#: The fields of a line that are no figures.
 COMMON = ("test", "fault", "pairing")
 Measured = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One fault; `names` are the beginnings of what tests call it in `measured`."""
+    """One fault."""
 
     fault: str
     must_show: str
     names: tuple[str, ...]
+    """The starts of the names that tests give it in `measured`."""
     module: str
     told: tuple[tuple[str, str], ...]
-    """What the overview tells: a name, as it is or up to its first comma, and one of its figures."""
+    """The figures of the overview: each is a name, whole or up to its first comma, and one of its figures."""
 
 
 ROWS = (
@@ -87,7 +88,7 @@ ROWS = (
         "25 s at the defaults",
         ("process killed",),
         "test_killed_process",
-        (("process killed, defaults", "put_right_after"),),
+        (("process killed, defaults", "cleaned_up_after"),),
     ),
     Row(
         "bad frames, three times each",
@@ -98,7 +99,7 @@ ROWS = (
     ),
     Row(
         "handlers that raise, wait or are above their time",
-        "evicted once with the cause logged; who answers pings stays",
+        "evicted once with the cause logged; a client that answers pings stays",
         ("handler",),
         "test_handlers",
         (
@@ -116,14 +117,14 @@ ROWS = (
     ),
     Row(
         "Redis restarted",
-        "sockets stay open, receiving again 2 s after it is back, publishers are told",
+        "sockets stay open, receiving again 2 s after it is back, publishers get an error",
         ("Redis restarted",),
         "test_redis_restart",
         (("Redis restarted", "receiving_again_after"),),
     ),
     Row(
         "the database is down",
-        "open sockets receive; new ones are told to come back; nobody is reaped",
+        "open sockets receive; new ones are told to come back; no client is reaped",
         ("database",),
         "test_database_down",
         (
@@ -137,7 +138,7 @@ ROWS = (
     ),
     Row(
         "the reaper is down, doubled, killed in a round",
-        "hubs find zombies; nothing is counted twice; nobody healthy is reaped",
+        "hubs find zombies; nothing is counted twice; no healthy client is reaped",
         ("reaper", "two reapers"),
         "test_reaper_down",
         (
@@ -148,14 +149,14 @@ ROWS = (
     ),
     Row(
         "the event loop is blocked",
-        "nobody is evicted",
+        "no client is evicted",
         ("event loop blocked",),
         "test_blocked_loop",
         (("event loop blocked", "evicted"),),
     ),
     Row(
         "SIGSTOP and SIGCONT of a process",
-        "reaped; on waking closed with 4000 over a window, and started anew",
+        "reaped; on waking closed with 4000 over a window, and started again",
         ("stopped, then continued",),
         "test_stopped_process",
         (
@@ -171,7 +172,7 @@ ROWS = (
         (("SIGTERM", "exit_after"), ("SIGTERM", "memberships_left")),
     ),
     Row(
-        "500 vanish and come back at once",
+        "500 vanish and come back together",
         "500 back within 5 s, 0 left",
         ("vanish and come back",),
         "test_storm",
@@ -179,7 +180,7 @@ ROWS = (
     ),
     Row(
         "a clock that is off by 5 minutes",
-        "nobody healthy reaped, nobody dead kept, no message lost",
+        "no healthy client reaped, no dead one kept, no message lost",
         ("clock off",),
         "test_wrong_clock",
         (("clock off by 5 minutes", "healthy_reaped"), ("clock off by 5 minutes", "missing")),
@@ -210,7 +211,7 @@ ROWS = (
     ),
     Row(
         "Redis hangs and goes on",
-        "evictions finish here at once, the to-do list is empty a round later",
+        "evictions finish here immediately, the to-do list is empty a round later",
         ("Redis hung",),
         "test_redis_hung",
         (("Redis hung", "out_of_fan_out_after"), ("Redis hung", "to_do_list_empty_after_thaw")),
@@ -237,13 +238,17 @@ ROWS = (
 
 
 def page(measured: Iterable[Measured]) -> str:
-    """The page. Raises SystemExit for a measurement that no row, or more than one, is about."""
+    """Return the page.
+
+    Raises:
+        SystemExit: A measurement belongs to no row, or to more than one.
+    """
     rows: dict[Row, list[Measured]] = {row: [] for row in ROWS}
     for figures in measured:
         about = [row for row in ROWS if figures["fault"].startswith(row.names)]
         if len(about) != 1:
             raise SystemExit(
-                f"{figures['fault']!r} is about {len(about)} rows of {__name__}; it has to be one."
+                f"{figures['fault']!r} belongs to {len(about)} rows of {__name__}; it must be one."
             )
         rows[about[0]].append(figures)
     overview = "\n".join(_overview(row, measured) for row, measured in rows.items())
@@ -253,15 +258,16 @@ def page(measured: Iterable[Measured]) -> str:
 HEAD = """\
 # Every fault, measured
 
-What the tests of each fault measured in one run of `make test-all` and in three churns of half an hour, in
-seconds unless the name says otherwise; of several runs the least and the most. Below are the figures of each
-run: where settings were scaled down, compare with the bound in the same line. What each fault means, and its
-bound at the default settings, is in [Failure modes](failure-modes.md).
+This page has the figures that the tests of each fault measured in one run of `make test-all` and in three
+churns of half an hour. A figure is in seconds unless its name says otherwise. Over several runs, the first
+table has the least and the most. Below it are the figures of each run. If settings were scaled down,
+compare a figure with the bound in the same line. [Failure modes](failure-modes.md) says what each fault
+means, and gives its bound at the default settings.
 
-What a connection leaves behind in memory is looked at with 2,400 of them after a churn of two minutes, and
-with 30,000 after one of thirty: in blocks that Python's objects hold, of which an open connection has some
-700, and in bytes of the process. The latter say something of many only, because the process still grows to
-its size and the caches of SQLite come and go.
+The memory that ended connections leave in use is measured with 2,400 connections after a churn of two
+minutes, and with 30,000 after one of thirty minutes. It is counted in blocks of Python's objects, of which
+an open connection has about 700, and in bytes of the process. The bytes mean something only over many
+connections, because the process still grows to its size, and the caches of SQLite come and go.
 
 | fault | must show | measured on core | measured on pub/sub | again |
 |---|---|---|---|---|
@@ -299,7 +305,7 @@ def _range(name: str, figure: str, layer: str, measured: Sequence[Measured]) -> 
 
 
 def _section(row: Row, measured: Sequence[Measured]) -> str:
-    """A table for each name of the fault: a line for each run, a column for each figure."""
+    """Return a table for each name of the fault: a line for each run, a column for each figure."""
     by_name: dict[str, list[Measured]] = defaultdict(list)
     for figures in measured:
         by_name[figures["fault"]].append(figures)
@@ -339,9 +345,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("file", type=Path, help="what MEASURED_JSON named")
+    parser.add_argument("file", type=Path, help="the file that MEASURED_JSON named")
     lines = parser.parse_args(arguments).file.read_text().splitlines()
-    print(page(map(json.loads, lines)), end="")  # noqa: T201 - what it is for
+    print(page(map(json.loads, lines)), end="")  # noqa: T201 - its product
 
 
 if __name__ == "__main__":

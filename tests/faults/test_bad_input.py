@@ -1,4 +1,4 @@
-"""What a client can do wrong: each has the answer of the contract, and leaves nothing behind.
+"""Mistakes of a client: each gets the answer of the contract, and leaves nothing behind.
 
 A neighbour in the same group must not notice anything.
 """
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.faults
 GROUP = "public.room"
 MAX_MESSAGE_BYTES = 64 * 1024
 
-#: What a server does by itself with what is no WebSocket: uvicorn says why, Daphne hangs up.
+#: The answers of the servers themselves to frames that are no WebSocket: uvicorn says why, Daphne hangs up.
 REFUSED_BY_SERVER = {"daphne": {None}, "uvicorn": {1002, 1007, 1009}}
 
 
@@ -53,20 +53,20 @@ class Watch:
         self.log_began = len(server.log_text())
 
     def log(self) -> str:
-        """What the server has logged, less the traceback that uvicorn itself logs with its code 1007."""
+        """Return the server's log, without the traceback that uvicorn itself logs with its code 1007."""
         text = self.server.log_text()[self.log_began :]
         return re.sub(
             r"Invalid UTF-8 sequence.*?^UnicodeDecodeError", "", text, flags=re.DOTALL | re.MULTILINE
         )
 
     async def gauges(self) -> tuple[int, int]:
-        """How many connections and groups the process holds."""
+        """Return the number of connections and of groups of the process."""
         text = await asyncio.to_thread(_get, self.server.http("/metrics"))
         values = dict(re.findall(r"^(realtime_connections|realtime_groups) ([0-9.]+)$", text, re.MULTILINE))
         return int(float(values["realtime_connections"])), int(float(values["realtime_groups"]))
 
     async def nothing_is_left(self) -> None:
-        """Only the neighbour is there, and gets what is published."""
+        """Wait until only the neighbour is there, and check that it receives messages."""
 
         def rows() -> bool:
             assert self.site.open_connections(self.server) == 1
@@ -102,7 +102,7 @@ async def watch(site: Site, server: WebServer) -> AsyncIterator[Watch]:
 
 @dataclass(frozen=True)
 class Error:
-    """Answered by an error frame; the connection goes on."""
+    """The answer is an error frame, and the connection goes on."""
 
     code: str
     ref: int | str | None = None
@@ -110,14 +110,14 @@ class Error:
 
 @dataclass(frozen=True)
 class Answer:
-    """Nothing is wrong with it, though it looks so: answered by this frame."""
+    """The frame is right, though it looks wrong; this frame answers it."""
 
     fields: dict[str, Any] = field(hash=False)
 
 
 @dataclass(frozen=True)
 class Closed:
-    """Closed with this code, and recorded as this; 0 means that the server does it, unasked."""
+    """The connection is closed with this code, or by the server itself (0), and recorded with this reason."""
 
     code: int
     reason: str = ""
@@ -260,7 +260,7 @@ async def goes_on(client: RawClient) -> None:
     assert not client.ended.is_set()
 
 
-async def test_all_of_them_three_times_at_once_leave_nothing(site: Site, watch: Watch) -> None:
+async def test_all_bad_frames_three_times_together_leave_nothing(site: Site, watch: Watch) -> None:
     async def break_it(raw: bytes) -> None:
         async with RawClient(watch.server.websocket(f"/ws/{GROUP}/")) as client:
             await client.open()
@@ -288,7 +288,7 @@ async def test_half_a_frame_and_then_nothing_more(watch: Watch) -> None:
 
 
 async def test_frames_before_the_answer_of_the_handshake_do_no_harm(watch: Watch) -> None:
-    """A client must not send them (RFC 6455 section 4.1); the servers pass them over."""
+    """A client must not send them (RFC 6455 section 4.1). The servers ignore them."""
     early = frame("{") + frame(b"\0", BINARY)
     async with RawClient(watch.server.websocket(f"/ws/{GROUP}/")) as client:
         await client.open(then=early)
@@ -399,7 +399,7 @@ async def test_what_a_record_cannot_hold_is_cut(site: Site, watch: Watch) -> Non
         assert row["path"] == "/ws/public.room/"
 
 
-async def test_a_deleted_user_with_a_valid_session_is_nobody(site: Site, watch: Watch) -> None:
+async def test_a_deleted_user_with_a_valid_session_is_anonymous(site: Site, watch: Watch) -> None:
     pk, session = await logged_in(site)
     cookie = ("Cookie", f"sessionid={session}")
     own = f"/ws/user.{pk}/".encode()

@@ -1,4 +1,4 @@
-"""Two minutes of everything at once; `python -m tests.faults.churn --minutes 30` does the same for longer."""
+"""Two minutes of all faults together; `python -m tests.faults.churn --minutes 30` does it for longer."""
 
 from dataclasses import asdict
 
@@ -16,17 +16,17 @@ SEED, SECONDS = 6, 120.0
 @pytest.mark.faults
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("pairing", pairings("core-daphne-postgres"))
-async def test_after_a_churn_sockets_records_and_memberships_are_the_same(
+async def test_after_a_churn_sockets_records_and_groups_agree(
     pairing: Pairing, start_site: StartSite
 ) -> None:
     say(f"\nseed {SEED}; again: {command(pairing, SEED, SECONDS)}")
     site = start_site(pairing, **REALTIME)
     outcome = await churn(site, seed=SEED, seconds=SECONDS, say=say)
     measured(f"churn of {SECONDS / 60:g} minutes", pairing, seed=SEED, **asdict(outcome))
-    assert outcome.sockets > 0, "some were open when it came to rest, or it says nothing"
+    assert outcome.sockets > 0, "no socket was open at rest, so the comparison says nothing"
 
 
-def test_a_seed_replays_its_sequence_and_a_longer_churn_begins_like_a_shorter_one() -> None:
+def test_a_seed_replays_its_plan_and_a_longer_plan_extends_it() -> None:
     two_minutes = list(plan(SEED, 120.0))
     assert list(plan(SEED, 120.0)) == two_minutes
     assert list(plan(SEED, 1800.0))[: len(two_minutes)] == two_minutes

@@ -1,5 +1,7 @@
-"""The database is gone, hangs, takes no writes, or is out of reach of one process: who is connected notices
-nothing, who comes is told to come back, nobody is reaped for it, and the records are right afterwards.
+"""The database is gone, hangs, takes no writes, or is out of reach of one process.
+
+Clients that are connected notice nothing. Clients that come are told to come back. No client is reaped for
+it, and the records are right afterwards.
 """
 
 import asyncio
@@ -17,8 +19,8 @@ from typing import Self
 
 import pytest
 
-from tests.support.assertions.eventually import eventually_async
-from tests.support.assertions.measured import measured
+from tests.support.assertions.eventually import eventually_async, seconds_until
+from tests.support.assertions.measured import measured, measuring
 from tests.support.assertions.memberships import in_layer
 from tests.support.clients.numbers import Numbers, same_layer
 from tests.support.clients.websocket import Client, close_all, connect_many
@@ -59,7 +61,7 @@ uvicorn_or_daphne = pytest.mark.parametrize(
 
 
 class Installation:
-    """A site with a database that nobody else uses, a server and a reaper."""
+    """A site with a database of its own, a server and a reaper."""
 
     def __init__(self, site: Site, databases: Databases) -> None:
         self.site = site
@@ -67,12 +69,12 @@ class Installation:
         self.server = site.serve()
         self.url = self.server.websocket(f"/ws/{GROUP}/")
         site.reaper().wait_for_a_round()
-        # Its pids would tell the reaper more than its silence.
+        # Otherwise the reaper would look at pids and not at silence.
         self.site.look_remote()
 
     @property
     def outage(self) -> str:
-        """What `database_down` comes to."""
+        """The name of the fault that `database_down` causes."""
         return "database locked" if self.site.pairing.database == "sqlite" else "database gone"
 
     @property
@@ -81,7 +83,7 @@ class Installation:
 
     @contextlib.contextmanager
     def database_down(self) -> Iterator[None]:
-        """PostgreSQL is killed; the file of SQLite is locked by somebody who does not let go of it."""
+        """Kill PostgreSQL, or lock the file of SQLite, for the length of the block."""
         database: Database = self.site.database
         if isinstance(database, SqliteDatabase):
             with database.locked():
@@ -94,7 +96,7 @@ class Installation:
                 self.postgres.start()
 
     def reasons(self) -> dict[str, int]:
-        """How many records there are with each reason; those that are open have an empty one."""
+        """Count the records by reason; an open record has an empty one."""
         rows = self.site.database.query(
             "SELECT close_reason AS reason, count(*) AS n FROM realtime_connection GROUP BY 1"
         )
@@ -115,7 +117,7 @@ def installation(pairing: Pairing, tmp_path: Path, breakable_databases: Database
 
 
 async def turned_away(url: str) -> float:
-    """A client that comes is let in, told why it cannot stay, and closed; returns after how many seconds."""
+    """Connect, be told why the connection cannot stay, and be closed; return the seconds that this took."""
     began = time.monotonic()
     async with Client(url) as client:
         assert await client.closes(within=OPEN_TIMEOUT + 5) == 4000
@@ -133,59 +135,76 @@ async def all_received(numbers: Numbers, clients: list[Client]) -> None:
         assert numbers.received(client) == numbers.sent, "lost, doubled or out of order"
 
 
-async def lived_through(
-    installation: Installation, seconds: float, *, every: float, lasting: str = ""
+async def outage(installation: Installation, seconds: float, leaving: list[Client]) -> list[float]:
+    """Close some clients while the database is down, and let others come until it has been down long enough.
+
+    Returns:
+        After how many seconds each client that came was sent away.
+    """
+    began, waits = time.monotonic(), []
+    await close_all(leaving)
+    while time.monotonic() - began < seconds:
+        waits.append(await turned_away(installation.url))
+        await asyncio.sleep(seconds / 10)
+    return waits
+
+
+async def three_rounds(installation: Installation, every: float) -> None:
+    """Wait for three rounds; `every` is their interval."""
+    number = installation.rounds()
+    await eventually_async(lambda: installation.rounds() >= number + 3, within=10 * every)
+
+
+async def records_are_right(
+    installation: Installation, staying: list[Client], right: dict[str, int], turned_away: int
 ) -> None:
-    """The database is down for at least so long; `every` is the interval of rounds."""
-    site, url = installation.site, installation.url
-    clients = await connect_many(20, url)
-    leaving, staying = clients[:5], clients[5:]
-    waits = []
-    with same_layer(site):
-        async with Numbers(GROUP) as numbers:
-            with installation.database_down():
-                began = time.monotonic()
-                await close_all(leaving)
-                while time.monotonic() - began < seconds:
-                    waits.append(await turned_away(url))
-                    await asyncio.sleep(seconds / 10)
-                assert all(client.is_open for client in staying)
-                lasted = time.monotonic() - began
-            back_at = time.monotonic()
-            right = {"": len(staying), "client_closed": len(leaving)}
-            await eventually_async(lambda: right.items() <= installation.reasons().items(), within=10)
-            took = time.monotonic() - back_at
-            number = installation.rounds()
-            await eventually_async(lambda: installation.rounds() >= number + 3, within=10 * every)
-            await all_received(numbers, staying)
+    """After the outage, records and groups are as if the database had been there; new clients are let in."""
+    site = installation.site
     assert all(client.is_open for client in staying)
     assert installation.lost() == 0
-    # Who was turned away has no record, or one that says so.
+    # A client that was sent away has no record, or one that says so.
     others = {key: number for key, number in installation.reasons().items() if key not in right}
     assert set(others) <= {"server_unavailable"}
-    assert sum(others.values()) <= len(waits)
+    assert sum(others.values()) <= turned_away
     assert in_layer(site) == {GROUP: 1}
     memberships = "SELECT count(*) FROM realtime_membership WHERE left_at IS NULL"
     assert site.database.value(memberships) == len(staying)
-    async with Client(url) as client:
+    async with Client(installation.url) as client:
         await client.welcomed()
-    measured(
-        f"{installation.outage}{lasting}",
-        site.pairing,
-        outage=lasted,
-        staying=len(staying),
-        dropped=sum(not client.is_open for client in staying),
-        turned_away=len(waits),
-        after_at_most=max(waits),
-        records_right_after=took,
-        messages=len(numbers.sent),
-        messages_lost=sum(len(numbers.sent) - len(numbers.received(client)) for client in staying),
-    )
+
+
+async def lived_through(
+    installation: Installation, seconds: float, *, every: float, lasting: str = ""
+) -> None:
+    """Take the database down for at least this long; `every` is the interval of rounds."""
+    site = installation.site
+    clients = await connect_many(20, installation.url)
+    leaving, staying = clients[:5], clients[5:]
+    right = {"": len(staying), "client_closed": len(leaving)}
+    with measuring(f"{installation.outage}{lasting}", site.pairing) as m, same_layer(site):
+        async with Numbers(GROUP) as numbers:
+            with installation.database_down():
+                began = time.monotonic()
+                waits = await outage(installation, seconds, leaving)
+                assert all(client.is_open for client in staying)
+                m.outage = time.monotonic() - began
+            m.staying = len(staying)
+            m.turned_away, m.after_at_most = len(waits), max(waits)
+            m.records_right_after = await seconds_until(
+                lambda: right.items() <= installation.reasons().items(), within=10
+            )
+            await three_rounds(installation, every)
+            await all_received(numbers, staying)
+            m.dropped = sum(not client.is_open for client in staying)
+            m.messages = len(numbers.sent)
+            m.messages_lost = sum(len(numbers.sent) - len(numbers.received(client)) for client in staying)
+
+    await records_are_right(installation, staying, right, len(waits))
     await close_all(staying)
 
 
 @pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite", "core-daphne-postgres"))
-async def test_while_it_is_down_sockets_receive_and_afterwards_the_records_are_right(
+async def test_sockets_receive_without_a_database_and_records_follow(
     installation: Installation, pairing: Pairing
 ) -> None:
     await lived_through(installation, OUTAGE, every=INTERVAL)
@@ -193,7 +212,7 @@ async def test_while_it_is_down_sockets_receive_and_afterwards_the_records_are_r
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("pairing", pairings())
-async def test_a_minute_without_it_costs_nobody_the_connection_at_the_default_settings(
+async def test_a_minute_without_a_database_closes_no_connection(
     pairing: Pairing, tmp_path: Path, breakable_databases: Databases
 ) -> None:
     with Site(tmp_path, pairing, breakable_databases.new(pairing.database)) as site:
@@ -202,7 +221,7 @@ async def test_a_minute_without_it_costs_nobody_the_connection_at_the_default_se
 
 
 @uvicorn_or_daphne
-async def test_while_it_hangs_sockets_receive_and_who_waited_a_moment_is_let_in(
+async def test_a_client_that_waits_for_a_hung_database_is_admitted(
     installation: Installation, pairing: Pairing
 ) -> None:
     site, url = installation.site, installation.url
@@ -226,11 +245,10 @@ async def test_while_it_hangs_sockets_receive_and_who_waited_a_moment_is_let_in(
             await eventually_async(
                 lambda: installation.reasons().get("client_closed", 0) == len(leaving), within=10
             )
-            number = installation.rounds()
-            await eventually_async(lambda: installation.rounds() >= number + 3, within=10 * INTERVAL)
+            await three_rounds(installation, INTERVAL)
             await all_received(numbers, staying)
     assert all(client.is_open for client in [*staying, late])
-    # Who was turned away has no record, or one that says so.
+    # A client that was sent away has no record, or one that says so.
     by_reason = Counter(installation.reasons())
     assert by_reason.pop("server_unavailable", 0) <= 1
     assert by_reason == {"": len(staying) + 1, "client_closed": len(leaving)}
@@ -239,12 +257,12 @@ async def test_while_it_hangs_sockets_receive_and_who_waited_a_moment_is_let_in(
     await close_all([*staying, late])
 
 
-def probe(server: WebServer) -> tuple[int, set[str], float]:
-    """Ask `/health/ready`.
+#: The status, the parts that are not ready, and the seconds until the answer.
+Answer = tuple[int, set[str], float]
 
-    Returns:
-        The status, what is not ready, and the seconds until the answer.
-    """
+
+def probe(server: WebServer) -> Answer:
+    """Ask `/health/ready`, in this thread."""
     began = time.monotonic()
     try:
         with urllib.request.urlopen(server.http("/health/ready"), timeout=20) as answer:  # noqa: S310 - our own
@@ -262,54 +280,59 @@ def probe(server: WebServer) -> tuple[int, set[str], float]:
     ],
     ids=str,
 )
-async def test_probes_while_it_hangs_keep_no_process_from_connecting_to_redis_again(
+async def test_probes_of_a_hung_database_block_no_reconnect_to_redis(
     pairing: Pairing, tmp_path: Path, breakable_databases: Databases
 ) -> None:
-    """Connecting needs a thread of the event loop's executor, to look up the host name of Redis."""
+    """To connect, a process needs a thread of the event loop's executor, which looks up the host of Redis."""
     redis = RedisServer(tmp_path, tcp=True, interface="localhost")
-    postgres, loop = breakable_databases.postgres, asyncio.get_running_loop()
+    postgres = breakable_databases.postgres
     database = breakable_databases.new("postgres")
-    with Site(tmp_path, pairing, database, redis=redis) as site, ThreadPoolExecutor(PROBES + 1) as probes:
+    with Site(tmp_path, pairing, database, redis=redis) as site:
         server = await asyncio.to_thread(site.serve)
         clients = await connect_many(20, server.websocket(f"/ws/{GROUP}/"))
-        with same_layer(site):
+        with measuring("database hung while it is probed", pairing) as m, same_layer(site):
             async with Numbers(GROUP) as numbers:
                 await numbers.all_back_after(clients, time.monotonic(), within=10)
                 assert (await asyncio.to_thread(probe, server))[:2] == (200, set())
                 postgres.freeze()
                 try:
-                    asked = [loop.run_in_executor(probes, probe, server) for _ in range(PROBES)]
-                    await asyncio.sleep(1.0)  # all of them wait for the database by now
-                    await asyncio.to_thread(redis.restart)
-                    back = await numbers.all_back_after(clients, time.monotonic(), within=3 + SLACK)
-                    answers = await asyncio.gather(*asked)
-                    answers.append(await loop.run_in_executor(probes, probe, server))
+                    answers, m.receiving_again_after = await probed(server, redis, numbers, clients)
                 finally:
                     postgres.thaw()
-                thawed_at = time.monotonic()
-                await eventually_async(lambda: probe(server)[0] == 200, within=10)
-                ready_after = time.monotonic() - thawed_at
+                m.probes = len(answers)
+                m.slowest_answer_after = max(seconds for _, _, seconds in answers)
+                m.ready_again_after = await seconds_until(lambda: probe(server)[0] == 200, within=10)
                 await eventually_async(lambda: clients[0].data[-1] == numbers.attempts[-1].number, within=5)
                 await numbers.stop()
-        slowest = max(seconds for _, _, seconds in answers)
-        measured(
-            "database hung while it is probed",
-            pairing,
-            probes=len(answers),
-            slowest_answer_after=slowest,
-            receiving_again_after=back,
-            ready_again_after=ready_after,
-        )
         assert {status for status, _, _ in answers} == {503}
         assert all("database" in missing for _, missing, _ in answers)
         assert answers[-1][1] == {"database"}
-        assert slowest < PROBE_TIMEOUT + SLACK
+        assert m.slowest_answer_after < PROBE_TIMEOUT + SLACK
         assert all(client.is_open for client in clients)
         await close_all(clients)
 
 
+async def probed(
+    server: WebServer, redis: RedisServer, numbers: Numbers, clients: list[Client]
+) -> tuple[list[Answer], float]:
+    """Restart Redis while many probes wait for the database.
+
+    Returns:
+        The answers, the last of a probe after the restart; and the seconds until all clients receive again.
+    """
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(PROBES + 1) as probes:
+        asked = [loop.run_in_executor(probes, probe, server) for _ in range(PROBES)]
+        await asyncio.sleep(1.0)  # all of them wait for the database by now
+        await asyncio.to_thread(redis.restart)
+        back = await numbers.all_back_after(clients, time.monotonic(), within=3 + SLACK)
+        answers = await asyncio.gather(*asked)
+        answers.append(await loop.run_in_executor(probes, probe, server))
+    return answers, back
+
+
 class Cable:
-    """A socket of PostgreSQL's that one process uses instead of the real one, and that can be unplugged."""
+    """A socket that one process uses instead of the socket of PostgreSQL, and that can be unplugged."""
 
     def __init__(self, postgres: PostgresServer, folder: Path) -> None:
         self.folder = folder
@@ -332,7 +355,7 @@ class Cable:
         return database.partition("?")[0] + f"?host={self.folder}"
 
     def unplug(self) -> None:
-        """Nothing arrives any more, in either direction, and nothing says so."""
+        """Carry nothing any more, in either direction; neither side is told."""
         self._plugged_in.clear()
 
     def plug_in(self) -> None:
@@ -352,7 +375,7 @@ class Cable:
 
 
 @daphne_or_uvicorn
-async def test_a_process_that_alone_lost_the_database_answers_by_message_and_is_not_lost(
+async def test_a_process_that_alone_lost_the_database_is_not_lost(
     installation: Installation, pairing: Pairing, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     site = installation.site

@@ -1,5 +1,6 @@
-"""The connection on which a process receives from Redis is up and carries nothing, as after a firewall forgot
-it: neither side is told, and only an echo can tell. Or a process alone cannot reach Redis at all.
+"""The connection on which a process receives from Redis is up and carries nothing, or Redis is out of reach.
+
+A firewall that forgot the connection does this: neither side is told, and only an echo can show it.
 """
 
 import asyncio
@@ -42,7 +43,7 @@ def network() -> Iterator[NetworkNamespace]:
 
 
 def receiving_ports(redis: RedisServer, server: WebServer) -> set[int]:
-    """The ports of this process's connections on which it waits for what Redis has for it."""
+    """Return the ports of the connections on which this process receives from Redis."""
     its_own = {each.laddr.port for each in psutil.Process(server.pid).net_connections(kind="tcp")}
     with redis.client() as client:
         # "P": subscribed, as on the pub/sub layer. "b": blocked in a pop, as on the core layer.
@@ -55,7 +56,7 @@ def receiving_ports(redis: RedisServer, server: WebServer) -> set[int]:
 
 
 def ready(server: WebServer) -> tuple[int, list[str]]:
-    """What `/health/ready` answers: the status, and what is not ready."""
+    """Ask `/health/ready`; return the status, and the parts that are not ready."""
     try:
         with urllib.request.urlopen(server.http("/health/ready"), timeout=10) as answer:  # noqa: S310 - our own
             status, body = answer.status, answer.read()
@@ -66,7 +67,7 @@ def ready(server: WebServer) -> tuple[int, list[str]]:
 
 @rounds
 @pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite"))
-async def test_a_connection_that_carries_nothing_is_noticed_and_replaced_within_two_intervals(
+async def test_a_dead_connection_is_replaced_in_two_intervals(
     pairing: Pairing,
     interval: float,
     start_site: StartSite,
@@ -85,7 +86,7 @@ async def test_a_connection_that_carries_nothing_is_noticed_and_replaced_within_
         ):
             await numbers.all_back_after(deaf + hearing, time.monotonic(), within=10)
             ports = receiving_ports(redis, server)
-            assert ports, "which connection is it?"
+            assert ports, "the connection that receives was not found"
             assert scrape(server).value("realtime_layer_rebuilds_total") == 0
 
             network.mute(ports)
@@ -100,12 +101,12 @@ async def test_a_connection_that_carries_nothing_is_noticed_and_replaced_within_
             )
 
             recovered_at = time.monotonic()
-            await asyncio.sleep(2 * interval)  # the next looks find nothing to mend
+            await asyncio.sleep(2 * interval)  # the next checks find nothing to repair
             await numbers.stop()
             await numbers.arrive(deaf + hearing)
             assert all(numbers.nothing_lost_after(client, recovered_at) for client in deaf)
             assert all(numbers.nothing_lost_after(client, 0.0) for client in hearing)
-            assert all(client.is_open for client in deaf + hearing), "nobody has to reconnect"
+            assert all(client.is_open for client in deaf + hearing), "no client has to reconnect"
             assert scrape(server).value("realtime_layer_rebuilds_total") == 1
             assert scrape(other).value("realtime_layer_rebuilds_total") == 0
             assert "echoes in a row did not come back" in server.log_text()
@@ -127,7 +128,7 @@ async def test_deaf_processes_are_not_lost_at_any_phase_of_a_round(
     network: NetworkNamespace,
     tmp_path: Path,
 ) -> None:
-    """Rounds come more often than processes look after themselves: several pass while they are deaf."""
+    """Rounds come more often than processes check themselves: several rounds pass while they are deaf."""
     redis = RedisServer(tmp_path, tcp=True, interface=network.client_address, prefix=network.prefix)
     site = start_site(pairing, redis=redis, ROUND_INTERVAL=interval, ROUND_TIMEOUT=interval / 2)
     servers = [site.serve() for _ in PHASES]
@@ -150,7 +151,7 @@ async def test_deaf_processes_are_not_lost_at_any_phase_of_a_round(
                 muted |= its_ports
                 network.mute(muted)
             await numbers.all_back_after(clients, time.monotonic(), within=2 * interval + SLACK)
-            # Two rounds more, in which a process would be declared lost that answered none of those before.
+            # Two more rounds: they would declare lost a process that has answered none of the rounds before.
             await asyncio.sleep(2 * reaper_interval + 0.5)
             measured(
                 f"deaf while rounds come, {scale(interval)}",
@@ -201,7 +202,7 @@ async def test_a_process_that_alone_cannot_reach_redis_is_not_lost(
 
 
 @pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite", "core-uvicorn-sqlite"))
-async def test_a_process_that_stays_deaf_sends_its_clients_elsewhere(
+async def test_a_process_that_stays_deaf_sends_its_clients_away(
     pairing: Pairing, start_site: StartSite, tmp_path: Path
 ) -> None:
     redis = RedisServer(tmp_path, tcp=True)
@@ -212,7 +213,7 @@ async def test_a_process_that_stays_deaf_sends_its_clients_elsewhere(
     with same_layer(site), Relay(redis, log=tmp_path / "relay.log") as relay:
         deaf, other, reaper = site.serve(REDIS_URL=relay.url), site.serve(), site.reaper()
         async with crowd(20, deaf.websocket(url)) as clients, crowd(5, other.websocket(url)) as others:
-            # The others have to have said that they hear.
+            # The other process must have recorded that it hears.
             reaper.wait_for_a_round()
             await asyncio.sleep(2.0)
             assert await asyncio.to_thread(ready, deaf) == (200, [])
@@ -223,7 +224,7 @@ async def test_a_process_that_stays_deaf_sends_its_clients_elsewhere(
             ends = sorted(each.closed_at or 0.0 for each in clients)
             assert await asyncio.to_thread(ready, deaf) == (503, ["channel_layer", "channel_layer:other"])
             state = await asyncio.to_thread(scrape, deaf)
-            # A client that comes back here is not let in; elsewhere it is.
+            # This process does not admit a client that comes back; the other one does.
             async with Client(deaf.websocket(url)) as again:
                 assert await again.closes(within=20) == 4000
             async with Client(other.websocket(url)) as again:
@@ -252,7 +253,7 @@ async def test_a_process_that_stays_deaf_sends_its_clients_elsewhere(
 async def test_redis_that_restarts_in_every_round_loses_no_process(
     pairing: Pairing, start_site: StartSite
 ) -> None:
-    """Redis takes the questions of some rounds before the processes have subscribed again."""
+    """In some rounds, Redis takes the questions before the processes have subscribed again."""
     site = start_site(pairing, ROUND_INTERVAL=2.0, ROUND_TIMEOUT=1.0)
     servers, reaper = [site.serve() for _ in range(3)], site.reaper("--interval", "1", "--timeout", "0.5")
     async with AsyncExitStack() as open_clients:

@@ -1,4 +1,4 @@
-"""Somebody empties Redis: memberships that live there are gone, and the sockets of all clients stay open."""
+"""Redis is emptied: the memberships in it are gone, and the sockets of all clients stay open."""
 
 import asyncio
 import time
@@ -23,7 +23,7 @@ GROUPS = [f"public.room-{number}" for number in range(10)]
     "reaping", [True, pytest.param(False, marks=pytest.mark.matrix)], ids=["with-reaper", "without-reaper"]
 )
 @pytest.mark.parametrize("pairing", pairings("core-daphne-postgres"))
-async def test_all_clients_receive_again_within_a_round_and_none_reconnects(
+async def test_clients_receive_again_within_a_round_without_reconnect(
     pairing: Pairing, reaping: bool, interval: float, start_site: StartSite
 ) -> None:
     site = start_site(pairing, ROUND_INTERVAL=interval, ROUND_TIMEOUT=interval / 2)
@@ -45,7 +45,7 @@ async def test_all_clients_receive_again_within_a_round_and_none_reconnects(
                     redis.flushall()
                 flushed_at = time.monotonic()
                 back = await numbers.all_back_after(clients, flushed_at, within=interval + SLACK)
-                # Long enough for one more look at every membership, none of which may be doubled by it.
+                # Long enough for one more check of every membership, which may double none of them.
                 await asyncio.sleep(interval)
                 await numbers.stop()
                 measured(
@@ -56,12 +56,12 @@ async def test_all_clients_receive_again_within_a_round_and_none_reconnects(
                     bound=interval,
                 )
 
-                # All that was published has passed through Redis in order, so the last number ends the wait.
+                # All numbers have passed through Redis in order, so the last number ends the wait.
                 await numbers.arrive(clients)
                 # On the pub/sub layer nothing of a membership is stored in Redis.
                 from_then_on = flushed_at + back if pairing.layer == "core" else 0.0
                 assert all(numbers.nothing_lost_after(client, from_then_on) for client in clients)
-        assert all(client.is_open for client in clients), "nobody has to reconnect"
+        assert all(client.is_open for client in clients), "no client has to reconnect"
         assert site.database.value("SELECT count(*) FROM realtime_connection") == CLIENTS
     finally:
         await close_all(clients)

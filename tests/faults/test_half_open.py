@@ -1,4 +1,4 @@
-"""Clients whose network vanishes without a FIN or RST: evicted within the bound, and nobody else suffers."""
+"""Clients lose their network without FIN or RST: they are evicted in time, and no other client suffers."""
 
 import asyncio
 import json
@@ -6,12 +6,13 @@ import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Self
 
 import pytest
 
-from tests.support.assertions.eventually import eventually_async
-from tests.support.assertions.measured import measured
+from tests.support.assertions.eventually import eventually_async, seconds_until
+from tests.support.assertions.measured import measured, measuring
 from tests.support.assertions.scrape import scrape
 from tests.support.clients.websocket import Client, crowd
 from tests.support.faults.network import ClientProcess, NetworkNamespace, require_namespaces
@@ -38,7 +39,7 @@ def network() -> Iterator[NetworkNamespace]:
 
 
 class Scene:
-    """A server on the host's end of a veth pair, and the clients at the other end of it."""
+    """A server at the host's end of a veth pair, and clients at its other end."""
 
     def __init__(
         self,
@@ -56,7 +57,7 @@ class Scene:
         self.inside = ClientProcess(network, url, vanishing, plain=plain, log=folder / "clients.log")
 
     def evicted(self) -> int:
-        """How many connections were closed because they did not answer, with all their memberships left."""
+        """Count the connections that were closed for a missing answer and have left all their groups."""
         return int(
             self.site.database.value(
                 "SELECT count(*) FROM realtime_connection c WHERE c.close_reason = 'ping_timeout'"
@@ -76,7 +77,7 @@ class Scene:
 
 
 class Numbers(Repeating):
-    """Publishes 0, 1, 2 ... to the healthy clients, ten a second; all of them must get all of these."""
+    """Publishes 0, 1, 2 … to the healthy clients, ten a second. Each client must receive each number."""
 
     def __init__(self, publisher: Publisher, clients: list[Client]) -> None:
         self.publisher = publisher
@@ -96,7 +97,10 @@ class Numbers(Repeating):
         await asyncio.sleep(0.1)
 
     def p99(self, clients: list[Client], since: float) -> float:
-        """Seconds from publishing to arrival, over these clients, of what was published since then."""
+        """Return the 99th percentile of the delays, in seconds, of what was published since then.
+
+        A delay is the time from publishing to arrival at one of the clients.
+        """
         delays = [
             each.at - self.sent_at[each.frame["data"]]
             for client in clients
@@ -114,7 +118,7 @@ class Numbers(Repeating):
         return True
 
 
-async def nobody_else_suffered(scene: Scene, healthy: list[Client], numbers: Numbers) -> None:
+async def no_other_client_suffered(scene: Scene, healthy: list[Client], numbers: Numbers) -> None:
     await numbers.stop()
     await eventually_async(numbers.received_by_all, within=5)
     assert all(client.is_open for client in healthy)
@@ -124,7 +128,7 @@ async def nobody_else_suffered(scene: Scene, healthy: list[Client], numbers: Num
 
 @REAPERS
 @pytest.mark.parametrize("pairing", pairings("core-uvicorn-sqlite"))
-async def test_idle_clients_whose_network_vanished_are_evicted_within_the_bound(
+async def test_idle_clients_without_a_network_are_evicted_in_time(
     pairing: Pairing, reaping: bool, start_site: StartSite, network: NetworkNamespace, tmp_path: Path
 ) -> None:
     bound = PING_INTERVAL + PONG_TIMEOUT
@@ -153,17 +157,17 @@ async def test_idle_clients_whose_network_vanished_are_evicted_within_the_bound(
                 evicted_after=took,
                 bound=bound,
             )
-            await nobody_else_suffered(scene, healthy, numbers)
+            await no_other_client_suffered(scene, healthy, numbers)
             assert site.open_memberships(scene.server) == HEALTHY
 
 
 @REAPERS
 @pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite"))
-async def test_written_to_clients_whose_network_vanished_are_evicted_within_the_bound(
+async def test_clients_that_vanish_are_evicted_sooner_after_a_write(
     pairing: Pairing, reaping: bool, start_site: StartSite, network: NetworkNamespace, tmp_path: Path
 ) -> None:
     bound = PROBE_AFTER + PONG_TIMEOUT
-    # Regular pings are far away: only the probe that a write arms can find these clients in time.
+    # The next regular ping is far away: only the probe after a write can find these clients in time.
     times = {"PING_INTERVAL": 30.0, "PONG_TIMEOUT": PONG_TIMEOUT, "PROBE_AFTER": PROBE_AFTER}
     site = start_site(pairing, **times, MAX_SILENCE=90.0)
     scene = Scene(site, network, tmp_path)
@@ -180,7 +184,7 @@ async def test_written_to_clients_whose_network_vanished_are_evicted_within_the_
 
             network.drop()
             site.publisher(DARK).send('"into the dark"')
-            # A process writes to all members of a group at once: what these got was written to those, too.
+            # A process writes to all members of a group together: the vanished ones were written to as well.
             for client in healthy:
                 await client.seen(lambda frame: frame.get("group") == DARK and frame["type"] == "message")
             written_at = min(
@@ -201,12 +205,12 @@ async def test_written_to_clients_whose_network_vanished_are_evicted_within_the_
             assert metrics.value("realtime_zombie_messages_total", reason="ping_timeout") == VANISHING
             assert metrics.value("realtime_zombie_bytes_total") > VANISHING * len("into the dark")
             assert inside.reports()[-1]["messages"] == 0, "the network was not dark"
-            await nobody_else_suffered(scene, healthy, numbers)
+            await no_other_client_suffered(scene, healthy, numbers)
             assert site.open_memberships(scene.server) == 2 * HEALTHY
 
 
 @pytest.mark.parametrize("pairing", pairings("pubsub-uvicorn-postgres"))
-async def test_a_gap_shorter_than_the_pong_timeout_costs_nobody_the_connection(
+async def test_a_gap_below_the_pong_timeout_closes_no_connection(
     pairing: Pairing, start_site: StartSite, network: NetworkNamespace, tmp_path: Path
 ) -> None:
     site = start_site(pairing, PING_INTERVAL=4.0, PONG_TIMEOUT=3.5)
@@ -216,15 +220,15 @@ async def test_a_gap_shorter_than_the_pong_timeout_costs_nobody_the_connection(
         network.drop()
         await asyncio.sleep(0.8)  # the gap itself, not a wait for something
         network.restore()
-        # The second ping of each leaves only where the first was answered or is still young.
+        # A client is pinged a second time only if it answered the first ping, or may still answer it.
         await eventually_async(lambda: inside.reports()[-1]["pings"] >= 2 * VANISHING, within=12)
         assert inside.reports()[-1]["open"] == VANISHING
         assert scene.closed() == 0
 
 
-# On other servers the server's own keepalive counts for clients without `realtime.v1`.
+# On other servers the keepalive of the server finds clients without `realtime.v1`.
 @pytest.mark.parametrize("pairing", pairings(server="daphne"))
-async def test_plain_clients_whose_network_vanished_are_found_by_the_pings_of_the_transport(
+async def test_plain_clients_are_found_by_pings_of_the_transport(
     pairing: Pairing, start_site: StartSite, network: NetworkNamespace, tmp_path: Path
 ) -> None:
     bound = PING_INTERVAL + PONG_TIMEOUT
@@ -232,7 +236,7 @@ async def test_plain_clients_whose_network_vanished_are_found_by_the_pings_of_th
     scene = Scene(site, network, tmp_path, plain=True)
 
     with scene.inside as inside:
-        # Longer than one may be silent: they live because they answer.
+        # Longer than a client may be silent: these live because they answer.
         await asyncio.sleep(bound + 1)
         assert scene.closed() == 0
         network.drop()
@@ -245,12 +249,12 @@ async def test_plain_clients_whose_network_vanished_are_found_by_the_pings_of_th
             evicted_after=time.monotonic() - dropped_at,
             bound=bound,
         )
-        assert inside.reports()[-1]["frames"] == 0, "nothing is on the wire that the author did not write"
+        assert inside.reports()[-1]["frames"] == 0, "the server sent what the consumer did not write"
 
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("pairing", pairings(server="uvicorn"))
-async def test_plain_clients_whose_network_vanished_are_found_by_the_keepalive_of_the_server(
+async def test_plain_clients_are_found_by_the_keepalive_of_the_server(
     pairing: Pairing, start_site: StartSite, network: NetworkNamespace, tmp_path: Path
 ) -> None:
     bound = 20.0 + 15.0  # the options of docs/howto/run-uvicorn.md
@@ -280,19 +284,34 @@ UNSAID, AFTER_A_WRITE = 30.0, 15.0  # seconds, at the default settings
 CALM = 8.0  # seconds for which the healthy are watched before the fault
 
 
+async def vanish(scene: Scene, network: NetworkNamespace, m: SimpleNamespace, *, written_to: bool) -> float:
+    """Drop all packets of the vanishing clients, write to them or not, and wait until they are evicted.
+
+    Returns:
+        When the packets were dropped.
+    """
+    dark = scene.site.publisher(DARK)
+    network.drop()
+    began = time.monotonic()
+    if written_to:
+        for _ in range(5):
+            dark.send(json.dumps("x" * 1024))
+            await asyncio.sleep(1.0)
+    m.evicted_after = await seconds_until(scene.all_evicted, within=m.bound + SLACK, every=0.2, since=began)
+    return began
+
+
 @pytest.mark.matrix
 @pytest.mark.parametrize("written_to", [False, True], ids=["idle", "written-to"])
 @pytest.mark.parametrize("pairing", pairings())
-async def test_two_hundred_of_them_at_the_default_settings(
+async def test_two_hundred_clients_vanish_at_the_default_settings(
     pairing: Pairing, written_to: bool, start_site: StartSite, network: NetworkNamespace, tmp_path: Path
 ) -> None:
-    bound = AFTER_A_WRITE if written_to else UNSAID
     site = start_site(pairing)
     scene = Scene(site, network, tmp_path, vanishing=MANY_VANISHING)
-    # Of the same messages, at the same time, on the same busy machine: what this one's clients see is normal.
+    # Its clients get the same messages, at the same time, on the same busy machine, and without the fault.
     untouched = site.serve()
     site.reaper()
-    dark = site.publisher(DARK)
 
     with scene.inside as inside:
         async with (
@@ -300,37 +319,25 @@ async def test_two_hundred_of_them_at_the_default_settings(
             crowd(MANY_HEALTHY, untouched.websocket(f"/ws/{LIGHT}/")) as others,
             Numbers(site.publisher(LIGHT), healthy + others) as numbers,
         ):
-            calm_at = time.monotonic()
-            await asyncio.sleep(CALM)
-            before = numbers.p99(healthy, calm_at)
+            with measuring(
+                f"half-open at the defaults, {'written to' if written_to else 'idle'}", pairing
+            ) as m:
+                m.clients = MANY_VANISHING
+                m.bound = AFTER_A_WRITE if written_to else UNSAID
+                calm_at = time.monotonic()
+                await asyncio.sleep(CALM)
+                m.p99_before = numbers.p99(healthy, calm_at)
+                began = await vanish(scene, network, m, written_to=written_to)
+                m.p99_during, m.p99_elsewhere = numbers.p99(healthy, began), numbers.p99(others, began)
+                await no_other_client_suffered(scene, healthy, numbers)
+                metrics = await asyncio.to_thread(scrape, scene.server)
+                messages = metrics.value("realtime_zombie_messages_total", reason="ping_timeout")
+                m.zombie_messages = int(messages)
+                m.zombie_kib = round(metrics.value("realtime_zombie_bytes_total") / 1024)
 
-            network.drop()
-            began = time.monotonic()
-            if written_to:
-                for _ in range(5):
-                    dark.send(json.dumps("x" * 1024))
-                    await asyncio.sleep(1.0)
-            await eventually_async(scene.all_evicted, within=bound + SLACK, every=0.2)
-            took = time.monotonic() - began
-            during, elsewhere = numbers.p99(healthy, began), numbers.p99(others, began)
-            await nobody_else_suffered(scene, healthy, numbers)
-            metrics = await asyncio.to_thread(scrape, scene.server)
-            messages = metrics.value("realtime_zombie_messages_total", reason="ping_timeout")
-            measured(
-                f"half-open at the defaults, {'written to' if written_to else 'idle'}",
-                pairing,
-                clients=MANY_VANISHING,
-                evicted_after=took,
-                bound=bound,
-                p99_before=before,
-                p99_during=during,
-                p99_elsewhere=elsewhere,
-                zombie_messages=int(messages),
-                zombie_kib=round(metrics.value("realtime_zombie_bytes_total") / 1024),
-            )
-            assert took <= bound
+            assert m.evicted_after <= m.bound
             assert inside.reports()[-1]["messages"] == 0, "the network was not dark"
             assert messages == (5 * MANY_VANISHING if written_to else 0)
             assert site.open_memberships(scene.server) == MANY_HEALTHY
             await eventually_async(lambda: scene.server.sockets() == MANY_HEALTHY, within=15)
-            assert during <= 2 * max(before, elsewhere) + 0.05, "the healthy noticed"
+            assert m.p99_during <= 2 * max(m.p99_before, m.p99_elsewhere) + 0.05, "the healthy noticed"

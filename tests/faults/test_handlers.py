@@ -1,4 +1,4 @@
-"""Whatever a handler does: the connection ends once, its cause logged once, or it lives and answers pings."""
+"""Handlers that misbehave: the connection ends once and its cause is logged once, or it lives on."""
 
 import asyncio
 import time
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.faults
 PING_INTERVAL, PONG_TIMEOUT = 1.0, 0.8
 HANDLER_TIMEOUT = 3.0  # seconds; opening a connection takes less, also as the first of a process
 SLACK = 2.0  # seconds for a busy machine, on top of a bound
-#: Twice as long as a client may be silent: what 60 s are to the default settings.
+#: Twice as long as a client may be silent, as 60 s are at the default settings.
 LONG = 2 * (PING_INTERVAL + PONG_TIMEOUT)
 APPLICATION = "tests.support.applications.misbehaving:application"
 
@@ -41,7 +41,7 @@ def server(site: Site) -> WebServer:
 
 
 class Watch:
-    """What the server did with the connections of one test."""
+    """The log and the records of the connections of one test."""
 
     def __init__(self, site: Site, server: WebServer) -> None:
         self.site = site
@@ -53,7 +53,7 @@ class Watch:
         return self.server.log_text()[self.log_began :]
 
     async def reason(self, client: Client) -> str:
-        """Of the only record that was closed since."""
+        """Wait until the record of this client is closed, and return its reason."""
         welcome = await client.welcomed()
         return await self.reason_of(welcome["connection"])
 
@@ -84,7 +84,7 @@ async def watch(site: Site, server: WebServer) -> AsyncIterator[Watch]:
 
 
 def told(watch: Watch) -> int:
-    """How often `disconnect` was called."""
+    """Count the calls of `disconnect`."""
     return watch.log.count("disconnected with")
 
 
@@ -118,7 +118,7 @@ async def test_a_handler_that_ends_the_connection_does_so_once(
         await eventually_async(lambda: told(watch) == 1, within=5)
         assert watch.log.count("A handler failed (handler_error)") == causes
         assert ("Traceback" in watch.log) == bool(causes)
-        # Whoever else is there does not notice.
+        # The other client does not notice.
         await other.send("echo")
         await other.seen(lambda each: each["type"] == "echo")
 
@@ -178,7 +178,7 @@ async def test_a_disconnect_that_raises_changes_nothing_but_the_log(watch: Watch
     assert told(watch) == 1
 
 
-async def test_a_disconnect_that_hangs_keeps_neither_record_nor_membership(watch: Watch) -> None:
+async def test_a_disconnect_that_hangs_delays_no_cleanup(watch: Watch) -> None:
     began = time.monotonic()
     async with Client(watch.server.websocket("/disconnect/sleep 60/".replace(" ", "%20"))) as client:
         await client.welcomed()
@@ -199,7 +199,7 @@ async def test_a_handler_that_waits_leaves_pings_and_pongs_alone(watch: Watch) -
         assert client.is_open
 
 
-async def test_who_answers_no_pings_is_found_while_a_handler_waits(watch: Watch) -> None:
+async def test_a_zombie_is_found_while_its_handler_waits(watch: Watch) -> None:
     async with Client(watch.server.websocket("/ws/")) as client:
         await client.welcomed()
         client.answers_pings = False
@@ -209,7 +209,7 @@ async def test_who_answers_no_pings_is_found_while_a_handler_waits(watch: Watch)
         await watch.nothing_is_left()
 
 
-async def test_a_handler_that_blocks_the_loop_costs_nobody_the_connection(watch: Watch) -> None:
+async def test_a_handler_that_blocks_the_loop_closes_no_connection(watch: Watch) -> None:
     async with (
         Client(watch.server.websocket("/ws/")) as client,
         Client(watch.server.websocket("/ws/")) as other,
@@ -268,7 +268,7 @@ async def test_a_handler_above_its_time_is_evicted_where_that_is_set(
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("pairing", pairings())
-async def test_a_handler_that_waits_for_60_seconds_survives_at_the_default_settings(
+async def test_a_handler_may_wait_for_60_seconds_at_the_defaults(
     pairing: Pairing, start_site: StartSite
 ) -> None:
     site = start_site(pairing)

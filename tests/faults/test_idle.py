@@ -1,6 +1,6 @@
-"""Nothing happens for a while: no reason to end anything, also where a read of Redis waits that long.
+"""Nothing happens for a while. No connection ends for it, also if a read of Redis waits that long.
 
-redis-py reads with a timeout of 5 s by default since its version 8, and the core layer waits for 5 s in one
+Since version 8, redis-py reads with a timeout of 5 s by default, and the core layer waits for 5 s in one
 command.
 """
 
@@ -30,13 +30,13 @@ APPLICATION = "tests.support.applications.misbehaving:application"
 
 
 async def idle(site: Site, seconds: float, kind: str = "idle", **environment: str) -> None:
-    """Let clients of every kind be idle; all have to be there afterwards, and reachable."""
+    """Let clients of every kind be idle. Afterwards all must be connected, and receive messages."""
     groups = site.serve(**environment)
     channels = site.serve(application=APPLICATION, **environment)
     clients: list[Client] = []
     clients += await connect_many(CLIENTS, groups.websocket(f"/ws/{GROUP}/"))
     clients += await connect_many(CLIENTS, groups.websocket(f"/ws/{GROUP}/"), plain=True)
-    # These have a channel of their own in the layer, each with its own blocking read.
+    # Each of the last has its own channel in the layer, with its own blocking read.
     own = await connect_many(CLIENTS, channels.websocket("/ws/"))
     clients += own
     try:
@@ -71,7 +71,7 @@ async def idle(site: Site, seconds: float, kind: str = "idle", **environment: st
 
 
 @pytest.mark.parametrize("pairing", pairings("core-daphne-postgres"))
-async def test_nobody_is_dropped_for_being_idle_longer_than_a_read_of_redis_may_take(
+async def test_clients_may_be_idle_for_longer_than_a_read_of_redis(
     pairing: Pairing, start_site: StartSite
 ) -> None:
     await idle(start_site(pairing, **SCALED), LONGER_THAN_A_READ)
@@ -79,22 +79,20 @@ async def test_nobody_is_dropped_for_being_idle_longer_than_a_read_of_redis_may_
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("pairing", pairings())
-async def test_nobody_is_dropped_for_being_idle_for_35_seconds(
-    pairing: Pairing, start_site: StartSite
-) -> None:
+async def test_clients_may_be_idle_for_35_seconds(pairing: Pairing, start_site: StartSite) -> None:
     await idle(start_site(pairing), 35.0)
 
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("version", ["5.3.1", "6.4.0", "7.4.1", "8.0.1"])
 @pytest.mark.parametrize("pairing", pairings(server="daphne"))
-async def test_nobody_is_dropped_with_another_redis_py(
+async def test_clients_may_be_idle_with_another_redis_py(
     pairing: Pairing, version: str, start_site: StartSite, tmp_path: Path
 ) -> None:
     folder = str(tmp_path / "redis-py")
     install = (sys.executable, "-m", "pip", "install", "--quiet", "--target", folder, f"redis=={version}")
     await asyncio.to_thread(subprocess.run, install, check=True)
-    # Before what is installed beside the tests.
+    # Before the version that is installed for the tests.
     path = os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
     which = (sys.executable, "-c", "import redis; print(redis.__version__)")
     used = await asyncio.to_thread(

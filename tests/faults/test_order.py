@@ -13,7 +13,7 @@ from tests.support.pairings import Pairing, pairings
 
 pytestmark = pytest.mark.faults
 
-#: So many that one message takes several turns of the server's event loop.
+#: Enough that one message takes several turns of the server's event loop.
 MEMBERS = 2000
 TALKERS = MEMBERS // 5
 PUBLISHERS = 5  # of the talkers

@@ -1,4 +1,4 @@
-"""More is published than a process can write: it falls behind, and keeps its clients and its place."""
+"""More is published than a process can write: it falls behind, keeps its clients, and is not lost."""
 
 import asyncio
 import time
@@ -18,6 +18,7 @@ from tests.support.clients.numbers import same_layer
 from tests.support.clients.torrent import Torrent
 from tests.support.fixtures import StartSite
 from tests.support.pairings import Pairing, pairings
+from tests.support.programs.servers import WebServer
 from tests.support.programs.site import Site
 
 pytestmark = pytest.mark.faults
@@ -28,9 +29,10 @@ PER_SECOND = 3300.0
 SIZE = 1000  # bytes of a message
 SECONDS = 5.0
 MIB = 1024 * 1024
-#: Rounds come so often that several fall into the time in which the process is behind.
+#: Rounds come so often that several fall into the time while the process is behind.
 ROUNDS = {"ROUND_INTERVAL": 2.0, "ROUND_TIMEOUT": 1.0}
-#: Of memory, beside what waits: buffers of sockets, and what a busy minute leaves in any server.
+#: Bytes of memory beside the waiting messages: buffers of sockets, and what a busy minute leaves in any
+#: server.
 ALLOWANCE = 60 * MIB
 
 
@@ -90,6 +92,12 @@ async def test_a_process_that_falls_behind_is_not_lost(
         assert still_behind > PER_SECOND / len(GROUPS), "the kick was not carried out before the messages"
 
 
+def keeps_up(server: WebServer) -> bool:
+    """True if the process has logged that it fell behind, and as often that it keeps up again."""
+    log = server.log_text()
+    return log.count("This process cannot keep up") == log.count("This process keeps up again") >= 1
+
+
 @pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite", layer="pubsub"))
 async def test_messages_that_wait_are_bounded_in_bytes(
     pairing: Pairing, start_site: StartSite, tmp_path: Path
@@ -106,8 +114,11 @@ async def test_messages_that_wait_are_bounded_in_bytes(
             while time.monotonic() < until:
                 await asyncio.sleep(0.1)
                 highest = max(highest, process.memory_info().rss)
-        # The newest are those that stay.
+        # The newest messages stay.
         await eventually_async(lambda: audience.report.latest == torrent.published - 1, within=60, every=0.2)
+        # The process notes that it keeps up again after it has written the last message.
+        await eventually_async(lambda: scrape(server).value("realtime_queued_bytes") == 0, within=5)
+        await eventually_async(lambda: keeps_up(server), within=5)
         metrics = await asyncio.to_thread(scrape, server)
         dropped = int(metrics.value("realtime_messages_dropped_total"))
         sent = torrent.published * len(GROUPS)
@@ -126,6 +137,6 @@ async def test_messages_that_wait_are_bounded_in_bytes(
         assert audience.report.out_of_order == 0
         assert highest - before < bound + ALLOWANCE
         assert metrics.value("realtime_queued_bytes") == 0
+        assert keeps_up(server)
         log = server.log_text()
-        assert log.count("This process cannot keep up") == log.count("This process keeps up again") >= 1
         assert f"{dropped} messages were dropped" in log or log.count("messages were dropped") > 1

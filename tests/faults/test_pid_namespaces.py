@@ -1,4 +1,4 @@
-"""Processes in real PID namespaces: a pid of one says nothing in another."""
+"""Processes in real PID namespaces: a pid of one namespace says nothing in another."""
 
 import json
 import os
@@ -24,7 +24,7 @@ print(json.dumps(dataclasses.asdict(pids.own())))
 
 
 def own_in(*unshare: str) -> pids.Pid:
-    """What a process says of itself that `unshare` started with these options."""
+    """Return the pid that a process reports of itself, started by `unshare` with these options."""
     done = subprocess.run(
         ["unshare", *unshare, "--fork", sys.executable, "-c", OWN],
         cwd=CHECKOUT,
@@ -49,7 +49,7 @@ def test_with_the_proc_of_the_namespace_outside_it_is_nowhere() -> None:
 
 
 def test_in_another_time_namespace_a_process_has_another_place() -> None:
-    # Where its start, which /proc shows by the reader's time, would be another for us.
+    # /proc shows the start of a process by the time of the reader, so we would read another one.
     inside = own_in("--time", "--boottime", "1000000")
     assert inside.namespace not in ("", pids.own().namespace)
     assert inside.namespace.split()[:2] == pids.own().namespace.split()[:2]

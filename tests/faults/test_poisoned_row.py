@@ -1,4 +1,4 @@
-"""Of many that connect in one instant, some bring what the database refuses: nobody else pays for them."""
+"""Some of many clients that connect in one instant bring a row that the database refuses: only they fail."""
 
 import asyncio
 import time
@@ -20,7 +20,7 @@ CLIENTS = 60
 POISON = "poison"
 APPLICATION = "tests.support.applications.misbehaving:application"
 
-#: What no header or path can bring past the cleaning of text: a row that the database itself refuses.
+#: A row that the database itself refuses. No header or path can cause it, because their text is cleaned.
 REFUSE_POISON = {
     "postgres": "ALTER TABLE realtime_connection ADD CONSTRAINT poisoned CHECK (user_agent <> 'poison')",
     "sqlite": (
@@ -29,7 +29,7 @@ REFUSE_POISON = {
     ),
 }
 
-#: Paths and user agents that a server passes on, and that no column could hold as they are.
+#: Paths and user agents that a server passes on, and that no column could hold unchanged.
 STRANGE: dict[str, tuple[bytes, bytes]] = {
     "a path with a NUL": (b"/connect/%00/", b"tests"),
     "a path with a lone surrogate": (b"/connect/%ed%a0%80/", b"tests"),
@@ -46,7 +46,7 @@ def open_rows(site: Site) -> int:
 
 
 @pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite", "pubsub-uvicorn-postgres"))
-async def test_a_row_that_the_database_refuses_ends_only_its_own_connection(
+async def test_a_row_that_the_database_refuses_ends_one_connection(
     pairing: Pairing, start_site: StartSite
 ) -> None:
     site = start_site(pairing)
@@ -57,7 +57,7 @@ async def test_a_row_that_the_database_refuses_ends_only_its_own_connection(
     clients = [Client(url) for _ in range(CLIENTS)]
     culprits = [Client(url, headers={"User-Agent": POISON}) for _ in range(3)]
     strange = [RawClient(url) for _ in STRANGE]
-    # The poison in the middle of those that share a batch with it.
+    # The poison is in the middle of the clients that share a batch with it.
     crowd = clients[: CLIENTS // 2] + culprits + clients[CLIENTS // 2 :]
     try:
         began = time.monotonic()
@@ -87,7 +87,7 @@ async def test_a_row_that_the_database_refuses_ends_only_its_own_connection(
         assert not any(each.ended.is_set() for each in strange)
         assert codes == [4000] * len(culprits)
         assert all(culprit.of_type("welcome") == [] for culprit in culprits)
-        # And it goes on after them.
+        # The server still admits clients afterwards.
         async with Client(url) as later:
             await later.welcomed()
         assert server.log_text().count("Exception inside application") == 0
@@ -97,7 +97,7 @@ async def test_a_row_that_the_database_refuses_ends_only_its_own_connection(
 
 
 @pytest.mark.parametrize("pairing", pairings("core-daphne-postgres"))
-async def test_a_user_who_is_deleted_while_connecting_takes_nobody_along(
+async def test_a_user_deleted_during_connect_ends_no_other_connection(
     pairing: Pairing, start_site: StartSite
 ) -> None:
     site = start_site(pairing)
@@ -131,8 +131,8 @@ async def test_a_user_who_is_deleted_while_connecting_takes_nobody_along(
             connecting_then=under_way,
             users=users,
         )
-        assert under_way, "else nobody was connecting when the user went"
-        # In a public group: before the deletion as the user, after it as nobody.
+        assert under_way, "no client was connecting when the user was deleted"
+        # The group is public: clients are in it as the user before the deletion, and as anonymous after it.
         assert all(client.is_open for client in mixed)
         assert set(users) <= {"", str(pk)}
         assert "Traceback" not in server.log_text()

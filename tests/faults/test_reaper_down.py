@@ -1,8 +1,7 @@
-"""The reaper is away, comes back, has a twin, or dies in the middle of a round: nobody healthy pays for it,
-and nothing is done twice.
+"""The reaper is away, comes back, has a twin, or dies in the middle of a round.
 
-The servers look as if they ran on another machine than the reapers, which else would find at once that a pid
-is gone.
+No healthy client is closed for it, and nothing is done twice. The servers look as if they ran on another
+machine than the reapers. Otherwise a reaper would find immediately that a pid is gone.
 """
 
 import asyncio
@@ -29,11 +28,11 @@ INTERVAL, TIMEOUT = 1.0, 0.5
 OPTIONS = ("--interval", str(INTERVAL), "--timeout", str(TIMEOUT), "--format", "json")
 SLACK = 2.0  # seconds for a machine that is busy with other tests
 LOST_WITHIN = 2 * INTERVAL + TIMEOUT
-SWEEP = 40.0  # seconds for what these tests give a process beyond all measure, on a machine that is busy
+SWEEP = 40.0  # seconds to clean up the thousands of rows that these tests give a process, on a busy machine
 GROUP = "public.lobby"
 
 
-# As if it had been that long: what the database remembers of the last round.
+# Have the database say that the last round was that long ago.
 TEN_MINUTES_AGO = {
     "sqlite": "UPDATE realtime_round SET started_at = datetime('now', '-10 minutes')",
     "postgres": "UPDATE realtime_round SET started_at = now() - interval '10 minutes'",
@@ -41,7 +40,7 @@ TEN_MINUTES_AGO = {
 
 
 def reports(*reapers: ReaperProcess) -> list[dict[str, float]]:
-    """What these reapers said of their rounds; a line that a killed one had begun is left out."""
+    """Return the reports of reapers, without a line that a killed reaper did not finish."""
     lines = [line for reaper in reapers for line in reaper.log_text().splitlines(keepends=True)]
     return [json.loads(line) for line in lines if line.startswith('{"number"') and line.endswith("}\n")]
 
@@ -53,7 +52,7 @@ def rounds_run(site: Site) -> int:
 
 
 async def rounds_more(site: Site, number: int) -> None:
-    """Wait until so many more rounds have been claimed."""
+    """Wait until `number` more rounds have been claimed."""
     first = rounds_run(site)
     await eventually_async(
         lambda: rounds_run(site) >= first + number, within=30 + number * INTERVAL, every=0.05
@@ -61,7 +60,14 @@ async def rounds_more(site: Site, number: int) -> None:
 
 
 def give(database: Database, pid: int, connections: int, groups: int) -> None:
-    """Give a process so many open records more, each with one membership, spread over so many groups."""
+    """Add open records to a process, each with one membership.
+
+    Args:
+        database: The database of the site.
+        pid: The pid of the process.
+        connections: The number of records.
+        groups: The number of groups over which the memberships are spread.
+    """
     (process,) = [
         row["id"] for row in database.query("SELECT id, pid FROM realtime_process") if row["pid"] == pid
     ]
@@ -92,7 +98,7 @@ def closed(site: Site) -> int:
 
 
 @pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite"))
-async def test_hubs_find_zombies_alone_and_a_reaper_that_comes_back_reaps_nobody_healthy(
+async def test_hubs_need_no_reaper_and_a_late_reaper_reaps_no_healthy(
     pairing: Pairing, start_site: StartSite
 ) -> None:
     site = start_site(pairing, PING_INTERVAL=PING_INTERVAL, PONG_TIMEOUT=PONG_TIMEOUT)
@@ -114,7 +120,7 @@ async def test_hubs_find_zombies_alone_and_a_reaper_that_comes_back_reaps_nobody
             within=bound + SLACK,
         )
         found_after = time.monotonic() - silent_at
-        assert rounds_run(site) == rounds_before, "nobody asked anybody meanwhile"
+        assert rounds_run(site) == rounds_before, "no round was run meanwhile"
 
         second = site.reaper(*OPTIONS)
         await rounds_more(site, 4)
@@ -135,15 +141,13 @@ async def test_hubs_find_zombies_alone_and_a_reaper_that_comes_back_reaps_nobody
 
 
 @pytest.mark.parametrize("pairing", pairings("core-daphne-postgres"))
-async def test_two_reapers_claim_no_round_twice_and_count_nothing_twice(
-    pairing: Pairing, start_site: StartSite
-) -> None:
+async def test_two_reapers_claim_and_count_everything_once(pairing: Pairing, start_site: StartSite) -> None:
     connections, groups = 3000, 3000
     site = start_site(pairing)
     doomed, healthy = site.serve(), site.serve()
     async with crowd(20, doomed.websocket(f"/ws/{GROUP}/")), crowd(20, healthy.websocket("/ws/")) as kept:
         site.look_remote()
-        # So much that the one is still sweeping when the other one's turn comes.
+        # Enough that one reaper is still sweeping when the turn of the other comes.
         give(site.database, doomed.pid, connections, groups)
         reapers = [site.reaper(*OPTIONS) for _ in range(2)]
         # One of them may claim every round: they do not alternate strictly.
@@ -180,17 +184,17 @@ async def test_two_reapers_claim_no_round_twice_and_count_nothing_twice(
 
 
 @pytest.mark.parametrize("pairing", pairings("core-daphne-postgres", layer="core"))
-async def test_once_finds_what_died_beside_a_reaper_whose_rounds_are_in_vain(
+async def test_once_finds_the_dead_beside_a_reaper_that_cannot_ask(
     pairing: Pairing, start_site: StartSite
 ) -> None:
     site = start_site(pairing)
     doomed, healthy = site.serve(), site.serve()
     async with crowd(5, doomed.websocket(f"/ws/{GROUP}/")), crowd(5, healthy.websocket("/ws/")) as kept:
         site.look_remote()
-        # Its Redis is not ours, so it can ask no process, and it is the first to claim each round.
-        in_vain = site.reaper(*OPTIONS, REDIS_URL=f"unix://{site.folder}/nowhere.sock")
+        # This reaper has another Redis, so it can ask no process, and it is the first to claim each round.
+        blind = site.reaper(*OPTIONS, REDIS_URL=f"unix://{site.folder}/nowhere.sock")
         await rounds_more(site, 2)
-        # A process that has not seen yet how often rounds come here is spared for longer.
+        # A process is spared for longer if it has not seen yet how often rounds come here.
         await eventually_async(
             lambda: site.database.value("SELECT min(last_round) FROM realtime_process") > 0, within=10
         )
@@ -201,7 +205,7 @@ async def test_once_finds_what_died_beside_a_reaper_whose_rounds_are_in_vain(
     own = [json.loads(line) for line in once.stdout.splitlines()]
     assert [(each["asked"], each["answered"]) for each in own] == [(2, 1), (2, 1)]
     assert [each["lost"] for each in own] == [0, 1]
-    assert {each["asked"] for each in reports(in_vain)} == {0}
+    assert {each["asked"] for each in reports(blind)} == {0}
     assert site.close_reasons()["server_lost"] == 5
 
 
@@ -226,7 +230,7 @@ async def test_what_a_killed_reaper_had_begun_the_next_one_finishes(
         first.freeze()
         await eventually_async(lambda: unchanged(site), within=10)
         half_way = closed(site)
-        assert 0 < half_way < connections + 10, "it was to be killed in the middle"
+        assert 0 < half_way < connections + 10, "the reaper was not stopped in the middle of its sweep"
         first.kill()
         before = rounds_run(site)
 
@@ -256,7 +260,7 @@ async def test_what_a_killed_reaper_had_begun_the_next_one_finishes(
 
 
 def unchanged(site: Site) -> bool:
-    """Whether nothing is written any more: what a stopped program had sent to the database may still come."""
+    """True if nothing is written any more: what a stopped program has sent may still reach the database."""
     first = closed(site)
     time.sleep(0.3)
     return closed(site) == first
@@ -271,9 +275,7 @@ def all_closed_once_as_lost(site: Site, number: int) -> bool:
 
 
 @pytest.mark.parametrize("pairing", pairings("pubsub-uvicorn-postgres"))
-async def test_rounds_that_were_claimed_and_never_judged_count_against_nobody(
-    pairing: Pairing, start_site: StartSite
-) -> None:
+async def test_rounds_that_were_never_judged_count_no_miss(pairing: Pairing, start_site: StartSite) -> None:
     site = start_site(pairing)
     server = site.serve()
     async with crowd(10, server.websocket(f"/ws/{GROUP}/")) as healthy:
@@ -297,7 +299,7 @@ async def test_rounds_that_were_claimed_and_never_judged_count_against_nobody(
 
 
 async def still_well(clients: list[Client]) -> bool:
-    """Whether each of them answers and is answered."""
+    """True if each client is connected and gets an answer."""
     for client in clients:
         await client.send({"type": "ping", "n": 7})
     await asyncio.gather(

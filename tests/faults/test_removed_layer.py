@@ -1,5 +1,6 @@
-"""A channel layer was removed from CHANNEL_LAYERS while a process that was in it died: no round can leave its
-groups, and the rounds do everything else.
+"""A channel layer was removed from CHANNEL_LAYERS while a process in it died.
+
+No round can leave the groups of the process, and the rounds do all other work.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ OLD = 100
 CONNECTIONS = 3
 WITHIN = 20.0  # seconds for a few rounds of a second each, on a machine that is busy with other tests
 ONCE = ("reap_connections", "--once", *OPTIONS[:4])
-#: The settings of the demo project, whose only layer is the default one.
+#: The settings of the demo project, which has only the default layer.
 REMOVED = {"DJANGO_SETTINGS_MODULE": "project.settings"}
 
 # Longer than the month of KEEP_CLOSED.
@@ -38,7 +39,7 @@ async def in_the_other_layer(server: WebServer) -> None:
 
 
 def close_long_ago(site: Site, server: WebServer) -> None:
-    """Have this process close records a time ago after which they are to be deleted."""
+    """Give this process records that were closed so long ago that they must be deleted."""
     give(site.database, server.pid, OLD, 1)
     long_ago = LONG_AGO[site.pairing.database]
     given = "SELECT id FROM realtime_connection WHERE remote_address = ''"
@@ -60,9 +61,7 @@ def failures(reaper: ReaperProcess) -> list[str]:
 
 
 @pytest.mark.parametrize("pairing", pairings("core-daphne-postgres", "pubsub-daphne-sqlite"))
-async def test_a_removed_layer_keeps_nothing_else_from_being_reaped_and_deleted(
-    pairing: Pairing, start_site: StartSite
-) -> None:
+async def test_a_removed_layer_stops_no_other_cleanup(pairing: Pairing, start_site: StartSite) -> None:
     site = start_site(pairing)
     healthy, doomed = site.serve(), site.serve(application="tests.support.applications.drop_in:application")
     async with connect(healthy.websocket("/ws/public.lobby/"), proxy=None):
@@ -100,7 +99,7 @@ async def test_a_removed_layer_keeps_nothing_else_from_being_reaped_and_deleted(
 
 
 @pytest.mark.parametrize("pairing", pairings("core-uvicorn-sqlite", layer="core"))
-def test_a_layer_that_is_brought_back_is_left_as_ever(pairing: Pairing, start_site: StartSite) -> None:
+def test_groups_of_a_layer_that_is_brought_back_are_left(pairing: Pairing, start_site: StartSite) -> None:
     site = start_site(pairing)
     doomed = site.serve(application="tests.support.applications.drop_in:application")
     asyncio.run(in_the_other_layer(doomed))

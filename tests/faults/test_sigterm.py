@@ -1,4 +1,4 @@
-"""A server is told to stop: every client is told so and when to come back, and nothing is left to be done."""
+"""A server is told to stop: every client is told why and when to come back, and nothing is left to do."""
 
 import asyncio
 import contextlib
@@ -41,7 +41,7 @@ crowds = pytest.mark.parametrize(
 
 
 def stop(server: WebServer, number: signal.Signals = signal.SIGTERM) -> float:
-    """Send the signal, and return when."""
+    """Send the signal, and return the time of the monotonic clock."""
     assert server.process is not None
     at = time.monotonic()
     server.process.send_signal(number)
@@ -49,7 +49,7 @@ def stop(server: WebServer, number: signal.Signals = signal.SIGTERM) -> float:
 
 
 async def end_of(server: WebServer, told_at: float) -> float:
-    """Seconds from the signal to the exit, which is one that was asked for."""
+    """Wait for an orderly exit; return the seconds from the signal to it."""
     code = await asyncio.to_thread(server.exit_code, within=BOUND)
     took = time.monotonic() - told_at
     # uvicorn dies by the signal that stopped it.
@@ -64,7 +64,7 @@ def goodbyes(clients: list[Client]) -> Iterator[dict[str, object]]:
 
 
 def reasons(site: Site) -> dict[str | None, int]:
-    """How many records have each close reason; those that are open have none."""
+    """Count the records by close reason; an open record has None."""
     rows = site.database.query("SELECT close_reason, closed_at FROM realtime_connection")
     return Counter(row["close_reason"] if row["closed_at"] is not None else None for row in rows)
 
@@ -73,7 +73,7 @@ async def nothing_is_left(site: Site) -> None:
     assert site.database.value("SELECT count(*) FROM realtime_membership WHERE left_at IS NULL") == 0
     assert site.database.value("SELECT count(*) FROM realtime_process WHERE stopped_at IS NULL") == 0
     assert site.database.value("SELECT count(*) FROM realtime_process WHERE lost") == 0
-    # Redis notices a pub/sub connection's end when it gets to it.
+    # Redis notices the end of a pub/sub connection a little later.
     await eventually_async(lambda: in_layer(site) == {}, within=2)
 
 
@@ -101,7 +101,7 @@ async def test_sigint_is_as_good_as_sigterm(pairing: Pairing, start_site: StartS
 
 
 def other_uvicorn(site: Site, *options: str) -> UvicornServer:
-    """With more options than those that the other tests run."""
+    """Return a uvicorn with more options than the other tests use."""
     return UvicornServer(
         *options,
         log=site.folder / "uvicorn.log",
@@ -163,7 +163,7 @@ async def told_why_and_when(site: Site, server: WebServer, count: int, number: s
     assert delays[0] >= 0.0
     assert delays[-1] <= WINDOW
     fullest = max(Counter(int(delay) for delay in delays).values())
-    # Six standard deviations above what each of its seconds gets on average.
+    # Six standard deviations above the average of a second.
     share = 1.0 / WINDOW
     likely = share * len(clients) + 6 * math.sqrt(share * (1 - share) * len(clients))
     assert fullest < likely, "reconnects are not spread over the window"
@@ -185,9 +185,7 @@ async def told_why_and_when(site: Site, server: WebServer, count: int, number: s
 
 
 @somewhere
-async def test_whoever_comes_while_it_stops_is_sent_away_and_leaves_nothing_open(
-    pairing: Pairing, start_site: StartSite
-) -> None:
+async def test_clients_that_come_during_a_stop_are_sent_away(pairing: Pairing, start_site: StartSite) -> None:
     site = start_site(pairing)
     server = site.serve()
     url = server.websocket(f"/ws/{GROUP}/")
@@ -217,7 +215,7 @@ async def test_whoever_comes_while_it_stops_is_sent_away_and_leaves_nothing_open
     await all_closed_with_4000(settled)
     codes = Counter([await client.closes(within=BOUND) for client in coming])
     assert codes[4000] >= 20
-    # In the moment between the drain and the exit a handshake may still be answered, and then cut off.
+    # Between the drain and the exit, a handshake may still be answered and then cut off.
     assert set(codes) <= {4000, 1006, 1012}
     by_reason = reasons(site)
     assert None not in by_reason
@@ -264,11 +262,11 @@ async def test_what_hangs_keeps_neither_the_goodbyes_nor_the_exit(
         broken = breakable_databases.postgres if hung == "database" else site.redis
         broken.freeze()
         try:
-            # One that hangs in a thread of the server's, and one that hangs before it reaches a consumer.
+            # One request hangs in a thread of the server, and one before it reaches a consumer.
             stuck = asyncio.create_task(asyncio.to_thread(get, server.http("/health/ready")))
             cookie = {"Cookie": "sessionid=0123456789abcdefghijklmnopqrstuv"}
             coming = asyncio.create_task(Client(server.websocket("/ws/"), headers=cookie).open())
-            await asyncio.sleep(0.3)  # they are on their way; nothing here could tell
+            await asyncio.sleep(0.3)  # both are on their way; the test cannot see it
             told_at = stop(server)
             await all_closed_with_4000(clients)
             last = max(client.closed_at or 0.0 for client in clients) - told_at
@@ -280,7 +278,7 @@ async def test_what_hangs_keeps_neither_the_goodbyes_nor_the_exit(
         await asyncio.wait([stuck, coming])
         coming.exception()
         if hung == "redis":
-            # The rows did not wait for it: what is left is what only Redis could do.
+            # The rows did not wait for Redis. Only what Redis itself must do is left.
             assert reasons(site)[None] == 0
             assert site.database.value("SELECT count(*) FROM realtime_process WHERE stopped_at IS NULL") == 0
     measured(

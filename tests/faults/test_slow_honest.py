@@ -1,6 +1,4 @@
-"""A client that reads all the time gets everything that a handler sends, however slow its link, and its
-close.
-"""
+"""A client that reads all the time gets everything that a handler sends, and the close, on any link."""
 
 import asyncio
 import itertools
@@ -22,7 +20,7 @@ KB, MB = 1000, 1_000_000
 
 
 class Link(NamedTuple):
-    """What the handler sends, and how fast the client reads, in bytes a second."""
+    """The messages of the handler with their size in bytes, and the rate of the client in bytes a second."""
 
     messages: int
     size: int
@@ -43,7 +41,7 @@ CLOSES = {
 
 @dataclass(frozen=True)
 class Reader:
-    """One client; with large buffers, the kernels take most of a report before the client has read it."""
+    """One client. With large buffers, the kernels take most of a report before the client has read it."""
 
     name: str
     link: Link
@@ -80,7 +78,7 @@ class Reader:
 
 
 async def each_receives_all(readers: list[Reader], url: str, pairing: Pairing) -> None:
-    """Let all read at a time; each must get every message in order, and its close."""
+    """Let all clients read together. Each must get every message in order, and its close."""
     outcomes = await asyncio.gather(*(reader.read(url) for reader in readers))
     for reader, (numbers, code, seconds) in zip(readers, outcomes, strict=True):
         reader.measured(pairing, len(numbers), seconds, code)

@@ -1,18 +1,18 @@
-"""Clients that stop reading are evicted before they cost memory; one that only reads slowly is not."""
+"""Clients that stop reading are evicted before they cost memory. A client that only reads slowly is not."""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import psutil
 import pytest
 
 from tests.support.assertions import growth
 from tests.support.assertions.eventually import eventually_async
-from tests.support.assertions.measured import measured
+from tests.support.assertions.measured import measured, measuring
 from tests.support.assertions.scrape import scrape
 from tests.support.clients.raw import RawClient, frame
 from tests.support.clients.websocket import Client
@@ -33,18 +33,18 @@ MAX_UNACKED_BYTES, MAX_UNSENT_BYTES = 4 * MIB, MIB  # the defaults
 SLACK = 2.0  # seconds for a machine that is busy with other tests
 MEGABIT = 1_000_000
 LEFT = 4 * MIB  # of memory, for what one busy minute leaves in any server
-#: glibc gives back at once what is larger than this, so that the memory of the process is what it holds.
+#: glibc gives blocks above this size back immediately, so that the size of the process is what it uses.
 RETURNED = {"MALLOC_MMAP_THRESHOLD_": "32768"}
 HONEST_FOR = 11.0  # seconds; longer than a client may leave a ping unanswered
 
 
 def bound(cap: int) -> float:
-    """Seconds until so many bytes were published, and the second in which a reader may still answer."""
+    """Return the seconds until `cap` bytes were published, plus the second that a reader has to answer."""
     return cap / (SIZE * PER_SECOND) + 1.0
 
 
 class Memory:
-    """How much memory a server has, sampled all the time from outside."""
+    """The memory of a server, sampled all the time from outside."""
 
     def __init__(self, server: WebServer) -> None:
         self._process = psutil.Process(server.pid)
@@ -65,7 +65,7 @@ class Memory:
 
 
 class Flood(Repeating):
-    """Messages of `SIZE` bytes to the group, so many per second; each says its number."""
+    """Messages of `SIZE` bytes to the group, at a fixed rate; each has its number."""
 
     def __init__(self, publisher: Publisher, per_second: float) -> None:
         self.publisher = publisher
@@ -102,10 +102,10 @@ def numbers(frames: list[dict[str, object]]) -> list[int]:
 async def flood_until_evicted(
     site: Site, server: WebServer, healthy: Client, *, cap: int, evicted: int, kind: str
 ) -> None:
-    """Flood the group, of which `evicted` members do not read: they go within the bound, and their memory."""
+    """Flood the group. The `evicted` members that do not read must go within the bound, with their memory."""
     await healthy.welcomed()
     publisher = site.publisher(GROUP)
-    # What the first message makes the server allocate is not these readers' memory.
+    # The first message makes the server allocate memory that does not belong to these readers.
     publisher.send('"00000000"')
     await healthy.seen(lambda frame: frame["type"] == "message")
     held, before = server.sockets(), await growth.memory(server)
@@ -139,13 +139,13 @@ async def flood_until_evicted(
     assert healthy.is_open
     assert numbers(healthy.frames) == [0, *range(flood.sent)], "lost, doubled or out of order"
     closed = (await asyncio.to_thread(scrape, server)).by("reason", "realtime_connections_closed_total")
-    assert closed == {"slow_consumer": evicted}, "each death counts once"
+    assert closed == {"slow_consumer": evicted}, "each end counts once"
     assert "Traceback" not in server.log_text()
     assert " ERROR " not in server.log_text()
 
 
 @pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite"))
-async def test_readers_whose_process_is_stopped_are_evicted_as_slow(
+async def test_readers_in_a_stopped_process_are_evicted_as_slow(
     pairing: Pairing, start_site: StartSite, tmp_path: Path
 ) -> None:
     site = start_site(pairing)
@@ -167,8 +167,8 @@ async def test_readers_that_go_on_sending_are_evicted_as_slow(
     site = start_site(pairing)
     server = site.serve(**RETURNED)
     url = server.websocket(f"/ws/{GROUP}/")
-    # Next to nothing is kept for them by the kernels, as on a link of a phone: what they do not read waits in
-    # the memory of the server.
+    # The kernels keep next to nothing for them, as on the link of a phone. The rest waits in the memory of
+    # the server.
     readers = [RawClient(url, bytes_per_second=1) for _ in range(READERS)]
 
     async def talk() -> None:
@@ -193,7 +193,7 @@ async def test_readers_that_go_on_sending_are_evicted_as_slow(
 async def stays_and_misses_nothing(
     site: Site, server: WebServer, received: Callable[[], int], kind: str
 ) -> None:
-    """Publish at 0.8 Mbit/s to a reader that takes 1 Mbit/s, in messages of which each takes it 0.8 s."""
+    """Publish at 0.8 Mbit/s to a reader that takes 1 Mbit/s; it needs 0.8 s for each message."""
     flood = Flood(site.publisher(GROUP), 1.0)
     async with flood:
         await asyncio.sleep(HONEST_FOR)
@@ -207,7 +207,7 @@ async def stays_and_misses_nothing(
         evicted=site.close_reasons(),
         pings=int(pings),
     )
-    assert pings >= 3, "it was asked, and it answered"
+    assert pings >= 3, "it was pinged, and it answered"
     assert site.close_reasons() == {}
 
 
@@ -242,57 +242,74 @@ async def test_a_client_behind_a_slow_link_stays_and_misses_nothing(
             assert reader.reports()[-1]["open"] == 1
 
 
-@pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite", "core-uvicorn-sqlite"))
-async def test_if_all_leave_too_much_unsent_the_worst_go_first(
-    pairing: Pairing, start_site: StartSite
-) -> None:
-    """Ten readers stop, of which five have twice as much unsent; as many of those five go as have to."""
-    half, total = READERS // 2, 6 * MIB
-    site = start_site(pairing, MAX_UNSENT_BYTES=4 * MIB, MAX_UNSENT_TOTAL_BYTES=total)
-    server = site.serve(**RETURNED)
-    url = server.websocket(f"/ws/{GROUP}/")
-    worst = [RawClient(url, bytes_per_second=1) for _ in range(half)]
-    better = [RawClient(url, bytes_per_second=1) for _ in range(half)]
-    publisher = site.publisher(GROUP)
-    memory = Memory(server)
+async def join_as(site: Site, server: WebServer, agent: str, readers: list[RawClient]) -> None:
+    """Connect readers under this user agent, and wait until each is a member."""
+    members = site.open_memberships(server)
+    for each in readers:
+        assert (await each.open(("User-Agent", agent))).status == 101
+    await eventually_async(lambda: site.open_memberships(server) == members + len(readers), within=10)
 
-    def publish(first: int, last: int) -> None:
+
+async def publish_slowly(publisher: Publisher, first: int, last: int) -> None:
+    """Publish the messages from `first` to below `last`, five a second."""
+
+    def publish() -> None:
         for n in range(first, last):
             publisher.send(f'"{str(n).rjust(8, "0").ljust(SIZE, "x")}"')
             time.sleep(0.2)
 
+    await asyncio.to_thread(publish)
+
+
+async def leave_unsent(
+    site: Site, server: WebServer, healthy: Client, worst: list[RawClient], better: list[RawClient]
+) -> list[dict[str, Any]]:
+    """Let the worst readers leave 1.8 MB unsent each, and the better ones 0.8 MB, which is too much together.
+
+    Returns:
+        The rows of the connections that the server closed.
+    """
+    publisher = site.publisher(GROUP)
+    try:
+        await join_as(site, server, "worst", worst)
+        await publish_slowly(publisher, 0, 10)
+        await join_as(site, server, "better", better)
+        await publish_slowly(publisher, 10, 18)
+        await healthy.seen(lambda frame: numbers([frame]) == [17], within=10)
+        await eventually_async(lambda: site.close_reasons(), within=5)
+        # Long enough for a second check, and shorter than the wait for a pong.
+        await asyncio.sleep(1)
+        return site.database.query(
+            "SELECT user_agent, close_reason FROM realtime_connection WHERE closed_at IS NOT NULL"
+        )
+    finally:
+        await asyncio.gather(*(each.hang_up() for each in (*worst, *better)))
+
+
+@pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite", "core-uvicorn-sqlite"))
+async def test_if_all_leave_too_much_unsent_the_worst_go_first(
+    pairing: Pairing, start_site: StartSite
+) -> None:
+    """Ten readers stop, and five of them have twice as much unsent. Of the five, only as many go as must."""
+    half, total = READERS // 2, 6 * MIB
+    site = start_site(pairing, MAX_UNSENT_BYTES=4 * MIB, MAX_UNSENT_TOTAL_BYTES=total)
+    server = site.serve(**RETURNED)
+    url = server.websocket(f"/ws/{GROUP}/")
+    worst, better = ([RawClient(url, bytes_per_second=1) for _ in range(half)] for _ in range(2))
     async with Client(url) as healthy:
         await healthy.welcomed()
-        try:
+        memory = Memory(server)
+        with measuring("readers that stop, too much for the process", pairing) as m:
             async with running(memory.watch):
-                for each in worst:
-                    assert (await each.open(("User-Agent", "worst"))).status == 101
-                await eventually_async(lambda: site.open_memberships(server) == half + 1, within=10)
-                await asyncio.to_thread(publish, 0, 10)  # 1 MB for each of five
-                for each in better:
-                    assert (await each.open(("User-Agent", "better"))).status == 101
-                await eventually_async(lambda: site.open_memberships(server) == READERS + 1, within=10)
-                await asyncio.to_thread(publish, 10, 18)  # and 0.8 MB for each of ten, which is too much
-                await healthy.seen(lambda frame: numbers([frame]) == [17], within=10)
-                await eventually_async(lambda: site.close_reasons(), within=5)
-                # Long enough for a second look, and shorter than an unanswered ping is waited for.
-                await asyncio.sleep(1)
-            closed = site.database.query(
-                "SELECT user_agent, close_reason FROM realtime_connection WHERE closed_at IS NOT NULL"
-            )
-        finally:
-            await asyncio.gather(*(each.hang_up() for each in (*worst, *better)))
-    measured(
-        "readers that stop, too much for the process",
-        pairing,
-        readers=READERS,
-        closed=len(closed),
-        grown_mib=round(memory.growth / MIB, 1),
-        bound_mib=round(total / MIB),
-    )
-    assert len(closed) <= half
-    assert {(row["user_agent"], row["close_reason"]) for row in closed} == {("worst", "slow_consumer")}
-    assert numbers(healthy.frames) == list(range(18))
-    # A server looks four times a second, and all ten get 1.2 MB meanwhile.
-    assert memory.growth <= total + 2 * READERS * SIZE + LEFT
-    assert "MAX_UNSENT_TOTAL_BYTES" in server.log_text()
+                closed = await leave_unsent(site, server, healthy, worst, better)
+            m.readers = READERS
+            m.closed = len(closed)
+            m.grown_mib = round(memory.growth / MIB, 1)
+            m.bound_mib = round(total / MIB)
+
+        assert len(closed) <= half
+        assert {(row["user_agent"], row["close_reason"]) for row in closed} == {("worst", "slow_consumer")}
+        assert numbers(healthy.frames) == list(range(18))
+        # A server looks four times a second, and all ten get 1.2 MB meanwhile.
+        assert memory.growth <= total + 2 * READERS * SIZE + LEFT
+        assert "MAX_UNSENT_TOTAL_BYTES" in server.log_text()

@@ -1,4 +1,4 @@
-"""All clients vanish in one instant and come back at once: a phone network, an office line, a proxy."""
+"""All clients vanish in one instant and come back together: a phone network, an office line, a proxy."""
 
 import asyncio
 import time
@@ -27,7 +27,7 @@ GROUP = "public.room"
 async def come_back(
     site: Site, server: WebServer, vanished_at: float, *, kind: str, gone_within: float
 ) -> None:
-    """All clients at once, against whatever the server still does for those who vanished."""
+    """Connect all clients together, while the server still cleans up after the clients that vanished."""
     clients = await connect_many(CLIENTS, server.websocket(f"/ws/{GROUP}/"), at_once=CLIENTS)
     try:
         await asyncio.gather(*(client.welcomed() for client in clients))
@@ -63,7 +63,7 @@ async def come_back(
 
 
 @pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite"))
-async def test_all_clients_of_a_process_that_was_killed_come_back_at_once(
+async def test_all_clients_of_a_killed_process_come_back_together(
     pairing: Pairing, start_site: StartSite, tmp_path: Path
 ) -> None:
     site = start_site(pairing)
@@ -78,7 +78,7 @@ async def test_all_clients_of_a_process_that_was_killed_come_back_at_once(
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("pairing", pairings())
-async def test_all_clients_whose_link_went_down_come_back_by_another_at_once(
+async def test_all_clients_come_back_together_by_another_link(
     pairing: Pairing, start_site: StartSite, tmp_path: Path
 ) -> None:
     require_namespaces()
@@ -88,5 +88,5 @@ async def test_all_clients_whose_link_went_down_come_back_by_another_at_once(
         url = server.websocket(f"/ws/{GROUP}/")
         with ClientProcess(network, url, CLIENTS, log=tmp_path / "clients.log"):
             network.cut()
-            # Nobody tells the server: those who vanished are zombies while those who come back get in.
+            # The server is not told: the old connections are zombies while the clients are let in again.
             await come_back(site, server, time.monotonic(), kind="link down", gone_within=SILENT + SLACK)

@@ -14,14 +14,14 @@ from realtime.serving import lifecycle
 
 @pytest.fixture
 def memory_layer(settings: Any, transactional_db: None) -> None:
-    """Channels' in-memory layer with stamps, and a database that every thread sees."""
+    """Our memory layer, and a database that every thread sees."""
     settings.CHANNEL_LAYERS = {"default": {"BACKEND": "realtime.layers.MemoryLayer"}}
     channel_layers.backends.clear()
 
 
 @pytest_asyncio.fixture
 async def site(memory_layer: None) -> AsyncIterator[None]:
-    """A process as consumers see it: its hub starts with the first connection and is stopped at the end."""
+    """A process as consumers see it: its hub starts with the first connection, and stops at the end."""
     yield
     await lifecycle.stop()
 

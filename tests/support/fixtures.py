@@ -1,4 +1,4 @@
-"""Fixtures for tests with real servers: what `conftest.py` of the acceptance and fault tests imports."""
+"""Fixtures for tests with real servers, for the `conftest.py` of such tests."""
 
 import contextlib
 import itertools
@@ -18,7 +18,7 @@ _databases = pytest.StashKey[Databases]()
 
 @pytest.fixture(scope="session")
 def databases(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Databases:
-    """Shared by all tests of the run, also by those under another conftest.py."""
+    """The databases that all tests of the run share, also tests under another conftest.py."""
     if _databases not in pytestconfig.stash:
         made = pytestconfig.stash[_databases] = Databases(tmp_path_factory.mktemp("databases"))
         pytestconfig.add_cleanup(made.close)
@@ -27,21 +27,21 @@ def databases(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def breakable_databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
-    """With a PostgreSQL that only the tests of one module use, each of which mends what it breaks."""
+    """Databases with a PostgreSQL for the tests of one module. Each test mends what it breaks."""
     with contextlib.closing(Databases(tmp_path_factory.mktemp("databases"))) as databases:
         yield databases
 
 
 @pytest.fixture(scope="module")
 def start_shared_site(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartSite]:
-    """Starts sites that live as long as the tests of one module: `start_shared_site(pairing, **REALTIME)`."""
+    """`start_shared_site(pairing, **REALTIME)` starts a site for all tests of one module."""
     with _sites(databases, tmp_path_factory.mktemp("site")) as start:
         yield start
 
 
 @pytest.fixture
 def start_site(databases: Databases, tmp_path: Path) -> Iterator[StartSite]:
-    """Starts sites for one test: `start_site(pairing, **REALTIME)`."""
+    """`start_site(pairing, **REALTIME)` starts a site for one test."""
     with _sites(databases, tmp_path) as start:
         yield start
 

@@ -1,5 +1,6 @@
-"""Settings of the programs that tests start: the project's own, REALTIME from REALTIME_JSON, a second
-channel layer, memory that is tidied at SIGUSR2.
+"""Settings of the programs that tests start: those of the demo project, with REALTIME from REALTIME_JSON.
+
+There is a second channel layer, and SIGUSR2 has the program tidy its memory.
 """
 
 import json

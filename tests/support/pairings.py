@@ -1,6 +1,6 @@
 """Layer, server and database of a test: one or two pairings in `make test`, all four in `make test-all`.
 
-And rounds: scaled down in `make test`, and at the default settings, too, in `make test-all`.
+Rounds are scaled down in `make test`, and run at the default settings as well in `make test-all`.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Pairing:
         return f"{self.layer}-{self.server}-{self.database}"
 
 
-# Four of the eight in which every two values meet once.
+# Four of the eight; in them, every two values meet once.
 PAIRINGS = (
     Pairing("pubsub", "daphne", "sqlite"),
     Pairing("core", "daphne", "postgres"),
@@ -28,9 +28,11 @@ PAIRINGS = (
 
 
 def pairings(*everyday: str, **only: str) -> list[object]:
-    """Parameters for a test: the `everyday` pairings run always, the others carry the mark `matrix`.
+    """Return parameters for a test.
 
-    `only` leaves out what does not have these values, as `server="daphne"`.
+    Args:
+        everyday: The pairings that always run. The others have the mark `matrix`.
+        only: Values that a pairing must have, such as `server="daphne"`; other pairings are left out.
     """
     chosen = [each for each in PAIRINGS if all(getattr(each, name) == value for name, value in only.items())]
     assert set(everyday) <= set(map(str, chosen)), everyday
@@ -44,7 +46,7 @@ DEFAULT_INTERVAL = 10.0
 
 
 def scale(interval: float) -> str:
-    """What `rounds` calls a ROUND_INTERVAL."""
+    """Return the name of a ROUND_INTERVAL in `rounds`."""
     return "default" if interval == DEFAULT_INTERVAL else "scaled"
 
 

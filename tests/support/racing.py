@@ -1,4 +1,4 @@
-"""Doing the same thing in several threads, or several processes, at the same moment."""
+"""Run the same work in several threads, or several processes, at the same moment."""
 
 import multiprocessing
 import threading
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def race(*calls: Callable[[], T]) -> list[T]:
-    """Call each in its own thread, all at once; return the results in order, raise what a call raised."""
+    """Call each in its own thread, all together. Return the results in order; raise what a call raised."""
     start = threading.Barrier(len(calls))
 
     def run(call: Callable[[], T]) -> T:

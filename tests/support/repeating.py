@@ -1,4 +1,4 @@
-"""Work that goes on beside a test."""
+"""Work that is repeated while a test runs."""
 
 import asyncio
 from abc import ABC, abstractmethod
@@ -6,10 +6,10 @@ from typing import Self
 
 
 class Repeating(ABC):
-    """Takes a step again and again until it is told to stop, or its block ends; an async context manager.
+    """An async context manager that repeats a step until `stop`, or until the block ends.
 
-    The step under way is always finished: one that is cut in its middle may have published what it has not
-    yet noted, and the test would take that for a message doubled or out of order. Stopping raises what a step
+    The step under way is always finished. If it were cancelled, it might have published a message without
+    noting it, and the test would take that for a message doubled or out of order. `stop` raises what a step
     raised.
     """
 
@@ -17,7 +17,7 @@ class Repeating(ABC):
 
     @abstractmethod
     async def step(self) -> None:
-        """Do it once, and wait as long as there should be between two."""
+        """Do the work once, and then wait for the pause between two steps."""
 
     async def stop(self) -> None:
         self._stopped = True

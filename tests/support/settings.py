@@ -13,8 +13,8 @@ SECRET_KEY = "tests"
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 
 if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
-    # A file, because an in-memory database belongs to one thread. In a folder of this run, with which goes
-    # what SQLite leaves beside the file when a thread has not closed its connection.
+    # A file, because an in-memory database belongs to one thread. The folder of this run is deleted at the
+    # end, with what SQLite leaves beside the file if a thread has not closed its connection.
     _folder = Path(tempfile.mkdtemp(prefix="realtime-tests-"))
     atexit.register(shutil.rmtree, _folder, ignore_errors=True)
     DATABASES["default"]["TEST"] = {"NAME": _folder / "test.sqlite3"}

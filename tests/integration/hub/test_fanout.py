@@ -1,4 +1,4 @@
-"""What came in for a group is written to whoever is a member when it is written, and in order."""
+"""A message to a group is written, in order, to the connections that are members when it is written."""
 
 import asyncio
 import itertools
@@ -18,10 +18,11 @@ from realtime.hub.fanout import Fanout
 from realtime.serving import lifecycle
 from realtime.transports.asgi import Shared
 from tests.support.assertions.eventually import eventually_async
+from tests.support.assertions.in_process import value_of
 
 
 class Member:
-    """A connection; it remembers each write as the list of the messages in it."""
+    """A connection that keeps each write as the list of its messages."""
 
     def __init__(self, *groups: str, then: Callable[[], object] = lambda: None) -> None:
         self.groups = set(groups)
@@ -44,7 +45,7 @@ class Member:
 
 
 class House:
-    """A fan-out that runs, and the members that it looks up."""
+    """A running fan-out, and the members that it looks up."""
 
     def __init__(self, window: float = 0.0) -> None:
         self.groups: dict[str, dict[Any, None]] = {}
@@ -97,7 +98,7 @@ async def test_what_waits_for_a_group_leaves_in_one_write(house: House) -> None:
     assert ann.writes == [["1", "2"], ["4"]]
 
 
-async def test_a_few_are_written_to_at_once_when_nothing_is_before_them(house: House) -> None:
+async def test_a_few_members_are_written_to_immediately(house: House) -> None:
     ann, many = Member("a"), [Member("b") for _ in range(fanout.STRIDE + 1)]
     house.add(ann, *many)
     await house.start_idle()
@@ -110,7 +111,7 @@ async def test_a_few_are_written_to_at_once_when_nothing_is_before_them(house: H
     assert all(member.writes == [["2"]] for member in many)
 
 
-async def test_what_follows_at_once_leaves_together_also_where_few_are_written_to(house: House) -> None:
+async def test_quick_messages_to_few_members_leave_together(house: House) -> None:
     ann = Member("a")
     house.add(ann)
     await house.start_idle()
@@ -118,7 +119,7 @@ async def test_what_follows_at_once_leaves_together_also_where_few_are_written_t
     await eventually_async(lambda: ann.writes == [["1"], ["2", "3"]], within=5)
 
 
-async def test_a_message_to_a_few_that_cannot_be_written_keeps_no_other_from_being_written(
+async def test_a_failed_message_to_a_few_blocks_no_other_message(
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fails() -> None:
@@ -133,7 +134,7 @@ async def test_a_message_to_a_few_that_cannot_be_written_keeps_no_other_from_bei
     assert "group a could not be written" in caplog.text
 
 
-async def test_of_a_few_who_leaves_while_others_are_written_to_receives_nothing_more(house: House) -> None:
+async def test_one_of_a_few_that_leaves_during_a_write_gets_no_more(house: House) -> None:
     ben = Member("a")
     house.add(Member("a", then=lambda: house.groups["a"].pop(ben)), ben)
     await house.start_idle()
@@ -141,7 +142,7 @@ async def test_of_a_few_who_leaves_while_others_are_written_to_receives_nothing_
     assert ben.texts == []
 
 
-async def test_who_leaves_while_others_are_written_to_receives_nothing_more(house: House) -> None:
+async def test_a_member_that_leaves_during_a_write_receives_no_more(house: House) -> None:
     ben = Member("a")
     ann = Member("a", then=lambda: house.groups["a"].pop(ben))
     cho = Member("a")
@@ -152,7 +153,7 @@ async def test_who_leaves_while_others_are_written_to_receives_nothing_more(hous
     assert ben.texts == []
 
 
-async def test_what_waits_for_a_connection_goes_before_what_else_is_written_to_it(house: House) -> None:
+async def test_waiting_messages_go_before_a_direct_write(house: House) -> None:
     ann, ben = Member("a", "b"), Member("a")
     house.add(ann, ben)
     await house.put("a", "1")
@@ -165,7 +166,7 @@ async def test_what_waits_for_a_connection_goes_before_what_else_is_written_to_i
     assert ann.texts == ["1", "2", "3"]
 
 
-async def test_a_direct_write_goes_behind_the_run_that_is_being_written(
+async def test_a_direct_write_goes_behind_the_run_under_way(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The loop has its turn after every STRIDE members.
@@ -192,7 +193,7 @@ async def test_a_direct_write_goes_behind_the_run_that_is_being_written(
 def test_order_survives_direct_writes_at_every_suspension(
     groups: list[set[str]], messages: list[str], talk: list[list[int]]
 ) -> None:
-    """`talk` says for each suspension of fan-out which members are written to directly meanwhile."""
+    """`talk` has, for each suspension of the fan-out, the members that are written to directly meanwhile."""
 
     async def attempt() -> None:
         house, talking = House(), iter(talk)
@@ -229,14 +230,14 @@ async def test_what_an_author_sends_goes_behind_what_waits(site: None) -> None:
 
 
 async def test_deliveries_are_counted_each(house: House) -> None:
-    before = metrics.deliveries._value.get()
+    before = value_of(metrics.deliveries)
     ann, ben = Member("a"), Member("a")
     house.add(ann, ben)
     await house.put("a", "1", "2")
     house.fanout.flush(ann)  # type: ignore[arg-type]
     house.start()
     await eventually_async(lambda: ben.texts == ["1", "2"], within=5)
-    await eventually_async(lambda: metrics.deliveries._value.get() - before == 4, within=5)
+    await eventually_async(lambda: value_of(metrics.deliveries) - before == 4, within=5)
 
 
 @pytest.mark.parametrize(("groups", "members", "idle"), [(1, 100, False), (100, 1, False), (100, 1, True)])
@@ -275,7 +276,7 @@ async def test_the_loop_has_its_turn_however_much_there_is_to_write(
 
 async def test_a_window_delays_a_large_and_busy_group_and_no_other() -> None:
     house = House(window=0.1)
-    # A group is large when it takes long to write to.
+    # A group is large if it takes long to write to.
     ann, ben = Member("a", then=lambda: time.sleep(0.1)), Member("b")
     house.add(ann, ben)
     house.start()
@@ -293,7 +294,7 @@ async def test_a_window_delays_a_large_and_busy_group_and_no_other() -> None:
     await house.stop()
 
 
-async def test_the_layer_keeps_what_comes_faster_than_it_can_be_written(
+async def test_messages_that_come_too_fast_wait_in_the_layer(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fanout, "MAX_WAITING", 10)
@@ -307,7 +308,7 @@ async def test_the_layer_keeps_what_comes_faster_than_it_can_be_written(
     await eventually_async(lambda: ann.texts == ["12345678", "12345678", "123"], within=5)
 
 
-async def test_a_message_that_cannot_be_written_keeps_no_other_from_being_written(
+async def test_a_message_that_cannot_be_written_blocks_no_other(
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail() -> None:

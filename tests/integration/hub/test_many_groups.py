@@ -1,5 +1,7 @@
-"""A connection with thousands of groups ends, is kicked or is settled: the event loop goes on meanwhile, the
-order of writes is kept, and what is not done in time stays on the to-do list.
+"""A connection with thousands of groups ends, is kicked, or is cleaned up by a later check.
+
+The event loop goes on meanwhile, writes keep their order, and work that is not done in time stays on the
+to-do list.
 """
 
 import asyncio
@@ -24,21 +26,22 @@ from realtime.records import connection_rows
 from realtime.records.entries import Join
 from realtime.serving import lifecycle
 from tests.integration.process.test_drain import this_drain
-from tests.integration.serving.test_lifecycle import Peer, eventually_left, members_in_layer
 from tests.support.assertions.eventually import eventually_async
+from tests.support.assertions.in_process import eventually_left, members_in_layer
+from tests.support.doubles.peer import Peer
 from tests.support.faults.stalls import watch_the_loop
 from tests.support.programs.servers import RedisServer
 
 MANY = 20_000
-#: Seconds for which the loop may do nothing else. Before memberships were left in slices these were 0.26 to
-#: 0.4 on the memory layer and 0.43 to 1.4 on the Redis layers, since then 0.01 to 0.04 and 0.01 to 0.08.
+#: Seconds for which the loop may be blocked. Before memberships were left in slices, these were 0.26 to 0.4
+#: on the memory layer and 0.43 to 1.4 on the Redis layers; since then they are 0.01 to 0.04 and 0.01 to 0.08.
 LONGEST_STALL = {"MemoryLayer": 0.13, "PubSubLayer": 0.25, "CoreLayer": 0.25}
 
 in_memory = pytest.mark.usefixtures("site")
 
 
 async def is_in(peer: Peer, *names: str) -> None:
-    """Have the connection join so many groups in a second and not in a minute."""
+    """Put the connection into these groups, in a second instead of a minute."""
     connection, home = peer.connection, await lifecycle.hub()
     joins = [Join(connection.id, home.process, name) for name in names]
     await database_sync_to_async(connection_rows.open_memberships)(joins)
@@ -54,7 +57,7 @@ def named(count: int) -> list[str]:
     return [f"g{number}" for number in range(count)]
 
 
-# -- how long the loop stands still ------------------------------------------------------------------
+# -- stalls of the loop ------------------------------------------------------------------------------
 
 
 @pytest_asyncio.fixture(
@@ -63,7 +66,7 @@ def named(count: int) -> list[str]:
 async def layer(
     request: pytest.FixtureRequest, settings: Any, transactional_db: None, tmp_path: Path
 ) -> AsyncIterator[str]:
-    """The name of the channel layer that this process is in; the Redis layers have a Redis of their own."""
+    """The name of the channel layer of this process; the Redis layers have their own Redis."""
     with RedisServer(tmp_path) as redis:
         config = {} if request.param == "MemoryLayer" else {"hosts": [redis.url]}
         settings.CHANNEL_LAYERS = {
@@ -128,7 +131,7 @@ async def test_many_connections_are_kicked_in_slices(monkeypatch: pytest.MonkeyP
 
 
 @in_memory
-async def test_the_rows_of_a_slice_are_written_when_its_own_groups_are_left(
+async def test_the_rows_of_a_slice_are_written_when_it_is_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(lifecycle, "SLICE", 3)
@@ -178,11 +181,11 @@ async def test_a_hung_database_keeps_none_of_many_memberships_alive(monkeypatch:
     await eventually_left()
 
 
-# -- what is not done in time ------------------------------------------------------------------------
+# -- work that is not in time ------------------------------------------------------------------------
 
 
 @in_memory
-async def test_a_hung_layer_is_waited_for_once_and_not_once_for_each_slice(
+async def test_a_hung_layer_is_waited_for_once_not_for_each_slice(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(lifecycle, "SLICE", 5)
@@ -199,14 +202,14 @@ async def test_a_hung_layer_is_waited_for_once_and_not_once_for_each_slice(
             await lifecycle.evict(peer.connection, CloseReason.CLIENT_LOST)
         assert await Membership.objects.to_leave().acount() == 100
         assert "95 more groups were not left; a later round will" in caplog.text
-    # The layer works again, and the next look of the process does what is left.
+    # The layer works again, and the next check of the process does the rest.
     await home.healer._finish()
     assert not await Membership.objects.to_leave().aexists()
     assert not any(layer.groups.get(name) for name in named(100))
 
 
 @in_memory
-async def test_a_stop_that_takes_too_long_leaves_the_rest_on_the_to_do_list(
+async def test_a_stop_that_takes_too_long_keeps_the_to_do_list(
     monkeypatch: pytest.MonkeyPatch, realtime_settings: Any
 ) -> None:
     realtime_settings(DRAIN_TIMEOUT=1.0)
@@ -232,7 +235,7 @@ async def test_a_stop_that_takes_too_long_leaves_the_rest_on_the_to_do_list(
 
 
 @in_memory
-async def test_what_a_failing_layer_left_of_many_groups_is_done_in_one_look(
+async def test_the_rest_of_many_groups_is_left_in_one_check(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     count = connection_rows.BATCH + 100
@@ -252,7 +255,7 @@ async def test_what_a_failing_layer_left_of_many_groups_is_done_in_one_look(
 
 
 @in_memory
-async def test_a_living_connection_is_settled_by_one_write_for_many_groups(
+async def test_a_living_connection_leaves_many_groups_in_one_write(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     count = 2 * healing.BATCH + 50

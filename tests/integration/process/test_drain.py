@@ -27,9 +27,9 @@ from realtime.models import Membership, Process
 from realtime.process import drain
 from realtime.process.drain import Drain
 from realtime.serving import lifecycle, runner
-from tests.integration.serving.test_lifecycle import Peer
 from tests.support.assertions.eventually import eventually_async
 from tests.support.doubles.eager import eager_tasks
+from tests.support.doubles.peer import Peer
 
 DATABASE = pytest.mark.usefixtures("site")
 

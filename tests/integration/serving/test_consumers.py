@@ -1,4 +1,4 @@
-"""The consumers behind Channels' own test client."""
+"""The consumers behind the test client of Channels."""
 
 import asyncio
 import gc
@@ -31,7 +31,7 @@ V1 = [frames.SUBPROTOCOL]
 
 @pytest.fixture(autouse=True)
 def _no_server_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Channels' test client reports no disconnect after a close, so waiting for one is shortened."""
+    """The test client of Channels reports no disconnect after a close, so the wait for one is short."""
     monkeypatch.setattr(runner, "DISCONNECT_TIMEOUT", 0.2)
 
 
@@ -58,7 +58,7 @@ async def send(client: WebsocketCommunicator, **frame: Any) -> Any:
 
 
 async def closed(client: WebsocketCommunicator) -> int:
-    """The code with which the server closes; frames before it are passed over."""
+    """Return the close code of the server, after any other frames."""
     while (event := await client.receive_output(timeout=5))["type"] != "websocket.close":
         pass
     return int(event["code"])
@@ -69,7 +69,7 @@ async def the_record() -> Record:
 
 
 async def ended() -> Record:
-    """The record, once it is closed and every membership is left."""
+    """Wait until the record is closed and every membership is left, and return the record."""
     async with asyncio.timeout(5):
         while await Record.objects.open().aexists() or await Membership.objects.to_leave().aexists():
             await asyncio.sleep(0.02)
@@ -90,7 +90,7 @@ class TestGroupConsumer:
         }
         await client.disconnect()
 
-    async def test_a_plain_client_sees_messages_and_nothing_else(self) -> None:
+    async def test_a_plain_client_receives_only_messages(self) -> None:
         client = groups_app("/ws/public.lobby/")
         assert await client.connect() == (True, None)
         await apublish("public.lobby", "hello")
@@ -156,7 +156,7 @@ class TestGroupConsumer:
             ("/ws/realtime.mine/", False, 4500),
         ],
     )
-    async def test_a_path_that_is_refused_is_accepted_closed_with_a_code_and_not_recorded(
+    async def test_a_refused_path_is_closed_with_a_code_and_no_record(
         self, path: str, known: bool, code: int
     ) -> None:
         user = await User.objects.acreate_user("anne") if known else None
@@ -273,7 +273,7 @@ class TestRealtimeConsumer:
         assert not get_channel_layer().groups.get("chat")
         assert not await Membership.objects.to_leave().aexists()
 
-    async def test_a_message_to_the_connections_own_channel_reaches_its_handler(self) -> None:
+    async def test_a_message_to_its_own_channel_reaches_the_handler(self) -> None:
         class Named(RealtimeConsumer):
             async def connect(self) -> None:
                 await self.accept()
@@ -311,7 +311,7 @@ class TestRealtimeConsumer:
         assert (await client.connect())[0] is False
         assert not await Record.objects.aexists()
 
-    async def test_a_handler_that_raises_ends_the_connection_once_and_is_logged_once(
+    async def test_a_handler_that_raises_ends_the_connection_once(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         told: list[int] = []
@@ -361,7 +361,7 @@ class TestRealtimeConsumer:
         await client.send_to(text_data="x")
         assert await closed(client) == 1000
 
-    async def test_a_consumer_that_is_cancelled_again_and_again_is_cleaned_up_all_the_same(self) -> None:
+    async def test_a_consumer_that_is_cancelled_repeatedly_is_cleaned_up(self) -> None:
         told: list[int] = []
 
         class Member(RealtimeConsumer):
@@ -379,9 +379,7 @@ class TestRealtimeConsumer:
         assert (await ended()).close_reason == "cancelled"
         await eventually_async(lambda: told == [4000], within=5)
 
-    async def test_a_server_whose_receive_fails_ends_the_connection(
-        self, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    async def test_a_receive_that_fails_ends_the_connection(self, caplog: pytest.LogCaptureFixture) -> None:
         sent: list[Any] = []
         events = [{"type": "websocket.connect"}]
 
@@ -415,7 +413,7 @@ class TestRealtimeConsumer:
         assert await closed(client) == 4000
         assert (await ended()).close_reason == "handler_timeout"
 
-    async def test_more_frames_than_may_wait_for_a_busy_handler_end_the_connection(
+    async def test_too_many_frames_for_a_busy_handler_end_the_connection(
         self, realtime_settings: Any
     ) -> None:
         realtime_settings(MAX_INBOUND_QUEUE=5)
@@ -434,7 +432,7 @@ class TestRealtimeConsumer:
             await client.send_to(text_data="x")
         assert await closed(client) == 4029
 
-    async def test_many_small_frames_that_come_at_once_are_handled(self, realtime_settings: Any) -> None:
+    async def test_many_small_frames_in_one_packet_are_handled(self, realtime_settings: Any) -> None:
         realtime_settings(MAX_INBOUND_QUEUE=5)
         taken: list[str] = []
 
@@ -447,13 +445,13 @@ class TestRealtimeConsumer:
         await client.connect()
         sent = [str(number) for number in range(9)]
         for text in sent:
-            # As a server does that finds them all in one packet: nobody has a turn in between.
+            # As from a server that finds all of them in one packet: no other task runs in between.
             client.input_queue.put_nowait({"type": "websocket.receive", "text": text})
         await eventually_async(lambda: taken == sent, within=5)
         await client.disconnect()
 
     @pytest.mark.parametrize("text", ["x", "x" * 900], ids=["too many", "too large together"])
-    async def test_frames_that_come_faster_than_they_are_taken_end_the_connection(
+    async def test_frames_that_come_too_fast_end_the_connection(
         self, realtime_settings: Any, text: str
     ) -> None:
         realtime_settings(MAX_INBOUND_QUEUE=5, MAX_MESSAGE_BYTES=1000)
@@ -468,7 +466,7 @@ class TestRealtimeConsumer:
         client = communicator(Slow.as_asgi())
         await client.connect()
         for turn in range(1, 50):
-            # Never too many for one turn, and always more than it takes.
+            # Never too many for one turn, and always more than the consumer takes.
             for _ in range(4):
                 await client.send_to(text_data=text)
             await eventually_async(lambda turn=turn: taken == turn or client.output_queue.qsize(), within=5)
@@ -523,7 +521,7 @@ class TestRealtimeConsumer:
         assert (await receive(client))["type"] == "welcome"
         await client.disconnect()
 
-    async def test_a_message_published_before_accept_comes_after_the_welcome(self) -> None:
+    async def test_a_message_before_accept_arrives_after_the_welcome(self) -> None:
         class Slow(RealtimeConsumer):
             async def connect(self) -> None:
                 await self.group_add("g")
@@ -560,7 +558,7 @@ class TestRealtimeConsumer:
         assert await closed(client) == 4504
 
 
-async def test_an_ended_connection_is_freed_without_the_garbage_collector(
+async def test_an_ended_connection_needs_no_garbage_collector(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     served: weakref.WeakSet[Any] = weakref.WeakSet()

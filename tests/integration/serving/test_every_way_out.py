@@ -1,7 +1,8 @@
-"""Whatever ends a connection, and whenever: one eviction, and nothing of the connection stays anywhere.
+"""Each way to end a connection, at each moment of its life: one eviction, and nothing of it is left.
 
-Each case holds a connection at one moment of its life, lets one thing end it there, looks at what must be
-true at once, lets go of what was held, and looks for what is left.
+A case is a moment and a way out. It holds a connection at the moment (`MOMENTS`: functions with `@moment`,
+which names the ways that are possible there), lets the way end it (`WAYS`, with the reason that it must
+have), checks what must be true immediately, releases what was held, and checks that nothing is left.
 """
 
 import asyncio
@@ -22,7 +23,6 @@ from realtime.closing import CloseReason
 from realtime.errors import RealtimeError
 from realtime.fleet.rounds import Reaper
 from realtime.hub import heartbeat
-from realtime.hub.connection import Connection
 from realtime.hub.hub import Hub
 from realtime.layers import groups, messages
 from realtime.liveness.connection import Liveness
@@ -34,20 +34,23 @@ from realtime.records.retry import Retry
 from realtime.records.write_queue import Kind
 from realtime.serving import lifecycle
 from realtime.serving.inbox import Inbox
-from realtime.transports.asgi import AsgiTransport, Event, Options
+from realtime.transports.asgi import Event, Options
 from realtime.wire import frames
 from tests.support.assertions.eventually import eventually_async
-from tests.support.doubles.watching import Watching
+from tests.support.assertions.in_process import value_of
+from tests.support.doubles.peer import Peer
 
 # Among the acceptance tests for the seconds that its cases take.
 pytestmark = [pytest.mark.usefixtures("site", "impatient"), pytest.mark.acceptance]
 
 GROUPS = ("g", "h")
+#: The bounds of a transport, in less time.
+IMPATIENT = Options(max_unsent=1000, send_timeout=0.2, close_limit=0.2)
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same bounds, in less time."""
+    """Shorten the time limits."""
     monkeypatch.setattr(groups, "CALL_TIMEOUT", 0.1)
     monkeypatch.setattr(
         "realtime.hub.hub.make_ledger", lambda: Ledger(open_timeout=0.4, retry=Retry(longest=0.03))
@@ -57,13 +60,13 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Hold:
-    """A call that can be kept from going on, before or after it did what it does."""
+    """A call that a test can hold before or after its work."""
 
     def __init__(self) -> None:
         self.reached = threading.Event()
         self.released = threading.Event()
         self.error: Exception | None = None
-        """Raised when it is let go, though it was done."""
+        """Raised when the call is released, though its work was done."""
 
     def in_thread(self, call: Callable[..., Any], *, after: bool = False) -> Callable[..., Any]:
         def held(*arguments: Any, **options: Any) -> Any:
@@ -91,34 +94,18 @@ class Hold:
         await eventually_async(self.reached.is_set, within=5, every=0.005)
 
 
-class Life:
-    """One connection with a consumer as a server runs it: whatever ends the consumer, it evicts."""
+class Life(Peer):
+    """One connection with a consumer as a server runs it. The end of the consumer always evicts it."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.evicted = asyncio.Event()
+        super().__init__(options=IMPATIENT, on_event=lambda _: self.evicted.set())
         self.patch = patch
         self.home: Hub
-        self.sent: list[Event] = []
-        self.broken = self.suspended = False
-        self.evicted = asyncio.Event()
-        scope = {"path": "/ws/", "client": ["127.0.0.1", 5], "subprotocols": [frames.SUBPROTOCOL]}
-        self.connection = Connection(scope, lambda _: self.evicted.set())
-        self._send.__func__.__module__ = "daphne.server"
-        self.connection.transport = AsgiTransport(
-            self._send,
-            Options(max_unsent=1000, send_timeout=0.2, close_limit=0.2),
-            Watching(lambda reason: lifecycle.evict(self.connection, reason)),
-        )
         self.closed_was_told = False
         self.consumer: asyncio.Task[None]
         self.others: list[asyncio.Task[Any]] = []
-        """What goes on beside it until the end of the case."""
-
-    async def _send(self, event: Event) -> None:
-        if self.broken:
-            raise OSError("gone")
-        if self.suspended and event["type"] == "websocket.send":
-            await asyncio.Event().wait()
-        self.sent.append(event)
+        """Tasks that run beside it until the end of the case."""
 
     def begin(self, *work: Callable[[], Awaitable[None]]) -> None:
         self.consumer = asyncio.create_task(self._consume(work))
@@ -136,11 +123,6 @@ class Life:
     async def admit(self) -> None:
         await lifecycle.admit(self.connection)
 
-    async def open(self) -> None:
-        await self.admit()
-        await self.connection.transport.accept({"type": "websocket.accept"})
-        lifecycle.accepted(self.connection)
-
     def join(self, *names: str) -> Callable[[], Awaitable[None]]:
         async def joining() -> None:
             await asyncio.gather(*(lifecycle.group_add(self.connection, name) for name in names))
@@ -148,7 +130,7 @@ class Life:
         return joining
 
     async def at_rest(self, *work: Callable[[], Awaitable[None]]) -> None:
-        """Until the consumer has done this and waits for events."""
+        """Wait until the consumer has done this work and waits for events."""
         done = asyncio.Event()
 
         async def tell() -> None:
@@ -157,14 +139,14 @@ class Life:
         self.begin(*work, tell)  # type: ignore[arg-type]
         await asyncio.wait_for(done.wait(), 5)
 
-    # -- what is left of it
+    # -- the traces of it
 
     @property
     def in_layer(self) -> set[str]:
         layer = get_channel_layer()
         return {name for name in GROUPS if self.home.channel in layer.groups.get(name, {})}
 
-    async def record(self) -> Record | None:
+    async def row(self) -> Record | None:
         return await Record.objects.filter(pk=self.connection.id).afirst()
 
     async def to_leave(self) -> set[str]:
@@ -172,7 +154,7 @@ class Life:
         return {name async for name in names.values_list("group", flat=True)}
 
     def is_out_of_the_hub(self) -> bool:
-        """What `evict` promises at once."""
+        """Check the synchronous part of `evict`."""
         home, connection = self.home, self.connection
         assert connection.id not in home.connections
         assert not any(connection in members for members in home.memberships.groups.values())
@@ -190,7 +172,7 @@ class Life:
         assert not home.evictions
         assert not home.cleanups
         assert not home.memberships._locks
-        # What a hub that has ended could not leave, a round leaves.
+        # If a hub that has ended could not leave a group, a round leaves it.
         assert not home.memberships._in_layer or home.ending
         return True
 
@@ -200,7 +182,8 @@ class Life:
 Moment = Callable[[Life], AbstractAsyncContextManager[None]]
 MOMENTS: dict[str, tuple[Moment, str]] = {}
 
-#: What can end a connection that only its consumer knows, is being recorded, is in the hub, is accepted.
+#: The ways to end a connection that only its consumer knows, that is being recorded, that is in the hub, that
+#: is accepted.
 UNKNOWN = "disconnected bug cancelled_again_and_again slow"
 BEING_RECORDED = f"{UNKNOWN} hub_ends"
 KNOWN = f"{BEING_RECORDED} kicked"
@@ -284,7 +267,7 @@ async def being_announced(life: Life) -> AsyncIterator[None]:
     hold.released.set()
     assert life.connection.admission is not None
     await asyncio.wait([life.connection.admission])
-    assert not life.closed_was_told, "before everybody had heard of the opening"
+    assert not life.closed_was_told, "the end was announced before the opening"
     signals.connection_opened.disconnect(receiver)
 
 
@@ -373,7 +356,7 @@ async def the_layer_hung(life: Life) -> AsyncIterator[None]:
     yield
     # The record is closed, and exactly what the layer did not do is on the to-do list.
     await _eviction(life)
-    record = await life.record()
+    record = await life.row()
     assert record is not None
     assert record.closed_at is not None
     assert await life.to_leave() == set(GROUPS)
@@ -400,10 +383,10 @@ async def the_database_hung(life: Life) -> AsyncIterator[None]:
     for owner, name in writes:
         life.patch.setattr(owner, name, hold.in_thread(getattr(owner, name)))
     yield
-    # Out of the layer all the same; the rows say what is still to be written.
+    # The groups are still left in the layer, and the rows say what must be written.
     await _eviction(life)
     assert life.in_layer == set()
-    record = await life.record()
+    record = await life.row()
     assert record is not None
     assert record.closed_at is None
     assert await life.to_leave() == set(GROUPS)
@@ -472,7 +455,7 @@ async def send_fails(life: Life) -> None:
 
 async def slow(life: Life) -> None:
     life.suspended = True
-    # The first is under way, and does not count as waiting.
+    # The first message is under way, and does not count as waiting.
     for _ in range(2):
         lifecycle.send(life.connection, {"type": "websocket.send", "text": "x" * 1001})
 
@@ -499,7 +482,7 @@ async def bug(life: Life) -> None:
 
 
 async def cancelled_again_and_again(life: Life) -> None:
-    """As Daphne does every second, until the application has ended."""
+    """Cancel the consumer until it has ended, as Daphne does every second."""
 
     async def cancel() -> None:
         while not life.consumer.done():
@@ -534,9 +517,9 @@ WAYS: dict[str, tuple[Way, CloseReason]] = {
 
 CASES = [pytest.param(at, way, id=f"{at}-{way}") for at, (_, ways) in MOMENTS.items() for way in ways.split()]
 
-#: Before these the record was not written, so there is none.
+#: Moments without a record: it is not written yet, or it was deleted.
 NO_RECORD = {"before_admit", "the_hub_being_started", "its_record_deleted"}
-#: Up to these the connection was never announced, so its end is not either.
+#: Moments before the opening is announced: then the end is not announced either.
 NOT_ANNOUNCED = {
     "before_admit",
     "the_hub_being_started",
@@ -547,7 +530,7 @@ NOT_ANNOUNCED = {
 
 
 class Announced:
-    """The signals that applications get."""
+    """The signals that an application receives."""
 
     def __init__(self) -> None:
         self.life: Life
@@ -573,7 +556,7 @@ async def announced() -> AsyncIterator[Announced]:
 
 
 def _counted() -> dict[str, float]:
-    return {reason.value: metrics.closed.labels(reason=reason.value)._value.get() for reason in CloseReason}
+    return {reason.value: value_of(metrics.closed, reason=reason.value) for reason in CloseReason}
 
 
 @pytest.mark.parametrize(("at", "way"), CASES)
@@ -584,7 +567,7 @@ async def test_nothing_is_left(
     end, reason = WAYS[way]
     if at == "evicted_already":
         reason = CloseReason.SUPERSEDED
-    counted, gauge = _counted(), metrics.connections._value.get()
+    counted, gauge = _counted(), value_of(metrics.connections)
     life = announced.life = Life(monkeypatch)
 
     async with hold(life):
@@ -603,7 +586,7 @@ async def test_nothing_is_left(
             await asyncio.sleep(0.01)
     assert life.in_layer == set()
 
-    record = await life.record()
+    record = await life.row()
     if at in NO_RECORD:
         assert record is None
     elif record is not None or at != "its_record_waiting_behind_a_write_that_hangs":
@@ -613,7 +596,7 @@ async def test_nothing_is_left(
     assert announced.opened == len(announced.closed)
     deaths = {label: count - counted[label] for label, count in _counted().items() if count != counted[label]}
     assert deaths == ({} if record is None else {reason.value: 1})
-    assert metrics.connections._value.get() == gauge
+    assert value_of(metrics.connections) == gauge
     closes = [event for event in life.sent if event["type"] == "websocket.close"]
     assert len(closes) == (0 if reason in (CloseReason.CLIENT_LOST, CloseReason.SEND_FAILED) else 1)
     assert "Traceback" not in caplog.text

@@ -1,4 +1,4 @@
-"""The sequences of writes: what stands in the database, the layer and the hub after each of them."""
+"""The sequences of writes: the state of the database, the layer and the hub after each of them."""
 
 import asyncio
 import gc
@@ -24,56 +24,13 @@ from realtime.records import connection_rows, process_rows
 from realtime.records.entries import Opening
 from realtime.records.ledger import Ledger
 from realtime.serving import lifecycle
-from realtime.transports.asgi import AsgiTransport, Event, Options
-from realtime.wire import frames
 from tests.support.assertions.eventually import eventually_async
+from tests.support.assertions.in_process import eventually_left, members_in_layer
 from tests.support.assertions.threads import is_alive
 from tests.support.doubles.eager import eager_tasks
-from tests.support.doubles.watching import Watching
+from tests.support.doubles.peer import Peer
 
 pytestmark = pytest.mark.usefixtures("site")
-
-
-class Peer:
-    """A connection whose socket is a list."""
-
-    def __init__(self, *, v1: bool = True) -> None:
-        self.sent: list[Event] = []
-        self.told: list[Event] = []
-        scope = {
-            "path": "/ws/",
-            "client": ["127.0.0.1", 5],
-            "subprotocols": [frames.SUBPROTOCOL] if v1 else [],
-        }
-        self.connection = Connection(scope, self.told.append)
-        self.broken = False
-
-        async def send(event: Event) -> None:
-            if self.broken:
-                raise OSError("gone")
-            self.sent.append(event)
-
-        send.__module__ = "daphne.server"
-        self.connection.transport = AsgiTransport(
-            send,
-            Options(max_unsent=1000, send_timeout=5),
-            Watching(lambda reason: lifecycle.evict(self.connection, reason)),
-        )
-
-    async def open(self, *names: str) -> "Peer":
-        for name in names:
-            await lifecycle.group_add(self.connection, name)
-        await lifecycle.admit(self.connection)
-        await self.connection.transport.accept({"type": "websocket.accept"})
-        lifecycle.accepted(self.connection)
-        return self
-
-    @property
-    def texts(self) -> list[str]:
-        return [event["text"] for event in self.sent if event["type"] == "websocket.send"]
-
-    async def record(self) -> Record:
-        return await Record.objects.aget(pk=self.connection.id)
 
 
 @pytest.mark.parametrize(
@@ -108,18 +65,7 @@ async def rows(query: Any) -> list[Any]:
     return [row async for row in query]
 
 
-async def eventually_left() -> None:
-    """Until no membership is on the to-do list any more."""
-    async with asyncio.timeout(5):
-        while await Membership.objects.to_leave().aexists():
-            await asyncio.sleep(0.02)
-
-
-async def members_in_layer(group: str) -> set[str]:
-    return set(get_channel_layer().groups.get(group, {}))
-
-
-async def test_an_admitted_connection_has_an_open_record_and_is_in_the_hub() -> None:
+async def test_an_admitted_connection_is_recorded_and_in_the_hub() -> None:
     peer = await Peer().open()
     record = await peer.record()
     assert (record.path, record.remote_address, record.subprotocol) == ("/ws/", "127.0.0.1", "realtime.v1")
@@ -127,7 +73,7 @@ async def test_an_admitted_connection_has_an_open_record_and_is_in_the_hub() -> 
     assert peer.connection.id in (await lifecycle.hub()).connections
 
 
-async def test_a_process_is_in_the_layers_group_once_however_many_members_it_has() -> None:
+async def test_many_members_join_the_group_in_the_layer_once() -> None:
     await asyncio.gather(Peer().open("g"), Peer().open("g"), Peer().open("g"))
     assert await members_in_layer("g") == {(await lifecycle.hub()).channel}
     assert await Membership.objects.to_leave().filter(group="g").acount() == 3
@@ -146,7 +92,7 @@ async def test_the_row_is_committed_before_the_layer_is_asked(monkeypatch: pytes
     assert seen == [1]
 
 
-async def test_what_is_published_reaches_every_member_and_nobody_else() -> None:
+async def test_a_message_reaches_every_member_and_no_other_client() -> None:
     inside, other, outside = await Peer().open("g"), await Peer().open("g", "h"), await Peer().open("h")
     await publishing.apublish("g", {"n": 1})
     expected = ['{"type":"message","group":"g","data":{"n":1}}']
@@ -164,7 +110,7 @@ async def test_a_member_that_left_receives_nothing_from_that_moment() -> None:
     assert len(await members_in_layer("g")) == 1
 
 
-async def test_the_last_member_takes_the_process_out_of_the_layers_group() -> None:
+async def test_the_last_member_leaves_the_group_in_the_layer() -> None:
     first, last = await Peer().open("g"), await Peer().open("g")
     await lifecycle.group_discard(first.connection, "g")
     assert await members_in_layer("g")
@@ -173,7 +119,7 @@ async def test_the_last_member_takes_the_process_out_of_the_layers_group() -> No
     assert not await Membership.objects.to_leave().aexists()
 
 
-async def test_joining_and_leaving_at_once_end_as_the_last_call_says() -> None:
+async def test_of_a_join_and_a_leave_together_the_last_call_decides() -> None:
     peer = await Peer().open()
     for _ in range(5):
         await asyncio.gather(
@@ -188,7 +134,7 @@ async def test_joining_and_leaving_at_once_end_as_the_last_call_says() -> None:
         assert not await members_in_layer("g")
 
 
-async def test_eviction_takes_the_connection_out_of_the_hub_before_it_returns() -> None:
+async def test_an_evicted_connection_leaves_the_hub_synchronously() -> None:
     peer = await Peer().open("g")
     home = await lifecycle.hub()
     lifecycle.evict(peer.connection, CloseReason.KICKED)
@@ -209,7 +155,7 @@ async def test_eviction_leaves_every_group_and_closes_the_record() -> None:
     assert not await members_in_layer("h")
 
 
-async def test_the_first_reason_counts_and_a_second_call_waits_for_the_same_task() -> None:
+async def test_the_first_reason_counts_and_a_second_call_waits() -> None:
     peer = await Peer().open("g")
     first = lifecycle.evict(peer.connection, CloseReason.SEND_FAILED)
     assert lifecycle.evict(peer.connection, CloseReason.PING_TIMEOUT) is first
@@ -246,7 +192,7 @@ async def test_a_caller_that_is_cancelled_does_not_stop_the_eviction() -> None:
     assert (await peer.record()).closed_at is not None
 
 
-async def test_evicted_while_its_record_is_being_written_it_is_closed_all_the_same() -> None:
+async def test_a_connection_evicted_during_its_opening_is_closed() -> None:
     peer = Peer()
     opening = asyncio.ensure_future(lifecycle.admit(peer.connection))
     while peer.connection.opening is None:
@@ -276,7 +222,7 @@ async def test_a_connection_that_was_never_admitted_leaves_no_record() -> None:
     assert [event["type"] for event in peer.sent] == ["websocket.close"]
 
 
-async def test_a_group_that_the_layer_did_not_discard_stays_on_the_to_do_list(
+async def test_a_group_that_was_not_discarded_stays_to_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     peer = await Peer().open("g", "h")
@@ -313,7 +259,7 @@ async def test_a_join_that_the_layer_refuses_is_left_and_raised(monkeypatch: pyt
     await eventually_left()
 
 
-async def test_without_a_database_nobody_is_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_a_database_no_client_is_admitted(monkeypatch: pytest.MonkeyPatch) -> None:
     await lifecycle.hub()
 
     async def failing(self: Ledger, opening: Opening) -> None:
@@ -340,7 +286,7 @@ async def test_a_close_is_repeated_until_the_database_takes_it(monkeypatch: pyte
     assert (await peer.record()).close_reason == "client_lost"
 
 
-async def test_a_process_that_was_declared_lost_starts_anew() -> None:
+async def test_a_process_that_was_declared_lost_starts_again() -> None:
     peer = await Peer().open("g")
     old = await lifecycle.hub()
     await Process.objects.filter(pk=old.process).aupdate(last_round=0, missed=5, look_every=timedelta(0))
@@ -359,7 +305,7 @@ async def test_a_process_that_was_declared_lost_starts_anew() -> None:
     assert await members_in_layer("g") == {new.channel}
 
 
-async def test_who_is_being_let_in_while_the_process_stops_does_not_outlive_it() -> None:
+async def test_a_connection_that_opens_during_a_stop_is_closed() -> None:
     await lifecycle.hub()
     peer = Peer()
     opening = asyncio.ensure_future(lifecycle.admit(peer.connection))
@@ -373,7 +319,7 @@ async def test_who_is_being_let_in_while_the_process_stops_does_not_outlive_it()
     assert (await peer.record()).close_reason == "server_restart"
 
 
-async def test_each_connection_is_announced_once_when_it_opens_and_once_when_it_closes(
+async def test_each_connection_is_announced_once_at_each_end(
     request: pytest.FixtureRequest,
 ) -> None:
     seen: list[tuple[str, Any]] = []
@@ -403,7 +349,7 @@ def _connected(opened: Callable[..., Any], closed: Callable[..., Any], broken: C
     ]
 
 
-async def test_of_many_that_end_at_once_the_first_leaves_their_group_for_all(
+async def test_many_that_end_together_leave_their_group_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     peers = await asyncio.gather(*(Peer().open("g") for _ in range(20)))
@@ -421,7 +367,7 @@ async def test_of_many_that_end_at_once_the_first_leaves_their_group_for_all(
 
 @pytest.fixture
 def hung_layer(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """From its call on, the layer takes each question and answers none."""
+    """`hung_layer()` makes the layer take each call and answer none."""
 
     def hang() -> None:
         async def hanging(*_: Any) -> None:
@@ -434,7 +380,7 @@ def hung_layer(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return hang
 
 
-async def test_a_hung_layer_is_waited_for_once_however_many_groups_are_left(
+async def test_a_hung_layer_is_waited_for_once_for_all_groups(
     hung_layer: Callable[[], None],
 ) -> None:
     names = [f"g{number}" for number in range(40)]
@@ -446,7 +392,7 @@ async def test_a_hung_layer_is_waited_for_once_however_many_groups_are_left(
     assert await Membership.objects.to_leave().acount() == 40
 
 
-async def test_a_hung_layer_keeps_nobody_waiting_behind_many_others(hung_layer: Callable[[], None]) -> None:
+async def test_a_hung_layer_delays_many_joins_once(hung_layer: Callable[[], None]) -> None:
     peers = await asyncio.gather(*(Peer().open() for _ in range(40)))
     hung_layer()
     async with asyncio.timeout(2):
@@ -487,7 +433,7 @@ async def test_the_last_call_decides_though_the_first_is_not_done() -> None:
     assert not await members_in_layer("g")
 
 
-async def test_a_receiver_that_hangs_keeps_nobody_from_being_let_in_or_cleaned_up(
+async def test_a_receiver_that_hangs_blocks_no_connection(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(lifecycle, "RECEIVERS_TIMEOUT", 0.05)
@@ -520,7 +466,7 @@ async def test_nothing_of_a_connection_that_ended_is_kept() -> None:
     assert not home.memberships._locks
 
 
-async def test_a_process_that_hears_twice_that_it_is_lost_starts_anew_once(
+async def test_a_process_that_is_told_twice_starts_again_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     peer = await Peer().open("g")

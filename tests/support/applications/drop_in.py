@@ -1,5 +1,4 @@
-"""An ASGI application with each consumer twice: under `/plain/` on Channels' base class, under `/ours/` on
-ours.
+"""An ASGI application with each consumer twice: on Channels' base class in `/plain/`, on ours in `/ours/`.
 
 Served by a `WebServer(application="tests.support.applications.drop_in:application")`.
 """
@@ -27,7 +26,7 @@ from tests.support.applications.tutorial import CHAT_AFTER, CHAT_BEFORE, websock
 
 
 def routes(base: Any, json_base: Any, chat: Any) -> list[Any]:
-    """The routes of all consumers on these base classes."""
+    """Return the routes of all consumers on these base classes."""
 
     class Echo(base):
         async def connect(self) -> None:
@@ -81,7 +80,7 @@ def routes(base: Any, json_base: Any, chat: Any) -> list[Any]:
             await self.channel_layer.group_send("others", {"type": "a.note", "text": text_data})
 
     class Report(base):
-        """Sends as many messages of as many bytes as the client asks for, and a close if it wants one."""
+        """Sends as many messages of as many bytes as the client asks for, and a close if it asks."""
 
         async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
             wanted = json.loads(text_data or "{}")

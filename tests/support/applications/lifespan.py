@@ -9,7 +9,7 @@ from project.asgi import application as project
 async def application(
     scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
 ) -> None:
-    """Answers `lifespan` events, and leaves everything else to the project."""
+    """Answer `lifespan` events, and pass all other events to the project."""
     if scope["type"] != "lifespan":
         await project(scope, receive, send)
         return

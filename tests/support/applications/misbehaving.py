@@ -1,7 +1,7 @@
-"""An ASGI application whose handlers do whatever a handler can do wrong.
+"""An ASGI application with handlers that do what a handler can do wrong.
 
-A client of `/ws/` says what by the text that it sends: `raise`, `sleep 5`, … `/connect/<what>/` does it while
-connecting, `/disconnect/<what>/` when the connection has ended.
+A client of `/ws/` chooses it by the text that it sends: `raise`, `sleep 5`, … The consumer at
+`/connect/<what>/` does it while connecting, the one at `/disconnect/<what>/` when the connection has ended.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from typing import Any
 import django
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.support.live")
-# Before the imports below: they reach models, which can be imported only after Django's set-up.
+# Before the imports below: they import models, which needs the set-up of Django.
 django.setup()
 
 from channels.db import database_sync_to_async  # noqa: E402
@@ -31,7 +31,7 @@ GROUP = "public.room"
 
 
 class Misbehaving(RealtimeConsumer):
-    """A member of a group from the first."""
+    """A consumer that is a member of a group from the start."""
 
     async def connect(self) -> None:
         await self.group_add(GROUP)

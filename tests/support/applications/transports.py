@@ -1,8 +1,8 @@
-"""An ASGI application whose connections are nothing but a transport, and are told what to do from outside.
+"""An ASGI application with connections that are only a transport, and that a test controls from outside.
 
-`/held/<name>/` is a connection, behind Channels' session middleware as consumers are; `/wrapped/<name>/` one
-behind a middleware that nobody knows. Query parameters: `direct` (0 or 1), `max_unsent` and `close_limit`.
-`/control/` takes JSON lists `[name, command, *arguments]` and answers each with what is to be seen of
+`/held/<name>/` is a connection behind Channels' session middleware, as consumers are. `/wrapped/<name>/` is
+one behind a middleware that `realtime` does not know. Query parameters: `direct` (0 or 1), `max_unsent` and
+`close_limit`. `/control/` takes JSON lists `[name, command, *arguments]`, and answers each with the state of
 the connection.
 
 Served by a `WebServer(application="tests.support.applications.transports:application")`.
@@ -35,7 +35,7 @@ Held = dict[str, Any]
 
 
 class _Held(Watcher):
-    """One connection, and what was told about it."""
+    """One connection, and what its transport reported."""
 
     def __init__(self, name: str, scope: Any, send: Any) -> None:
         options = dict(parse_qsl(scope["query_string"].decode()))
@@ -83,7 +83,7 @@ class _Held(Watcher):
                 return
 
     def _count(self, pass_on: Callable[[bytes], object]) -> Callable[[bytes], object]:
-        """Count the pongs that answer pings of Daphne's own, which carry no number."""
+        """Count the pongs that answer Daphne's own pings, which carry no number."""
 
         def on_pong(payload: bytes) -> object:
             self.pongs_of_the_server += not payload.isdigit()
@@ -109,7 +109,7 @@ class _Held(Watcher):
                 self.transport.write_shared(shared)
 
     def mix(self, count: int) -> None:
-        """Numbers from 0, each on another way, with pings between them where there are pings."""
+        """Write numbers from 0, in every way in turn, with pings between them if the transport can ping."""
         for number in range(count):
             match number % 4:
                 case 0:
@@ -125,7 +125,7 @@ class _Held(Watcher):
                     self.write(str(number))
 
     async def mix_large(self, count: int, size: int) -> None:
-        """Numbered messages of so many letters, written faster than a slow reader takes them."""
+        """Write numbered messages of `size` letters, faster than a slow reader takes them."""
         for number in range(count):
             text = f"{number:05}".ljust(size, ".")
             (self.share if number % 2 else self.write)(text)
@@ -133,7 +133,7 @@ class _Held(Watcher):
                 await asyncio.sleep(0)
 
     async def handle(self, size: int, count: int) -> None:
-        """What a handler does that sends without end: it waits after each message."""
+        """Send as a handler that sends without end: wait after each message."""
         self.handler_waits = True
         for _ in range(count):
             self.write("x" * size)
@@ -151,19 +151,23 @@ class _Held(Watcher):
         self.transport.close({"type": "websocket.close", "code": code}, last_words)
 
     async def close_and_stall(self, code: int, last: str, seconds: float) -> None:
-        """Close, and keep the event loop for so long: what others of its turn do, thousands at a stop. On
-        Daphne a timer of Twisted's is due in that turn, which then looks at all of its timers.
+        """Close, and then block the event loop, as the closing of thousands of others does at a stop.
+
+        On Daphne a timer of Twisted is due in that turn, so that Twisted looks at all of its timers.
+
+        Args:
+            seconds: For how long to block.
         """
         if "twisted.internet.reactor" in sys.modules:
             sys.modules["twisted.internet.reactor"].callLater(0.0, _nothing)
             time.sleep(0.01)  # noqa: ASYNC251 - that turn
-            # This goes on before the timers of the next turn.
+            # The rest runs before the timers of the next turn.
             await asyncio.sleep(0)
         self.close(code, last)
         time.sleep(seconds)  # noqa: ASYNC251 - the fault under test
 
     def share_when_dropped(self, text: str) -> None:
-        """Write when autobahn has dropped the connection, as it does when its own ping is not answered."""
+        """Write after autobahn has dropped the connection, as it does if its own ping is not answered."""
         assert isinstance(self.transport, DaphneTransport)
         self.transport._protocol.dropConnection(abort=True)
         self.share(text)
@@ -189,7 +193,7 @@ class _Held(Watcher):
 
 
 def _nothing() -> None:
-    """For a timer that is only to be due."""
+    """The call of a timer that only has to be due."""
 
 
 _held: dict[str, _Held] = {}

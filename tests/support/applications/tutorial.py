@@ -1,4 +1,4 @@
-"""The chat of Channels' tutorial before and after its move: the diff in the documentation, as code."""
+"""The chat of Channels' tutorial before and after its move: the diff in the documentation as code."""
 
 import re
 from pathlib import Path
@@ -10,12 +10,12 @@ HOWTO = Path(__file__).resolve().parents[3] / "docs" / "howto"
 
 
 def blocks(page: str, language: str) -> list[str]:
-    """The code blocks of one language on a page of `docs/howto`."""
+    """Return the code blocks of one language on a page of `docs/howto`."""
     return re.findall(rf"^```{language}\n(.*?)^```$", (HOWTO / page).read_text(), re.DOTALL | re.MULTILINE)
 
 
 def side(diff: str, sign: str) -> str:
-    """The text before a change (`-`) or after it (`+`)."""
+    """Return the text before a change (`-`) or after it (`+`)."""
     lines = (line for line in diff.splitlines() if line[:1] in (" ", sign))
     return "".join(f"{line[1:]}\n" for line in lines)
 
@@ -32,5 +32,5 @@ CHAT_AFTER = _consumer(side(_DIFF, "+"))
 
 
 def websocket_urlpatterns(consumer: Any) -> list[Any]:
-    """The tutorial's chat/routing.py."""
+    """Return the URL patterns of the tutorial's chat/routing.py."""
     return [re_path(r"ws/chat/(?P<room_name>\w+)/$", consumer.as_asgi())]

@@ -1,1 +1,1 @@
-"""What tests wait for, count and compare."""
+"""Waits, counts and comparisons: `eventually`, metrics, members of groups, figures of a run."""

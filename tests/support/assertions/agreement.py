@@ -1,4 +1,4 @@
-"""Whether clients, kernel, server processes, records and channel layer say the same, exactly."""
+"""A comparison of clients, kernel, server processes, records and channel layer: all must agree exactly."""
 
 import asyncio
 import time
@@ -15,22 +15,23 @@ from tests.support.clients.phone import Phone, Report
 from tests.support.programs.servers import WebServer
 from tests.support.programs.site import Site
 
-PATIENCE = 10.0  # seconds for what takes no time once everything works
+PATIENCE = 10.0  # seconds for a step that takes no time once everything works
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What all of them say. `sockets` is also the number of open clients, of the connections of all processes
-    and of open records; `memberships` counts (connection, group), `groups` is those that the layer has.
-    """
+    """The numbers on which all of them agree."""
 
     sockets: int
+    """Also the number of open clients, of connections in all processes, and of open records."""
     memberships: int
+    """Pairs of a connection and a group, in the records and as the clients say."""
     groups: int
+    """Groups with members in the layer."""
 
 
 class Witnesses:
-    """Everybody who can be asked: the phones that are on, the servers of a site, its database, its Redis."""
+    """The parts that are compared: the phones that are on, and the servers, database and Redis of a site."""
 
     def __init__(self, site: Site, servers: Sequence[WebServer], phones: Collection[Phone]) -> None:
         self.site = site
@@ -38,7 +39,11 @@ class Witnesses:
         self.phones = phones
 
     async def agree(self, *, within: float) -> Agreement:
-        """Wait until they do. Raises NeverHappened with the last thing in which they did not."""
+        """Wait until all of them agree.
+
+        Raises:
+            NeverHappened: They do not agree after `within` seconds; the message has the last difference.
+        """
         deadline = time.monotonic() + within
         while True:
             try:
@@ -49,7 +54,7 @@ class Witnesses:
             await asyncio.sleep(0.5)
 
     async def reports(self) -> list[Report]:
-        """What every phone says of itself now."""
+        """Ask every phone for a report."""
         asked = {phone: phone.ask() for phone in self.phones}
         await eventually_async(
             lambda: all(phone.report(number) is not None for phone, number in asked.items()), within=PATIENCE
@@ -57,8 +62,10 @@ class Witnesses:
         return [report for phone, number in asked.items() if (report := phone.report(number)) is not None]
 
     async def all_reached(self, groups: Sequence[str]) -> None:
-        """Publish one message to each group; returns when each came to each member once. Raises
-        AssertionError when one did not, or came twice.
+        """Publish one message to each group, and wait until each member has received it once.
+
+        Raises:
+            AssertionError: A member did not receive the message, or received it twice.
         """
         expected: Counter[str] = Counter()
         for report in await self.reports():
@@ -97,7 +104,7 @@ class Witnesses:
 
 
 def open_sockets(server: WebServer) -> int:
-    """How many TCP connections the kernel has for this server."""
+    """Return the number of TCP connections that the kernel has for this server."""
     return sum(
         each.status == psutil.CONN_ESTABLISHED and each.laddr.port == server.port
         for each in psutil.Process(server.pid).net_connections(kind="tcp")
@@ -105,5 +112,5 @@ def open_sockets(server: WebServer) -> int:
 
 
 def connections(server: WebServer) -> int:
-    """How many connections this process says that it holds."""
+    """Return the number of connections that this process says it holds."""
     return int(scrape(server).value("realtime_connections"))

@@ -1,4 +1,4 @@
-"""Waiting for something to become true, with a deadline: above unit level nothing may sleep and hope."""
+"""Wait until a condition is true, with a deadline. Above unit level no test sleeps and hopes."""
 
 import asyncio
 import inspect
@@ -10,11 +10,11 @@ T = TypeVar("T")
 
 
 class NeverHappened(AssertionError):
-    """The deadline passed; the message says what was awaited and what was seen last."""
+    """The deadline passed. The message has the source of the condition and the last value that was seen."""
 
 
 class _Attempts:
-    """Calls the check, remembers what it saw, and knows when to give up."""
+    """The calls of one check: how many, the last result, and the deadline."""
 
     def __init__(self, check: Callable[[], object], within: float) -> None:
         self.check = check
@@ -41,10 +41,15 @@ class _Attempts:
 
 
 def eventually(check: Callable[[], T], *, within: float, every: float = 0.05) -> T:
-    """Call `check` until it returns something true, and return that.
+    """Call `check` until it returns a true value, and return that value.
 
-    An AssertionError inside `check` means "not yet"; any other exception passes through. `within` and `every`
-    are seconds; `check` runs at least once. Raises NeverHappened when the time is over.
+    Args:
+        check: Called at least once. An AssertionError means "not yet"; any other exception passes through.
+        within: Seconds until the deadline.
+        every: Seconds between two calls.
+
+    Raises:
+        NeverHappened: The deadline passed.
     """
     attempts = _Attempts(check, within)
     while not attempts.succeeds():
@@ -54,12 +59,28 @@ def eventually(check: Callable[[], T], *, within: float, every: float = 0.05) ->
 
 
 async def eventually_async(check: Callable[[], T], *, within: float, every: float = 0.05) -> T:
-    """The same for a test whose clients must go on answering pings meanwhile; `check` must not block."""
+    """Do the same while the clients of the test go on answering pings; `check` must not block."""
     attempts = _Attempts(check, within)
     while not attempts.succeeds():
         attempts.give_up_if_late()
         await asyncio.sleep(every)
     return attempts.last  # type: ignore[return-value]
+
+
+async def seconds_until(
+    check: Callable[[], object], *, within: float, every: float = 0.05, since: float | None = None
+) -> float:
+    """Wait as `eventually_async` does, and return how long it took.
+
+    Args:
+        since: A time of the monotonic clock from which to count; by default, the time of this call.
+
+    Returns:
+        The seconds from `since` until `check` was true.
+    """
+    began = time.monotonic() if since is None else since
+    await eventually_async(check, within=within, every=every)
+    return time.monotonic() - began
 
 
 def _source(check: Callable[[], object]) -> str:

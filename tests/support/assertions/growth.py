@@ -1,4 +1,4 @@
-"""What connections leave behind in the memory of a server process."""
+"""The memory that ended connections leave in use in a server process."""
 
 import asyncio
 import os
@@ -22,24 +22,26 @@ AT_REST = 3.0  # seconds; a connection that was closed is aborted only after two
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What a server holds that runs `tests.support.live`, once it has been tidied."""
+    """The memory of a server that runs `tests.support.live`, after it was tidied."""
 
     resident: int
-    """Bytes, with what libraries in C keep: SQLite has a cache that comes and goes."""
+    """Bytes, with the caches of libraries in C, such as that of SQLite, which comes and goes."""
     blocks: int
-    """Of Python's objects, and the same to within a few hundred whenever as much is held."""
+    """Blocks of Python's objects; the same to within a few hundred whenever the process holds as much."""
 
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """For each connection, over the second half of twice as many waves as asked for."""
+    """The growth for each connection, over the second half of twice as many waves as asked for."""
 
     bytes: float
-    """By how much the process was larger at most than in the first half."""
+    """The growth of the largest size of the process, from the first half to the second."""
     blocks: float
 
 
 async def memory(server: WebServer) -> Memory:
+    """Have the server tidy its memory, and return its size."""
+
     def told() -> list[str]:
         return re.findall(rf"{TIDIED}(\d+)\n", server.log_text())
 
@@ -50,18 +52,21 @@ async def memory(server: WebServer) -> Memory:
 
 
 async def memory_at_rest(server: WebServer) -> Memory:
-    """`memory`, without the connections that were closed a moment ago."""
+    """Return `memory` without the connections that were closed a moment ago."""
     await asyncio.sleep(AT_REST)
     return await memory(server)
 
 
 def connections_had(server: WebServer) -> int:
-    """How many connections this process has ever admitted."""
+    """Return the number of connections that this process has ever admitted."""
     return int(scrape(server).value("realtime_connections_opened_total"))
 
 
 async def wave(server: WebServer) -> None:
-    """Many connections that join, receive, and end; half of them without a word. Nobody else is there."""
+    """Open many connections that join, receive, and end, half of them without a close frame.
+
+    No other connection is open in the process.
+    """
     clients = await connect_many(WAVE, server.websocket(f"/ws/{ROOM}/"))
     try:
         await asyncio.gather(*(client.join(HALL) for client in clients))
@@ -74,7 +79,7 @@ async def wave(server: WebServer) -> None:
 
 
 async def growth_per_connection(server: WebServer, waves: int = WAVES) -> Growth:
-    """What each connection leaves behind for good."""
+    """Return what each connection leaves in use for good."""
     largest, at_rest = [0, 0], [0, 0]
     for half in (0, 1):
         for _ in range(waves):

@@ -1,4 +1,4 @@
-"""Who is in which group: as Redis has it, as the records say; without groups of our own (`realtime.*`)."""
+"""The members of groups, in Redis and in the records, without our own groups (`realtime.*`)."""
 
 from collections import Counter
 
@@ -8,7 +8,7 @@ KEYS = {"core": "asgi:group:", "pubsub": "asgi__group__"}
 
 
 def in_layer(site: Site) -> dict[str, int]:
-    """The number of processes in each group, asked of Redis; groups without any are left out."""
+    """Ask Redis how many processes are in each group; empty groups are left out."""
     prefix = KEYS[site.pairing.layer]
     with site.redis.client() as redis:
         if site.pairing.layer == "core":
@@ -20,7 +20,7 @@ def in_layer(site: Site) -> dict[str, int]:
 
 
 def in_records(site: Site) -> dict[str, int]:
-    """The number of processes that still have to leave each group, by the to-do list."""
+    """Count, by the to-do list, the processes that still have to leave each group."""
     rows = site.database.query(
         'SELECT DISTINCT process_id, "group" AS name FROM realtime_membership WHERE left_at IS NULL'
     )

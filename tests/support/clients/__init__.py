@@ -1,1 +1,1 @@
-"""Clients of a server, and publishers that talk to them."""
+"""Clients of a server, in this process (`websocket`, `raw`) or in their own, and publishers of messages."""

@@ -1,10 +1,10 @@
 """Members of groups in a process of their own, which read as fast as one process can, and check the order.
 
-`python -m tests.support.clients.audience URL ... --count N` opens N members at each URL, which answer pings
-of every kind until the process is terminated. A fifth of them check what they receive: data of the form
-`[source, number]`, or a plain `number` of source 0. The numbers that one member receives of one source follow
-each other. With `--talkers T`, T of the members that check ask for pongs all the time; with `--publishers P`,
-P of those publish to their own group, each as a source of its own.
+`python -m tests.support.clients.audience URL ... --count N` opens N members at each URL. They answer pings of
+every kind until the process is terminated. A fifth of them check what they receive: data of the form
+`[source, number]`, or a plain `number` of source 0. The numbers that one member receives from one source must
+follow each other. With `--talkers T`, T of the members that check ask for pongs all the time. With
+`--publishers P`, P of the talkers also publish to their own group, each as a source of its own.
 
 When all are open, and then several times a second, the process prints one JSON object a line: see `Report`.
 """
@@ -48,21 +48,21 @@ class Report:
     open: int = 0
     messages: int = 0
     missed: int = 0
-    """Numbers that were left out."""
+    """Numbers that were not received."""
     out_of_order: int = 0
-    """Numbers that are not above the one before them."""
+    """Numbers that are not above the number before them."""
     pings: int = 0
     """Pings of the server that were answered."""
     pongs: int = 0
     """Pongs of the server."""
     fewest: int = 0
-    """Messages of the member that has received the fewest."""
+    """Messages of the member that has received the fewest; `most` is the opposite."""
     most: int = 0
     latest: int = 0
-    """The highest number that all members which check, and are open, have received of source 0."""
+    """The highest number of source 0 that all open members that check have received."""
     published: int = 0
     codes: dict[str, int] = field(default_factory=dict)
-    """How many members were closed with which code; 0 for none."""
+    """The number of members that were closed, by close code; the code is 0 if there was none."""
 
 
 class Member(asyncio.Protocol):
@@ -111,7 +111,7 @@ class Member(asyncio.Protocol):
             if len(data) < start + length:
                 break
             if length > LONGEST_CONTROL and not self.checks:
-                # All that a busy process can do for each of thousands of deliveries.
+                # A busy process can do no more than this for each of thousands of deliveries.
                 self.messages += 1
                 self.house.report.messages += 1
             else:
@@ -183,7 +183,11 @@ class House:
         self.codes[member.code] += 1
 
     async def fill(self) -> None:
-        """Open all members. Raises what a handshake raised."""
+        """Open all members.
+
+        Raises:
+            ExceptionGroup: The errors of handshakes that failed.
+        """
         loop, slots = asyncio.get_running_loop(), asyncio.Semaphore(AT_ONCE)
 
         async def one(url: str, number: int) -> None:
@@ -201,7 +205,7 @@ class House:
                     opening.create_task(one(url, number))
 
     async def talk(self) -> None:
-        """Have the talkers ask for pongs, and the publishers publish, each of them many times a second."""
+        """Have the talkers ask for pongs and the publishers publish, many times a second."""
         talkers = [each for each in self.members if each.checks][: self.options.talkers]
         publishers = list(enumerate(talkers[: self.options.publishers], start=1))
         chance = random.Random(7)
@@ -235,7 +239,7 @@ async def run(options: argparse.Namespace) -> None:
 
 
 class Audience(Program):
-    """`count` members at each of these URLs, as a program that tests start."""
+    """The process with `count` members at each URL, as a program that tests start."""
 
     def __init__(
         self,
@@ -256,7 +260,7 @@ class Audience(Program):
 
     @property
     def report(self) -> Report:
-        """The last one."""
+        """The last report."""
         return Report(**json.loads(self._lines()[-1]))
 
     def _lines(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Numbers published all the time through the layer itself: when they fail, when clients get them again."""
+"""Numbers that are published all the time through the layer itself, and their arrival at clients."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ BACKENDS = {"core": "realtime.layers.CoreLayer", "pubsub": "realtime.layers.PubS
 
 @contextlib.contextmanager
 def same_layer(site: Site) -> Iterator[None]:
-    """The test's own process publishes through the site's Redis, like one more server process."""
+    """Let the process of the test publish through the site's Redis, like one more server process."""
     layer = {"BACKEND": BACKENDS[site.pairing.layer], "CONFIG": {"hosts": [site.redis.url]}}
     with override_settings(CHANNEL_LAYERS={"default": layer}):
         yield
@@ -29,7 +29,7 @@ def same_layer(site: Site) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One number: when its publication began and ended (monotonic clock), and what failed, if anything."""
+    """One number: the times of the monotonic clock when publishing began and ended, and the error, if any."""
 
     number: int
     began: float
@@ -38,9 +38,13 @@ class Attempt:
 
 
 class Numbers(Repeating):
-    """Publishes 0, 1, 2 ... to each of these groups, `every` so many seconds; a number that a group could not
-    be sent is kept as a failure, and the next one follows. Each client is in one of the groups. For use
-    inside `same_layer`.
+    """Publishes 0, 1, 2 … to some groups, for use within `same_layer`. Each client is in one of the groups.
+
+    If a number could not be sent to a group, it is kept as a failure, and the next number follows.
+
+    Args:
+        names: The groups.
+        every: Seconds between two numbers.
     """
 
     def __init__(self, *names: str, every: float = 0.05) -> None:
@@ -51,12 +55,12 @@ class Numbers(Repeating):
     async def __aexit__(self, *exception: object) -> None:
         await super().__aexit__(*exception)
         layer = get_channel_layer()
-        # Not its `flush`, which would empty Redis under everybody else.
+        # Not its `flush`, which would empty Redis for all other processes as well.
         await (layer.close_pools() if hasattr(layer, "close_pools") else layer.flush())
 
     @property
     def sent(self) -> list[int]:
-        """Those that the layer took."""
+        """The numbers that the layer took."""
         return [attempt.number for attempt in self.attempts if attempt.error is None]
 
     @property
@@ -67,8 +71,10 @@ class Numbers(Repeating):
         return [frame["data"] for frame in client.messages if frame["group"] in self.groups]
 
     def back_after(self, client: Client, moment: float) -> float | None:
-        """How long after `moment` the client got the first number that was published after it; None if none
-        came yet.
+        """Return the seconds from `moment` until the client got a number that was published after it.
+
+        Returns:
+            None if no such number has arrived yet.
         """
         later = {attempt.number for attempt in self.attempts if attempt.began > moment}
         for each in client.received:
@@ -78,8 +84,10 @@ class Numbers(Repeating):
         return None
 
     async def all_back_after(self, clients: list[Client], moment: float, *, within: float) -> float:
-        """Wait until every client gets numbers that were published after `moment`; return how long after it
-        the last one did.
+        """Wait until every client has got a number that was published after `moment`.
+
+        Returns:
+            The seconds from `moment` until the last client got one.
         """
         await eventually_async(
             lambda: all(self.back_after(client, moment) is not None for client in clients), within=within
@@ -87,15 +95,19 @@ class Numbers(Repeating):
         return max(back for client in clients if (back := self.back_after(client, moment)) is not None)
 
     async def arrive(self, clients: list[Client], *, within: float = PATIENCE) -> None:
-        """Wait until every client got the last number; for a time at which none is under way any more."""
+        """Wait until every client got the last number. No number may be under way any more."""
         last = self.sent[-1]
         await asyncio.gather(
             *(client.seen(lambda frame: frame.get("data") == last, within=within) for client in clients)
         )
 
     def nothing_lost_after(self, client: Client, moment: float) -> bool:
-        """True when the client got each number that was published after `moment`, once, and all in order; for
-        a time at which none is under way any more. Raises AssertionError with what is wrong.
+        """True if the client got each number that was published after `moment`, once and in order.
+
+        No number may be under way any more.
+
+        Raises:
+            AssertionError: A number was lost, doubled or out of order.
         """
         expected = [each.number for each in self.attempts if each.began > moment and each.error is None]
         received = self.received(client)

@@ -1,15 +1,15 @@
-"""Clients in a process that can be stopped and killed, and that come back by themselves like real ones.
+"""Clients in a process that can be stopped and killed, and that reconnect by themselves like real ones.
 
-`python -m tests.support.clients.phone URL GROUP --count N` opens N clients whose first group is GROUP, and
-then does what it reads from its input, a JSON object a line:
+`python -m tests.support.clients.phone URL GROUP --count N` opens N clients with GROUP as their first group,
+and then obeys its input, a JSON object a line:
 
     {"do": "join", "group": G}                       every client
     {"do": "leave", "group": G}                      every client
     {"do": "publish", "group": G, "data": ANY}       the first client that is open
     {"do": "report", "number": N}                    prints one line of JSON: see `Report`
 
-At the end of its input every client closes in an orderly way. A client that is closed by others comes back
-after a moment, and joins the groups in which it was.
+At the end of the input every client closes in an orderly way. A client that the other side closed reconnects
+after a moment, and joins its groups again.
 """
 
 import argparse
@@ -30,35 +30,35 @@ from tests.support.assertions.eventually import NeverHappened
 from tests.support.clients.websocket import Client, Frame
 from tests.support.programs.servers import Program
 
-#: Seconds between two attempts to connect, or to join: jittered, and short, so that a test sees many.
+#: Seconds between two attempts to connect or to join: jittered, and short, so that a test sees many.
 PAUSE = (0.2, 1.0)
-#: Seconds for an answer to a command, after which the client begins anew.
+#: Seconds for an answer to a command; then the client connects again.
 ANSWER = 12.0
 CLOSED = (WebSocketException, OSError, TimeoutError, NeverHappened)
 
 
-#: How a line of the log begins that tells of messages that came in another order than they were sent.
+#: The start of a line in the log about messages that were received in another order than they were sent.
 OUT_OF_ORDER = "out of order"
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one phone has: `groups` counts its members of each group, `seen` how often each data came that
-    was published as the last.
-    """
+    """The state of one phone."""
 
     number: int
     clients: int
     open: int
     settled: bool
-    """Whether every client is open and in exactly the groups in which it wants to be."""
+    """True if every client is open and in exactly its wanted groups."""
     groups: dict[str, int]
+    """The number of its clients in each group."""
     seen: dict[str, int]
+    """The number of arrivals of each final message."""
     connects: int
 
 
 class PhoneClient(Client):
-    """Remembers no message of a burst, only whether they came in order."""
+    """A client that keeps no message of a burst, and only checks their order."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -77,7 +77,7 @@ class PhoneClient(Client):
 
 
 class Member:
-    """One client of the phone: wants to be open, and in some groups."""
+    """One client of the phone, with the groups that it wants to be in."""
 
     def __init__(self, url: str, home: str) -> None:
         self.url = f"{url}/ws/{home}/"
@@ -104,7 +104,7 @@ class Member:
         self._changed.set()
 
     async def live(self) -> None:
-        """Until it is to close, and has."""
+        """Connect again and again, until `close` was called and the client has closed."""
         while not self.off:
             client = PhoneClient(self.url)
             with contextlib.suppress(*CLOSED):
@@ -124,7 +124,7 @@ class Member:
                 await asyncio.sleep(random.uniform(*PAUSE))
 
     async def _settle(self, client: Client) -> None:
-        """Change one group after the other until they are those that are wanted, or one answer fails."""
+        """Join and leave one group after the other, until all are as wanted or an answer fails."""
         for group in sorted(self.wanted ^ self.joined):
             join = group in self.wanted
             async with asyncio.timeout(ANSWER):
@@ -190,7 +190,7 @@ def _report(number: int, members: list[Member]) -> Report:
 
 
 class Phone(Program):
-    """The process, seen from the test."""
+    """The process, as the test sees it."""
 
     stdin = subprocess.PIPE
 
@@ -200,13 +200,13 @@ class Phone(Program):
         self._reports = 0
 
     def tell(self, **order: object) -> None:
-        """One order; lost when the process has been killed."""
+        """Send one order; it is lost if the process has been killed."""
         with contextlib.suppress(BrokenPipeError):
             self._orders.write(json.dumps(order).encode() + b"\n")
             self._orders.flush()
 
     def off(self) -> None:
-        """Close every client in an orderly way, and end; does not wait."""
+        """Have every client close in an orderly way, and the process end; does not wait."""
         with contextlib.suppress(BrokenPipeError):
             self._orders.close()
 
@@ -221,13 +221,13 @@ class Phone(Program):
         return self.process.stdin
 
     def ask(self) -> int:
-        """Ask for a report; returns its number."""
+        """Ask for a report, and return its number."""
         self._reports += 1
         self.tell(do="report", number=self._reports)
         return self._reports
 
     def report(self, number: int) -> Report | None:
-        """The report of this number, once it has come."""
+        """Return the report of this number, or None if it has not arrived yet."""
         for line in reversed(self.log_text().splitlines()):
             if (
                 line.startswith("{")

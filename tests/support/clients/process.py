@@ -1,9 +1,9 @@
-"""Clients in a process of their own, so that they can live in a network namespace, be stopped or killed.
+"""Clients in a process of their own, which can run in a network namespace, be stopped or killed.
 
 `python -m tests.support.clients.process URL --count N` opens N clients of the subprotocol `realtime.v1`, or
-of none with `--plain`, which answer pings until the process is terminated. When all are open, and whenever a
-number has changed, it prints a JSON line: {"at": seconds on the monotonic clock, "open": n, "frames": n of
-any type, "messages": n, "pings": n}.
+of none with `--plain`. They answer pings until the process is terminated. When all are open, and whenever a
+number has changed, the process prints a line of JSON: {"at": seconds on the monotonic clock, "open": n,
+"frames": n of any type, "messages": n, "pings": n}.
 """
 
 import argparse

@@ -24,7 +24,7 @@ Frame = dict[str, Any]
 def frame(
     payload: bytes | str, opcode: int = TEXT, *, last: bool = True, masked: bool = True, reserved: int = 0
 ) -> bytes:
-    """One frame as a client sends it; `reserved` are the three reserved bits."""
+    """Return one frame as a client sends it; `reserved` are the three reserved bits."""
     content = payload.encode() if isinstance(payload, str) else payload
     first, mask = (0x80 if last else 0) | reserved << 4 | opcode, 0x80 if masked else 0
     if len(content) < 126:
@@ -38,10 +38,14 @@ def frame(
 
 
 class RawClient:
-    """One connection; what the server sends is collected until it closes.
+    """One connection, which collects everything that the server sends until it closes.
 
-    With `bytes_per_second` it reads no faster than that. The kernel keeps next to nothing for it, unless
-    `large_buffers`: then as much as for any other program. It answers pings unless `answers_pings` is false.
+    Args:
+        url: The address; its path is the target of the handshake.
+        bytes_per_second: The client reads no faster than this.
+        large_buffers: The kernel keeps as much for a slow client as for any other program. Otherwise it keeps
+            next to nothing.
+        answers_pings: The client answers pings of both kinds.
     """
 
     def __init__(
@@ -59,7 +63,7 @@ class RawClient:
         self.large_buffers = large_buffers
         self.answers_pings = answers_pings
         self.status = 0
-        """Of the answer to the handshake; 0 when there was none."""
+        """The status of the answer to the handshake; 0 if there was none."""
         self.frames: list[Frame] = []
         self.close_code: int | None = None
         self.ended = asyncio.Event()
@@ -74,7 +78,7 @@ class RawClient:
         then: bytes = b"",
         v1: bool = True,
     ) -> Self:
-        """Shake hands, with `then` in the same packet, and begin to read whatever comes after a 101."""
+        """Shake hands, with `then` in the same packet, and begin to read if the answer is 101."""
         self._reader, self._writer = await self._connect()
         fields: dict[str, bytes | str] = {
             "Host": f"{self.host}:{self.port}",
@@ -109,8 +113,8 @@ class RawClient:
             return await asyncio.open_connection(self.host, self.port)
         raw = socket.socket()
         if not self.large_buffers:
-            # Before it connects: afterwards the kernel has offered the peer more than that. And segments as
-            # on a real network: for those of loopback the server's kernel would keep megabytes.
+            # Before it connects: afterwards the kernel has offered the peer more than that. Segments have the
+            # size of a real network: for segments of loopback the server's kernel would keep megabytes.
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400)
         raw.setblocking(False)
@@ -119,29 +123,31 @@ class RawClient:
         return _PacedReader(reader, self.bytes_per_second), writer  # type: ignore[return-value]
 
     async def send(self, *raw: bytes) -> None:
-        """Send bytes as they are; a server that hung up meanwhile is no error."""
+        """Send bytes unchanged. It is no error if the server has hung up meanwhile."""
         try:
             for each in raw:
                 self._writer.write(each)
-                # Not `wait_for`: on Python 3.11 it may lose that it was cancelled, and its caller never ends.
+                # Not `wait_for`: on Python 3.11 it may lose a cancellation, and then its caller never ends.
                 async with asyncio.timeout(10):
                     await self._writer.drain()
         except (ConnectionError, TimeoutError):
             pass
 
     async def ask_report(self, count: int, size: int, close: int | None = None) -> None:
-        """Ask a `Report` of `tests.support.applications.drop_in` for so many messages of so many bytes."""
+        """Ask a `Report` of `tests.support.applications.drop_in` for `count` messages of `size` bytes."""
         await self.send(frame(json.dumps({"count": count, "size": size, "close": close})))
 
     @property
     def reports(self) -> list[int]:
-        """The numbers of the messages of a report that came."""
+        """The numbers of the messages of a report that have arrived."""
         return [each["n"] for each in self.frames if each["type"] == "report"]
 
     async def seen(self, kind: str, *, within: float = 10.0) -> Frame:
-        """The first frame of this type, among those that came and those that still come.
+        """Return the first frame of this type; wait for it if it has not arrived.
 
-        Raises AssertionError with all that came instead.
+        Raises:
+            AssertionError: The connection ended first; the message has all frames.
+            TimeoutError: It did not arrive within `within` seconds.
         """
         async with asyncio.timeout(within):
             while True:
@@ -153,7 +159,7 @@ class RawClient:
                 await asyncio.sleep(0.01)
 
     async def closes(self, *, within: float = 10.0) -> int | None:
-        """The close code that the server sent; None when the connection ended without one."""
+        """Wait for the end; return the close code that the server sent, or None if it sent none."""
         async with asyncio.timeout(within):
             await self.ended.wait()
         return self.close_code
@@ -166,7 +172,7 @@ class RawClient:
             await asyncio.wait([self._reading])
 
     async def hang_up(self) -> None:
-        """Hang up without reading what there is to read."""
+        """Hang up without reading the rest."""
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.wait([self._reading])
@@ -207,7 +213,7 @@ class RawClient:
 
 
 class _PacedReader:
-    """The part of a StreamReader that is used here, at no more than so many bytes per second."""
+    """The part of a StreamReader that is used here, at a bounded rate."""
 
     def __init__(self, reader: asyncio.StreamReader, bytes_per_second: float) -> None:
         self._reader = reader
@@ -220,7 +226,7 @@ class _PacedReader:
     async def readexactly(self, size: int) -> bytes:
         parts = []
         while size:
-            # In pieces, so that the rate holds within a long message, too.
+            # In pieces, so that the rate also holds within a long message.
             parts.append(await self._reader.readexactly(min(size, 4096)))
             size -= len(parts[-1])
             self._free_at = max(self._free_at, time.monotonic()) + len(parts[-1]) / self._rate

@@ -1,4 +1,4 @@
-"""Somebody who has logged in."""
+"""A user with a session."""
 
 import json
 
@@ -21,7 +21,7 @@ print(json.dumps([user.pk, session.session_key]))
 
 
 async def logged_in(site: Site) -> tuple[int, str]:
-    """The keys of a new user named "gone" and of the user's session."""
+    """Create a user named "gone" who is logged in; return the keys of the user and of the session."""
     made = await site.amanage("shell", "-c", _LOGIN)
     assert made.returncode == 0, made.stderr
     user, session = json.loads(made.stdout.strip().splitlines()[-1])

@@ -1,4 +1,4 @@
-"""More messages than a process can write to its members, at a rate that is kept whatever becomes of them."""
+"""More messages than a process can write to its members, at a constant rate."""
 
 import asyncio
 import time
@@ -20,11 +20,17 @@ MOST_AT_ONCE = 2000
 
 
 class Torrent(Repeating):
-    """Publishes [tag, 0, …], [tag, 1, …] and so on to each of these groups in turn: `per_second` messages in
-    all, of `size` bytes each.
+    """Publishes [tag, 0, …], [tag, 1, …] and so on to some groups in turn.
 
-    On the pub/sub layer one connection carries all of them, many in one packet. So they keep the order of the
-    numbers, and the publisher is faster than any subscriber. On the core layer one follows the other.
+    On the pub/sub layer one connection carries all messages, many in one packet. So they keep the order of
+    the numbers, and the publisher is faster than any subscriber. On the core layer one message follows the
+    other.
+
+    Args:
+        names: The groups.
+        per_second: Messages in one second, over all groups.
+        size: Bytes of a message.
+        tag: The first item of each message.
     """
 
     def __init__(self, site: Site, *names: str, per_second: float, size: int, tag: int | str = 0) -> None:
@@ -33,10 +39,10 @@ class Torrent(Repeating):
         self.per_second = per_second
         self.filler = "x" * size
         self.published = 0
-        """How many numbers each group was sent."""
+        """The number of messages that each group was sent."""
         self._redis = site.redis.client()
         with same_layer(site):
-            # It knows nothing of connections, and stays the same for any.
+            # It does not depend on connections, so it is the same for all of them.
             self._layer = get_channel_layer()
         self._core = site.pairing.layer == "core"
 
@@ -63,7 +69,7 @@ class Torrent(Repeating):
         else:
             pipe = self._redis.pipeline(transaction=False)
             first = self.published
-            # A publisher that cannot keep up is slower: more and more in each step would stop the event loop.
+            # A publisher that cannot keep up becomes slower: ever larger steps would stop the event loop.
             while self.published < min(due, first + MOST_AT_ONCE):
                 for group in self.groups:
                     pipe.publish(f"asgi__group__{group}", self._layer.serialize(self._event(group)))

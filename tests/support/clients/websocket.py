@@ -1,4 +1,4 @@
-"""WebSocket clients that behave like a page: they answer pings, and remember each frame and when it came."""
+"""WebSocket clients that behave like a page: they answer pings, and keep each frame and its arrival."""
 
 import asyncio
 import contextlib
@@ -24,18 +24,21 @@ Frame = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A frame, and when it came (seconds, monotonic clock)."""
+    """A frame, and its time of arrival in seconds of the monotonic clock."""
 
     at: float
     frame: Frame
 
 
 class Client:
-    """One connection. `plain` does not offer `realtime.v1`; `answers_pings` may be turned off at any time,
-    and `answers_after` set.
+    """One connection. A test may change `answers_pings` and `answers_after` at any time.
 
-    Nothing but the server's frames is in play: no compression, no proxy, no keepalive pings of the client's
-    own. RFC 6455 pings are answered by the library.
+    There is no compression, no proxy and no keepalive by the client. The library answers RFC 6455 pings.
+
+    Args:
+        url: The address.
+        plain: The client does not offer `realtime.v1`.
+        headers: More headers of the handshake.
     """
 
     def __init__(self, url: str, *, plain: bool = False, headers: dict[str, str] | None = None) -> None:
@@ -46,7 +49,7 @@ class Client:
         self.answers_after = 0.0
         """Seconds between a ping and its pong."""
         self.may_answer = asyncio.Event()
-        """Cleared, pongs of an `answers_after` wait longer."""
+        """While it is cleared, pongs of an `answers_after` wait longer."""
         self.may_answer.set()
         self.received: list[Received] = []
         self.binary: list[bytes] = []
@@ -61,7 +64,11 @@ class Client:
     # -- life
 
     async def open(self) -> Self:
-        """Shake hands and begin to read. Raises websockets.exceptions.InvalidStatus when refused."""
+        """Shake hands and begin to read.
+
+        Raises:
+            websockets.exceptions.InvalidStatus: The server refused the handshake.
+        """
         self._socket = await connect(
             self.url,
             subprotocols=None if self.plain else [SUBPROTOCOL],  # type: ignore[list-item]
@@ -86,7 +93,7 @@ class Client:
             await self._reader
 
     def abort(self) -> None:
-        """End the TCP connection without a close frame; with a RST where something came in that is unread."""
+        """End the TCP connection without a close frame; with a RST if something that arrived is unread."""
         assert self._socket is not None
         self._socket.transport.abort()
 
@@ -98,7 +105,7 @@ class Client:
         self.abort()
 
     def stop_reading(self) -> None:
-        """Leave everything that comes from now on in the kernel; sending goes on."""
+        """Leave everything that arrives from now on in the kernel; sending goes on."""
         assert self._socket is not None
         self._socket.transport.pause_reading()
 
@@ -126,7 +133,7 @@ class Client:
             self.close_code = self._socket.close_code
 
     def _note(self, frame: Frame) -> None:
-        """Remember a frame that came."""
+        """Keep a frame that arrived."""
         self.received.append(Received(time.monotonic(), frame))
 
     async def _pong(self, n: int) -> None:
@@ -146,7 +153,7 @@ class Client:
 
     @property
     def answers_due(self) -> int:
-        """How many pongs wait for `answers_after` to pass, or for `may_answer`."""
+        """The number of pongs that wait for `answers_after` to pass, or for `may_answer`."""
         return len(self._answers)
 
     # -- what was seen
@@ -177,18 +184,18 @@ class Client:
         return [frame["data"] for frame in self.messages]
 
     def arrival(self, matches: Callable[[Frame], bool]) -> float:
-        """When the first frame that matches came. Raises StopIteration when none did."""
+        """Return when the first frame that matches arrived. Raises StopIteration if there is none."""
         return next(each.at for each in self.received if matches(each.frame))
 
     # -- what it says
 
     async def send(self, frame: object) -> None:
-        """Send a frame; a str is sent as it is."""
+        """Send a frame; a str is sent unchanged."""
         assert self._socket is not None
         await self._socket.send(frame if isinstance(frame, str) else json.dumps(frame))
 
     async def ask(self, kind: str, **fields: object) -> Frame:
-        """Send a command with a fresh `ref` and return the frame that answers it (an error frame, too)."""
+        """Send a command with a new `ref`; return the frame that answers it, which may be an error frame."""
         ref = next(self._refs)
         await self.send({"type": kind, "ref": ref, **fields})
         return await self.seen(lambda frame: frame.get("ref") == ref)
@@ -203,7 +210,11 @@ class Client:
         return await self.ask("publish", group=group, data=data)
 
     async def seen(self, matches: Callable[[Frame], bool], *, within: float = PATIENCE) -> Frame:
-        """The first frame that matches, among those that came and those that still come."""
+        """Return the first frame that matches; wait for it if it has not arrived.
+
+        Raises:
+            NeverHappened: It did not arrive within `within` seconds.
+        """
 
         def matching() -> Frame | None:
             return next((frame for frame in self.frames if matches(frame)), None)
@@ -222,7 +233,7 @@ class Client:
 
 
 async def connect_many(count: int, url: str, *, plain: bool = False, at_once: int = 50) -> list[Client]:
-    """`count` open clients, at most `at_once` handshakes in flight; none stays open when one fails."""
+    """Open `count` clients, with at most `at_once` handshakes under way; if one fails, all are closed."""
     slots = asyncio.Semaphore(at_once)
     clients = [Client(url, plain=plain) for _ in range(count)]
 
@@ -246,7 +257,7 @@ async def close_all(clients: list[Client]) -> None:
 
 @contextlib.asynccontextmanager
 async def crowd(count: int, url: str, *, plain: bool = False) -> AsyncIterator[list[Client]]:
-    """`count` clients that are closed at the end of the block."""
+    """Open `count` clients, and close them at the end of the block."""
     clients = await connect_many(count, url, plain=plain)
     try:
         yield clients

@@ -1,1 +1,1 @@
-"""Stand-ins that unit and integration tests use instead of real parts."""
+"""Stand-ins that unit and integration tests use instead of real parts: a connection, rows, an event loop."""

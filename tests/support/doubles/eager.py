@@ -1,4 +1,4 @@
-"""An event loop whose tasks begin to run while they are created, as under `asyncio.eager_task_factory`."""
+"""An event loop that starts a task while it is created, as `asyncio.eager_task_factory` does."""
 
 import asyncio
 import types
@@ -10,7 +10,7 @@ from typing import Any
 
 @asynccontextmanager
 async def eager_tasks() -> AsyncIterator[None]:
-    """Have the tasks of the running loop begin at their creation, within the block."""
+    """Have the running loop start each task at its creation, within the block."""
     loop = asyncio.get_running_loop()
     loop.set_task_factory(getattr(asyncio, "eager_task_factory", _begun))
     try:
@@ -22,7 +22,7 @@ async def eager_tasks() -> AsyncIterator[None]:
 def _begun(
     loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any], *, context: Context | None = None
 ) -> asyncio.Task[Any]:
-    """Create a task of which the first step is done. Stands in for Python 3.12's factory in 3.11."""
+    """Create a task and take its first step. Stands in on Python 3.11 for the factory of 3.12."""
     context = copy_context() if context is None else context
     rest = _Rest(work)
     task = asyncio.Task(rest.run(), loop=loop, context=context)
@@ -40,7 +40,7 @@ def _begun(
 
 
 class _Rest:
-    """What is left of a coroutine after its first step."""
+    """The rest of a coroutine after its first step."""
 
     def __init__(self, work: Coroutine[Any, Any, Any]) -> None:
         self._work = work
@@ -58,7 +58,7 @@ class _Rest:
             self._error = error
 
     async def run(self) -> Any:
-        """Take all others."""
+        """Take all other steps."""
         if self._error is not None:
             raise self._error
         return self._outcome[0] if self._outcome else await self._go_on()

@@ -7,7 +7,7 @@ from realtime.records import connection_rows, process_rows
 from realtime.records.entries import Closing, Join, Opening
 
 USER_KEY = "2000000007"
-"""The user of an opening: a key as users have it, out of the reach of the numbers that other tests use up."""
+"""The user of an opening: a key as users have it, above the numbers that other tests use up."""
 
 
 def a_process(

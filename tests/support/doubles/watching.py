@@ -1,4 +1,4 @@
-"""A watcher of a transport that remembers, or does, what a test wants."""
+"""A watcher of a transport that records its calls."""
 
 from collections.abc import Callable
 
@@ -7,9 +7,7 @@ from realtime.transports.asgi import Watcher
 
 
 class Watching(Watcher):
-    """Remembers the reasons for which the connection had to be evicted, and the pongs; `then` is called with
-    each reason.
-    """
+    """Records the reasons to evict the connection, and the pongs. `then` is called with each reason."""
 
     def __init__(self, then: Callable[[CloseReason], object] = lambda _: None) -> None:
         self.failures: list[CloseReason] = []

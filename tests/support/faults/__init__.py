@@ -1,1 +1,1 @@
-"""Faults that tests cause: lost packets, stalls, wrong clocks."""
+"""Faults that tests cause: lost packets, a cut connection, stalls, wrong clocks, and the plan of a churn."""

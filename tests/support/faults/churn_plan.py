@@ -1,4 +1,4 @@
-"""What happens in a churn, and when: a sequence that follows from its seed alone."""
+"""The plan of a churn: actions and their times, which follow from a seed alone."""
 
 import random
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ PHONES = 10
 SERVERS = 3
 STEADY = 0  # the server that is never killed, so that its memory can be compared
 
-#: How often each kind of thing happens, in relation to the others.
+#: The frequency of each kind of action, relative to the others.
 WEIGHTS = {
     "connect": 16,
     "disconnect": 6,
@@ -26,15 +26,15 @@ WEIGHTS = {
     "flush-redis": 0.8,
     "kill-reaper": 0.8,
 }
-#: Seconds between two things, on average.
+#: Seconds between two actions, on average.
 PACE = 0.3
-#: Seconds for which nothing else is broken after one of the last group, so that things are also seen to heal.
+#: Seconds without another fault after an action of the last group, so that a test also sees the system heal.
 REST = 4.0
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """`what` happens `at` so many seconds to `who` (a numbered phone or server, or the name of a program)."""
+    """One event: `what` happens `at` a second to `who` (a numbered phone or server, or a program)."""
 
     at: float
     what: str
@@ -59,7 +59,7 @@ class _State:
 
 
 def plan(seed: int, seconds: float) -> Iterator[Action]:
-    """The actions of a churn, in the order of their times. A longer one begins like a shorter one."""
+    """Yield the actions of a churn, in the order of their times. A longer plan begins like a shorter one."""
     chance, state, at = random.Random(seed), _State(), 0.0
     while True:
         at = round(at + min(chance.expovariate(1 / PACE), 2.0), 3)
@@ -74,7 +74,7 @@ def _next(chance: random.Random, state: _State, at: float) -> Action:
     off = sorted(set(range(PHONES)) - state.on)
     possible = {"connect": bool(off)}
     possible |= dict.fromkeys(("disconnect", "vanish", "sleep", "join", "leave", "publish"), bool(awake))
-    # Bursts come while other things are broken, too.
+    # A burst may come while something is broken.
     possible["burst"] = bool(awake) and at >= state.burst_over_at
     kinds = [what for what in WEIGHTS if possible.get(what, at >= state.calm_at)]
     (what,) = chance.choices(kinds, [WEIGHTS[kind] for kind in kinds])

@@ -1,6 +1,6 @@
-"""A network of its own for clients, whose packets can be dropped: the only honest half-open connection.
+"""A network of its own for clients, where a test can drop packets: the only real half-open connection.
 
-Nothing of the host's network is changed but one veth interface, which goes with the namespace.
+In the host's network only one veth interface is added; it is removed with the namespace.
 """
 
 import itertools
@@ -18,7 +18,7 @@ import pytest
 
 from tests.support.programs.servers import Program
 
-# Both directions: neither a FIN nor a RST of either side arrives, as when a phone has lost its network.
+# In both directions: no FIN and no RST of either side arrives, as if a phone has lost its network.
 _DROP_ALL = """
 table inet silence {
     chain input { type filter hook input priority 0; policy drop; }
@@ -26,7 +26,7 @@ table inet silence {
 }
 """
 
-# One way: what a program inside sends over these connections never leaves, while all comes in.
+# In one direction: packets of a program inside to these ports never leave, and all others arrive.
 _MUTE = """
 table inet mute {{
     chain output {{
@@ -40,7 +40,7 @@ _numbers = itertools.count(1)
 
 
 def require_namespaces() -> None:
-    """Skip the test, with the reason, where network namespaces cannot be made."""
+    """Skip the test, with the reason, if network namespaces cannot be made here."""
     for program in ("ip", "nft", "tc"):
         if shutil.which(program) is None:
             pytest.skip(f"needs the program {program} (apt-get install iproute2 nftables)")
@@ -77,19 +77,19 @@ class NetworkNamespace:
         self._remove()
 
     def drop(self) -> None:
-        """From now on no packet passes, either way. No side is told."""
+        """Drop every packet from now on, in both directions. Neither side is told."""
         _run(*self.prefix, "nft", "-f", "-", stdin=_DROP_ALL)
 
     def restore(self) -> None:
-        """Packets pass again."""
+        """Let packets pass again."""
         _run(*self.prefix, "nft", "delete", "table", "inet", "silence")
 
     def cut(self) -> None:
-        """Take the link down, which both sides' kernels see and no socket is told of."""
+        """Take the link down. The kernels of both sides see it, and no socket is told."""
         _run("ip", "-n", self.name, "link", "set", self.inside, "down")
 
     def slow_down(self, bits_per_second: int) -> None:
-        """From now on no more than this reaches the clients; what comes faster waits, then is dropped."""
+        """Bound the rate at which packets reach the clients; faster packets wait, and then are dropped."""
         rate = f"{bits_per_second}bit"
         _run(
             *("tc", "qdisc", "replace", "dev", self.outside, "root"),
@@ -97,18 +97,19 @@ class NetworkNamespace:
         )
 
     def mute(self, ports: Iterable[int]) -> None:
-        """From now on nothing that is sent inside to these ports of the host leaves. No side is told, and all
-        other connections go on.
+        """Drop every packet that a program inside sends to these ports of the host.
+
+        Neither side is told, and all other connections go on.
         """
         _run(*self.prefix, "nft", "-f", "-", stdin=_MUTE.format(ports=", ".join(map(str, ports))))
 
     @property
     def prefix(self) -> tuple[str, ...]:
-        """What to put before a command line to run it inside."""
+        """The words to put before a command line to run it inside."""
         return ("ip", "netns", "exec", self.name)
 
     def _remove(self) -> None:
-        # The interface goes first: a namespace lives on while sockets of killed clients still close in it.
+        # The interface goes first: a namespace lives while sockets of killed clients still close in it.
         for command in (["ip", "link", "delete", self.outside], ["ip", "netns", "delete", self.name]):
             subprocess.run(command, capture_output=True, check=False)
 
@@ -120,7 +121,7 @@ def _run(*command: str, stdin: str = "") -> str:
 
 
 def _free_addresses() -> tuple[str, str]:
-    """The two host addresses of a network of four, out of 10.64.0.0/10, that this machine does not use."""
+    """Return the two host addresses of a network of four in 10.64.0.0/10 that this machine does not use."""
     in_use = _run("ip", "-4", "-oneline", "address")
     while True:
         network = f"10.{random.randrange(64, 128)}.{random.randrange(256)}"
@@ -129,8 +130,14 @@ def _free_addresses() -> tuple[str, str]:
 
 
 class ClientProcess(Program):
-    """`count` clients in a process of their own, which speak `realtime.v1` unless they are `plain`; None for
-    no namespace.
+    """`count` clients in a process of their own.
+
+    Args:
+        namespace: The network of the process; None for that of the host.
+        url: The address that the clients connect to.
+        count: The number of clients.
+        log: The file for the output of the process.
+        plain: The clients do not offer `realtime.v1`.
     """
 
     def __init__(
@@ -142,9 +149,9 @@ class ClientProcess(Program):
         super().__init__([*(namespace.prefix if namespace else ()), *command], log=log)
 
     def is_ready(self) -> bool:
-        """Whether every client is connected."""
+        """True if every client is connected."""
         return bool(self.reports()) and self.reports()[0]["open"] == self.count
 
     def reports(self) -> list[dict[str, Any]]:
-        """What the process has printed, each line as a dict."""
+        """Return the lines that the process has printed, each as a dict."""
         return [json.loads(line) for line in self.log_text().splitlines() if line.startswith("{")]

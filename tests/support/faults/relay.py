@@ -1,6 +1,6 @@
-"""A TCP relay in a process of its own: freezing it cuts one program off from a server that all others reach.
+"""A TCP relay in a process of its own: while it is stopped, only one program cannot reach a server.
 
-`python -m tests.support.faults.relay PORT HOST PORT` passes everything on, both ways.
+`python -m tests.support.faults.relay PORT HOST PORT` passes everything on, in both directions.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from tests.support.programs.servers import Program, RedisServer, free_port
 
 
 class Relay(Program):
-    """Stands between a Redis on a TCP port and one program, which is given `url`."""
+    """The relay between a Redis on a TCP port and one program, which uses `url`."""
 
     def __init__(self, redis: RedisServer, *, log: Path) -> None:
         self.port = free_port()

@@ -1,4 +1,4 @@
-"""How long the event loop of a test does nothing else."""
+"""The longest stall of the event loop of a test."""
 
 import asyncio
 import gc
@@ -10,12 +10,13 @@ TICK = 0.005  # seconds
 
 
 class Stalls:
-    """The longest stall that a task which ticks every 5 ms has seen."""
+    """The longest stall, seen by a task that ticks every 5 ms."""
 
     def __init__(self) -> None:
         self.longest = 0.0
-        """Seconds of the processor that the loop's thread used between two ticks: not those for which other
-        programs had the machine.
+        """Seconds of processor time that the loop's thread used between two ticks.
+
+        The time that other programs used does not count.
         """
 
     async def _tick(self) -> None:
@@ -27,8 +28,9 @@ class Stalls:
 
 @asynccontextmanager
 async def watch_the_loop() -> AsyncIterator[Stalls]:
-    """Watch for stalls within the block; not for those of the garbage collector, which has all of pytest to
-    look through.
+    """Watch for stalls within the block.
+
+    The garbage collector is off, because it would look through all of pytest.
     """
     stalls = Stalls()
     gc.collect()
@@ -37,7 +39,7 @@ async def watch_the_loop() -> AsyncIterator[Stalls]:
     await asyncio.sleep(2 * TICK)
     try:
         yield stalls
-        # A stall at the very end is seen only when the loop has turned once more.
+        # The task sees a stall at the very end only at its next tick.
         await asyncio.sleep(2 * TICK)
     finally:
         gc.enable()

@@ -20,7 +20,7 @@ def publish_number(group: str, number: int) -> int:
 
 
 if __name__ == "__main__":
-    # As a web process would: send tasks, and wait for their results.
+    # Do as a web process: send tasks, and wait for their results.
     sent = [publish_number.delay("g", number) for number in range(30)]
     for result in sent:
         print(result.get(timeout=30))  # noqa: T201 - what the test reads

@@ -1,6 +1,7 @@
-"""Patch a process by gevent or eventlet, then run one scenario of `green_scenarios` in it.
+"""Patch a process with gevent or eventlet, and then run one function of `tests.support.greenlets.scenarios`.
 
-`python -m tests.support.greenlets.patched gevent every_call`. Nothing else may be imported before the patch.
+`python -m tests.support.greenlets.patched gevent every_call`. No other module may be imported before the
+patch.
 """
 
 import importlib
@@ -11,10 +12,10 @@ from typing import Any
 
 
 class Gevent:
-    """What the scenarios use of gevent."""
+    """The calls of gevent that the scenarios use."""
 
     def patch(self) -> None:
-        # gevent warns of a patch that comes late, and eventlet of its own use.
+        # gevent warns of a late patch, and eventlet of any use.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             importlib.import_module("gevent.monkey").patch_all()
@@ -27,19 +28,19 @@ class Gevent:
         return importlib.import_module("gevent").spawn(work, *arguments).get  # type: ignore[no-any-return]
 
     def timeout(self, seconds: float) -> Any:
-        """Raise what this returns in the greenlet of the caller, after so many seconds."""
+        """Start a timer; after `seconds` it raises the returned object in the greenlet of the caller."""
         return importlib.import_module("gevent").Timeout.start_new(seconds)
 
     def in_native_thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return importlib.import_module("gevent").get_hub().threadpool.apply(work, arguments)
 
     def in_hub(self, work: Callable[[], Any]) -> None:
-        """Call this soon in a callback of the hub."""
+        """Call `work` soon in a callback of the hub."""
         importlib.import_module("gevent").get_hub().loop.run_callback(work)
 
 
 class Eventlet:
-    """The same of eventlet."""
+    """The same calls of eventlet."""
 
     def patch(self) -> None:
         with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""`green_wsgi`, which has published once in gunicorn's first process, before the workers were forked."""
+"""The application of `wsgi`, after one publish in gunicorn's first process, before its workers are forked."""
 
 from realtime import publish
 from tests.support.greenlets.wsgi import application

@@ -1,6 +1,6 @@
-"""What a process with greenlets does with `publish()`; see `green` and tests/acceptance/test_greenlets.py.
+"""Uses of `publish()` in a process with greenlets; see `patched` and tests/acceptance/test_greenlets.py.
 
-Each scenario publishes to the group "g" and prints what the test is to know.
+Each scenario publishes to the group "g", and prints its result for the test.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ def many_greenlets(library: Library) -> None:
 
 
 def hung_redis(library: Library) -> None:
-    """The greenlet that lets Redis go on has to run while another one waits for Redis."""
+    """The greenlet that continues Redis must run while another one waits for Redis."""
     redis = int(os.environ["REDIS_PID"])
     publish("g", "before")
     os.kill(redis, signal.SIGSTOP)
@@ -100,7 +100,7 @@ def fork(library: Library) -> None:
     if child == 0:
         publish("g", "child")
         publish("g", "child again")
-        # The child ends as any Python does.
+        # The child ends as any Python process does.
         return
     _, status = os.waitpid(child, 0)
     publish("g", "parent again")
@@ -176,7 +176,7 @@ def greenlet_that_times_out(library: Library) -> None:
 
 
 def loop_that_hangs(library: Library) -> None:
-    """The loop itself stops, as it never should: the greenlet has a deadline of its own."""
+    """The event loop itself stops, which should never happen: the greenlet has its own deadline."""
     read, write = os.pipe()
 
     async def block() -> None:
@@ -190,7 +190,7 @@ def loop_that_hangs(library: Library) -> None:
 
 
 def patched_later(library: Library) -> None:
-    """gunicorn --preload imports the application, which may publish, and patches afterwards."""
+    """Publish before the patch, as an application may that `gunicorn --preload` imports first."""
     publish("g", "plain")
     library.patch()
     publish("g", "patched")

@@ -1,4 +1,4 @@
-"""A WSGI application that publishes what is in the path: /<group>/<number>, or says why it could not."""
+"""A WSGI application that publishes the number in its path, /<group>/<number>, or says why it could not."""
 
 from collections.abc import Callable, Iterable
 from typing import Any

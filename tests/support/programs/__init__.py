@@ -1,1 +1,1 @@
-"""Programs that tests start: servers, databases, and whole sites of them."""
+"""Programs that tests start: servers, reapers, Redis, databases, and whole sites of them."""

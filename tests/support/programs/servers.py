@@ -1,4 +1,4 @@
-"""Real programs for tests: a private Redis, ASGI servers, the reaper. Each ends with its block."""
+"""Real programs for tests: a private Redis, ASGI servers, the reaper. Each stops at the end of its block."""
 
 import contextlib
 import os
@@ -27,9 +27,12 @@ FAREWELL = 10.0  # seconds that a program may take to end after SIGTERM, before 
 
 
 def free_port() -> int:
-    """A TCP port that nothing uses, below the range that the kernel takes outgoing ports from.
+    """Return a TCP port that nothing uses, below the range of the kernel's outgoing ports.
 
-    A client could be given a port of that range in the moment between this look and the server's own bind.
+    A client could get a port of that range between this check and the server's own bind.
+
+    Raises:
+        RuntimeError: There is no free port.
     """
     for _ in range(200):
         port = random.randrange(20_000, 32_000)
@@ -43,7 +46,7 @@ def free_port() -> int:
 
 
 class Program:
-    """One process of the operating system: started by a test, polled until ready, stopped at the end."""
+    """One process that a test starts. The test waits until it is ready, and stops it at the end."""
 
     cwd = CHECKOUT
     stdin = subprocess.DEVNULL
@@ -74,13 +77,13 @@ class Program:
         return self
 
     def is_ready(self) -> bool:
-        """Whether it does its work already; looked at again and again after the start."""
+        """True if it does its work already. `start` asks this repeatedly."""
         return True
 
     def _ready_or_dead(self) -> bool:
         if not self.is_alive:
             raise RuntimeError(
-                f"{self.command} ended at once with {self.process.returncode}:\n{self.log_text()[-4000:]}"  # type: ignore[union-attr]
+                f"{self.command} ended immediately with {self.process.returncode}:\n{self.log_text()[-4000:]}"  # type: ignore[union-attr]
             )
         return self.is_ready()
 
@@ -94,31 +97,36 @@ class Program:
         return self.process.pid
 
     def kill(self) -> None:
-        """SIGKILL: nothing in the program runs any more, no exit hook, no close frame."""
+        """Send SIGKILL: no exit hook runs, and no close frame is sent."""
         self._signal(signal.SIGKILL)
         if self.process is not None:
             self.process.wait()
 
     def freeze(self) -> None:
-        """SIGSTOP: it runs no more and keeps all that it holds; the kernel still takes packets for it."""
+        """Send SIGSTOP: it runs no more and keeps its resources; the kernel still takes packets for it."""
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """SIGCONT: it goes on, and does not know that it was stopped."""
+        """Send SIGCONT: it goes on, and does not know that it was stopped."""
         self._signal(signal.SIGCONT)
 
     def terminate(self) -> None:
-        """SIGTERM; does not wait (see `exit_code`)."""
+        """Send SIGTERM; does not wait (see `exit_code`)."""
         self._signal(signal.SIGTERM)
 
     def exit_code(self, *, within: float) -> int:
-        """Wait for the end. Raises subprocess.TimeoutExpired after `within` seconds."""
+        """Wait for the end, and return the exit code.
+
+        Raises:
+            subprocess.TimeoutExpired: It still runs after `within` seconds.
+        """
         assert self.process is not None, "not started"
         return self.process.wait(within)
 
     def stop(self) -> None:
+        """Send SIGTERM and wait; after `FAREWELL` seconds, send SIGKILL."""
         self.terminate()
-        # A stopped process takes no SIGTERM.
+        # A process that is stopped takes no SIGTERM.
         self.thaw()
         if self.process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -142,9 +150,13 @@ class Program:
 
 
 class RedisServer(Program):
-    """A private Redis (or Valkey) without persistence, on a unix socket, or with `tcp=True` on a TCP port.
+    """A private Redis (or Valkey) without persistence.
 
-    `prefix` goes before its command line, to start it in a network namespace with the address `interface`.
+    Args:
+        folder: The folder of its log.
+        tcp: It listens on a TCP port. Otherwise it listens on a unix socket.
+        interface: The address that it listens on.
+        prefix: Words before its command line, to start it in a network namespace.
     """
 
     def __init__(
@@ -185,7 +197,7 @@ class RedisServer(Program):
                 return False
 
     def restart(self) -> None:
-        """Stop and start at the same address, with nothing in it."""
+        """Stop and start at the same address; it is empty then."""
         self.stop()
         self.start()
 
@@ -197,7 +209,7 @@ class RedisServer(Program):
 
 
 class WebServer(Program):
-    """An ASGI server; `application` is what it serves, `interface` the address that it listens on."""
+    """An ASGI server that serves `application` at the address `interface`."""
 
     def __init__(
         self,
@@ -212,7 +224,7 @@ class WebServer(Program):
         super().__init__(self.command_for(application), log=log, environment=environment)
 
     def command_for(self, application: str) -> list[str]:
-        """The command that serves this ASGI application at `interface` and `port`."""
+        """Return the command that serves this ASGI application at `interface` and `port`."""
         raise NotImplementedError
 
     @property
@@ -226,7 +238,7 @@ class WebServer(Program):
         return f"ws://{self.address}{path}"
 
     def sockets(self) -> int:
-        """How many TCP connections it holds; a PostgreSQL or Redis on a unix socket is not among them."""
+        """Return the number of its TCP connections; a PostgreSQL or Redis on a unix socket does not count."""
         held = psutil.Process(self.pid).net_connections("tcp")
         return sum(each.status not in (psutil.CONN_LISTEN, psutil.CONN_NONE) for each in held)
 
@@ -251,7 +263,7 @@ class DaphneServer(WebServer):
 
 
 def _flags_of_the_procfile() -> list[str]:
-    """What stands between the endpoint and the application in the Procfile's line for Daphne."""
+    """Return the words between the endpoint and the application in the Procfile's line for Daphne."""
     lines = (CHECKOUT / "Procfile").read_text().splitlines()
     (web,) = [line for line in lines if line.startswith("web:")]
     words = shlex.split(web)
@@ -259,7 +271,7 @@ def _flags_of_the_procfile() -> list[str]:
 
 
 class UvicornServer(WebServer):
-    """uvicorn with one worker and the options of docs/howto/run-uvicorn.md; others go before those."""
+    """uvicorn with one worker and the options of docs/howto/run-uvicorn.md; `options` override them."""
 
     def __init__(self, *options: str, **more: Any) -> None:
         self.options = options
@@ -270,7 +282,7 @@ class UvicornServer(WebServer):
             str(Path(sys.executable).with_name("uvicorn")),
             application,
             *_options_of_the_howto(),
-            # uvloop, which the benchmarks bring, would be taken by itself.
+            # Otherwise uvicorn would take uvloop, which the benchmarks install.
             *("--loop", "asyncio"),
             *("--host", self.interface, "--port", str(self.port)),
             *self.options,
@@ -278,14 +290,14 @@ class UvicornServer(WebServer):
 
 
 def _options_of_the_howto() -> list[str]:
-    """All that follows the application."""
+    """Return the options after the application in the command of that page."""
     lines = (CHECKOUT / "docs/howto/run-uvicorn.md").read_text().splitlines()
     (command,) = [line for line in lines if line.startswith("uvicorn project.")]
     return shlex.split(command)[2:]
 
 
 class Runserver(WebServer):
-    """`manage.py runserver` with the given options, which is Daphne under Django's autoreload."""
+    """`manage.py runserver` with the given options: Daphne under Django's autoreload."""
 
     def __init__(self, *options: str, log: Path, environment: Mapping[str, str]) -> None:
         self.options = options
@@ -304,12 +316,12 @@ class ReaperProcess(Program):
         )
 
     def wait_for_a_round(self) -> None:
-        """Until the first round has been reported."""
+        """Wait until it has reported its first round."""
         eventually(lambda: self._ready_or_dead() and self.log_text().strip(), within=STARTUP)
 
 
 class Publisher:
-    """`manage.py publish GROUP` reading one JSON value per line of its standard input."""
+    """`manage.py publish GROUP`, which reads one JSON value per line of its standard input."""
 
     def __init__(self, group: str, *, log: Path, environment: Mapping[str, str]) -> None:
         with log.open("ab") as output:

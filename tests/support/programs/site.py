@@ -28,10 +28,15 @@ SERVERS: dict[str, Callable[..., WebServer]] = {"daphne": DaphneServer, "uvicorn
 
 
 class Site:
-    """Everything that runs for one test. A context manager: what it started ends with it.
+    """All programs of one test. They stop at the end of its block.
 
-    `realtime` are settings of REALTIME, under their own names; `debug` is DEBUG, with which clients may
-    publish without a login; `redis` is one that is not on a unix socket.
+    Args:
+        folder: The folder of the logs.
+        pairing: The layer, the server and the database.
+        database: The database of all programs.
+        debug: The setting DEBUG, with which clients may publish without a login.
+        redis: A Redis of the test; by default, one on a unix socket.
+        realtime: Settings of REALTIME.
     """
 
     def __init__(
@@ -74,7 +79,7 @@ class Site:
         application: str = "project.asgi:application",
         **environment: str,
     ) -> WebServer:
-        """One more server process, ready for connections; `environment` goes on top of the site's."""
+        """Start one more server process, ready for connections; `environment` is added to the site's."""
         program = SERVERS[self.pairing.server]
         environment = {**self.environment, "ALLOWED_HOSTS": f"localhost,127.0.0.1,{interface}", **environment}
         return self._running.enter_context(
@@ -87,23 +92,23 @@ class Site:
         )
 
     def runserver(self, *options: str, **environment: str) -> Runserver:
-        """A development server; `environment` goes on top of the site's."""
+        """Start a development server; `environment` is added to the site's."""
         return self._running.enter_context(
             Runserver(*options, log=self._log("runserver"), environment={**self.environment, **environment})
         )
 
     def look_remote(self) -> None:
-        """Have the servers that run look as if they ran on another machine, whose pids say nothing here."""
+        """Make the running servers look as if they ran on another machine, where pids mean nothing."""
         self.database.query("UPDATE realtime_process SET pid_namespace = 'another machine'")
 
     def reaper(self, *options: str, **environment: str) -> ReaperProcess:
-        """One more reaper, started; `environment` goes on top of the site's."""
+        """Start one more reaper; `environment` is added to the site's."""
         return self._running.enter_context(
             ReaperProcess(*options, log=self._log("reaper"), environment={**self.environment, **environment})
         )
 
     def publisher(self, group: str) -> Publisher:
-        """A process that publishes to `group` what its `send` is given, line by line."""
+        """Start a process that publishes the lines that its `send` is given to `group`."""
         return self._running.enter_context(
             Publisher(group, log=self._log("publisher"), environment=self.environment)
         )
@@ -111,7 +116,7 @@ class Site:
     def manage(
         self, *arguments: str, stdin: str = "", timeout: float = 60.0, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run `manage.py` to its end, whatever its exit code; output is captured as text."""
+        """Run `manage.py` to its end, with any exit code; its output is captured as text."""
         return subprocess.run(
             [sys.executable, "manage.py", *arguments],
             input=stdin,
@@ -124,11 +129,11 @@ class Site:
         )
 
     async def amanage(self, *arguments: str, **options: str) -> subprocess.CompletedProcess[str]:
-        """`manage` while the clients of the test go on answering pings."""
+        """Do as `manage`, while the clients of the test go on answering pings."""
         return await asyncio.to_thread(self.manage, *arguments, **options)  # type: ignore[arg-type]
 
     def open_connections(self, server: WebServer) -> int:
-        """How many open records this server process has."""
+        """Return the number of open records of this server process."""
         return self._count(
             server,
             "SELECT p.pid, count(*) AS number FROM realtime_connection c"
@@ -136,7 +141,7 @@ class Site:
         )
 
     def open_memberships(self, server: WebServer) -> int:
-        """How many memberships of this server process are on the to-do list (`left_at` is null)."""
+        """Return the number of memberships of this server process on the to-do list (`left_at` is null)."""
         return self._count(
             server,
             "SELECT p.pid, count(*) AS number FROM realtime_membership m"
@@ -144,14 +149,14 @@ class Site:
         )
 
     def close_reason(self, connection: str) -> str:
-        """Why the connection with this id ended; empty while its record is open."""
+        """Return the close reason of the connection with this id; empty while its record is open."""
         rows = self.database.query("SELECT id, close_reason FROM realtime_connection")
         # SQLite keeps an id without its dashes.
         reasons = {str(row["id"]).replace("-", ""): str(row["close_reason"]) for row in rows}
         return reasons[connection.replace("-", "")]
 
     def close_reasons(self) -> dict[str, int]:
-        """How many records were closed with which reason."""
+        """Count the closed records by reason."""
         rows = self.database.query(
             "SELECT close_reason, count(*) AS number FROM realtime_connection"
             " WHERE closed_at IS NOT NULL GROUP BY close_reason"

@@ -1,7 +1,7 @@
-"""A server tidies its memory when it is told to, and says what is left.
+"""A signal that has a server tidy its memory and log how much is left.
 
-Its size alone says little: garbage that nobody has looked for yet, pages that are free again and the caches
-of SQLite are many times what a connection could leave behind.
+The size of the process alone says little: garbage that is not collected yet, free pages and the caches of
+SQLite are many times larger than what a connection could leave in use.
 """
 
 import ctypes
@@ -16,10 +16,12 @@ TIDIED = "memory tidied, blocks held: "
 
 
 def tidy_when_told() -> None:
-    """From now on SIGUSR2 has this process collect its garbage, give free memory back to the system, and
-    write to its log how many blocks of memory Python's objects hold.
+    """Have this process obey SIGUSR2.
+
+    It then collects its garbage, gives free memory back to the system, and writes to its log how many blocks
+    of memory Python's objects hold.
     """
-    # No other thread may set handlers, and autoreload imports settings in one.
+    # Only the main thread may set handlers, and autoreload imports settings in another one.
     if threading.current_thread() is threading.main_thread():
         signal.signal(TIDY, lambda number, frame: _tidy())
 

@@ -1,4 +1,4 @@
-"""What fault tests measured becomes a page with a row for each fault."""
+"""The figures of fault tests become a page with a row for each fault."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ FAULTS = Path(table.__file__).parent
 WITHOUT_FIGURES = {"test_pid_namespaces", "test_removed_layer"}
 
 
-def test_every_module_of_faults_has_its_row_and_every_row_its_module() -> None:
+def test_every_fault_module_has_a_row_and_every_row_a_module() -> None:
     modules = {path.stem for path in FAULTS.glob("test_*.py")}
     assert {row.module for row in table.ROWS} == modules - WITHOUT_FIGURES
 
@@ -49,7 +49,7 @@ def test_the_overview_tells_the_least_and_the_most_of_each_layer(
     assert (core, pubsub) == ("receiving again after 0.25 to 1.5", "receiving again after 1234")
     assert again == "`pytest tests/faults/test_redis_restart.py`"
     (other,) = [line for line in lines if line.startswith("| SIGKILL")]
-    assert "put right after not measured" in other
+    assert "cleaned up after not measured" in other
 
 
 def test_each_run_has_its_line_with_all_of_its_figures(
@@ -72,5 +72,5 @@ def test_each_run_has_its_line_with_all_of_its_figures(
 
 
 def test_a_figure_that_no_row_is_about_is_refused_with_its_name() -> None:
-    with pytest.raises(SystemExit, match="'a fire' is about 0 rows"):
+    with pytest.raises(SystemExit, match="'a fire' belongs to 0 rows"):
         table.page([{"test": "t", "fault": "a fire", "pairing": "core-daphne-sqlite"}])

@@ -1,4 +1,4 @@
-"""How long the clock of a process sleeps between two looks."""
+"""The pause of a process between two looks at its schedule of pings."""
 
 import pytest
 
@@ -17,7 +17,5 @@ NOW = 1000.0
         pytest.param(NOW - 1, SHORTEST_TICK, id="late"),
     ],
 )
-def test_the_next_look_is_when_the_next_is_due_neither_very_soon_nor_very_late(
-    next_at: float | None, seconds: float
-) -> None:
+def test_the_next_look_comes_when_the_next_ping_is_due(next_at: float | None, seconds: float) -> None:
     assert pause(next_at, NOW) == pytest.approx(seconds)

@@ -1,4 +1,4 @@
-"""`realtime.hub.run_queue`: what one connection receives stays in order."""
+"""`realtime.hub.run_queue`: the messages of one connection stay in order."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from realtime.hub.run_queue import LONGEST_RUN, RunQueue
 MEMBERS = {"ann": {"a"}, "ben": {"a", "b"}, "cho": {"b", "c"}}
 
 
-def test_messages_of_one_group_that_follow_each_other_leave_together() -> None:
+def test_consecutive_messages_of_one_group_leave_together() -> None:
     waiting: RunQueue[str] = RunQueue()
     for text in ("1", "2", "3"):
         waiting.put("a", text)
@@ -42,7 +42,7 @@ def test_what_waits_is_counted() -> None:
     assert waiting.length == 3
 
 
-def test_who_was_served_ahead_of_the_others_is_not_served_again() -> None:
+def test_a_member_that_was_served_early_is_not_served_again() -> None:
     waiting: RunQueue[str] = RunQueue()
     waiting.put("a", "1")
     assert [run.texts for run in waiting.serve("ann", {"a"}, 0)] == [["1"]]
@@ -59,7 +59,7 @@ def test_a_run_that_is_being_written_is_served_first() -> None:
     assert run.served == {"ben"}
 
 
-def test_a_run_that_a_member_received_in_its_turn_is_not_served_again() -> None:
+def test_a_run_that_a_member_received_is_not_served_again() -> None:
     waiting: RunQueue[str] = RunQueue()
     waiting.put("a", "1")
     run = waiting.take()
@@ -88,7 +88,7 @@ steps = st.lists(
     st.one_of(
         st.tuples(st.just("put"), st.sampled_from("abc")),
         st.tuples(st.just("serve"), st.sampled_from(sorted(MEMBERS))),
-        # Writes the run whose turn it is to its next member, as fan-out does between two turns of the loop.
+        # Writes the current run to its next member, as fan-out does between two turns of the loop.
         st.just(("write", "")),
     ),
     max_size=80,
@@ -128,7 +128,7 @@ def test_each_member_receives_everything_once_and_in_order(steps: list[tuple[str
         elif step == "serve":
             for run in waiting.serve(which, MEMBERS[which], last[which]):
                 received[which] += run.texts
-            # Nothing that was sent to it waits any more.
+            # No message to this member waits any more.
             assert received[which] == sent[which]
         elif waiting:
             step_of_writing()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from realtime import metrics
 from realtime.layers.bounded_queue import OVERHEAD, BoundedQueue
+from tests.support.assertions.in_process import value_of
 
 
 def a_queue(messages: int, size: int = 10) -> BoundedQueue:
@@ -28,11 +29,11 @@ def test_messages_below_the_bound_come_out_in_order() -> None:
 
 
 def test_above_the_bound_the_oldest_are_dropped_and_counted() -> None:
-    queue, before = a_queue(3), metrics.messages_dropped._value.get()
+    queue, before = a_queue(3), value_of(metrics.messages_dropped)
     for number in range(10):
         queue.put_nowait(b"%10d" % number)
     assert content(queue) == [b"%10d" % number for number in (7, 8, 9)]
-    assert metrics.messages_dropped._value.get() - before == 7
+    assert value_of(metrics.messages_dropped) - before == 7
 
 
 def test_a_message_above_the_bound_is_kept_alone() -> None:
