@@ -25,6 +25,7 @@ lint: .venv/development
 	$(PYTHON) -m mypy
 	.venv/bin/lint-imports
 	$(PYTHON) -m codespell_lib
+	$(PYTHON) -m tests.support.lint.prose --quiet
 	$(SPHINX) -b dummy -d build/links . build/links
 
 format: .venv/development
