@@ -1,4 +1,7 @@
-"""The app configuration for INSTALLED_APPS."""
+"""The app configuration for INSTALLED_APPS.
+
+Private: docs/reference.md lists the public names.
+"""
 
 from django.apps import AppConfig
 

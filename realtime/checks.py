@@ -2,6 +2,8 @@
 
 An error is a setting that cannot work. A warning is a setting that seems to work, but fails when it is
 needed. A project can silence a warning by its id.
+
+Private: docs/reference.md lists the public names.
 """
 
 import importlib.metadata
@@ -18,8 +20,9 @@ from django.db import router
 from django.utils.module_loading import import_string
 
 from realtime import conf
-from realtime.layers import CAPACITY, CoreLayer, MemoryLayer, PubSubLayer
+from realtime.layers import CoreLayer, MemoryLayer, PubSubLayer
 from realtime.layers.core import EXPIRY
+from realtime.layers.stamped import CAPACITY
 
 #: The name under which this package is distributed. Another distribution has the same import name.
 DISTRIBUTION = "django-channels-realtime"

@@ -9,6 +9,8 @@ application under Daphne may send no others. 4000-4499 mean "come back", 4500-49
 import enum
 from typing import Self
 
+__all__ = ["CloseReason"]
+
 ABNORMAL_CLOSURE = 1006
 """Reported for a connection whose transport broke without a close frame (RFC 6455 section 7.1.5)."""
 

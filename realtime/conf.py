@@ -2,6 +2,8 @@
 
 The declaration below is the default. A project overrides single keys in its Django settings. Nothing is
 written back to those.
+
+Private: docs/reference.md lists the public names.
 """
 
 import difflib

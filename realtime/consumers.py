@@ -24,6 +24,8 @@ from realtime.serving.runner import Runner, ignore
 from realtime.transports.asgi import Event, Receive, Send
 from realtime.wire import frames
 
+__all__ = ["GroupConsumer", "RealtimeConsumer", "RealtimeJsonConsumer"]
+
 logger = logging.getLogger("realtime.consumers")
 
 #: The methods that an author overrides and that Channels awaits.

@@ -1,14 +1,15 @@
-"""All exceptions of this package: `except RealtimeError` catches everything that it raises on purpose."""
+"""All exceptions of this package. `except RealtimeError` catches everything that it raises on purpose."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # the pure packages above build on this file
+if TYPE_CHECKING:  # Only for the type checker: every other module may import this one.
     from realtime.wire.frames import ErrorCode, Ref
 
 __all__ = [
     "BadFrame",
     "BadGroup",
+    "BadMessage",
     "ConnectionGone",
     "LayerUnavailable",
     "NoSuchLayer",
@@ -24,21 +25,19 @@ class RealtimeError(Exception):
 
 
 class LayerUnavailable(RealtimeError):
-    """The channel layer did not do what it was asked; look at the Redis behind CHANNEL_LAYERS, then try
-    again.
-    """
+    """The channel layer failed. Look at the Redis behind CHANNEL_LAYERS, then try again."""
 
 
 class NoSuchLayer(LayerUnavailable):
-    """CHANNEL_LAYERS has no layer of this package under the alias; waiting for Redis does not help."""
+    """CHANNEL_LAYERS has no layer of this package under this alias. Waiting for Redis does not help."""
 
 
 class BadGroup(RealtimeError, TypeError, ValueError):
-    """No group can have this name; the message says which names are possible."""
+    """No group can have this name. The message says which names are possible."""
 
 
 class UnpublishableData(RealtimeError, TypeError):
-    """A value that has no JSON form, or one that no client could read; the message names its type."""
+    """A value has no JSON form, or one that no client could read. The message names its type."""
 
     def __init__(self, value: object, reason: str) -> None:
         module, name = type(value).__module__, type(value).__qualname__
@@ -48,7 +47,7 @@ class UnpublishableData(RealtimeError, TypeError):
 
 
 class BadFrame(RealtimeError):
-    """A text that is no frame. `code`, `detail` and `ref` are those of the error frame that answers it."""
+    """A text is no frame. `code`, `detail` and `ref` are those of the error frame that answers it."""
 
     def __init__(self, code: "ErrorCode", detail: str, ref: "Ref | None" = None) -> None:
         super().__init__(detail)
@@ -57,19 +56,23 @@ class BadFrame(RealtimeError):
         self.ref = ref
 
 
+class BadMessage(RealtimeError, ValueError):
+    """An event is no message between processes. The text says why."""
+
+
 class RecordsUnavailable(RealtimeError):
-    """The database did not take a record in time; look at DATABASES, the client is told to come back."""
+    """The database did not take a record in time. Look at DATABASES. The client is told to come back."""
 
     never_written = False
-    """Whether it is certain that nothing was written; else the write may have been done, or be done yet."""
+    """True if certainly nothing was written. Otherwise the write may be done already, or later."""
 
 
 class ConnectionGone(RealtimeError):
-    """The connection ended while something was being done for it; there is nobody left to do it for."""
+    """The connection ended while a call worked for it."""
 
 
 class RoundFailed(RealtimeError, ExceptionGroup[Exception]):
-    """Everything that kept a sweep or a purge from its end. As text, each cause once."""
+    """A sweep or a purge did not reach its end. The text names each cause once."""
 
     @classmethod
     def of(cls, failures: Sequence[Exception]) -> "RoundFailed":

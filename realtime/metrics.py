@@ -1,6 +1,8 @@
 """The Prometheus instruments.
 
 They are declared here. The module that does the counted thing changes the instrument.
+
+Private: docs/reference.md lists the public names.
 """
 
 from prometheus_client import Counter, Gauge, Histogram

@@ -3,6 +3,8 @@
 Every time in these tables comes from the database's clock, so the clocks of two hosts are never compared.
 Nothing here depends on a project's settings (user model, default primary key, language), so a project never
 has to make a migration for this app.
+
+Private: docs/reference.md lists the public names.
 """
 
 import uuid

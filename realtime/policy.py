@@ -16,6 +16,8 @@ from django.utils.module_loading import import_string
 
 from realtime import conf
 
+__all__ = ["default_policy"]
+
 
 async def default_policy(scope: dict[str, Any], action: str, group: str) -> bool:
     """Allow any client to join `public.*`, a user to join `user.<pk>`, and staff to join `staff.*`.

@@ -1,4 +1,7 @@
-"""Publish to a group from synchronous and asynchronous code, and disconnect from synchronous code."""
+"""Publish to a group from synchronous and asynchronous code, and disconnect from synchronous code.
+
+Private: docs/reference.md lists the public names.
+"""
 
 from collections.abc import Mapping, Sequence
 from uuid import UUID
@@ -8,13 +11,12 @@ from msgspec import UNSET, UnsetType
 
 from realtime import metrics
 from realtime.errors import LayerUnavailable, RealtimeError
-from realtime.layers import LAYER_ERRORS, Layer, Message, groups, messages
+from realtime.layers import groups, messages
+from realtime.layers.stamped import LAYER_ERRORS, Layer, Message
 from realtime.process import greenlets
 from realtime.process.background_loop import BackgroundLoop
 from realtime.wire import frames
 from realtime.wire.payload import encode_data
-
-__all__ = ["apublish", "publish"]
 
 
 async def apublish(

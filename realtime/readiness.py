@@ -4,6 +4,8 @@ One check of each is under way at a time, however many probes ask. A probe that 
 same answer, up to `ANSWER_TIMEOUT`. A database that hangs for an hour costs the process one thread, not one
 for each probe. That thread is not one of the event loop's executor, which looks up host names: a Redis named
 by its host could not be connected to again while probes hold all threads there.
+
+Private: docs/reference.md lists the public names.
 """
 
 import asyncio

@@ -4,6 +4,8 @@ from django.urls import path
 
 from realtime import views
 
+__all__ = ["urlpatterns"]
+
 urlpatterns = [
     path("metrics", views.metrics, name="realtime-metrics"),
     path("health/live", views.live, name="realtime-live"),

@@ -1,4 +1,7 @@
-"""HTTP views for operators and probes: metrics, liveness, readiness."""
+"""HTTP views for operators and probes: metrics, liveness, readiness.
+
+Private: docs/reference.md lists the public names.
+"""
 
 import asyncio
 import logging

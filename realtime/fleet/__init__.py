@@ -1,1 +1,4 @@
-"""See all processes as a reaper does: rounds, answers, cleanup and comparison."""
+"""See all processes as a reaper does: rounds, answers, cleanup and comparison.
+
+Private: docs/reference.md lists the public names.
+"""

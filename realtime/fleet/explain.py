@@ -20,7 +20,7 @@ from realtime.layers import groups, messages
 from realtime.records import connection_rows, process_rows
 from realtime.records.entries import Closing, Join
 
-logger = logging.getLogger("realtime.explain")
+logger = logging.getLogger("realtime.fleet")
 
 #: Seconds between two looks. A connection that opens or closes during the first one has finished by then.
 LOOK_AGAIN_AFTER = 1.5

@@ -12,12 +12,13 @@ from contextlib import suppress
 from typing import Self
 
 from realtime import metrics
+from realtime.errors import BadMessage
 from realtime.layers import groups, messages
 from realtime.layers.messages import Control, EchoPart, GroupMessage, Mark
 from realtime.process import tasks
 from realtime.transports.asgi import Event
 
-logger = logging.getLogger("realtime.mailbox")
+logger = logging.getLogger("realtime.fleet")
 
 #: Seconds until reading goes on after an event that could not be read.
 PAUSE_AFTER_ERROR = 0.05
@@ -194,7 +195,7 @@ class Mailbox:
             metrics.events.labels(type=event.get("type", "")).inc()
         try:
             message = messages.decode(event)
-        except messages.BadMessage as error:
+        except BadMessage as error:
             if (kind := repr(event.get("type"))) not in self._logged:
                 self._logged.add(kind)
                 logger.error("%s", error)

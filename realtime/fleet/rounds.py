@@ -29,7 +29,7 @@ from realtime.records import connection_rows, process_rows
 from realtime.records.connection_rows import Leftover
 from realtime.records.process_rows import Asked, LostProcess
 
-logger = logging.getLogger("realtime.reaper")
+logger = logging.getLogger("realtime.fleet")
 
 #: How often in an interval a reaper that did not get a round checks for the next one.
 CHECKS_PER_INTERVAL = 20

@@ -24,7 +24,7 @@ from realtime.records import connection_rows, process_rows
 from realtime.records.batch import is_row_error
 from realtime.records.process_rows import LostProcess
 
-logger = logging.getLogger("realtime.sweep")
+logger = logging.getLogger("realtime.fleet")
 
 #: Seconds that a starting process spends on its predecessors. Rounds or the next start do the rest.
 START_TIMEOUT = 60.0

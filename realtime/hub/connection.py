@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     # Only for the type checker: a connection refers to its hub and never calls it.
     from realtime.hub.hub import Hub
 
-logger = logging.getLogger("realtime.connection")
+logger = logging.getLogger("realtime.hub")
 
 
 class State(enum.Enum):

@@ -5,10 +5,12 @@ import copy
 import logging
 
 from realtime import metrics
+from realtime.errors import BadMessage
 from realtime.fleet.mailbox import Mailbox
 from realtime.hub.fanout import Fanout
 from realtime.hub.memberships import Memberships
-from realtime.layers import STAMP, groups, messages
+from realtime.layers import groups, messages
+from realtime.layers.stamped import STAMP
 from realtime.transports.asgi import Event
 
 logger = logging.getLogger("realtime.hub")
@@ -79,7 +81,7 @@ class Events:
         """Note a mark or a part of an echo that came back."""
         try:
             message = messages.decode(event)
-        except messages.BadMessage as error:
+        except BadMessage as error:
             self._log_once(str(error))
             return
         match message:

@@ -17,7 +17,7 @@ from realtime.hub.heartbeat import Heartbeat
 from realtime.hub.run_queue import Run, RunQueue
 from realtime.transports.asgi import Shared
 
-logger = logging.getLogger("realtime.fanout")
+logger = logging.getLogger("realtime.hub")
 
 #: Seconds of writing after which the loop gets a turn.
 SLICE = 0.005

@@ -33,7 +33,7 @@ from realtime.records import connection_rows, process_rows
 from realtime.records.entries import Join
 from realtime.records.ledger import Ledger
 
-logger = logging.getLogger("realtime.healing")
+logger = logging.getLogger("realtime.hub")
 
 #: Missed echoes in a row after which connections are replaced.
 ECHOES = 2

@@ -16,7 +16,7 @@ from realtime.liveness.connection import PING, Limits, Liveness, Verdict
 from realtime.liveness.schedule import Schedule
 from realtime.transports.asgi import ping_for
 
-logger = logging.getLogger("realtime.pulse")
+logger = logging.getLogger("realtime.hub")
 
 #: The longest time between two ticks, in seconds. Each tick measures how late the loop is, so this is far
 #: less than LONGEST_STEP. It is no shorter, because ticks are most of the work of an idle process.
@@ -174,7 +174,7 @@ class Heartbeat:
             if (stalled := self._time.stalled - counted) > 0:
                 counted = self._time.stalled
                 metrics.stalled.inc(stalled)
-                logger.warning("The event loop stood still for %.1f s; nobody is evicted for it", self.lag)
+                logger.warning("The event loop stalled for %.1f s; no client is evicted for it", self.lag)
             if self._behind:
                 self._bound_unsent()
             if due := self._schedule.due(now):

@@ -14,7 +14,7 @@ from realtime.hub.hub import Hub
 from realtime.layers import messages
 from realtime.process import drain, tasks
 
-logger = logging.getLogger("realtime.hubs")
+logger = logging.getLogger("realtime.hub")
 
 Evict = Callable[[Connection, CloseReason], object]
 Kick = Callable[[Hub, messages.Kick], Coroutine[Any, Any, None]]

@@ -22,8 +22,9 @@ from django.conf import settings
 
 from realtime import metrics
 from realtime.errors import BadGroup, LayerUnavailable, NoSuchLayer
-from realtime.layers import LAYER_ERRORS, OURS, Layer, Message, messages
+from realtime.layers import OURS, messages
 from realtime.layers.contents import Contents, StoredMembers
+from realtime.layers.stamped import LAYER_ERRORS, Layer, Message
 from realtime.wire import frames
 
 #: Seconds after which a call to the layer is given up. A Redis that works answers in less than a millisecond.

@@ -11,15 +11,13 @@ from uuid import UUID
 
 import msgspec
 
+from realtime.errors import BadMessage
+
 # The types of events that come over the channel for messages of groups. The hub tells them apart before it
 # decodes anything.
 MESSAGE = "realtime.message"
 MARK = "realtime.mark"
 ECHO = "realtime.echo"
-
-
-class BadMessage(ValueError):
-    """An event that is no message between processes; the text says why."""
 
 
 class _Message(msgspec.Struct, frozen=True, tag_field="type"):

@@ -1,1 +1,4 @@
-"""The parts that serve the whole operating-system process: its stop, tasks, threads and tuning."""
+"""The parts that serve the whole operating-system process: its stop, tasks, threads and tuning.
+
+Private: docs/reference.md lists the public names.
+"""

@@ -29,7 +29,7 @@ from typing import Any
 from realtime import conf
 from realtime.process import tasks
 
-logger = logging.getLogger("realtime.drain")
+logger = logging.getLogger("realtime.process")
 
 #: Seconds, after everything is recorded, for sockets to take their close frames and for peers to answer them.
 #: Bytes that a server has buffered are lost when the process ends.

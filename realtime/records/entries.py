@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 from realtime.closing import CloseReason
 
-__all__ = ["Closing", "Join", "Opening"]
-
 
 @dataclass(frozen=True, slots=True)
 class Opening:

@@ -39,7 +39,7 @@ BATCH = 200
 #: The class for each value of the setting LEDGER. By name, so that no server imports the one for tests.
 _CLASSES = {
     "thread": "realtime.records.ledger.Ledger",
-    "inline": "realtime.inline_ledger.InlineLedger",
+    "inline": "realtime.records.inline_ledger.InlineLedger",
 }
 
 Result = TypeVar("Result")

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 
-logger = logging.getLogger("realtime.ledger")
+logger = logging.getLogger("realtime.records")
 
 
 class Retry:

@@ -17,7 +17,7 @@ from realtime.serving import lifecycle
 from realtime.transports.asgi import Event, Receive
 from realtime.wire import frames
 
-logger = logging.getLogger("realtime.inbox")
+logger = logging.getLogger("realtime.serving")
 
 #: The events that only a server may report.
 SERVER_EVENTS = frozenset({"websocket.connect", "websocket.receive", "websocket.disconnect"})

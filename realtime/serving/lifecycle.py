@@ -35,7 +35,7 @@ from realtime.records.entries import Closing, Join, Opening
 from realtime.transports.asgi import Event
 from realtime.wire import frames
 
-logger = logging.getLogger("realtime.lifecycle")
+logger = logging.getLogger("realtime.serving")
 
 #: Seconds after which an eviction stops waiting for a clean-up step that hangs. The step itself goes on.
 CLEANUP_TIMEOUT = 10.0

@@ -25,7 +25,7 @@ from realtime.transports import transport_for
 from realtime.transports.asgi import Event, Options, Receive, Send, Watcher, is_test_client
 from realtime.wire import frames
 
-logger = logging.getLogger("realtime.consumers")
+logger = logging.getLogger("realtime.serving")
 
 #: Seconds to wait for the server's report that a connection has ended. Then `disconnect` runs without it.
 DISCONNECT_TIMEOUT = 2.0

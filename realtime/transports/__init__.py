@@ -1,4 +1,7 @@
-"""Write to clients: choose the fastest transport that is safe for a connection's `send`."""
+"""Write to clients: choose the fastest transport that is safe for a connection's `send`.
+
+Private: docs/reference.md lists the public names.
+"""
 
 from typing import Any
 

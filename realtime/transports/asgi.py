@@ -21,7 +21,7 @@ from realtime.process import tasks
 from realtime.transports import tcp
 from realtime.wire import frames, rfc6455
 
-logger = logging.getLogger("realtime.transport")
+logger = logging.getLogger("realtime.transports")
 
 Event = dict[str, Any]
 Receive = Callable[[], Awaitable[Event]]

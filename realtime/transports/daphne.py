@@ -28,7 +28,7 @@ from realtime.transports.aborting import AbortingTransport
 from realtime.transports.asgi import Event, Options, Ping, Send, Shared, Watcher
 from realtime.wire import frames, rfc6455
 
-logger = logging.getLogger("realtime.transport")
+logger = logging.getLogger("realtime.transports")
 
 #: If more bytes than this are buffered in this process, a handler that sends must wait.
 HIGH_WATER = 64 * 1024

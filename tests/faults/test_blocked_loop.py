@@ -113,7 +113,7 @@ async def blocked(site: Site, seconds: float, *, answers_after: float, found_wit
         assert closed == {"ping_timeout": 1}
         assert all(each.is_open for each in scene.healthy)
         assert site.database.query("SELECT id FROM realtime_process WHERE stopped_at IS NOT NULL") == []
-        assert scene.server.log_text().count("stood still for") >= 1
+        assert scene.server.log_text().count("stalled for") >= 1
         stalled = (await asyncio.to_thread(scrape, scene.server)).value("realtime_loop_stalled_seconds_total")
         assert stalled >= seconds - 1.0
 

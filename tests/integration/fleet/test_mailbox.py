@@ -170,7 +170,7 @@ async def test_a_bad_event_is_logged_once_and_dropped(
     await groups.tell(mailbox.address, Heal(["g"]))
     assert await mailbox.next() == Heal(["g"])
     (record,) = caplog.records
-    assert (record.levelname, record.name) == ("ERROR", "realtime.mailbox")
+    assert (record.levelname, record.name) == ("ERROR", "realtime.fleet")
     assert record.getMessage().startswith("Another process sent a")
 
 

@@ -178,7 +178,7 @@ async def test_a_stall_of_the_loop_closes_no_client(caplog: pytest.LogCaptureFix
     before = home.heartbeat.now()
     await asyncio.sleep(0.2)
     time.sleep(1.5)  # noqa: ASYNC251 - the fault under test
-    await eventually_async(lambda: "stood still" in caplog.text, within=5)
+    await eventually_async(lambda: "The event loop stalled" in caplog.text, within=5)
     assert home.heartbeat.now() - before < 1.3
 
 

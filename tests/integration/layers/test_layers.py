@@ -12,8 +12,10 @@ import pytest
 import pytest_asyncio
 import redis
 
-from realtime.layers import MARK, MESSAGE, STAMP, CoreLayer, MemoryLayer, PubSubLayer
+from realtime.layers import CoreLayer, MemoryLayer, PubSubLayer
+from realtime.layers.messages import MARK, MESSAGE
 from realtime.layers.redis_pool import shake_hands
+from realtime.layers.stamped import STAMP
 from tests.support.assertions.eventually import eventually_async
 from tests.support.programs.servers import RedisServer
 

@@ -508,7 +508,7 @@ class TestRealtimeConsumer:
                 await get_channel_layer().group_send("g", {"type": kind})
             await get_channel_layer().group_send("g", {"type": "good"})
             assert await client.receive_from() == "good"
-        assert [each.name for each in caplog.records].count("realtime.consumers") == 1
+        assert [each.name for each in caplog.records].count("realtime.serving") == 1
         assert "has no handler for events of type" in caplog.text
         await client.disconnect()
 

@@ -6,7 +6,8 @@ from typing import Self
 
 from channels.layers import get_channel_layer
 
-from realtime.layers import STAMP, messages
+from realtime.layers import messages
+from realtime.layers.stamped import STAMP
 from realtime.wire import frames
 from realtime.wire.payload import encode_data
 from tests.support.clients.numbers import same_layer

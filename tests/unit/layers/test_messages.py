@@ -8,12 +8,12 @@ from channels_redis.serializers import registry
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from realtime.errors import BadMessage
 from realtime.layers import messages
 from realtime.layers.messages import (
     Answer,
     AnyMessage,
     Ask,
-    BadMessage,
     EchoPart,
     Explain,
     GroupMessage,
