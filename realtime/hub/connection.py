@@ -149,7 +149,9 @@ class Connection:
         Raises:
             RuntimeError: It has one already; that is a bug.
         """
-        self.reason = reason
+        if self.reason is None:
+            # Before the state, so that the log line of the transition has the reason.
+            self.reason = reason
         self.state = State.CLOSING
 
     @property

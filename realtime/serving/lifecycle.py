@@ -394,9 +394,18 @@ async def _leave_one(connection: Connection, group: str) -> None:
             await home.ledger.leave([_join(connection, group)])
 
 
+def _reason_of(kick: messages.Kick) -> CloseReason:
+    """Return the reason of a KICK. A newer version may send one that this version does not know."""
+    try:
+        return CloseReason(kick.reason)
+    except ValueError:
+        logger.warning("Another process kicks for the unknown reason %r", kick.reason)
+        return CloseReason.KICKED
+
+
 async def _kick(home: Hub, kick: messages.Kick) -> None:
     """Handle a KICK: evict the named connections held here, and leave the named memberships."""
-    reason = CloseReason(kick.reason)
+    reason = _reason_of(kick)
     for number, connection_id in enumerate(kick.connections, start=1):
         connection = home.connections.get(connection_id)
         if connection is not None:

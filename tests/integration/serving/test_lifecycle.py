@@ -286,6 +286,16 @@ async def test_a_close_is_repeated_until_the_database_takes_it(monkeypatch: pyte
     assert (await peer.record()).close_reason == "client_lost"
 
 
+async def test_a_kick_for_an_unknown_reason_closes_as_kicked() -> None:
+    # A process of a newer version may send a reason that this version does not know.
+    peer = await Peer().open("g")
+    home = await lifecycle.hub()
+
+    await groups.tell(home.channel, messages.Kick([peer.connection.id], [], "moon_phase"))
+
+    await eventually_async(lambda: peer.connection.reason is CloseReason.KICKED, within=5)
+
+
 async def test_a_process_that_was_declared_lost_starts_again() -> None:
     peer = await Peer().open("g")
     old = await lifecycle.hub()
