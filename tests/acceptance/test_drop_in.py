@@ -171,7 +171,7 @@ async def test_the_code_of_a_client_that_closes_reaches_disconnect(both: Any, co
     assert await both(conversation) == f"somebody left with {code}"
 
 
-async def test_what_a_client_said_before_it_left_is_handled(both: Any, site: Site) -> None:
+async def test_frames_before_a_disconnect_are_handled(both: Any, site: Site) -> None:
     async def conversation(open_at: Open) -> Any:
         async with open_at("/ws/chat/lobby/") as stays:
             async with open_at("/ws/chat/lobby/") as goes:

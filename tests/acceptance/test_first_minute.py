@@ -106,7 +106,7 @@ async def test_a_line_is_published_before_the_input_ends(site: Site, server: Web
         (["public.lobby"], "{not json\n"),
     ],
 )
-def test_what_cannot_be_published_fails_with_a_sentence(site: Site, arguments: list[str], stdin: str) -> None:
+def test_a_bad_publish_fails_with_a_sentence(site: Site, arguments: list[str], stdin: str) -> None:
     done = site.manage("publish", *arguments, stdin=stdin)
 
     assert done.returncode != 0
@@ -168,7 +168,7 @@ async def test_join_publish_and_leave_answer_with_their_ref(client: Client) -> N
     assert left == {"type": "left", "ref": 3, "group": "public.room"}
 
 
-async def test_after_leaving_nothing_more_of_the_group_arrives(client: Client) -> None:
+async def test_no_message_arrives_after_leaving_a_group(client: Client) -> None:
     await client.join("public.left")
     await client.join("public.kept")
     await client.leave("public.left")
@@ -346,7 +346,7 @@ def test_once_exits_1_when_a_round_failed(site: Site, start_site: StartSite) -> 
     assert site.database.value("SELECT count(*) FROM realtime_connection WHERE closed_at IS NULL") == 1
 
 
-def test_dry_run_says_what_it_found_and_changes_nothing(site: Site, start_site: StartSite) -> None:
+def test_dry_run_reports_and_changes_nothing(site: Site, start_site: StartSite) -> None:
     site = start_site(site.pairing)
     _killed_with_connections(site, 3)
 

@@ -194,7 +194,7 @@ async def test_publish_refuses_to_block_the_hub(
 
 
 @both_libraries
-async def test_a_greenlet_that_times_out_takes_its_call_back(
+async def test_a_greenlet_that_times_out_withdraws_its_call(
     library: str, listener: Listener, environment: dict[str, str]
 ) -> None:
     assert await run(library, "greenlet_that_times_out", environment) == ["timed out", "cancelled"]

@@ -282,7 +282,7 @@ async def test_several_shared_messages_are_several_messages(hold: Open) -> None:
         assert await held.receive(3) == ["one", "zwei", "τρία"]
 
 
-async def test_last_words_precede_the_close_and_nothing_follows_it(hold: Open) -> None:
+async def test_a_goodbye_precedes_the_close_and_nothing_follows_it(hold: Open) -> None:
     async with hold() as held:
         await held.tell("close", 4000, "goodbye")
         await held.tell("share", "too late")
@@ -299,7 +299,7 @@ async def test_a_close_code_that_the_server_refuses_still_closes(hold: Open) -> 
         assert held.client.close_code in (1000, 1011)
 
 
-async def test_a_peer_that_is_gone_is_written_to_without_an_exception(hold: Open) -> None:
+async def test_a_write_to_a_peer_that_is_gone_raises_nothing(hold: Open) -> None:
     async with hold() as held:
         _reset(held.client)
         await held.tell("write", *["x"] * 10)
@@ -461,7 +461,7 @@ async def test_the_servers_own_pings_go_on_beside_ours(folder: Path) -> None:
             assert seen["pongs_of_the_server"] >= 1
 
 
-async def test_what_is_buffered_is_known_and_goes_when_it_is_read(daphne: WebServer) -> None:
+async def test_unsent_bytes_are_known_and_go_when_they_are_read(daphne: WebServer) -> None:
     async with holding(daphne, max_unsent=50 * MEGABYTE) as held:
         assert (await held.tell("look"))["unsent"] == 0
         held.stop_reading()
@@ -518,7 +518,7 @@ async def test_a_client_that_reads_nothing_before_a_close_is_gone_soon(
 # -- cases without the fast way -------------------------------------------------------------------
 
 
-async def test_the_setting_switches_it_off(daphne: WebServer) -> None:
+async def test_the_setting_switches_the_fast_way_off(daphne: WebServer) -> None:
     async with holding(daphne, direct=0) as held:
         seen = await held.tell("share", "hello")
         assert (seen["kind"], seen["can_ping"]) == ("AsgiTransport", False)
@@ -532,7 +532,7 @@ async def test_an_unknown_middleware_sees_everything_that_is_sent(daphne: WebSer
         assert await held.receive(1) == ["hello"]
 
 
-async def test_behind_tls_all_goes_through_it(folder: Path) -> None:
+async def test_with_tls_the_fast_way_is_not_taken(folder: Path) -> None:
     trusting = ssl.create_default_context()
     trusting.check_hostname = False
     trusting.verify_mode = ssl.CERT_NONE

@@ -167,7 +167,7 @@ async def test_a_ping_is_answered_before_any_listener_runs(client: Client) -> No
     assert await client.get("sentBefore") == 1
 
 
-async def test_messages_arrive_with_what_the_server_said_of_them(client: Client) -> None:
+async def test_messages_arrive_with_the_fields_of_the_server(client: Client) -> None:
     await client.accept()
     await client.says(
         frames.Message("public.lobby", encode_data({"hello": 1}), from_=None, offset=4, epoch="e")
@@ -185,7 +185,7 @@ async def test_messages_arrive_with_what_the_server_said_of_them(client: Client)
     ]
 
 
-async def test_what_it_does_not_understand_is_ignored(client: Client) -> None:
+async def test_frames_that_it_does_not_understand_are_ignored(client: Client) -> None:
     await client.accept()
     for text in (
         '{"type":"presence","group":"public.lobby","count":3}',
@@ -408,7 +408,7 @@ async def test_frames_that_queued_during_a_stall_are_handled_first(client: Clien
         "window.dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true }))",
     ],
 )
-async def test_waking_up_asks_the_server_and_gives_a_silent_one_up(client: Client, event: str) -> None:
+async def test_a_page_that_wakes_up_asks_and_leaves_a_silent_server(client: Client, event: str) -> None:
     await client.accept()
     await client.passes(20)
     await client.run(event)
@@ -467,7 +467,7 @@ async def test_a_page_that_wakes_up_while_waiting_tries_immediately(client: Clie
     assert await client.sockets() == sockets + 1
 
 
-async def test_a_command_that_meets_silence_makes_it_ask(client: Client) -> None:
+async def test_a_command_after_silence_asks_the_server(client: Client) -> None:
     await client.accept()
     await client.run("watch('publish', connection.publish('public.a', 1))")
     await client.passes(6)
@@ -575,7 +575,7 @@ async def test_a_listener_that_closes_on_open_leaves_nothing_behind(client: Clie
     assert await client.get("outcomes.join") == "closed"
 
 
-async def test_a_closed_connection_listens_to_the_page_no_longer(page: Page) -> None:
+async def test_a_closed_connection_ignores_events_of_the_page(page: Page) -> None:
     client = await Client(page).start(connect=False)
     await client.run(
         """window.signals = [];

@@ -80,7 +80,7 @@ async def test_the_page_connects_joins_and_measures_by_itself(page: Page) -> Non
     assert complaints.seen == []
 
 
-async def test_what_the_page_publishes_comes_back_as_json_or_as_text(page: Page) -> None:
+async def test_messages_of_the_page_come_back_as_json_or_as_text(page: Page) -> None:
     complaints = Complaints(page)
     await open_page(page)
     await publish(page, "public.lobby", '{"from": "the page"}')
@@ -92,7 +92,7 @@ async def test_what_the_page_publishes_comes_back_as_json_or_as_text(page: Page)
     assert complaints.seen == []
 
 
-async def test_what_the_command_publishes_arrives(page: Page, site: Site) -> None:
+async def test_a_message_of_the_command_arrives(page: Page, site: Site) -> None:
     await open_page(page)
     done = await site.amanage("publish", "public.lobby", '{"hello": 1}')
     assert done.returncode == 0, done.stderr
@@ -161,7 +161,7 @@ async def test_nothing_overflows_on_a_phone(page: Page) -> None:
     assert scrolled <= await page.evaluate("innerWidth")
 
 
-async def test_the_page_runs_no_code_but_its_own(page: Page) -> None:
+async def test_the_page_runs_only_its_own_code(page: Page) -> None:
     await open_page(page)
     await page.evaluate(
         """() => {

@@ -227,7 +227,7 @@ FRAMES: dict[str, tuple[bytes, Error | Answer | Closed]] = {
 
 
 @pytest.mark.parametrize("name", FRAMES)
-async def test_a_bad_frame_has_its_answer_and_leaves_nothing(name: str, site: Site, watch: Watch) -> None:
+async def test_each_bad_frame_is_answered_and_leaves_nothing(name: str, site: Site, watch: Watch) -> None:
     raw, expected = FRAMES[name]
     async with RawClient(watch.server.websocket(f"/ws/{GROUP}/")) as client:
         await client.open()
@@ -280,14 +280,14 @@ async def test_all_bad_frames_three_times_together_leave_nothing(site: Site, wat
     )
 
 
-async def test_half_a_frame_and_then_nothing_more(watch: Watch) -> None:
+async def test_half_a_frame_leaves_nothing(watch: Watch) -> None:
     async with RawClient(watch.server.websocket(f"/ws/{GROUP}/")) as client:
         await client.open()
         await client.seen("welcome")
         await client.send(b"\x81\xfe\x10\x00only this")
 
 
-async def test_frames_before_the_answer_of_the_handshake_do_no_harm(watch: Watch) -> None:
+async def test_frames_before_the_handshake_is_answered_are_harmless(watch: Watch) -> None:
     """A client must not send them (RFC 6455 section 4.1). The servers ignore them."""
     early = frame("{") + frame(b"\0", BINARY)
     async with RawClient(watch.server.websocket(f"/ws/{GROUP}/")) as client:
@@ -296,7 +296,7 @@ async def test_frames_before_the_answer_of_the_handshake_do_no_harm(watch: Watch
         await goes_on(client)
 
 
-async def test_a_plain_client_has_the_same_answers_without_a_goodbye(watch: Watch) -> None:
+async def test_a_plain_client_gets_the_same_answers_without_a_goodbye(watch: Watch) -> None:
     async with RawClient(watch.server.websocket(f"/ws/{GROUP}/")) as client:
         await client.open(v1=False)
         await client.send(frame("{"))
@@ -360,7 +360,7 @@ HANDSHAKES: dict[str, tuple[bytes, tuple[Header, ...], str | int]] = {
 
 
 @pytest.mark.parametrize("name", HANDSHAKES)
-async def test_a_bad_handshake_has_its_answer_and_leaves_nothing(name: str, watch: Watch) -> None:
+async def test_each_bad_handshake_is_answered_and_leaves_nothing(name: str, watch: Watch) -> None:
     target, headers, expected = HANDSHAKES[name]
     async with RawClient(watch.server.websocket()) as client:
         await client.open(*headers, target=target)
@@ -387,7 +387,7 @@ async def test_a_handshake_that_never_ends_holds_nothing(watch: Watch) -> None:
     await reader.read()
 
 
-async def test_what_a_record_cannot_hold_is_cut(site: Site, watch: Watch) -> None:
+async def test_text_that_a_record_cannot_hold_is_cut(site: Site, watch: Watch) -> None:
     async with RawClient(watch.server.websocket()) as client:
         agent = "\xff" + "u" * EIGHT_KB
         await client.open(("User-Agent", agent), target=b"/ws/public.room/?" + b"q" * EIGHT_KB)

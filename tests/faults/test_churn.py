@@ -33,5 +33,5 @@ def test_a_seed_replays_its_plan_and_a_longer_plan_extends_it() -> None:
     assert list(plan(SEED + 1, 120.0)) != two_minutes
 
 
-def test_two_minutes_hold_everything_that_can_happen() -> None:
+def test_a_plan_of_two_minutes_has_every_kind_of_action() -> None:
     assert {action.what for action in plan(SEED, SECONDS)} == set(WEIGHTS)

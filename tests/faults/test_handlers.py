@@ -170,7 +170,7 @@ async def test_a_connect_that_never_decides_ends_with_its_client(watch: Watch) -
     assert "Traceback" not in watch.log
 
 
-async def test_a_disconnect_that_raises_changes_nothing_but_the_log(watch: Watch) -> None:
+async def test_a_disconnect_that_raises_is_only_logged(watch: Watch) -> None:
     async with Client(watch.server.websocket("/disconnect/raise/")) as client:
         await client.welcomed()
     assert await watch.reason(client) == "client_closed"
@@ -187,7 +187,7 @@ async def test_a_disconnect_that_hangs_delays_no_cleanup(watch: Watch) -> None:
     assert time.monotonic() - began < 5
 
 
-async def test_a_handler_that_waits_leaves_pings_and_pongs_alone(watch: Watch) -> None:
+async def test_pings_are_answered_while_a_handler_waits(watch: Watch) -> None:
     async with Client(watch.server.websocket("/ws/")) as client:
         await client.welcomed()
         await client.send(f"sleep {LONG}")
@@ -236,7 +236,7 @@ async def test_more_frames_than_may_wait_end_the_connection(watch: Watch) -> Non
         assert client.of_type("echo") == []
 
 
-async def test_as_many_frames_as_may_wait_are_handled_in_their_turn(watch: Watch) -> None:
+async def test_all_frames_that_may_wait_are_handled(watch: Watch) -> None:
     async with Client(watch.server.websocket("/ws/")) as client:
         await client.welcomed()
         await client.send("sleep 0.5")
@@ -247,9 +247,7 @@ async def test_as_many_frames_as_may_wait_are_handled_in_their_turn(watch: Watch
 
 
 @pytest.mark.parametrize("pairing", pairs)
-async def test_a_handler_above_its_time_is_evicted_where_that_is_set(
-    pairing: Pairing, start_site: StartSite
-) -> None:
+async def test_a_handler_above_its_timeout_is_evicted(pairing: Pairing, start_site: StartSite) -> None:
     site = start_site(pairing, HANDLER_TIMEOUT=HANDLER_TIMEOUT)
     watch = Watch(site, site.serve(application=APPLICATION))
     async with Client(watch.server.websocket("/ws/")) as client:

@@ -181,7 +181,7 @@ def reported(reapers: list[ReaperProcess], name: str) -> int:
 
 
 @pytest.mark.parametrize("pairing", pairings("core-uvicorn-sqlite"))
-async def test_a_killed_reaper_is_replaced_by_any_other(pairing: Pairing, start_site: StartSite) -> None:
+async def test_another_reaper_takes_over_from_a_killed_one(pairing: Pairing, start_site: StartSite) -> None:
     site = start_site(pairing)
     doomed = site.serve()
     first = site.reaper("--interval", str(INTERVAL), "--timeout", str(TIMEOUT))

@@ -36,19 +36,19 @@ def own_in(*unshare: str) -> pids.Pid:
     return pids.Pid(**json.loads(done.stdout))
 
 
-def test_in_a_namespace_of_its_own_a_process_has_another_place() -> None:
+def test_a_process_in_its_own_namespace_has_another_place() -> None:
     inside = own_in("--pid", "--mount-proc")
     assert inside.number == 1
     assert inside.namespace not in ("", pids.own().namespace)
     assert inside.namespace.split()[0] == pids.own().namespace.split()[0], "the boot is the same"
 
 
-def test_with_the_proc_of_the_namespace_outside_it_is_nowhere() -> None:
+def test_with_the_outer_proc_a_process_has_no_place() -> None:
     inside = own_in("--pid")
     assert (inside.number, inside.namespace, inside.began) == (1, "", 0)
 
 
-def test_in_another_time_namespace_a_process_has_another_place() -> None:
+def test_a_process_in_its_own_time_namespace_has_another_place() -> None:
     # /proc shows the start of a process by the time of the reader, so we would read another one.
     inside = own_in("--time", "--boottime", "1000000")
     assert inside.namespace not in ("", pids.own().namespace)

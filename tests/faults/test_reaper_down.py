@@ -98,7 +98,7 @@ def closed(site: Site) -> int:
 
 
 @pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite"))
-async def test_hubs_need_no_reaper_and_a_late_reaper_reaps_no_healthy(
+async def test_only_zombies_are_closed_before_and_after_a_late_reaper(
     pairing: Pairing, start_site: StartSite
 ) -> None:
     site = start_site(pairing, PING_INTERVAL=PING_INTERVAL, PONG_TIMEOUT=PONG_TIMEOUT)
@@ -210,7 +210,7 @@ async def test_once_finds_the_dead_beside_a_reaper_that_cannot_ask(
 
 
 @pytest.mark.parametrize("pairing", pairings("core-uvicorn-sqlite"))
-async def test_what_a_killed_reaper_had_begun_the_next_one_finishes(
+async def test_the_next_reaper_finishes_what_a_killed_one_began(
     pairing: Pairing, start_site: StartSite
 ) -> None:
     connections, groups = 5000, 500

@@ -136,7 +136,7 @@ async def after_the_thaw(scene: Scene, m: SimpleNamespace, thawed_at: float) -> 
     ],
 )
 @pytest.mark.parametrize("pairing", pairings("core-uvicorn-sqlite"))
-async def test_evictions_finish_here_first_and_in_redis_after_it(
+async def test_evictions_finish_in_the_process_and_later_in_redis(
     pairing: Pairing, times: dict[str, float], hung_for: float, start_site: StartSite
 ) -> None:
     async with connected(pairing, start_site, times) as scene:

@@ -95,7 +95,7 @@ async def test_every_client_is_told_why_and_when_to_come_back(
 
 
 @somewhere
-async def test_sigint_is_as_good_as_sigterm(pairing: Pairing, start_site: StartSite) -> None:
+async def test_sigint_works_like_sigterm(pairing: Pairing, start_site: StartSite) -> None:
     site = start_site(pairing)
     await told_why_and_when(site, site.serve(), 50, signal.SIGINT)
 
@@ -116,7 +116,7 @@ def other_uvicorn(site: Site, *options: str) -> UvicornServer:
     [["--workers", "2"], ["--lifespan", "on"], ["--workers", "2", "--lifespan", "on"], ["--loop", "uvloop"]],
     ids=" ".join,
 )
-async def test_however_uvicorn_is_run(options: list[str], start_site: StartSite) -> None:
+async def test_clients_are_told_however_uvicorn_is_run(options: list[str], start_site: StartSite) -> None:
     if "uvloop" in options:
         pytest.importorskip("uvloop")
     site = start_site(Pairing("core", "uvicorn", "sqlite"))
@@ -228,7 +228,7 @@ async def test_clients_that_come_during_a_stop_are_sent_away(pairing: Pairing, s
 
 
 @pytest.mark.parametrize("pairing", pairings("pubsub-uvicorn-postgres"))
-async def test_a_second_sigterm_makes_it_no_worse(pairing: Pairing, start_site: StartSite) -> None:
+async def test_a_second_sigterm_changes_nothing(pairing: Pairing, start_site: StartSite) -> None:
     site = start_site(pairing)
     server = site.serve()
     clients = await connect_many(50, server.websocket(f"/ws/{GROUP}/"))
@@ -252,7 +252,7 @@ async def test_a_second_sigterm_makes_it_no_worse(pairing: Pairing, start_site: 
 @pytest.mark.parametrize(
     "drain_timeout", [1.5, pytest.param(6.0, marks=pytest.mark.matrix)], ids=["scaled", "default"]
 )
-async def test_what_hangs_keeps_neither_the_goodbyes_nor_the_exit(
+async def test_a_hung_database_or_redis_delays_no_goodbye_and_no_exit(
     pairing: Pairing, hung: str, drain_timeout: float, tmp_path: Path, breakable_databases: Databases
 ) -> None:
     database = breakable_databases.new("postgres")

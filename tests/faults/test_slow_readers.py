@@ -287,7 +287,7 @@ async def leave_unsent(
 
 
 @pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite", "core-uvicorn-sqlite"))
-async def test_if_all_leave_too_much_unsent_the_worst_go_first(
+async def test_the_readers_with_the_most_unsent_bytes_go_first(
     pairing: Pairing, start_site: StartSite
 ) -> None:
     """Ten readers stop, and five of them have twice as much unsent. Of the five, only as many go as must."""

@@ -199,6 +199,6 @@ async def sleep_for_three_minutes(site: Site, server: WebServer) -> float:
 
 @pytest.mark.matrix
 @pytest.mark.timeout(300)
-async def test_three_minutes_at_the_default_settings(start_site: StartSite) -> None:
+async def test_a_process_stopped_for_three_minutes_at_the_defaults(start_site: StartSite) -> None:
     # Side by side, because a process that is stopped costs nothing.
     await asyncio.gather(*(stopped_for_three_minutes(pairing, start_site) for pairing in PAIRINGS))

@@ -87,7 +87,7 @@ async def house() -> AsyncIterator[House]:
     await made.stop()
 
 
-async def test_what_waits_for_a_group_leaves_in_one_write(house: House) -> None:
+async def test_waiting_messages_of_a_group_leave_in_one_write(house: House) -> None:
     ann, ben = Member("a"), Member("a", "b")
     house.add(ann, ben)
     await house.put("a", "1", "2")
@@ -220,7 +220,7 @@ def test_order_survives_direct_writes_at_every_suspension(
     asyncio.run(attempt())
 
 
-async def test_what_an_author_sends_goes_behind_what_waits(site: None) -> None:
+async def test_a_send_of_the_author_goes_behind_waiting_messages(site: None) -> None:
     home, ann = await lifecycle.hub(), Member("a")
     home.memberships.groups["a"] = {ann: None}  # type: ignore[dict-item]
     await home.fanout.put("a", "1")
@@ -229,7 +229,7 @@ async def test_what_an_author_sends_goes_behind_what_waits(site: None) -> None:
     del home.memberships.groups["a"]
 
 
-async def test_deliveries_are_counted_each(house: House) -> None:
+async def test_each_delivery_is_counted(house: House) -> None:
     before = value_of(metrics.deliveries)
     ann, ben = Member("a"), Member("a")
     house.add(ann, ben)
@@ -241,7 +241,7 @@ async def test_deliveries_are_counted_each(house: House) -> None:
 
 
 @pytest.mark.parametrize(("groups", "members", "idle"), [(1, 100, False), (100, 1, False), (100, 1, True)])
-async def test_the_loop_has_its_turn_however_much_there_is_to_write(
+async def test_the_loop_runs_other_tasks_during_a_large_write(
     house: House, groups: int, members: int, idle: bool
 ) -> None:
     clock = SimpleNamespace(now=0.0)

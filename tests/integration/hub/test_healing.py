@@ -323,7 +323,7 @@ async def test_a_group_older_than_the_layers_expiry_goes_on_receiving(
     assert await peer.receives("g", within=5) < 0.5
 
 
-async def test_a_group_that_is_left_is_not_asserted_again(home: Hub, server: RedisServer) -> None:
+async def test_a_group_that_is_left_is_not_re_added(home: Hub, server: RedisServer) -> None:
     peer = await member("g", "h")
     for _ in range(30):
         await asyncio.gather(

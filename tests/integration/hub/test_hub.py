@@ -209,7 +209,7 @@ async def test_a_connection_that_cannot_be_judged_stops_no_other_check(
     assert "could not be judged" in caplog.text
 
 
-async def test_the_hub_of_a_loop_is_started_once_however_many_ask() -> None:
+async def test_many_callers_start_the_hub_of_a_loop_once() -> None:
     first, *others = await asyncio.gather(*(lifecycle.hub() for _ in range(10)))
     assert all(other is first for other in others)
     assert await Process.objects.acount() == 1

@@ -161,7 +161,7 @@ async def test_the_rows_of_a_slice_are_written_when_it_is_left(
 
 
 @in_memory
-async def test_a_hung_database_keeps_none_of_many_memberships_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_hung_database_delays_none_of_many_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lifecycle, "SLICE", 3)
     peer = await Peer().open(*named(9))
     goes_on, leave = threading.Event(), connection_rows.mark_memberships_left

@@ -140,7 +140,7 @@ class TestGroupConsumer:
             ({"type": "presence", "ref": 1}, "unknown_type"),
         ],
     )
-    async def test_a_frame_that_is_refused_has_its_answer(self, frame: dict[str, Any], code: str) -> None:
+    async def test_a_refused_frame_is_answered(self, frame: dict[str, Any], code: str) -> None:
         client = groups_app("/ws/")
         await client.connect()
         answer = await send(client, **frame)
@@ -398,7 +398,7 @@ class TestRealtimeConsumer:
         assert (await ended()).close_reason == "server_unavailable"
         assert "the server broke" in caplog.text
 
-    async def test_a_handler_above_its_time_is_evicted_when_that_is_set(
+    async def test_a_handler_above_its_timeout_is_evicted(
         self, realtime_settings: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
         realtime_settings(HANDLER_TIMEOUT=0.2)
@@ -512,7 +512,7 @@ class TestRealtimeConsumer:
         assert "has no handler for events of type" in caplog.text
         await client.disconnect()
 
-    async def test_a_v1_client_of_an_authors_consumer_is_spoken_v1_with(self) -> None:
+    async def test_a_consumer_of_an_author_speaks_v1_with_a_v1_client(self) -> None:
         class Quiet(RealtimeConsumer):
             pass
 

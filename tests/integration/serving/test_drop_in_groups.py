@@ -103,7 +103,7 @@ async def test_a_channel_of_its_own_can_be_left_out() -> None:
         assert set(get_channel_layer().channels) == {name, groups.control_of(name)}
 
 
-async def test_what_one_member_does_to_an_event_no_other_member_sees(both: Both) -> None:
+async def test_each_member_gets_its_own_copy_of_an_event(both: Both) -> None:
     async def conversation(run: Run) -> Any:
         class Greedy(run.base):  # type: ignore[name-defined,misc]
             groups = ("g",)

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 # -- the tutorial ----------------------------------------------------------------------------------
 
 
-async def test_the_tutorials_chat_as_the_documentation_moves_it(both: Both) -> None:
+async def test_the_tutorials_chat_before_and_after_its_move(both: Both) -> None:
     async def conversation(run: Run) -> Any:
         chat = CHAT_AFTER if run.base is RealtimeConsumer else CHAT_BEFORE
         assert issubclass(chat, run.base)
@@ -140,7 +140,7 @@ async def test_several_frames_are_handled_one_after_the_other(both: Both) -> Non
     await both(conversation)
 
 
-async def test_what_a_client_said_before_it_left_is_handled(both: Both) -> None:
+async def test_frames_before_a_disconnect_are_handled(both: Both) -> None:
     async def conversation(run: Run) -> None:
         class Listens(run.base):  # type: ignore[name-defined,misc]
             async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:

@@ -560,7 +560,7 @@ def _counted() -> dict[str, float]:
 
 
 @pytest.mark.parametrize(("at", "way"), CASES)
-async def test_nothing_is_left(
+async def test_each_way_out_at_each_moment_leaves_nothing(
     at: str, way: str, monkeypatch: pytest.MonkeyPatch, announced: Announced, caplog: pytest.LogCaptureFixture
 ) -> None:
     hold, _ = MOMENTS[at]

@@ -45,7 +45,7 @@ pytestmark = pytest.mark.usefixtures("site")
         ("none", "203.0.113.77", "", ""),
     ],
 )
-async def test_records_and_logs_keep_of_a_client_what_is_set(
+async def test_records_and_logs_keep_only_the_set_client_details(
     details: str,
     address: str,
     kept: str,
@@ -100,7 +100,7 @@ async def test_a_message_reaches_every_member_and_no_other_client() -> None:
     assert outside.texts == []
 
 
-async def test_a_member_that_left_receives_nothing_from_that_moment() -> None:
+async def test_a_member_that_left_receives_no_more_messages() -> None:
     leaving, staying = await Peer().open("g"), await Peer().open("g")
     done = asyncio.ensure_future(lifecycle.group_discard(leaving.connection, "g"))
     await publishing.apublish("g", 1)
@@ -204,7 +204,7 @@ async def test_a_connection_evicted_during_its_opening_is_closed() -> None:
     assert not (await lifecycle.hub()).connections
 
 
-async def test_evicted_while_a_group_is_being_joined_nothing_is_left() -> None:
+async def test_an_eviction_during_a_join_leaves_nothing() -> None:
     peer = await Peer().open()
     joining = asyncio.ensure_future(lifecycle.group_add(peer.connection, "g"))
     await asyncio.sleep(0)
@@ -222,7 +222,7 @@ async def test_a_connection_that_was_never_admitted_leaves_no_record() -> None:
     assert [event["type"] for event in peer.sent] == ["websocket.close"]
 
 
-async def test_a_group_that_was_not_discarded_stays_to_do(
+async def test_a_group_that_was_not_discarded_stays_on_the_to_do_list(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     peer = await Peer().open("g", "h")
@@ -329,7 +329,7 @@ async def test_a_connection_that_opens_during_a_stop_is_closed() -> None:
     assert (await peer.record()).close_reason == "server_restart"
 
 
-async def test_each_connection_is_announced_once_at_each_end(
+async def test_each_opening_and_each_end_is_announced_once(
     request: pytest.FixtureRequest,
 ) -> None:
     seen: list[tuple[str, Any]] = []
@@ -412,7 +412,7 @@ async def test_a_hung_layer_delays_many_joins_once(hung_layer: Callable[[], None
     assert {type(outcome) for outcome in outcomes} == {LayerUnavailable}
 
 
-async def test_a_hung_database_keeps_no_handler_that_leaves_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_hung_database_blocks_no_handler_that_leaves_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lifecycle, "CLEANUP_TIMEOUT", 0.1)
     peer = await Peer().open("g")
     goes_on, leave = threading.Event(), connection_rows.mark_memberships_left
@@ -461,7 +461,7 @@ async def test_a_receiver_that_hangs_blocks_no_connection(
     assert caplog.text.count("are no longer waited for") == 2
 
 
-async def test_nothing_of_a_connection_that_ended_is_kept() -> None:
+async def test_an_ended_connection_is_freed() -> None:
     def how_many() -> int:
         gc.collect()
         return sum(isinstance(each, Connection) for each in gc.get_objects())
@@ -500,7 +500,7 @@ async def test_a_hub_that_is_being_started_does_not_outlive_the_stop() -> None:
     assert (await Process.objects.aget(pk=home.process)).stopped_at is not None
 
 
-async def test_an_eager_task_factory_changes_nothing_of_a_life() -> None:
+async def test_a_connection_works_under_an_eager_task_factory() -> None:
     async with eager_tasks():
         peer = await Peer().open("g")
         await publishing.apublish("g", 1)

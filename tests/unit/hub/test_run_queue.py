@@ -33,7 +33,7 @@ def test_a_run_does_not_grow_without_limit() -> None:
     assert [len(waiting.take().texts) for _ in range(2)] == [2, 1]
 
 
-def test_what_waits_is_counted() -> None:
+def test_the_length_of_waiting_texts_is_counted() -> None:
     waiting: RunQueue[str] = RunQueue()
     waiting.put("a", "12")
     waiting.put("b", "345")
@@ -76,7 +76,7 @@ def test_a_run_that_was_written_is_not_served() -> None:
     assert not waiting
 
 
-def test_a_message_after_that_is_in_a_run_of_its_own() -> None:
+def test_a_message_after_a_served_run_starts_a_new_run() -> None:
     waiting: RunQueue[str] = RunQueue()
     waiting.put("a", "1")
     waiting.serve("ann", {"a"}, 0)
