@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.assertions.eventually import eventually_async
-from tests.support.assertions.measured import measured
+from tests.support.assertions.eventually import eventually_async, seconds_until
+from tests.support.assertions.measured import measured, measuring
 from tests.support.assertions.scrape import scrape
 from tests.support.clients.numbers import Numbers, same_layer
 from tests.support.clients.websocket import Client, crowd
@@ -87,18 +87,14 @@ async def test_a_dead_connection_is_replaced_in_two_intervals(
             await numbers.all_back_after(deaf + hearing, time.monotonic(), within=10)
             ports = receiving_ports(redis, server)
             assert ports, "the connection that receives was not found"
-            assert scrape(server).value("realtime_layer_rebuilds_total") == 0
+            assert rebuilds(server) == 0
 
-            network.mute(ports)
-            muted_at = time.monotonic()
-            back = await numbers.all_back_after(deaf, muted_at + 0.1, within=2 * interval + SLACK) + 0.1
-            measured(
-                f"subscriber connection carries nothing, {scale(interval)}",
-                pairing,
-                clients=CLIENTS,
-                receiving_again_after=back,
-                bound=2 * interval,
-            )
+            with measuring(f"subscriber connection carries nothing, {scale(interval)}", pairing) as m:
+                m.clients, m.bound = CLIENTS, 2 * interval
+                network.mute(ports)
+                muted_at = time.monotonic()
+                back = await numbers.all_back_after(deaf, muted_at + 0.1, within=m.bound + SLACK)
+                m.receiving_again_after = back + 0.1
 
             recovered_at = time.monotonic()
             await asyncio.sleep(2 * interval)  # the next checks find nothing to repair
@@ -107,11 +103,14 @@ async def test_a_dead_connection_is_replaced_in_two_intervals(
             assert all(numbers.nothing_lost_after(client, recovered_at) for client in deaf)
             assert all(numbers.nothing_lost_after(client, 0.0) for client in hearing)
             assert all(client.is_open for client in deaf + hearing), "no client has to reconnect"
-            assert scrape(server).value("realtime_layer_rebuilds_total") == 1
-            assert scrape(other).value("realtime_layer_rebuilds_total") == 0
+            assert (rebuilds(server), rebuilds(other)) == (1, 0)
             assert "echoes in a row did not come back" in server.log_text()
             assert not ports & receiving_ports(redis, server), "it receives on another connection"
             assert "is lost" not in reaper.log_text()
+
+
+def rebuilds(server: WebServer) -> float:
+    return scrape(server).value("realtime_layer_rebuilds_total")
 
 
 @pytest.mark.parametrize(
@@ -144,26 +143,30 @@ async def test_deaf_processes_are_not_lost_at_any_phase_of_a_round(
             reaper.wait_for_a_round()
             ports = [receiving_ports(redis, server) for server in servers]
 
-            muted: set[int] = set()
-            began = time.monotonic()
-            for phase, its_ports in zip(PHASES, ports, strict=True):
-                await asyncio.sleep(max(0.0, began + phase * reaper_interval - time.monotonic()))
-                muted |= its_ports
-                network.mute(muted)
-            await numbers.all_back_after(clients, time.monotonic(), within=2 * interval + SLACK)
-            # Two more rounds: they would declare lost a process that has answered none of the rounds before.
-            await asyncio.sleep(2 * reaper_interval + 0.5)
-            measured(
-                f"deaf while rounds come, {scale(interval)}",
-                pairing,
-                processes=len(servers),
-                rounds=len(reaper.log_text().splitlines()),
-                closed=sum(not client.is_open for client in clients),
-                of=len(clients),
-            )
+            with measuring(f"deaf while rounds come, {scale(interval)}", pairing) as m:
+                m.processes = len(servers)
+                await mute_one_after_the_other(network, ports, reaper_interval)
+                await numbers.all_back_after(clients, time.monotonic(), within=2 * interval + SLACK)
+                # Two more rounds: they would declare a process lost that has answered no round before.
+                await asyncio.sleep(2 * reaper_interval + 0.5)
+                m.rounds = len(reaper.log_text().splitlines())
+                m.closed, m.of = sum(not client.is_open for client in clients), len(clients)
+
             assert all(client.is_open for client in clients)
             assert "is lost" not in reaper.log_text()
             assert site.close_reasons() == {}
+
+
+async def mute_one_after_the_other(
+    network: NetworkNamespace, ports: list[set[int]], reaper_interval: float
+) -> None:
+    """Mute the ports of one process after the other, each at another phase of a round."""
+    muted: set[int] = set()
+    began = time.monotonic()
+    for phase, its_ports in zip(PHASES, ports, strict=True):
+        await asyncio.sleep(max(0.0, began + phase * reaper_interval - time.monotonic()))
+        muted |= its_ports
+        network.mute(muted)
 
 
 @pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite", "core-uvicorn-sqlite"))
@@ -217,36 +220,38 @@ async def test_a_process_that_stays_deaf_sends_its_clients_away(
             reaper.wait_for_a_round()
             await asyncio.sleep(2.0)
             assert await asyncio.to_thread(ready, deaf) == (200, [])
-            relay.freeze()
-            began = time.monotonic()
-            await eventually_async(lambda: all(not each.is_open for each in clients), within=40)
-            took = time.monotonic() - began
-            ends = sorted(each.closed_at or 0.0 for each in clients)
-            assert await asyncio.to_thread(ready, deaf) == (503, ["channel_layer", "channel_layer:other"])
-            state = await asyncio.to_thread(scrape, deaf)
-            # This process does not admit a client that comes back; the other one does.
-            async with Client(deaf.websocket(url)) as again:
-                assert await again.closes(within=20) == 4000
-            async with Client(other.websocket(url)) as again:
-                assert (await again.welcomed())["groups"] == [GROUP]
-            relay.thaw()
-            await eventually_async(lambda: ready(deaf) == (200, []), within=30, every=0.5)
-            async with Client(deaf.websocket(url)) as again:
-                assert (await again.welcomed())["groups"] == [GROUP]
-            measured(
-                "a process stays deaf",
-                pairing,
-                clients_sent_elsewhere_after=took,
-                spread_over=ends[-1] - ends[0],
-                codes=sorted({each.close_code for each in clients}, key=str),
-            )
+            with measuring("a process stays deaf", pairing) as m:
+                relay.freeze()
+                m.clients_sent_elsewhere_after = await seconds_until(
+                    lambda: all(not each.is_open for each in clients), within=40
+                )
+                ends = sorted(each.closed_at or 0.0 for each in clients)
+                m.spread_over = ends[-1] - ends[0]
+                m.codes = sorted({each.close_code for each in clients}, key=str)
+            await admits_no_client_until_it_hears(deaf, other, relay)
+
             assert {each.close_code for each in clients} == {4000}
             assert [each.of_type("goodbye")[0]["reason"] for each in clients] == ["server_unavailable"] * 20
-            assert ends[-1] - ends[0] > 1.0
-            assert state.value("realtime_layer_deaf", layer="default") == 1
+            assert m.spread_over > 1.0
             assert "This process stays deaf" in deaf.log_text()
             assert "is lost" not in reaper.log_text()
             assert all(each.is_open for each in others)
+
+
+async def admits_no_client_until_it_hears(deaf: WebServer, other: WebServer, relay: Relay) -> None:
+    """A process that stays deaf says so and sends clients away; it admits them when Redis answers it again."""
+    path = f"/ws/{GROUP}/"
+    assert await asyncio.to_thread(ready, deaf) == (503, ["channel_layer", "channel_layer:other"])
+    state = await asyncio.to_thread(scrape, deaf)
+    assert state.value("realtime_layer_deaf", layer="default") == 1
+    async with Client(deaf.websocket(path)) as again:
+        assert await again.closes(within=20) == 4000
+    async with Client(other.websocket(path)) as again:
+        assert (await again.welcomed())["groups"] == [GROUP]
+    relay.thaw()
+    await eventually_async(lambda: ready(deaf) == (200, []), within=30, every=0.5)
+    async with Client(deaf.websocket(path)) as again:
+        assert (await again.welcomed())["groups"] == [GROUP]
 
 
 @pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite"))
