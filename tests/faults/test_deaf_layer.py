@@ -239,7 +239,7 @@ async def test_a_process_that_stays_deaf_sends_its_clients_away(
 
 
 async def admits_no_client_until_it_hears(deaf: WebServer, other: WebServer, relay: Relay) -> None:
-    """A process that stays deaf says so and sends clients away; it admits them when Redis answers it again."""
+    """A process that stays deaf says so and sends clients away. When Redis answers, it admits them."""
     path = f"/ws/{GROUP}/"
     assert await asyncio.to_thread(ready, deaf) == (503, ["channel_layer", "channel_layer:other"])
     state = await asyncio.to_thread(scrape, deaf)

@@ -2,11 +2,12 @@
 
 import asyncio
 import time
+from dataclasses import dataclass
 
 import pytest
 
 from tests.support.assertions.eventually import eventually_async
-from tests.support.assertions.measured import measured
+from tests.support.assertions.measured import measured, measuring
 from tests.support.clients.raw import RawClient
 from tests.support.clients.sessions import logged_in
 from tests.support.clients.websocket import Client, close_all
@@ -45,6 +46,42 @@ def open_rows(site: Site) -> int:
     return int(site.database.value("SELECT count(*) FROM realtime_connection WHERE closed_at IS NULL"))
 
 
+@dataclass
+class Crowd:
+    """Clients that are going to connect in one instant."""
+
+    clients: list[Client]
+    culprits: list[Client]
+    """They bring the row that the database refuses."""
+    strange: list[RawClient]
+    """They bring paths and user agents that must be cleaned."""
+
+    @property
+    def mixed(self) -> list[Client]:
+        """All ordinary clients, with the culprits in the middle, so that others share a batch with them."""
+        half = len(self.clients) // 2
+        return self.clients[:half] + self.culprits + self.clients[half:]
+
+    async def connect(self) -> None:
+        """Connect all together, and wait until every client except the culprits is admitted."""
+        strange = zip(self.strange, STRANGE.values(), strict=True)
+        await asyncio.gather(
+            *(client.open() for client in self.mixed),
+            *(client.open(("User-Agent", agent), target=path) for client, (path, agent) in strange),
+        )
+        await asyncio.gather(*(client.welcomed() for client in self.clients))
+        await asyncio.gather(*(client.seen("welcome") for client in self.strange))
+
+    def connected(self) -> int:
+        return sum(each.is_open for each in self.clients) + sum(
+            not each.ended.is_set() for each in self.strange
+        )
+
+    async def close(self) -> None:
+        await close_all(self.mixed)
+        await asyncio.gather(*(each.close() for each in self.strange))
+
+
 @pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite", "pubsub-uvicorn-postgres"))
 async def test_a_row_that_the_database_refuses_ends_one_connection(
     pairing: Pairing, start_site: StartSite
@@ -53,47 +90,31 @@ async def test_a_row_that_the_database_refuses_ends_one_connection(
     server = site.serve(application=APPLICATION)
     url = server.websocket("/ws/")
     site.database.query(REFUSE_POISON[pairing.database])
-
-    clients = [Client(url) for _ in range(CLIENTS)]
-    culprits = [Client(url, headers={"User-Agent": POISON}) for _ in range(3)]
-    strange = [RawClient(url) for _ in STRANGE]
-    # The poison is in the middle of the clients that share a batch with it.
-    crowd = clients[: CLIENTS // 2] + culprits + clients[CLIENTS // 2 :]
+    crowd = Crowd(
+        [Client(url) for _ in range(CLIENTS)],
+        [Client(url, headers={"User-Agent": POISON}) for _ in range(3)],
+        [RawClient(url) for _ in STRANGE],
+    )
     try:
-        began = time.monotonic()
-        await asyncio.gather(
-            *(client.open() for client in crowd),
-            *(
-                client.open(("User-Agent", agent), target=path)
-                for client, (path, agent) in zip(strange, STRANGE.values(), strict=True)
-            ),
-        )
-        await asyncio.gather(*(client.welcomed() for client in clients))
-        took = time.monotonic() - began
-        await asyncio.gather(*(client.seen("welcome") for client in strange))
-        codes = [await culprit.closes(within=10) for culprit in culprits]
-        await eventually_async(lambda: open_rows(site) == CLIENTS + len(strange), within=5)
-        measured(
-            "poisoned row",
-            pairing,
-            clients=CLIENTS + len(strange),
-            connected=sum(client.is_open for client in clients)
-            + sum(not each.ended.is_set() for each in strange),
-            after=took,
-            culprits=len(culprits),
-            closed_with=codes,
-        )
-        assert all(client.is_open for client in clients)
-        assert not any(each.ended.is_set() for each in strange)
-        assert codes == [4000] * len(culprits)
-        assert all(culprit.of_type("welcome") == [] for culprit in culprits)
+        with measuring("poisoned row", pairing) as m:
+            m.clients = CLIENTS + len(crowd.strange)
+            began = time.monotonic()
+            await crowd.connect()
+            m.after = time.monotonic() - began
+            codes = [await culprit.closes(within=10) for culprit in crowd.culprits]
+            await eventually_async(lambda: open_rows(site) == m.clients, within=5)
+            m.connected = crowd.connected()
+            m.culprits, m.closed_with = len(codes), codes
+
+        assert m.connected == m.clients
+        assert codes == [4000] * len(crowd.culprits)
+        assert all(culprit.of_type("welcome") == [] for culprit in crowd.culprits)
         # The server still admits clients afterwards.
         async with Client(url) as later:
             await later.welcomed()
         assert server.log_text().count("Exception inside application") == 0
     finally:
-        await close_all(crowd)
-        await asyncio.gather(*(each.close() for each in strange))
+        await crowd.close()
 
 
 @pytest.mark.parametrize("pairing", pairings("core-daphne-postgres"))

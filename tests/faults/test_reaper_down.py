@@ -11,14 +11,14 @@ import uuid
 
 import pytest
 
-from tests.support.assertions.eventually import eventually_async
-from tests.support.assertions.measured import measured
+from tests.support.assertions.eventually import eventually_async, seconds_until
+from tests.support.assertions.measured import measured, measuring
 from tests.support.assertions.memberships import in_layer, in_records
 from tests.support.clients.websocket import Client, crowd
 from tests.support.fixtures import StartSite
 from tests.support.pairings import Pairing, pairings
 from tests.support.programs.databases import Database
-from tests.support.programs.servers import ReaperProcess
+from tests.support.programs.servers import ReaperProcess, WebServer
 from tests.support.programs.site import Site
 
 pytestmark = pytest.mark.faults
@@ -222,41 +222,43 @@ async def test_the_next_reaper_finishes_what_a_killed_one_began(
     ):
         site.look_remote()
         give(site.database, doomed.pid, connections, groups)
-        first = site.reaper(*OPTIONS)
-        await rounds_more(site, 2)
-        doomed.kill()
-        # While it sweeps: some records are closed, others not.
-        await eventually_async(lambda: closed(site) > 0, within=LOST_WITHIN + SLACK + 5, every=0.002)
-        first.freeze()
-        await eventually_async(lambda: unchanged(site), within=10)
-        half_way = closed(site)
-        assert 0 < half_way < connections + 10, "the reaper was not stopped in the middle of its sweep"
-        first.kill()
-        before = rounds_run(site)
+        with measuring("reaper killed in the middle of a round", pairing) as m:
+            before, m.records_closed_by_the_first = await kill_a_reaper_in_its_sweep(site, doomed)
+            second = site.reaper(*OPTIONS)
+            m.done_after_its_start = await seconds_until(
+                lambda: site.open_connections(doomed) + site.open_memberships(doomed) == 0,
+                within=SWEEP,
+                every=0.1,
+            )
+            await eventually_async(lambda: reports(second), within=SLACK + 5)
+            finishing = reports(second)[0]
+            m.by_the_next_round = finishing["reaped"]
 
-        second = site.reaper(*OPTIONS)
-        began = time.monotonic()
-        await eventually_async(
-            lambda: site.open_connections(doomed) + site.open_memberships(doomed) == 0,
-            within=SWEEP,
-            every=0.1,
-        )
-        took = time.monotonic() - began
-        await eventually_async(lambda: reports(second), within=SLACK + 5)
-        finishing = reports(second)[0]
-        measured(
-            "reaper killed in the middle of a round",
-            pairing,
-            records_closed_by_the_first=half_way,
-            by_the_next_round=finishing["reaped"],
-            done_after_its_start=took,
-        )
+        half_way = m.records_closed_by_the_first
+        assert 0 < half_way < connections + 10, "the reaper was not stopped in the middle of its sweep"
         assert finishing["number"] == before + 1, "the next round does it, not a later one"
         assert finishing["reaped"] == connections + 10 - half_way, "nothing is counted twice"
         assert finishing["lost"] == 0, "the process was declared lost once"
         assert all_closed_once_as_lost(site, connections + 10)
         assert all(client.is_open for client in kept)
         assert in_layer(site) == in_records(site) == {GROUP: 1}
+
+
+async def kill_a_reaper_in_its_sweep(site: Site, doomed: WebServer) -> tuple[int, int]:
+    """Kill a server, and then the reaper that cleans up after it, when it has closed only some records.
+
+    Returns:
+        The number of the last round, and how many records the reaper has closed.
+    """
+    first = site.reaper(*OPTIONS)
+    await rounds_more(site, 2)
+    doomed.kill()
+    await eventually_async(lambda: closed(site) > 0, within=LOST_WITHIN + SLACK + 5, every=0.002)
+    first.freeze()
+    await eventually_async(lambda: unchanged(site), within=10)
+    half_way = closed(site)
+    first.kill()
+    return rounds_run(site), half_way
 
 
 def unchanged(site: Site) -> bool:
