@@ -7,7 +7,7 @@ from collections.abc import Generator
 import pytest
 
 # Helpers assert too; their failures then show the values, as those of tests do.
-pytest.register_assert_rewrite("tests.support.assertions")
+pytest.register_assert_rewrite("tests.support.assertions", "tests.support.doubles")
 
 #: With REQUIRE_ALL=1, as in CI, a test that would be skipped fails: a missing program there is a fault.
 REQUIRE_ALL = os.environ.get("REQUIRE_ALL") == "1"

@@ -7,7 +7,6 @@ have), checks what must be true immediately, releases what was held, and checks 
 
 import asyncio
 import functools
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -20,32 +19,25 @@ from django.db import OperationalError
 
 from realtime import conf, metrics, signals
 from realtime.closing import CloseReason
-from realtime.errors import RealtimeError
 from realtime.fleet.rounds import Reaper
 from realtime.hub import heartbeat
-from realtime.hub.hub import Hub
 from realtime.layers import groups, messages
 from realtime.liveness.connection import Liveness
 from realtime.models import Connection as Record
-from realtime.models import Membership
 from realtime.records import batch, connection_rows, process_rows
 from realtime.records.ledger import Ledger
 from realtime.records.retry import Retry
 from realtime.records.write_queue import Kind
 from realtime.serving import lifecycle
 from realtime.serving.inbox import Inbox
-from realtime.transports.asgi import Event, Options
+from realtime.transports.asgi import Event
 from realtime.wire import frames
 from tests.support.assertions.eventually import eventually_async
 from tests.support.assertions.in_process import value_of
-from tests.support.doubles.peer import Peer
+from tests.support.doubles.life import GROUPS, Hold, Life
 
 # Among the acceptance tests for the seconds that its cases take.
 pytestmark = [pytest.mark.usefixtures("site", "impatient"), pytest.mark.acceptance]
-
-GROUPS = ("g", "h")
-#: The bounds of a transport, in less time.
-IMPATIENT = Options(max_unsent=1000, send_timeout=0.2, close_limit=0.2)
 
 
 @pytest.fixture
@@ -57,124 +49,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setattr(lifecycle, "CLEANUP_TIMEOUT", 0.25)
     monkeypatch.setattr(heartbeat, "TICK", 0.02)
-
-
-class Hold:
-    """A call that a test can hold before or after its work."""
-
-    def __init__(self) -> None:
-        self.reached = threading.Event()
-        self.released = threading.Event()
-        self.error: Exception | None = None
-        """Raised when the call is released, though its work was done."""
-
-    def in_thread(self, call: Callable[..., Any], *, after: bool = False) -> Callable[..., Any]:
-        def held(*arguments: Any, **options: Any) -> Any:
-            result = call(*arguments, **options) if after else None
-            self.reached.set()
-            assert self.released.wait(10)
-            if self.error is not None:
-                raise self.error
-            return result if after else call(*arguments, **options)
-
-        return held
-
-    def on_loop(self, call: Callable[..., Any], *, after: bool = False) -> Callable[..., Any]:
-        async def held(*arguments: Any, **options: Any) -> Any:
-            result = await call(*arguments, **options) if after else None
-            self.reached.set()
-            await eventually_async(self.released.is_set, within=10, every=0.005)
-            if self.error is not None:
-                raise self.error
-            return result if after else await call(*arguments, **options)
-
-        return held
-
-    async def until_reached(self) -> None:
-        await eventually_async(self.reached.is_set, within=5, every=0.005)
-
-
-class Life(Peer):
-    """One connection with a consumer as a server runs it. The end of the consumer always evicts it."""
-
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.evicted = asyncio.Event()
-        super().__init__(options=IMPATIENT, on_event=lambda _: self.evicted.set())
-        self.patch = patch
-        self.home: Hub
-        self.closed_was_told = False
-        self.consumer: asyncio.Task[None]
-        self.others: list[asyncio.Task[Any]] = []
-        """Tasks that run beside it until the end of the case."""
-
-    def begin(self, *work: Callable[[], Awaitable[None]]) -> None:
-        self.consumer = asyncio.create_task(self._consume(work))
-
-    async def _consume(self, work: tuple[Callable[[], Awaitable[None]], ...]) -> None:
-        try:
-            for step in work:
-                await step()
-            await self.evicted.wait()
-        except RealtimeError:
-            pass
-        finally:
-            await asyncio.wait([lifecycle.evict(self.connection, CloseReason.CANCELLED)])
-
-    async def admit(self) -> None:
-        await lifecycle.admit(self.connection)
-
-    def join(self, *names: str) -> Callable[[], Awaitable[None]]:
-        async def joining() -> None:
-            await asyncio.gather(*(lifecycle.group_add(self.connection, name) for name in names))
-
-        return joining
-
-    async def at_rest(self, *work: Callable[[], Awaitable[None]]) -> None:
-        """Wait until the consumer has done this work and waits for events."""
-        done = asyncio.Event()
-
-        async def tell() -> None:
-            done.set()
-
-        self.begin(*work, tell)  # type: ignore[arg-type]
-        await asyncio.wait_for(done.wait(), 5)
-
-    # -- the traces of it
-
-    @property
-    def in_layer(self) -> set[str]:
-        layer = get_channel_layer()
-        return {name for name in GROUPS if self.home.channel in layer.groups.get(name, {})}
-
-    async def row(self) -> Record | None:
-        return await Record.objects.filter(pk=self.connection.id).afirst()
-
-    async def to_leave(self) -> set[str]:
-        names = Membership.objects.to_leave().filter(connection_id=self.connection.id)
-        return {name async for name in names.values_list("group", flat=True)}
-
-    def is_out_of_the_hub(self) -> bool:
-        """Check the synchronous part of `evict`."""
-        home, connection = self.home, self.connection
-        assert connection.id not in home.connections
-        assert not any(connection in members for members in home.memberships.groups.values())
-        assert not connection.groups
-        assert len(home.heartbeat._schedule) == 0
-        assert connection.transport.closed
-        return True
-
-    def has_left_no_trace_in_the_process(self) -> bool:
-        home = self.home
-        assert self.is_out_of_the_hub()
-        assert not home.connections
-        assert not home.memberships.groups
-        assert not home.admitting
-        assert not home.evictions
-        assert not home.cleanups
-        assert not home.memberships._locks
-        # If a hub that has ended could not leave a group, a round leaves it.
-        assert not home.memberships._in_layer or home.ending
-        return True
 
 
 # -- moments: each holds the connection there for the length of its block
