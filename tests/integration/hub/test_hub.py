@@ -14,7 +14,8 @@ from realtime import metrics, publishing
 from realtime.closing import CloseReason
 from realtime.errors import LayerUnavailable
 from realtime.fleet.mailbox import Mailbox
-from realtime.hub import fanout, hub, memberships
+from realtime.hub import fanout, hub
+from realtime.hub.memberships import Memberships
 from realtime.layers import groups, messages
 from realtime.models import Process
 from realtime.records import process_rows
@@ -85,14 +86,13 @@ async def test_an_event_that_makes_no_sense_does_not_make_the_hub_deaf(event: di
 async def test_a_lost_mark_is_waited_for_a_second_at_most(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(memberships, "MARK_TIMEOUT", 0.1)
-    home = await lifecycle.hub()
+    home = Memberships((await lifecycle.hub()).channel, mark_timeout=0.1)
 
     async def lost(*_: Any) -> None: ...
 
     monkeypatch.setattr(groups, "mark", lost)
     async with asyncio.timeout(5):
-        await home.memberships._confirm("g")
+        await home._confirm("g")
 
 
 async def test_a_hub_with_a_task_that_ended_is_replaced(
@@ -132,7 +132,6 @@ async def test_a_hub_with_a_cancelled_task_is_replaced(
 
 
 async def test_a_process_that_does_not_hear_itself_admits_no_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "HEARING_TIMEOUT", 0.2)
     layer = get_channel_layer()
 
     async def lost(*_: Any) -> int:
@@ -141,7 +140,7 @@ async def test_a_process_that_does_not_hear_itself_admits_no_client(monkeypatch:
     with monkeypatch.context() as deaf:
         deaf.setattr(layer, "echo", lost)
         with pytest.raises(LayerUnavailable, match="does not hear"):
-            await lifecycle.hub()
+            await hub.Hub.start("default", lifecycle._hubs_here(), hearing_timeout=0.2)
         assert value_of(metrics.deaf, layer="default") == 1
     assert not await Process.objects.aexists()
     await lifecycle.hub()
