@@ -66,8 +66,8 @@ class Hub:
         admitting: Connections during the write of their record.
         ending: The reason for which its connections end, once it takes no more.
         evictions: Evictions under way. The hub outlives them.
-        names_per_page: Names of connections and groups in one message that says what this process holds.
         cleanups: Clean-up steps under way. A step that hangs when the hub stops is left to a round.
+        names_per_page: Names of connections and groups in one message that says what this process holds.
     """
 
     def __init__(self, mailbox: Mailbox, process: uuid.UUID, ledger: Ledger, owner: Owner) -> None:

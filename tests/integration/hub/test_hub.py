@@ -86,13 +86,13 @@ async def test_an_event_that_makes_no_sense_does_not_make_the_hub_deaf(event: di
 async def test_a_lost_mark_is_waited_for_a_second_at_most(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    home = Memberships((await lifecycle.hub()).channel, mark_timeout=0.1)
+    members = Memberships((await lifecycle.hub()).channel, mark_timeout=0.1)
 
     async def lost(*_: Any) -> None: ...
 
     monkeypatch.setattr(groups, "mark", lost)
     async with asyncio.timeout(5):
-        await home._confirm("g")
+        await members._confirm("g")
 
 
 async def test_a_hub_with_a_task_that_ended_is_replaced(
