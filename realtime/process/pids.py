@@ -38,7 +38,7 @@ def own(*, proc: Path = PROC) -> Pid:
     """Return the identity of this process.
 
     Args:
-        proc: The directory in which the kernel shows processes.
+        proc: The kernel's directory of processes.
     """
     number, namespace = os.getpid(), _namespace(proc)
     stat = _stat(number, proc) if namespace else None
@@ -55,7 +55,7 @@ def is_gone(number: int, began: int, *, proc: Path = PROC) -> bool:
     Args:
         number: The pid of the process.
         began: Its start, as in `Pid.began`.
-        proc: The directory in which the kernel shows processes.
+        proc: The kernel's directory of processes.
     """
     try:
         os.kill(number, 0)
