@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -139,8 +140,9 @@ async def test_a_process_that_does_not_hear_itself_admits_no_client(monkeypatch:
 
     with monkeypatch.context() as deaf:
         deaf.setattr(layer, "echo", lost)
+        deaf.setattr(hub.Hub, "start", partial(hub.Hub.start, hearing_timeout=0.2))
         with pytest.raises(LayerUnavailable, match="does not hear"):
-            await hub.Hub.start("default", lifecycle._hubs_here(), hearing_timeout=0.2)
+            await lifecycle.hub()
         assert value_of(metrics.deaf, layer="default") == 1
     assert not await Process.objects.aexists()
     await lifecycle.hub()
