@@ -30,27 +30,34 @@ Checks = dict[str, asyncio.Future[None]]
 _under_way: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Checks] = weakref.WeakKeyDictionary()
 
 
-async def check_database() -> None:
+async def check_database(within: float = ANSWER_TIMEOUT) -> None:
     """Wait for the answer of the database.
 
+    Args:
+        within: Seconds to wait for the answer.
+
     Raises:
-        TimeoutError: It did not answer within `ANSWER_TIMEOUT`.
+        TimeoutError: It did not answer in this time.
         django.db.Error: It answered with an error.
     """
-    await _shared("database", _ask_database_in_a_thread)
+    await _shared("database", _ask_database_in_a_thread, within)
 
 
-async def check_layer(alias: str) -> None:
+async def check_layer(alias: str, within: float = ANSWER_TIMEOUT) -> None:
     """Wait until it is known whether this channel layer takes messages, and carries them to this process.
 
+    Args:
+        alias: The alias of the layer in CHANNEL_LAYERS.
+        within: Seconds to wait until it is known.
+
     Raises:
-        TimeoutError: It is not known after `ANSWER_TIMEOUT`.
+        TimeoutError: It is not known after this time.
         LayerUnavailable: The layer does not.
     """
-    await _shared(f"channel_layer:{alias}", lambda: tasks.start(healing.require_hearing(alias)))
+    await _shared(f"channel_layer:{alias}", lambda: tasks.start(healing.require_hearing(alias)), within)
 
 
-async def _shared(name: str, start: Callable[[], asyncio.Future[None]]) -> None:
+async def _shared(name: str, start: Callable[[], asyncio.Future[None]], within: float) -> None:
     """Wait for the check of this name that is under way, or for one that is started now."""
     here = _under_way.setdefault(asyncio.get_running_loop(), {})
     check = here.get(name)
@@ -58,9 +65,9 @@ async def _shared(name: str, start: Callable[[], asyncio.Future[None]]) -> None:
         check = here[name] = start()
         check.add_done_callback(partial(_forget, here, name))
     # Neither a timeout nor a cancelled probe cancels the check: other probes wait for it.
-    done, _ = await asyncio.wait([check], timeout=ANSWER_TIMEOUT)
+    done, _ = await asyncio.wait([check], timeout=within)
     if not done:
-        raise TimeoutError(f"no answer within {ANSWER_TIMEOUT:g} s")
+        raise TimeoutError(f"no answer within {within:g} s")
     check.result()
 
 

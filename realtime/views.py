@@ -29,16 +29,20 @@ async def live(request: HttpRequest) -> HttpResponse:
     return JsonResponse({"live": True})
 
 
-async def ready(request: HttpRequest) -> HttpResponse:
+async def ready(request: HttpRequest, *, within: float = readiness.ANSWER_TIMEOUT) -> HttpResponse:
     """Answer 200 if the database and every channel layer of this package answer in time.
 
     Otherwise the answer is 503 and names each problem. At any time, one check of the database and one of each
     layer is under way, and all probes share its result.
+
+    Args:
+        request: The request of the probe.
+        within: Seconds to wait for each answer.
     """
-    checks = {"database": readiness.check_database()}
+    checks = {"database": readiness.check_database(within)}
     for alias in groups.aliases() or [DEFAULT_CHANNEL_LAYER]:
         name = "channel_layer" if alias == DEFAULT_CHANNEL_LAYER else f"channel_layer:{alias}"
-        checks[name] = readiness.check_layer(alias)
+        checks[name] = readiness.check_layer(alias, within)
     # Side by side, so that the probe waits only once if several hang.
     outcomes = await asyncio.gather(*checks.values(), return_exceptions=True)
     # So that a load balancer sends no client to a process that is about to end.

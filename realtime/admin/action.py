@@ -42,6 +42,7 @@ class DisconnectAction(admin.ModelAdmin):  # type: ignore[type-arg]  # takes non
     """An admin of connections with the action "Disconnect selected"."""
 
     actions = ("disconnect_selected",)
+    disconnect_limit = disconnect.AT_ONCE
 
     def has_disconnect_permission(self, request: HttpRequest) -> bool:
         """Return True if the user has the action's own permission, or Django's to change connections.
@@ -74,7 +75,7 @@ class DisconnectAction(admin.ModelAdmin):  # type: ignore[type-arg]  # takes non
             BadRequest: The form has a `before` that is no time.
         """
         selection = self._selection(request, queryset)
-        plan = disconnect.plan(selection.rows)
+        plan = disconnect.plan(selection.rows, self.disconnect_limit)
         if request.POST.get("confirmed"):
             self._carry_out(request, plan)
             return None
@@ -103,7 +104,7 @@ class DisconnectAction(admin.ModelAdmin):  # type: ignore[type-arg]  # takes non
             "lost": _number(plan.lost),
             "examples": [(row, usernames.get(row.user_id, row.user_id)) for row in examples],
             "unnamed": plan.asked - len(examples),
-            "at_once": disconnect.AT_ONCE,
+            "at_once": self.disconnect_limit,
             "selected": selection.ids,
             "across": selection.before is not None,
             "before": selection.before,

@@ -15,7 +15,7 @@ from realtime.admin.action import DisconnectAction
 from realtime.admin.cells import NOTHING
 from realtime.admin.memberships import Groups, current_groups
 from realtime.admin.readonly import BoundedChangeList, ReadOnlyAdmin
-from realtime.admin.search import HELP, search
+from realtime.admin.search import HELP, SOUGHT, search
 from realtime.admin.timeline import reason_text, timeline
 from realtime.admin.wording import ago, device, duration
 from realtime.models import Connection
@@ -61,6 +61,7 @@ class ConnectionAdmin(DisconnectAction, ReadOnlyAdmin):
     date_hierarchy = "opened_at"
     search_fields = ("pk",)  # only shows the field; search.py does the search
     search_help_text = HELP
+    search_limit = SOUGHT
     fieldsets = (
         (None, {"fields": (("state", "user"), ("path", "process_that_holds_it"))}),
         ("Client", {"fields": (("remote_address", "device"), ("user_agent", "subprotocol"))}),
@@ -85,7 +86,9 @@ class ConnectionAdmin(DisconnectAction, ReadOnlyAdmin):
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
     ) -> tuple[QuerySet[Any], bool]:
-        return (search(queryset, search_term) if search_term.strip() else queryset), False
+        if search_term.strip():
+            queryset = search(queryset, search_term, self.search_limit)
+        return queryset, False
 
     # -- the columns of the list -------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ class Plan:
     closed: int = 0
     """The number of connections that are closed already."""
     cut: bool = False
-    """True if more connections than `AT_ONCE` may be selected."""
+    """True if more connections than the limit of the plan may be selected."""
 
     @property
     def asked(self) -> int:
@@ -58,29 +58,34 @@ class Outcome:
     unreachable: dict[Process, LayerUnavailable]
 
 
-def plan(connections: QuerySet[Any]) -> Plan:
+def plan(connections: QuerySet[Any], limit: int = AT_ONCE) -> Plan:
     """Sort connections by the processes that hold them.
 
     Args:
-        connections: The selected connections. The plan takes the first `AT_ONCE` of them.
+        connections: The selected connections.
+        limit: The plan takes this many of them, the first ones.
     """
     made = Plan()
-    rows = connections.values_list("process", "closed_at", "id", "user_id", "path")[:AT_ONCE]
+    rows = connections.values_list("process", "closed_at", "id", "user_id", "path")[:limit]
     held: dict[uuid.UUID, list[Row]] = {}
     for process_id, closed_at, *row in rows:
         if closed_at is None:
             held.setdefault(process_id, []).append(Row(*row))
         else:
             made.closed += 1
-    made.cut = made.closed + sum(map(len, held.values())) == AT_ONCE
+    made.cut = made.closed + sum(map(len, held.values())) == limit
     for process in Process.objects.filter(pk__in=held).order_by("host", "pid"):
         side = made.living if process.stopped_at is None else made.lost
         side[process] = held[process.pk]
     return made
 
 
-def carry_out(made: Plan) -> Outcome:
+def carry_out(made: Plan, per_message: int = PER_MESSAGE) -> Outcome:
     """Ask all running processes of a plan side by side.
+
+    Args:
+        made: The plan.
+        per_message: The number of ids in one message to a process.
 
     Returns:
         The processes that were asked, and the processes that could not be asked, each with its error.
@@ -90,13 +95,13 @@ def carry_out(made: Plan) -> Outcome:
         waiting.setdefault(process.channel_name, []).extend(row.id for row in rows)
     failed: dict[str, LayerUnavailable] = {}
     while waiting:
-        batch = {address: ids[:PER_MESSAGE] for address, ids in waiting.items()}
+        batch = {address: ids[:per_message] for address, ids in waiting.items()}
         failed |= publishing.disconnect(batch, CloseReason.KICKED.value)
         # A process that could not be asked is not asked again, because each call may take its whole timeout.
         waiting = {
-            address: ids[PER_MESSAGE:]
+            address: ids[per_message:]
             for address, ids in waiting.items()
-            if ids[PER_MESSAGE:] and address not in failed
+            if ids[per_message:] and address not in failed
         }
     asked, unreachable = {}, {}
     for process, rows in made.living.items():

@@ -30,6 +30,7 @@ class ConnectionStateFilter(Pick):
 
     title = "state"
     parameter_name = "state"
+    limit = SOUGHT
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         return [("open", "open"), ("suspect", "suspect"), ("closed", "closed")]
@@ -41,7 +42,7 @@ class ConnectionStateFilter(Pick):
             case "suspect":
                 silent = Process.objects.filter(Q(stopped_at__isnull=False) | Q(missed__gt=0))
                 suspects = Connection.objects.open().filter(process__in=silent.values("pk"))
-                return queryset.filter(pk__in=suspects.values("pk")[:SOUGHT])
+                return queryset.filter(pk__in=suspects.values("pk")[: self.limit])
             case "closed":
                 return queryset.closed()  # type: ignore[attr-defined, no-any-return]
         return queryset
@@ -68,9 +69,10 @@ class ProcessFilter(Pick):
 
     title = "process"
     parameter_name = "process"
+    limit = PROCESSES_NAMED
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        running = Process.objects.running().order_by("host", "pid")[:PROCESSES_NAMED]
+        running = Process.objects.running().order_by("host", "pid")[: self.limit]
         named = {str(process.pk): str(process) for process in running}
         if (chosen := _uuid(self.value())) is not None and str(chosen) not in named:
             named |= {str(process.pk): str(process) for process in Process.objects.filter(pk=chosen)}
@@ -88,6 +90,7 @@ class GroupFilter(admin.SimpleListFilter):
 
     title = "group"
     parameter_name = "group"
+    limit = SOUGHT
     template = "admin/realtime/group_filter.html"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
@@ -113,7 +116,7 @@ class GroupFilter(admin.SimpleListFilter):
             processes = processes.filter(pk=process)
         # The index of memberships begins with the process. If all processes are named, it finds a group.
         members = Membership.objects.to_leave().filter(group=group, process__in=processes.values("pk"))
-        return queryset.filter(pk__in=members.values("connection")[:SOUGHT])
+        return queryset.filter(pk__in=members.values("connection")[: self.limit])
 
 
 class ProcessStateFilter(Pick):

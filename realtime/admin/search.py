@@ -18,21 +18,22 @@ HELP = (
 )
 
 
-def search(connections: QuerySet[Any], text: str) -> QuerySet[Any]:
+def search(connections: QuerySet[Any], text: str, newest: int = SOUGHT) -> QuerySet[Any]:
     """Search connections.
 
     Args:
         connections: The connections of the list, after its filters.
         text: The beginning of a path, an address, the id of a connection, or a user's name or key.
+        newest: The number of newest connections that are searched for an address or a path.
 
     Returns:
         The connections that match, as a query.
     """
     text = text.strip()
     if text.startswith("/"):
-        return _newest(connections).filter(path__startswith=text)
+        return _newest(connections, newest).filter(path__startswith=text)
     if _is_address(text):
-        return _newest(connections).filter(remote_address=text)
+        return _newest(connections, newest).filter(remote_address=text)
     try:
         id = uuid.UUID(text)
     except ValueError:
@@ -43,9 +44,9 @@ def search(connections: QuerySet[Any], text: str) -> QuerySet[Any]:
     return connections.filter(user_id=str(id))
 
 
-def _newest(connections: QuerySet[Any]) -> QuerySet[Any]:
+def _newest(connections: QuerySet[Any], count: int) -> QuerySet[Any]:
     times = connections.order_by("-opened_at").values_list("opened_at", flat=True)
-    last = times[SOUGHT : SOUGHT + 1].first()
+    last = times[count : count + 1].first()
     return connections if last is None else connections.filter(opened_at__gt=last)
 
 

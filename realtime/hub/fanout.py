@@ -47,12 +47,24 @@ class Fanout:
         members: The members of each group. It is read at the time of each write.
         heartbeat: Notes what is written, and pings.
         window: The setting COALESCE_WINDOW, in seconds.
+        slice: Seconds of writing after which the loop gets a turn.
+        max_waiting: If more characters wait, `put` waits.
     """
 
-    def __init__(self, members: Mapping[str, Members], heartbeat: Heartbeat, window: float) -> None:
+    def __init__(
+        self,
+        members: Mapping[str, Members],
+        heartbeat: Heartbeat,
+        window: float,
+        *,
+        slice: float = SLICE,
+        max_waiting: int = MAX_WAITING,
+    ) -> None:
         self._members = members
         self._heartbeat = heartbeat
         self._window = window
+        self._slice = slice
+        self._max_waiting = max_waiting
         self._waiting: RunQueue[Connection] = RunQueue()
         self._something = asyncio.Event()
         self._room = asyncio.Event()
@@ -74,7 +86,7 @@ class Fanout:
             return
         self._waiting.put(group, text)
         self._something.set()
-        while self._waiting.length > MAX_WAITING:
+        while self._waiting.length > self._max_waiting:
             self._room.clear()
             await self._room.wait()
 
@@ -113,7 +125,7 @@ class Fanout:
         """Give the loop a turn if it has had none for a while."""
         if self._loop.time() > self._pause_at:
             await asyncio.sleep(0)
-            self._pause_at = self._loop.time() + SLICE
+            self._pause_at = self._loop.time() + self._slice
 
     async def run(self) -> None:
         """Write until cancelled."""
@@ -123,11 +135,11 @@ class Fanout:
                 self._idle = True
                 await self._something.wait()
                 self._idle = False
-                self._pause_at = self._loop.time() + SLICE
+                self._pause_at = self._loop.time() + self._slice
                 continue
             if (wait := self._window_of(run.group)) > 0:
                 await asyncio.sleep(wait)
-                self._pause_at = self._loop.time() + SLICE
+                self._pause_at = self._loop.time() + self._slice
             run = self._waiting.take()
             self._room.set()
             began, asked_at = self._loop.time(), self._heartbeat.now()

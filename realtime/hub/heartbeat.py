@@ -52,14 +52,21 @@ class Heartbeat:
         limits: The settings that say when a connection is dead, slow or idle.
         max_unsent: The setting MAX_UNSENT_TOTAL_BYTES.
         evict: Called for each connection that failed.
+        tick: The longest time between two ticks, in seconds.
     """
 
     def __init__(
-        self, limits: Limits, max_unsent: int, evict: Callable[[Connection, CloseReason], object]
+        self,
+        limits: Limits,
+        max_unsent: int,
+        evict: Callable[[Connection, CloseReason], object],
+        *,
+        tick: float = TICK,
     ) -> None:
         self._limits = limits
         self._max_unsent = max_unsent
         self._evict = evict
+        self._tick = tick
         # Collected until the next tick, because a metric costs almost as much as a pong.
         self._pings = 0
         self._round_trips: list[float] = []
@@ -164,7 +171,7 @@ class Heartbeat:
         """Tick until cancelled."""
         counted = self._time.stalled
         while True:
-            asked, seconds = self._loop.time(), pause(self._schedule.next_at, self.now())
+            asked, seconds = self._loop.time(), pause(self._schedule.next_at, self.now(), self._tick)
             await asyncio.sleep(seconds)
             self.lag = max(0.0, self._loop.time() - asked - seconds)
             metrics.loop_lag.set(self.lag)
@@ -241,14 +248,15 @@ class Heartbeat:
         )
 
 
-def pause(next_at: float | None, now: float) -> float:
+def pause(next_at: float | None, now: float, tick: float = TICK) -> float:
     """Return the seconds until the next tick.
 
     Args:
         next_at: The running time at which the next connection is due; None if none is.
         now: The running time.
+        tick: The longest pause.
     """
-    return TICK if next_at is None else min(TICK, max(SHORTEST_TICK, next_at - now))
+    return tick if next_at is None else min(tick, max(SHORTEST_TICK, next_at - now))
 
 
 def _count_what_was_lost(liveness: Liveness, reason: CloseReason) -> None:

@@ -67,6 +67,7 @@ class Hub:
         ending: The reason for which its connections end, once it takes no more.
         evictions: Evictions under way. The hub outlives them.
         cleanups: Clean-up steps under way. A step that hangs when the hub stops is left to a round.
+        names_per_page: Names of connections and groups in one message that says what this process holds.
     """
 
     def __init__(self, mailbox: Mailbox, process: uuid.UUID, ledger: Ledger, owner: Owner) -> None:
@@ -80,6 +81,7 @@ class Hub:
         self.admitting: set[Connection] = set()
         self.evictions: set[asyncio.Task[None]] = set()
         self.cleanups: set[asyncio.Task[None]] = set()
+        self.names_per_page = NAMES_PER_PAGE
         self._owner = owner
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
@@ -107,12 +109,13 @@ class Hub:
         )
 
     @classmethod
-    async def start(cls, alias: str, owner: Owner) -> "Hub":
+    async def start(cls, alias: str, owner: Owner, *, hearing_timeout: float = HEARING_TIMEOUT) -> "Hub":
         """Open a channel in a layer, record the process, and listen.
 
         Args:
             alias: The alias of the layer in CHANNEL_LAYERS.
             owner: Ends connections and replaces the hub.
+            hearing_timeout: Seconds within which the process must hear what it sends to itself.
 
         Raises:
             LayerUnavailable: The layer takes nothing, or what this process sends to itself does not arrive.
@@ -127,7 +130,7 @@ class Hub:
         mailbox: Mailbox | None = None
         try:
             mailbox = await Mailbox.open(channel)
-            if not await mailbox.hears_itself(HEARING_TIMEOUT):
+            if not await mailbox.hears_itself(hearing_timeout):
                 # Otherwise the process would admit clients and receive nothing for them.
                 metrics.deaf.labels(layer=alias).set(1)
                 raise LayerUnavailable("This process does not hear what it sends to itself.")
@@ -236,7 +239,7 @@ class Hub:
     async def _explain(self, request: str, reply_to: str) -> None:
         """Say what this process holds, in pages."""
         held = [(str(connection.id), sorted(connection.groups)) for connection in self.held()]
-        parts = list(differences.pages(held, NAMES_PER_PAGE))
+        parts = list(differences.pages(held, self.names_per_page))
         try:
             for number, part in enumerate(parts):
                 page = messages.Holdings(request, str(self.process), part, number, len(parts))

@@ -26,10 +26,12 @@ class Memberships:
 
     Args:
         address: The address of this process in its channel layer.
+        mark_timeout: Seconds to wait for the first mark of a group.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, mark_timeout: float = MARK_TIMEOUT) -> None:
         self.address = address
+        self._mark_timeout = mark_timeout
         self.groups: dict[str, dict[Connection, None]] = {}
         """The local members of each group. A dict keeps their order and may be read while members leave."""
         self.leave_failed = False
@@ -75,11 +77,11 @@ class Memberships:
         mark = self._marks[number] = asyncio.get_running_loop().create_future()
         try:
             await groups.mark(group, number, self.address)
-            async with asyncio.timeout(MARK_TIMEOUT):
+            async with asyncio.timeout(self._mark_timeout):
                 await mark
         except TimeoutError:
             metrics.subscribe_unconfirmed.inc()
-            logger.warning("A mark sent to group %s did not come back within %s s", group, MARK_TIMEOUT)
+            logger.warning("A mark sent to group %s did not come back within %s s", group, self._mark_timeout)
         finally:
             del self._marks[number]
 

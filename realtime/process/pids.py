@@ -13,7 +13,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-_PROC = Path("/proc")
+PROC = Path("/proc")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +34,20 @@ class _Stat:
     ended: bool
 
 
-def own() -> Pid:
-    """Return the identity of this process."""
-    number, namespace = os.getpid(), _namespace()
-    stat = _stat(number) if namespace else None
+def own(*, proc: Path = PROC) -> Pid:
+    """Return the identity of this process.
+
+    Args:
+        proc: The kernel's directory of processes.
+    """
+    number, namespace = os.getpid(), _namespace(proc)
+    stat = _stat(number, proc) if namespace else None
     if stat is None:
         return Pid(socket.gethostname(), number, "", 0)
     return Pid(socket.gethostname(), number, namespace, stat.began)
 
 
-def is_gone(number: int, began: int) -> bool:
+def is_gone(number: int, began: int, *, proc: Path = PROC) -> bool:
     """Return True if a process of our own namespace has certainly ended.
 
     If there is a doubt, return False: for another user's process, or if `/proc` hides it.
@@ -51,6 +55,7 @@ def is_gone(number: int, began: int) -> bool:
     Args:
         number: The pid of the process.
         began: Its start, as in `Pid.began`.
+        proc: The kernel's directory of processes.
     """
     try:
         os.kill(number, 0)
@@ -59,11 +64,11 @@ def is_gone(number: int, began: int) -> bool:
     except OSError:
         # There is such a process, but this one may not signal it.
         pass
-    stat = _stat(number)
+    stat = _stat(number, proc)
     return stat is not None and (stat.ended or stat.began != began)
 
 
-def _namespace() -> str:
+def _namespace(proc: Path) -> str:
     """Return the boot, the PID namespace and the time namespace of this process, or an empty text if unknown.
 
     The kernel reuses inodes of namespaces, but only after the last process of the old namespace has ended.
@@ -72,18 +77,18 @@ def _namespace() -> str:
     """
     try:
         # After `unshare --pid`, /proc may still be the one of the outer namespace, with other numbers.
-        if os.readlink(_PROC / "self") != str(os.getpid()):
+        if os.readlink(proc / "self") != str(os.getpid()):
             return ""
-        boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
-        return " ".join([boot, *(os.readlink(_PROC / "self/ns" / kind) for kind in ("pid", "time"))])
+        boot = (proc / "sys/kernel/random/boot_id").read_text().strip()
+        return " ".join([boot, *(os.readlink(proc / "self/ns" / kind) for kind in ("pid", "time"))])
     except OSError:
         return ""
 
 
-def _stat(number: int) -> _Stat | None:
+def _stat(number: int, proc: Path) -> _Stat | None:
     """Read `/proc/<pid>/stat` (proc(5)); None if it cannot be read."""
     try:
-        text = (_PROC / str(number) / "stat").read_text(errors="replace")
+        text = (proc / str(number) / "stat").read_text(errors="replace")
     except OSError:
         return None
     # The second field is the program's name in parentheses, and the name may contain spaces and parentheses.

@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Coroutine
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from channels.exceptions import StopConsumer
@@ -27,12 +28,6 @@ from realtime.wire import frames
 
 logger = logging.getLogger("realtime.serving")
 
-#: Seconds to wait for the server's report that a connection has ended. Then `disconnect` runs without it.
-DISCONNECT_TIMEOUT = 2.0
-#: Seconds for which a running handler may go on after its connection has ended.
-HANDLER_GRACE = 10.0
-#: Seconds for which a consumer waits for its own clean-up. Then the clean-up goes on without it.
-CLEANUP_WAIT = 5.0
 #: Unknown types of events that are remembered as logged. Further types are not logged.
 MAX_UNKNOWN_TYPES = 1000
 
@@ -50,6 +45,18 @@ class Consumer(Protocol):
     async def dispatch(self, message: Event) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Times:
+    """The time limits of a runner that are not settings, in seconds."""
+
+    server_report: float = 2.0
+    """For the server to report that a connection has ended. Then `disconnect` runs without the report."""
+    handler_grace: float = 10.0
+    """For a running handler to go on after its connection has ended."""
+    cleanup: float = 5.0
+    """For a consumer to wait for its own clean-up. Then the clean-up goes on without it."""
+
+
 class Runner(Watcher):
     """The runner of one connection.
 
@@ -60,7 +67,13 @@ class Runner(Watcher):
         consumer: Has the handlers.
         scope: The ASGI scope.
         send: The server's `send`.
+
+    Attributes:
+        times: The time limits of every runner.
+        connection: The connection.
     """
+
+    times = Times()
 
     __slots__ = (
         "_consumer",
@@ -116,7 +129,7 @@ class Runner(Watcher):
             if self._disconnect_owed:
                 # In a task of its own: a server that cancels may cancel again while `disconnect` runs.
                 readers.append(tasks.start(self._tell_disconnect(self._report())))
-            _, unfinished = await asyncio.wait([eviction, *readers], timeout=CLEANUP_WAIT)
+            _, unfinished = await asyncio.wait([eviction, *readers], timeout=self.times.cleanup)
             if not unfinished:
                 self._break_cycles()
         if self._failure is not None and self._raises:
@@ -178,7 +191,7 @@ class Runner(Watcher):
         """Queue an event of the layer, or the news of the eviction."""
         if self.connection.gone and event.get("type") == "realtime.evicted":
             # A running handler may finish, but must not keep the consumer of a dead connection for ever.
-            self._handlers_until = asyncio.get_running_loop().time() + HANDLER_GRACE
+            self._handlers_until = asyncio.get_running_loop().time() + self.times.handler_grace
             if self._handler_limit is not None:
                 self._handler_limit.reschedule(self._handlers_until)
         if not self._inbox.put(event):
@@ -229,7 +242,7 @@ class Runner(Watcher):
             # The test client waits for the exception and sends no report.
             return self._report()
         with suppress(TimeoutError):
-            async with asyncio.timeout(DISCONNECT_TIMEOUT):
+            async with asyncio.timeout(self.times.server_report):
                 while event["type"] != "websocket.disconnect":
                     while self._inbox.empty:
                         await self._inbox.arrival()
@@ -246,7 +259,7 @@ class Runner(Watcher):
 
     async def _handle(self, event: Event) -> bool:
         """Call the handler of an event; return True if the next event may be handled."""
-        allowed = HANDLER_GRACE if self.connection.gone else self._settings.HANDLER_TIMEOUT
+        allowed = self.times.handler_grace if self.connection.gone else self._settings.HANDLER_TIMEOUT
         try:
             async with asyncio.timeout(allowed) as self._handler_limit:
                 try:

@@ -220,7 +220,7 @@ def test_select_across_leaves_out_connections_opened_later(admin_client, told):
 
 
 def test_one_action_disconnects_a_limited_number(admin_client, told, monkeypatch):
-    monkeypatch.setattr(disconnect, "AT_ONCE", 2)
+    monkeypatch.setattr(ConnectionAdmin, "disconnect_limit", 2)
     ids = open_connections(a_process(), 3)
 
     response = post(admin_client, ids)
@@ -229,12 +229,11 @@ def test_one_action_disconnects_a_limited_number(admin_client, told, monkeypatch
     assert confirm(admin_client, response) == ["Asked 1 process to disconnect 2 connections."]
 
 
-def test_many_connections_are_asked_for_in_several_messages(admin_client, told, monkeypatch):
-    monkeypatch.setattr(disconnect, "PER_MESSAGE", 2)
+def test_many_connections_are_asked_for_in_several_messages(told):
     one, two = a_process(channel_name="specific.one"), a_process(channel_name="specific.two")
     ids = open_connections(one, 5) + open_connections(two, 1)
 
-    confirm(admin_client, post(admin_client, ids))
+    disconnect.carry_out(disconnect.plan(Connection.objects.all()), per_message=2)
 
     assert sorted(len(connections) for _, connections in told) == [1, 1, 2, 2]
     assert sorted(id for _, connections in told for id in connections) == sorted(map(str, ids))

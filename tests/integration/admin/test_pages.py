@@ -15,7 +15,7 @@ from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from realtime.admin import disconnect, filters, people, search
+from realtime.admin import ConnectionAdmin, disconnect, filters, people, search
 from realtime.admin.connections import NEWEST
 from realtime.admin.readonly import BoundedPaginator
 from realtime.closing import CloseReason
@@ -265,7 +265,7 @@ def test_connections_are_filtered_by_process(admin_client):
 
 
 def test_the_filter_names_running_and_chosen_processes(admin_client, monkeypatch):
-    monkeypatch.setattr(filters, "PROCESSES_NAMED", 2)
+    monkeypatch.setattr(filters.ProcessFilter, "limit", 2)
     for pid in (3, 1, 2):
         a_process(host="web-1", pid=pid)
     ended = a_process(host="web-9", pid=9)
@@ -292,7 +292,7 @@ def test_connections_are_filtered_by_a_current_group(admin_client):
 
 
 def test_the_filter_reads_a_limited_number_of_members(admin_client, monkeypatch):
-    monkeypatch.setattr(filters, "SOUGHT", 2)
+    monkeypatch.setattr(filters.GroupFilter, "limit", 2)
     process = a_process()
     connection_rows.open_memberships(joins(process, open_connections(process, 3), "news"))
 
@@ -401,7 +401,7 @@ def test_a_search_for_anything_else_finds_nothing(admin_client, text):  # fmt: s
 
 @pytest.mark.parametrize("text", ["/ws", "192.0.2.1"])
 def test_paths_and_addresses_are_searched_among_the_newest(admin_client, monkeypatch, text):
-    monkeypatch.setattr(search, "SOUGHT", 2)
+    monkeypatch.setattr(ConnectionAdmin, "search_limit", 2)
     process = a_process()
     ids = open_connections(process, 3)
     for age, id in enumerate(ids):

@@ -18,7 +18,6 @@ from realtime.fleet import explain
 from realtime.fleet.differences import Kind
 from realtime.fleet.explain import Explained, Explainer
 from realtime.fleet.rounds import Reaper, run_enough_rounds
-from realtime.hub import hub
 from realtime.hub.connection import Connection
 from realtime.layers import groups, messages
 from realtime.models import Connection as Record
@@ -190,8 +189,8 @@ async def test_a_difference_that_stays_is_an_error(
     assert found[0].done == "recorded, and it is still there"
 
 
-async def test_a_process_answers_in_pages(explainer: Explainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "NAMES_PER_PAGE", 3)
+async def test_a_process_answers_in_pages(explainer: Explainer) -> None:
+    (await lifecycle.hub()).names_per_page = 3
     for _ in range(4):
         await a_peer("a", "b", "c", "d")
     assert await told(explainer, rounds=no_rounds) == ([], False)
@@ -201,7 +200,7 @@ async def test_a_process_answers_in_pages(explainer: Explainer, monkeypatch: pyt
 async def test_a_process_with_a_missing_page_counts_as_silent(
     explainer: Explainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "NAMES_PER_PAGE", 2)
+    (await lifecycle.hub()).names_per_page = 2
     await a_peer("a", "b")
     tell = groups.tell
 

@@ -47,10 +47,10 @@ class Member:
 class House:
     """A running fan-out, and the members that it looks up."""
 
-    def __init__(self, window: float = 0.0) -> None:
+    def __init__(self, window: float = 0.0, **limits: Any) -> None:
         self.groups: dict[str, dict[Any, None]] = {}
         pulse: Any = SimpleNamespace(now=lambda: 0.0, wrote=lambda *_: None)
-        self.fanout = Fanout(self.groups, pulse, window)
+        self.fanout = Fanout(self.groups, pulse, window, **limits)
         self._running: asyncio.Task[None] | None = None
 
     def add(self, *members: Member) -> None:
@@ -166,11 +166,9 @@ async def test_waiting_messages_go_before_a_direct_write(house: House) -> None:
     assert ann.texts == ["1", "2", "3"]
 
 
-async def test_a_direct_write_goes_behind_the_run_under_way(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_direct_write_goes_behind_the_run_under_way() -> None:
     # The loop has its turn after every STRIDE members.
-    monkeypatch.setattr(fanout, "SLICE", -1.0)
+    house = House(slice=-1.0)
     members = [Member("a") for _ in range(3 * fanout.STRIDE)]
     house.add(*members)
     house.start()
@@ -182,6 +180,7 @@ async def test_a_direct_write_goes_behind_the_run_under_way(
         house.say(member, "pong")
     await eventually_async(lambda: members[-2].texts == ["1", "2"], within=5)
     assert members[0].texts == members[-1].texts == ["1", "2", "pong"]
+    await house.stop()
 
 
 @given(
@@ -294,11 +293,8 @@ async def test_a_window_delays_a_large_and_busy_group_and_no_other() -> None:
     await house.stop()
 
 
-async def test_messages_that_come_too_fast_wait_in_the_layer(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fanout, "MAX_WAITING", 10)
-    ann = Member("a")
+async def test_messages_that_come_too_fast_wait_in_the_layer() -> None:
+    house, ann = House(max_waiting=10), Member("a")
     house.add(ann)
     putting = asyncio.get_running_loop().create_task(house.put("a", "12345678", "12345678", "123"))
     await asyncio.sleep(0.01)
@@ -306,6 +302,7 @@ async def test_messages_that_come_too_fast_wait_in_the_layer(
     house.start()
     await asyncio.wait_for(putting, 5)
     await eventually_async(lambda: ann.texts == ["12345678", "12345678", "123"], within=5)
+    await house.stop()
 
 
 async def test_a_message_that_cannot_be_written_blocks_no_other(

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from realtime import metrics, publishing
 from realtime.closing import CloseReason
 from realtime.errors import LayerUnavailable
 from realtime.fleet.mailbox import Mailbox
-from realtime.hub import fanout, hub, memberships
+from realtime.hub import fanout, hub
+from realtime.hub.memberships import Memberships
 from realtime.layers import groups, messages
 from realtime.models import Process
 from realtime.records import process_rows
@@ -85,14 +87,13 @@ async def test_an_event_that_makes_no_sense_does_not_make_the_hub_deaf(event: di
 async def test_a_lost_mark_is_waited_for_a_second_at_most(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(memberships, "MARK_TIMEOUT", 0.1)
-    home = await lifecycle.hub()
+    members = Memberships((await lifecycle.hub()).channel, mark_timeout=0.1)
 
     async def lost(*_: Any) -> None: ...
 
     monkeypatch.setattr(groups, "mark", lost)
     async with asyncio.timeout(5):
-        await home.memberships._confirm("g")
+        await members._confirm("g")
 
 
 async def test_a_hub_with_a_task_that_ended_is_replaced(
@@ -132,7 +133,6 @@ async def test_a_hub_with_a_cancelled_task_is_replaced(
 
 
 async def test_a_process_that_does_not_hear_itself_admits_no_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "HEARING_TIMEOUT", 0.2)
     layer = get_channel_layer()
 
     async def lost(*_: Any) -> int:
@@ -140,6 +140,7 @@ async def test_a_process_that_does_not_hear_itself_admits_no_client(monkeypatch:
 
     with monkeypatch.context() as deaf:
         deaf.setattr(layer, "echo", lost)
+        deaf.setattr(hub.Hub, "start", partial(hub.Hub.start, hearing_timeout=0.2))
         with pytest.raises(LayerUnavailable, match="does not hear"):
             await lifecycle.hub()
         assert value_of(metrics.deaf, layer="default") == 1

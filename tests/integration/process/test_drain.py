@@ -26,7 +26,8 @@ from realtime.models import Connection as Record
 from realtime.models import Membership, Process
 from realtime.process import drain
 from realtime.process.drain import Drain
-from realtime.serving import lifecycle, runner
+from realtime.serving import lifecycle
+from realtime.serving.runner import Runner, Times
 from tests.support.assertions.eventually import eventually_async
 from tests.support.doubles.eager import eager_tasks
 from tests.support.doubles.peer import Peer
@@ -145,7 +146,7 @@ async def test_a_hung_handler_costs_the_limit_and_no_record(
     realtime_settings: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     realtime_settings(DRAIN_TIMEOUT=0.3)
-    monkeypatch.setattr(runner, "CLEANUP_WAIT", 0.05)
+    monkeypatch.setattr(Runner, "times", Times(cleanup=0.05))
 
     class Consumer(RealtimeConsumer):
         async def disconnect(self, code: int) -> None:

@@ -10,7 +10,7 @@ from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from realtime.admin import search
+from realtime.admin import ConnectionAdmin
 from realtime.models import Connection, Process
 from realtime.records import connection_rows, process_rows
 from tests.support.doubles.rows import a_process, closings, joins, make_lost, open_connections
@@ -138,7 +138,7 @@ def test_purging_memberships_reads_its_index_in_order(processes):
     ids=str,
 )
 def test_each_list_of_the_admin_uses_its_index(processes, admin_client, monkeypatch, query, index):
-    monkeypatch.setattr(search, "SOUGHT", 100)  # of thousands
+    monkeypatch.setattr(ConnectionAdmin, "search_limit", 100)  # of thousands
     query = {name: value.replace("PROCESS", str(processes[0])) for name, value in query.items()}
 
     def look() -> None:

@@ -20,7 +20,8 @@ from realtime.consumers import RealtimeConsumer
 from realtime.models import Connection as Record
 from realtime.models import Membership
 from realtime.routing import websocket_urlpatterns
-from realtime.serving import lifecycle, runner
+from realtime.serving import lifecycle
+from realtime.serving.runner import Runner, Times
 from realtime.wire import frames
 from tests.support.assertions.eventually import eventually_async
 
@@ -32,7 +33,7 @@ V1 = [frames.SUBPROTOCOL]
 @pytest.fixture(autouse=True)
 def _no_server_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     """The test client of Channels reports no disconnect after a close, so the wait for one is short."""
-    monkeypatch.setattr(runner, "DISCONNECT_TIMEOUT", 0.2)
+    monkeypatch.setattr(Runner, "times", Times(server_report=0.2))
 
 
 def communicator(
@@ -562,9 +563,9 @@ async def test_an_ended_connection_needs_no_garbage_collector(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     served: weakref.WeakSet[Any] = weakref.WeakSet()
-    begin = runner.Runner.__init__
+    begin = Runner.__init__
 
-    class Noted(runner.Runner):
+    class Noted(Runner):
         __slots__ = ("__weakref__",)
 
         def __init__(self, consumer: Any, *arguments: Any) -> None:

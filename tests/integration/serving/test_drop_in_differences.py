@@ -18,7 +18,8 @@ from realtime import apublish
 from realtime.consumers import RealtimeConsumer
 from realtime.errors import LayerUnavailable
 from realtime.models import Connection
-from realtime.serving import lifecycle, runner
+from realtime.serving import lifecycle
+from realtime.serving.runner import Runner, Times
 from realtime.testing import connect
 from tests.support.assertions.conversation import LAYER_OF, PATIENCE, Calls, Client
 from tests.support.assertions.eventually import eventually_async
@@ -50,7 +51,7 @@ async def test_an_unknown_event_is_ignored_and_ends_plain_channels(use_layers: A
 async def test_a_consumer_that_stops_itself_closes_its_socket(
     use_layers: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "DISCONNECT_TIMEOUT", 0.1)
+    monkeypatch.setattr(Runner, "times", Times(server_report=0.1))
 
     def stops(base: type, told: Calls) -> type[Any]:
         class Stops(base):  # type: ignore[misc,valid-type]
@@ -80,7 +81,7 @@ async def test_a_consumer_that_stops_itself_closes_its_socket(
 async def test_a_handler_that_goes_on_after_a_close_is_ended(
     use_layers: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "DISCONNECT_TIMEOUT", 0.1)
+    monkeypatch.setattr(Runner, "times", Times(server_report=0.1))
     told: Calls = []
 
     class Closes(RealtimeConsumer):
@@ -119,8 +120,7 @@ async def test_a_burst_to_a_group_reaches_every_member_whole(use_layers: Any) ->
 async def test_events_after_the_end_do_not_give_a_handler_more_time(
     use_layers: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "HANDLER_GRACE", 0.3)
-    monkeypatch.setattr(runner, "DISCONNECT_TIMEOUT", 0.1)
+    monkeypatch.setattr(Runner, "times", Times(server_report=0.1, handler_grace=0.3))
     names: Calls = []
 
     class Stuck(RealtimeConsumer):

@@ -20,7 +20,7 @@ from django.db import OperationalError
 from realtime import conf, metrics, signals
 from realtime.closing import CloseReason
 from realtime.fleet.rounds import Reaper
-from realtime.hub import heartbeat
+from realtime.hub.heartbeat import Heartbeat
 from realtime.layers import groups, messages
 from realtime.liveness.connection import Liveness
 from realtime.models import Connection as Record
@@ -48,7 +48,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
         "realtime.hub.hub.make_ledger", lambda: Ledger(open_timeout=0.4, retry=Retry(longest=0.03))
     )
     monkeypatch.setattr(lifecycle, "CLEANUP_TIMEOUT", 0.25)
-    monkeypatch.setattr(heartbeat, "TICK", 0.02)
+    monkeypatch.setattr("realtime.hub.hub.Heartbeat", functools.partial(Heartbeat, tick=0.02))
 
 
 # -- moments: each holds the connection there for the length of its block

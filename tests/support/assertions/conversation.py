@@ -21,7 +21,8 @@ from channels.testing import WebsocketCommunicator
 
 from realtime.consumers import RealtimeConsumer, RealtimeJsonConsumer
 from realtime.models import Connection, Membership
-from realtime.serving import lifecycle, runner
+from realtime.serving import lifecycle
+from realtime.serving.runner import Runner, Times
 
 LAYER_OF = {
     "plain": "channels.layers.InMemoryChannelLayer",
@@ -99,7 +100,7 @@ def use_layers(settings: Any) -> Callable[..., None]:
 async def both(use_layers: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Both]:
     """`await both(conversation)` holds a conversation on each base class, compares, and returns both runs."""
     # The test client of Channels reports no disconnect after a close, so the wait for one is short.
-    monkeypatch.setattr(runner, "DISCONNECT_TIMEOUT", 0.1)
+    monkeypatch.setattr(Runner, "times", Times(server_report=0.1))
 
     async def run(
         conversation: Conversation,

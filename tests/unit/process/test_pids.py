@@ -76,8 +76,7 @@ def test_a_process_that_is_hidden_from_us_is_not_gone(
         raise PermissionError
 
     monkeypatch.setattr(os, "kill", refuse)
-    monkeypatch.setattr(pids, "_PROC", tmp_path)
-    assert not pids.is_gone(4711, 1)
+    assert not pids.is_gone(4711, 1, proc=tmp_path)
 
 
 def test_a_leader_that_ended_before_its_threads_is_not_gone(
@@ -86,18 +85,15 @@ def test_a_leader_that_ended_before_its_threads_is_not_gone(
     (tmp_path / "4711").mkdir()
     (tmp_path / "4711" / "stat").write_text(f"4711 (a) b) Z {'0 ' * 16}2 0 99 0 0\n")
     monkeypatch.setattr(os, "kill", lambda number, signal: None)
-    monkeypatch.setattr(pids, "_PROC", tmp_path)
-    assert not pids.is_gone(4711, 99)
-    assert pids.is_gone(4711, 98)
+    assert not pids.is_gone(4711, 99, proc=tmp_path)
+    assert pids.is_gone(4711, 98, proc=tmp_path)
 
 
-def test_without_proc_no_pid_is_judged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(pids, "_PROC", tmp_path)
-    me = pids.own()
+def test_without_proc_no_pid_is_judged(tmp_path: Path) -> None:
+    me = pids.own(proc=tmp_path)
     assert (me.number, me.namespace, me.began) == (os.getpid(), "", 0)
 
 
-def test_a_proc_of_another_pid_namespace_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_proc_of_another_pid_namespace_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "self").symlink_to("1")
-    monkeypatch.setattr(pids, "_PROC", tmp_path)
-    assert pids.own().namespace == ""
+    assert pids.own(proc=tmp_path).namespace == ""
