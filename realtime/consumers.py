@@ -16,7 +16,7 @@ from channels.generic.websocket import AsyncJsonWebsocketConsumer, AsyncWebsocke
 
 from realtime import conf, policy, publishing
 from realtime.closing import CloseReason
-from realtime.errors import BadFrame, LayerUnavailable
+from realtime.errors import BadFrame, ErrorCode, LayerUnavailable
 from realtime.hub.connection import Connection
 from realtime.serving import lifecycle
 from realtime.serving.inbox import SERVER_EVENTS
@@ -207,31 +207,29 @@ class GroupConsumer(RealtimeConsumer):
                 await self._publish(frame)
             case frames.ClientPresence(ref=ref) | frames.ClientRefresh(ref=ref):
                 detail = "This type is reserved for a later version."
-                self._refuse_frame(frames.ErrorCode.UNKNOWN_TYPE, detail, ref)
+                self._refuse_frame(ErrorCode.UNKNOWN_TYPE, detail, ref)
             case frames.ClientPing():
                 # The inbox has answered the pings of `realtime.v1` already. Other clients get no pong.
                 detail = "Offer the subprotocol realtime.v1 to be answered pings."
-                self._refuse_frame(frames.ErrorCode.UNKNOWN_TYPE, detail, None)
+                self._refuse_frame(ErrorCode.UNKNOWN_TYPE, detail, None)
 
     async def _join(self, frame: frames.Join) -> None:
         if not await policy.allows(self.scope, "join", frame.group):
-            self._refuse_frame(frames.ErrorCode.FORBIDDEN, f"You may not join {frame.group}.", frame.ref)
+            self._refuse_frame(ErrorCode.FORBIDDEN, f"You may not join {frame.group}.", frame.ref)
             return
         await self.group_add(frame.group)
         lifecycle.write(self.connection, frames.Joined(ref=frame.ref, group=frame.group))
 
     async def _leave(self, frame: frames.Leave) -> None:
         if frame.group not in self.connection.groups:
-            self._refuse_frame(frames.ErrorCode.NOT_JOINED, f"You are not in {frame.group}.", frame.ref)
+            self._refuse_frame(ErrorCode.NOT_JOINED, f"You are not in {frame.group}.", frame.ref)
             return
         await self.group_discard(frame.group)
         lifecycle.write(self.connection, frames.Left(ref=frame.ref, group=frame.group))
 
     async def _publish(self, frame: frames.Publish) -> None:
         if not await policy.allows(self.scope, "publish", frame.group):
-            self._refuse_frame(
-                frames.ErrorCode.FORBIDDEN, f"You may not publish to {frame.group}.", frame.ref
-            )
+            self._refuse_frame(ErrorCode.FORBIDDEN, f"You may not publish to {frame.group}.", frame.ref)
             return
         try:
             await publishing.apublish(
@@ -242,13 +240,11 @@ class GroupConsumer(RealtimeConsumer):
             )
         except LayerUnavailable as error:
             logger.warning("A publish failed: %s", error, extra=self.connection.log_fields())
-            self._refuse_frame(
-                frames.ErrorCode.INTERNAL, "The message was not published; try again.", frame.ref
-            )
+            self._refuse_frame(ErrorCode.INTERNAL, "The message was not published; try again.", frame.ref)
             return
         lifecycle.write(self.connection, frames.Published(ref=frame.ref, group=frame.group))
 
-    def _refuse_frame(self, code: frames.ErrorCode, detail: str, ref: frames.Ref | None) -> None:
+    def _refuse_frame(self, code: ErrorCode, detail: str, ref: frames.Ref | None) -> None:
         """Answer with an error frame. If the client makes too many errors, close the connection."""
         lifecycle.write(self.connection, frames.Error(code=code, detail=detail, ref=ref))
         now = asyncio.get_running_loop().time()

@@ -1,16 +1,14 @@
 """All exceptions of this package. `except RealtimeError` catches everything that it raises on purpose."""
 
+import enum
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:  # Only for the type checker: every other module may import this one.
-    from realtime.wire.frames import ErrorCode, Ref
 
 __all__ = [
     "BadFrame",
     "BadGroup",
     "BadMessage",
     "ConnectionGone",
+    "ErrorCode",
     "LayerUnavailable",
     "NoSuchLayer",
     "RealtimeError",
@@ -46,10 +44,22 @@ class UnpublishableData(RealtimeError, TypeError):
         super().__init__(f"A value of type {name} cannot be published: {reason}.")
 
 
+class ErrorCode(enum.StrEnum):
+    """The field `code` of an error frame."""
+
+    BAD_FRAME = "bad_frame"
+    UNKNOWN_TYPE = "unknown_type"
+    FORBIDDEN = "forbidden"
+    BAD_GROUP = "bad_group"
+    RATE_LIMITED = "rate_limited"
+    NOT_JOINED = "not_joined"
+    INTERNAL = "internal"
+
+
 class BadFrame(RealtimeError):
     """A text is no frame. `code`, `detail` and `ref` are those of the error frame that answers it."""
 
-    def __init__(self, code: "ErrorCode", detail: str, ref: "Ref | None" = None) -> None:
+    def __init__(self, code: ErrorCode, detail: str, ref: int | str | None = None) -> None:
         super().__init__(detail)
         self.code = code
         self.detail = detail

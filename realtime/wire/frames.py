@@ -7,14 +7,13 @@ Applications send `data` to each other. The server checks this JSON text but doe
 numbers, the order of keys and escapes reach the receiver unchanged.
 """
 
-import enum
 import re
 from typing import Annotated, TypeAlias, TypeVar, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from realtime.errors import BadFrame
+from realtime.errors import BadFrame, ErrorCode
 from realtime.wire.payload import MAX_DEPTH, nested_deeper_than
 
 SUBPROTOCOL = "realtime.v1"
@@ -25,18 +24,6 @@ _MAX_SAFE_INTEGER = 2**53 - 1
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=_MAX_SAFE_INTEGER)]
 ShortText: TypeAlias = Annotated[str, Meta(max_length=64)]
 Ref: TypeAlias = Annotated[int, Meta(ge=-_MAX_SAFE_INTEGER, le=_MAX_SAFE_INTEGER)] | ShortText
-
-
-class ErrorCode(enum.StrEnum):
-    """The field `code` of an error frame."""
-
-    BAD_FRAME = "bad_frame"
-    UNKNOWN_TYPE = "unknown_type"
-    FORBIDDEN = "forbidden"
-    BAD_GROUP = "bad_group"
-    RATE_LIMITED = "rate_limited"
-    NOT_JOINED = "not_joined"
-    INTERNAL = "internal"
 
 
 class _Frame(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type"):

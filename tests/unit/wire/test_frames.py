@@ -9,13 +9,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from realtime.errors import BadFrame, RealtimeError
+from realtime.errors import BadFrame, ErrorCode, RealtimeError
 from realtime.wire import frames
 from realtime.wire.frames import (
     ClientPing,
     ClientPong,
     Error,
-    ErrorCode,
     Goodbye,
     Join,
     Joined,
