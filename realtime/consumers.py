@@ -83,6 +83,9 @@ class RealtimeConsumer(AsyncWebsocketConsumer):
 
         return markcoroutinefunction(functools.update_wrapper(app, super().as_asgi(**initkwargs)))
 
+    # Marked as a coroutine function, so that asgiref takes an instance for an ASGI 3 application. Test suites
+    # pass instances to `WebsocketCommunicator`.
+    @markcoroutinefunction
     def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
         self.scope = scope
         # Two underscores, because authors name their own attributes as they like.
@@ -119,10 +122,10 @@ class RealtimeConsumer(AsyncWebsocketConsumer):
     async def dispatch(self, message: Event) -> None:
         """Call the handler of an event.
 
-        The handler of an event of the channel layer is a public coroutine method that the application
-        defined. An event of any other type is logged once and ignored. Channels would end every member of the
-        group for it (after a rolling deploy or a typo), or let any program that can write to Redis call any
-        method.
+        The handler of an event of the channel layer is public, awaitable and defined by the application: a
+        coroutine method, or an object with an `async def __call__`. An event of any other type is logged once
+        and ignored. Channels would end every member of the group for it (after a rolling deploy or a typo),
+        or let any program that can write to Redis call any method.
         """
         kind = str(message["type"])
         name = kind.replace(".", "_")
@@ -157,8 +160,12 @@ def _is_frameworks(cls: type) -> bool:
 
 
 def _is_async(method: Any) -> bool:
-    """Return True for a coroutine function, also under decorators or `database_sync_to_async`."""
-    return bool(iscoroutinefunction(method) or iscoroutinefunction(inspect.unwrap(method)))
+    """Return True for a coroutine function, also under decorators or `database_sync_to_async`.
+
+    Also return True for an object with an `async def __call__`, as decorators of other packages make.
+    """
+    candidates = (method, inspect.unwrap(method), type(method).__call__)
+    return any(iscoroutinefunction(each) for each in candidates)
 
 
 class GroupConsumer(RealtimeConsumer):

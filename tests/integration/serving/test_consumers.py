@@ -1,6 +1,7 @@
 """The consumers behind the test client of Channels."""
 
 import asyncio
+import functools
 import gc
 import json
 import logging
@@ -512,6 +513,38 @@ class TestRealtimeConsumer:
         assert [each.name for each in caplog.records].count("realtime.serving") == 1
         assert "has no handler for events of type" in caplog.text
         await client.disconnect()
+
+    async def test_an_object_that_is_awaited_when_called_takes_events(self) -> None:
+        class Observer:
+            """A handler as decorators of other packages make it."""
+
+            def __get__(self, consumer: RealtimeConsumer, owner: type) -> Any:
+                return functools.partial(self, consumer)
+
+            async def __call__(self, consumer: RealtimeConsumer, event: dict[str, Any]) -> None:
+                await consumer.send(text_data=event["text"])
+
+        class Observing(RealtimeConsumer):
+            groups = ("g",)
+            observed = Observer()
+
+        client = communicator(Observing.as_asgi())
+        await client.connect()
+        await get_channel_layer().group_send("g", {"type": "observed", "text": "seen"})
+        assert await client.receive_from() == "seen"
+        await client.disconnect()
+
+    async def test_an_instance_is_an_application_to_the_test_client(self) -> None:
+        class Echoing(RealtimeConsumer):
+            async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+                await self.send(text_data=text_data)
+
+        client = communicator(Echoing())
+        assert await client.connect() == (True, None)
+        await client.send_to(text_data="hello")
+        assert await client.receive_from() == "hello"
+        await client.disconnect()
+        await ended()
 
     async def test_a_consumer_of_an_author_speaks_v1_with_a_v1_client(self) -> None:
         class Quiet(RealtimeConsumer):
