@@ -173,7 +173,7 @@ async def test_a_process_of_unknown_namespace_judges_no_process(
 ) -> None:
     process = await recorded(neighbour, namespace="")
     kill(neighbour)
-    monkeypatch.setattr(pids, "_namespace", lambda: "")
+    monkeypatch.setattr(pids, "_namespace", lambda _: "")
     await sweep.sweep_predecessors()
     assert await sweep.declare_gone(database) == []
     assert await is_running(process)
