@@ -258,7 +258,7 @@ def page(measured: Iterable[Measured]) -> str:
 HEAD = """\
 # Every fault, measured
 
-This page has the figures that the tests of each fault measured in one run of `make test-all` and in three
+This page has the figures that the tests of each fault measured in one run of `make test-all` and in four
 churns of half an hour. A figure is in seconds unless its name says otherwise. Over several runs, the first
 table has the least and the most. Below it are the figures of each run. If settings were scaled down,
 compare a figure with the bound in the same line. [Failure modes](failure-modes.md) says what each fault
