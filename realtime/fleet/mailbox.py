@@ -22,6 +22,8 @@ logger = logging.getLogger("realtime.fleet")
 
 #: Seconds until reading goes on after an event that could not be read.
 PAUSE_AFTER_ERROR = 0.05
+#: Seconds within which a program must hear itself: a process that starts, or one that a probe asks.
+HEARING_TIMEOUT = 2.0
 #: Seconds between two echoes of `hears_itself`. A SUBSCRIBE that was sent may not be active yet.
 ECHO_AGAIN_AFTER = 0.1
 
@@ -163,7 +165,7 @@ class Mailbox:
         if self._echo is not None and echo.number == self._echo.number:
             self._echo.returned(echo.part)
 
-    async def hears_itself(self, within: float) -> bool:
+    async def hears_itself(self, within: float = HEARING_TIMEOUT) -> bool:
         """Return True if an echo to this mailbox comes back in time.
 
         Args:

@@ -15,7 +15,7 @@ from realtime import conf, metrics
 from realtime.closing import CloseReason
 from realtime.errors import LayerUnavailable
 from realtime.fleet import differences, sweep
-from realtime.fleet.mailbox import Mailbox
+from realtime.fleet.mailbox import HEARING_TIMEOUT, Mailbox
 from realtime.hub.answers import Answers, look_every
 from realtime.hub.connection import Connection
 from realtime.hub.events import Events
@@ -31,8 +31,6 @@ from realtime.transports.asgi import Event
 
 logger = logging.getLogger("realtime.hub")
 
-#: Seconds within which a process that starts must hear what it sends to itself.
-HEARING_TIMEOUT = 2.0
 #: Names of connections and groups in one message that says what this process holds.
 NAMES_PER_PAGE = 1000
 
