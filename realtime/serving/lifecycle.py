@@ -121,8 +121,7 @@ async def _admit(connection: Connection) -> None:
     if connection.gone:
         return
     connection.hub = home
-    # Set before the write: once that is under way the record may exist, and the
-    # eviction must close it.
+    # Set before the write: once that is under way the record may exist, and the eviction must close it.
     opening = connection.opening = _opening(connection, home)
     home.admitting.add(connection)
     try:
