@@ -142,7 +142,6 @@ class RealtimeJsonConsumer(RealtimeConsumer, AsyncJsonWebsocketConsumer):
     """A `RealtimeConsumer` with `receive_json` and `send_json`, as in `AsyncJsonWebsocketConsumer`."""
 
 
-@functools.lru_cache(4096)
 def _is_event_handler(consumer: type, name: str) -> bool:
     """Return True if the application defines an event handler of this name.
 
