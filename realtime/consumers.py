@@ -11,13 +11,13 @@ from typing import Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from channels.consumer import SyncConsumer
-from channels.db import aclose_old_connections
 from channels.generic.websocket import AsyncJsonWebsocketConsumer, AsyncWebsocketConsumer
 
 from realtime import conf, policy, publishing
 from realtime.closing import CloseReason
 from realtime.errors import BadFrame, ErrorCode, LayerUnavailable
 from realtime.hub.connection import Connection
+from realtime.process import old_connections
 from realtime.serving import lifecycle
 from realtime.serving.inbox import SERVER_EVENTS
 from realtime.serving.runner import Runner, ignore
@@ -133,8 +133,8 @@ class RealtimeConsumer(AsyncWebsocketConsumer):
             ignore(type(self), kind)
             return
         handler = getattr(self, name)
-        if self.closes_old_connections:
-            await aclose_old_connections()
+        if self.closes_old_connections and not self.__serving.closed_old_connections:
+            await old_connections.close()
         await handler(message)
 
 

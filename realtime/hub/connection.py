@@ -54,8 +54,12 @@ class Connection:
         scope: The ASGI scope of the handshake.
         channel_name: The name that its consumer knows as its channel.
         alias: The alias of the channel layer that its groups are in.
-        on_event: Takes what the handlers of the application will see: group events that are no messages, and
+        on_event: Queues what the handlers of the application will see: group events that are no messages, and
             the news of the eviction.
+        on_group_event: Takes the same group events, and calls their handler immediately if no other handler
+            runs. It never raises.
+        closes_old_connections: True if `on_group_event` must be called after stale database connections were
+            closed.
         transport: Writes to the client.
         subprotocol: The subprotocol. Until the handshake is complete, the one that will be chosen unless the
             application chooses another.
@@ -79,6 +83,7 @@ class Connection:
         "changing",
         "channel_name",
         "close_code",
+        "closes_old_connections",
         "eviction",
         "groups",
         "hub",
@@ -87,6 +92,7 @@ class Connection:
         "last_run",
         "liveness",
         "on_event",
+        "on_group_event",
         "opening",
         "reason",
         "scope",
@@ -105,6 +111,8 @@ class Connection:
         self.channel_name = f"realtime.connection.{self.id.hex}"
         self.alias = alias
         self.on_event = on_event
+        self.on_group_event = on_event
+        self.closes_old_connections = False
         self.transport: AsgiTransport
         self.subprotocol = SUBPROTOCOL if SUBPROTOCOL in scope.get("subprotocols", ()) else ""
         self.liveness: Liveness | None = None

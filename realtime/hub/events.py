@@ -1,13 +1,13 @@
 """Take what the channel layer brings to the channel of this process: messages, marks, echoes and events."""
 
 import asyncio
-import copy
 import logging
 
 from realtime import metrics
 from realtime.errors import BadMessage
 from realtime.fleet.mailbox import Mailbox
 from realtime.hub.fanout import Fanout
+from realtime.hub.lanes import Lanes
 from realtime.hub.memberships import Memberships
 from realtime.layers import groups, messages
 from realtime.layers.stamped import STAMP
@@ -23,14 +23,16 @@ class Events:
     """The reader of one channel.
 
     Args:
-        memberships: The members to which group events go.
+        memberships: Notes the marks that come back.
         fanout: Takes the messages of groups.
+        lanes: Take all other group events.
         mailbox: Takes the echoes that come back.
     """
 
-    def __init__(self, memberships: Memberships, fanout: Fanout, mailbox: Mailbox) -> None:
+    def __init__(self, memberships: Memberships, fanout: Fanout, lanes: Lanes, mailbox: Mailbox) -> None:
         self._memberships = memberships
         self._fanout = fanout
+        self._lanes = lanes
         self._mailbox = mailbox
         self.taking = False
         """True while an event is taken. If fan-out is behind, it lets the event wait."""
@@ -65,9 +67,7 @@ class Events:
             case messages.MARK | messages.ECHO:
                 self._take_own(event)
             case _ if group is not None:
-                for connection in tuple(self._memberships.groups.get(group, ())):
-                    # A deep copy: a handler may change what it is given.
-                    connection.on_event(copy.deepcopy(event))
+                await self._lanes.put(group, event)
             case kind:
                 # A layer of another package sent it, or a program wrote to this channel. The event does not
                 # say which members it is for.

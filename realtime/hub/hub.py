@@ -22,6 +22,7 @@ from realtime.hub.events import Events
 from realtime.hub.fanout import Fanout
 from realtime.hub.healing import Healer
 from realtime.hub.heartbeat import Heartbeat
+from realtime.hub.lanes import Lanes
 from realtime.hub.memberships import Memberships
 from realtime.layers import groups, messages
 from realtime.process import pids, tasks, tuning
@@ -86,7 +87,8 @@ class Hub:
         self.heartbeat = Heartbeat(settings.limits(), settings.MAX_UNSENT_TOTAL_BYTES, owner.evict)
         self.memberships = Memberships(self.channel)
         self.fanout = Fanout(self.memberships.groups, self.heartbeat, settings.COALESCE_WINDOW)
-        self.events = Events(self.memberships, self.fanout, mailbox)
+        self.lanes = Lanes(self.memberships.groups)
+        self.events = Events(self.memberships, self.fanout, self.lanes, mailbox)
         self.healer = Healer(
             self.memberships,
             mailbox,
@@ -144,6 +146,8 @@ class Hub:
         hub = cls(mailbox, process, ledger, owner)
         hub._watch("messages", hub.events.run())
         hub._watch("fan-out", hub.fanout.run())
+        for lane in hub.lanes:
+            hub._watch("handlers", lane.run())
         hub._watch("pings", hub.heartbeat.run())
         hub._watch("healing", hub.healer.run())
         mailbox.listen(hub._take_control)

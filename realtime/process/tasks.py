@@ -25,9 +25,9 @@ def create(
     return asyncio.Task(work, loop=loop, name=name, context=context)
 
 
-def start(work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+def start(work: Coroutine[Any, Any, Result], *, context: Context | None = None) -> asyncio.Task[Result]:
     """Create a task and keep it until it is done, because the loop has only weak references to its tasks."""
-    task = create(work)
+    task = create(work, context=context)
     keep_reference(task, _running)
     return task
 

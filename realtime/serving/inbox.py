@@ -91,8 +91,7 @@ class Inbox:
         Returns:
             False if it has no type, or the type of an event that only a server may report.
         """
-        kind = event.get("type")
-        if not isinstance(kind, str) or kind in SERVER_EVENTS:
+        if not is_for_handlers(event):
             return False
         if len(self._events) < MAX_EVENTS:
             self._queue(event)
@@ -102,6 +101,10 @@ class Inbox:
 
     def _queue(self, event: Event) -> None:
         self._events.append(event)
+        self.wake()
+
+    def wake(self) -> None:
+        """Wake the task that waits for an arrival."""
         if self._arrival is not None and not self._arrival.done():
             self._arrival.set_result(None)
 
@@ -171,6 +174,12 @@ class Inbox:
             case _:
                 return False
         return True
+
+
+def is_for_handlers(event: Event) -> bool:
+    """Return False if an event of the channel layer has no type, or a type that only a server may report."""
+    kind = event.get("type")
+    return isinstance(kind, str) and kind not in SERVER_EVENTS
 
 
 def _size(event: Event) -> int:

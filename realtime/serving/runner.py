@@ -6,8 +6,9 @@ consumer of an application may have methods and attributes of any name.
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,9 +20,10 @@ from realtime.closing import CloseReason
 from realtime.errors import ConnectionGone, LayerUnavailable, RecordsUnavailable
 from realtime.hub.connection import Connection
 from realtime.layers import groups
-from realtime.process import tasks
+from realtime.process import old_connections, stepping, tasks
+from realtime.process.stepping import Suspended
 from realtime.serving import lifecycle
-from realtime.serving.inbox import Inbox
+from realtime.serving.inbox import Inbox, is_for_handlers
 from realtime.transports import transport_for
 from realtime.transports.asgi import Event, Options, Receive, Send, Watcher, is_test_client
 from realtime.wire import frames
@@ -39,6 +41,7 @@ class Consumer(Protocol):
 
     channel_layer_alias: str
     own_channel: bool
+    closes_old_connections: bool
     channel_layer: Any
     channel_name: str
 
@@ -71,19 +74,25 @@ class Runner(Watcher):
     Attributes:
         times: The time limits of every runner.
         connection: The connection.
+        closed_old_connections: True while a handler is called for which the hub has closed stale database
+            connections already.
     """
 
     times = Times()
 
     __slots__ = (
+        "_begun",
         "_consumer",
+        "_context",
         "_disconnect_owed",
         "_failure",
         "_handler_limit",
         "_handlers_until",
+        "_idle_task",
         "_inbox",
         "_raises",
         "_settings",
+        "closed_old_connections",
         "connection",
     )
 
@@ -96,7 +105,17 @@ class Runner(Watcher):
         self._disconnect_owed = False
         self._failure: Exception | None = None
         self._raises = is_test_client(send)
+        self._context = copy_context()
+        """All handlers run in it, so that each sees the context variables that earlier ones have set."""
+        self._idle_task: asyncio.Task[Any] | None = None
+        """The task that serves the connection, while it waits for an event."""
+        self._begun: Suspended | BaseException | None = None
+        """What is left to the task of a handler that `_take_group_event` called."""
+        self.closed_old_connections = False
         self.connection = Connection(scope, self._take_event, consumer.channel_layer_alias)
+        if not old_connections.has_own_thread(self._context):
+            self.connection.on_group_event = self._take_group_event
+            self.connection.closes_old_connections = consumer.closes_old_connections
         self._inbox = Inbox(self.connection, self._settings)
         options = Options(
             max_unsent=self._settings.MAX_UNSENT_BYTES,
@@ -119,7 +138,7 @@ class Runner(Watcher):
         try:
             if await self._open_channel():
                 readers.append(self._start_reader(self._read_channel()))
-            await self._handle_events()
+            await stepping.in_context(self._context, self._handle_events())
         finally:
             # Every ending comes through here, including a cancellation. `disconnect()` alone would miss most
             # of them (channels#1466). If the connection was evicted before, that reason stays.
@@ -128,7 +147,7 @@ class Runner(Watcher):
                 reader.cancel()
             if self._disconnect_owed:
                 # In a task of its own: a server that cancels may cancel again while `disconnect` runs.
-                readers.append(tasks.start(self._tell_disconnect(self._report())))
+                readers.append(tasks.start(self._tell_disconnect(self._report()), context=self._context))
             _, unfinished = await asyncio.wait([eviction, *readers], timeout=self.times.cleanup)
             if not unfinished:
                 self._break_cycles()
@@ -144,7 +163,7 @@ class Runner(Watcher):
         Each cycle would keep about ten kilobytes until the garbage collector checks old objects.
         """
         del self._consumer
-        self.connection.on_event = _ignore_event
+        self.connection.on_event = self.connection.on_group_event = _ignore_event
 
     async def refuse(self, reason: CloseReason) -> None:
         """Accept the handshake, say goodbye, and close; see `RealtimeConsumer.refuse`."""
@@ -201,10 +220,20 @@ class Runner(Watcher):
 
     async def _handle_events(self) -> None:
         """Handle one event at a time, in order of arrival, until `disconnect` has run."""
-        while True:
+        going_on = True
+        while going_on:
             # Awaited here and not in a method: each coroutine that waits stays in memory with its connection.
-            while self._inbox.empty:
-                await self._inbox.arrival()
+            while going_on and self._inbox.empty:
+                self._idle_task, cancelled = asyncio.current_task(), None
+                try:
+                    await self._inbox.arrival()
+                except asyncio.CancelledError as error:
+                    cancelled = error
+                self._idle_task = None
+                if self._begun is not None or cancelled is not None:
+                    going_on = await self._go_on_with_begun(cancelled)
+            if not going_on:
+                break
             event = self._inbox.take()
             match event["type"]:
                 case "websocket.disconnect":
@@ -219,10 +248,45 @@ class Runner(Watcher):
                     self._disconnect_owed = True
                 case "realtime.evicted" if not self._is_over():
                     continue
-            if self._is_over() or not await self._handle(event):
-                break
+            going_on = not self._is_over() and await self._handle(self._consumer.dispatch(event))
         if self._disconnect_owed:
             await self._tell_disconnect(await self._disconnect_event(event))
+
+    def _take_group_event(self, event: Event) -> None:
+        """Call the handler of a group event if the consumer is idle. Otherwise queue the event.
+
+        Few handlers ever suspend. A handler that does not is done when this returns, and has cost neither a
+        task switch nor a timer. The connection's own task goes on with one that suspends or raises.
+        """
+        task = self._idle_task
+        if task is None or not self._inbox.empty or not is_for_handlers(event) or self.connection.gone:
+            self._take_event(event)
+            return
+        self._idle_task, self.closed_old_connections = None, True
+        try:
+            self._begun = stepping.step_as(task, self._context, self._consumer.dispatch(event))
+        except BaseException as error:
+            self._begun = error
+        self.closed_old_connections = False
+        if self._begun is None:
+            self._idle_task = task
+        else:
+            self._inbox.wake()
+
+    async def _go_on_with_begun(self, cancelled: asyncio.CancelledError | None) -> bool:
+        """Go on with what `_take_group_event` began. Return True if the next event may be handled.
+
+        Args:
+            cancelled: The exception if this task was cancelled before it could go on.
+        """
+        begun, self._begun = self._begun, None
+        if isinstance(begun, Suspended):
+            rest = stepping.finish(begun) if cancelled is None else stepping.cancel(begun, cancelled)
+            return await self._handle(rest)
+        going_on = begun is None or await self._handle(_raise(begun))
+        if cancelled is not None:
+            raise cancelled
+        return going_on
 
     def _is_over(self) -> bool:
         """Return True if the events that still wait are skipped.
@@ -255,15 +319,15 @@ class Runner(Watcher):
 
     async def _tell_disconnect(self, event: Event) -> None:
         self._disconnect_owed = False
-        await self._handle(event)
+        await self._handle(self._consumer.dispatch(event))
 
-    async def _handle(self, event: Event) -> bool:
-        """Call the handler of an event; return True if the next event may be handled."""
+    async def _handle(self, handling: Awaitable[None]) -> bool:
+        """Await the handling of an event; return True if the next event may be handled."""
         allowed = self.times.handler_grace if self.connection.gone else self._settings.HANDLER_TIMEOUT
         try:
             async with asyncio.timeout(allowed) as self._handler_limit:
                 try:
-                    await self._consumer.dispatch(event)
+                    await handling
                 except asyncio.CancelledError as error:
                     if _is_being_cancelled():
                         raise
@@ -355,6 +419,10 @@ class Runner(Watcher):
     def is_behind(self) -> None:
         if self.connection.hub is not None and not self.connection.gone:
             self.connection.hub.heartbeat.is_behind(self.connection)
+
+
+async def _raise(error: BaseException) -> None:
+    raise error
 
 
 def _ignore_event(event: Event) -> None:

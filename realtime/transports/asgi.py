@@ -8,16 +8,16 @@ for.
 import asyncio
 import functools
 import logging
-import types
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
 
 from realtime.closing import CloseReason, of_disconnect
-from realtime.process import tasks
+from realtime.process import stepping, tasks
+from realtime.process.stepping import Suspended
 from realtime.transports import tcp
 from realtime.wire import frames, rfc6455
 
@@ -230,7 +230,7 @@ class AsgiTransport:
             # None is an error of the handler.
             self._fail(CloseReason.SEND_FAILED, error)
             return
-        self._enqueue(functools.partial(_resume, sending, waits_for), size)
+        self._enqueue(functools.partial(stepping.finish, Suspended(sending, waits_for)), size)
 
     def write_shared(self, shared: Shared) -> None:
         """Send messages that many connections are sent, as `write` does."""
@@ -281,7 +281,7 @@ class AsgiTransport:
                 waits_for = self._context.run(ending.send, None)
             except StopIteration:
                 return
-            ending = _resume(ending, waits_for)
+            ending = stepping.finish(Suspended(ending, waits_for))
         # A middleware may suspend before it passes the close on.
         finishing = self._finish(ending)
         self._closing = tasks.create(finishing, context=self._context)
@@ -386,22 +386,6 @@ class AsgiTransport:
             seen = self._end_seen()
             reason = reason if seen is None or seen is CloseReason.CLIENT_LOST else seen
         self._watcher.send_failed(reason, error)
-
-
-@types.coroutine
-def _resume(coroutine: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
-    """Finish, in a task, a coroutine that was driven by hand until it suspended on `waits_for`."""
-    while True:
-        try:
-            sent = yield waits_for
-        except BaseException as error:
-            step = functools.partial(coroutine.throw, error)
-        else:
-            step = functools.partial(coroutine.send, sent)
-        try:
-            waits_for = step()
-        except StopIteration:
-            return
 
 
 def finishes_in_one_step(send: Send) -> bool:

@@ -1,0 +1,142 @@
+"""Bring group events that are no messages to the handlers of the members.
+
+The reader of the channel layer puts events in and goes on reading. There are two lanes. In one, stale
+database connections are closed before handlers run, as Channels does before each handler. That needs a
+thread, which may be busy. One visit to the thread serves all events that wait, with all their members. The
+members of the other lane never wait for it.
+"""
+
+import asyncio
+import copy
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from realtime.hub.connection import Connection
+from realtime.hub.fanout import Members
+from realtime.process import old_connections
+from realtime.transports.asgi import Event
+
+logger = logging.getLogger("realtime.hub")
+
+#: Seconds of handlers after which the loop gets a turn.
+SLICE = 0.005
+#: Members whose handlers are called between two readings of the clock.
+STRIDE = 8
+#: If more events wait in a lane, its members queue them for themselves, and further events stay in the layer.
+MAX_WAITING = 100
+
+_IMMUTABLE = frozenset({str, bytes, int, float, bool, type(None)})
+
+
+class GroupEvent(NamedTuple):
+    """An event on its way to the members of a group that the group had when the event arrived."""
+
+    group: str
+    event: Event
+    members: Sequence[Connection]
+
+
+class Lanes:
+    """The two lanes to the handlers of all members.
+
+    Args:
+        members: The members of each group. It is read at the arrival of each event.
+    """
+
+    def __init__(self, members: Mapping[str, Members]) -> None:
+        self._members = members
+        self._lanes = (Lane(closes_old_connections=False), Lane(closes_old_connections=True))
+
+    def __iter__(self) -> Iterator["Lane"]:
+        return iter(self._lanes)
+
+    async def put(self, group: str, event: Event) -> None:
+        """Call the handlers of all members of the group, in their turn. If too much waits, wait."""
+        lanes: tuple[list[Connection], list[Connection]] = ([], [])
+        for connection in self._members.get(group, ()):
+            lanes[connection.closes_old_connections].append(connection)
+        for lane, members in zip(self._lanes, lanes, strict=True):
+            if members:
+                await lane.put(GroupEvent(group, event, members))
+
+
+class Lane:
+    """Events that are handled one after the other.
+
+    Args:
+        closes_old_connections: Close stale database connections before handlers run.
+    """
+
+    def __init__(self, *, closes_old_connections: bool) -> None:
+        self._closes_old_connections = closes_old_connections
+        self._waiting: deque[GroupEvent] = deque()
+        self._something = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._closing = False
+        """True while stale database connections are closed."""
+        self._loop = asyncio.get_running_loop()
+        self._pause_at = 0.0
+
+    async def put(self, event: GroupEvent) -> None:
+        """Queue an event. If too much waits, wait."""
+        self._waiting.append(event)
+        self._something.set()
+        while len(self._waiting) > MAX_WAITING:
+            if self._closing:
+                self._leave_to_members()
+            else:
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def run(self) -> None:
+        """Call handlers until cancelled."""
+        while True:
+            while not self._waiting:
+                self._something.clear()
+                await self._something.wait()
+            self._pause_at = self._loop.time() + SLICE
+            if self._closes_old_connections:
+                await self._close_old_connections()
+            # Events that arrive from now on may come after a pause of any length.
+            for _ in range(len(self._waiting)):
+                await self._call(self._waiting.popleft())
+                self._changed.set()
+
+    async def _close_old_connections(self) -> None:
+        self._closing = True
+        self._changed.set()
+        try:
+            await old_connections.close()
+        except Exception:
+            logger.exception("Stale database connections could not be closed")
+        finally:
+            self._closing = False
+
+    async def _call(self, event: GroupEvent) -> None:
+        copied = copier(event.event)
+        for start in range(0, len(event.members), STRIDE):
+            for connection in event.members[start : start + STRIDE]:
+                # Check again: the membership may have ended since the event arrived.
+                if event.group in connection.groups:
+                    connection.on_group_event(copied())
+            if self._loop.time() > self._pause_at:
+                await asyncio.sleep(0)
+                self._pause_at = self._loop.time() + SLICE
+
+    def _leave_to_members(self) -> None:
+        """Let each member queue all events that wait, and close stale connections for itself."""
+        while self._waiting:
+            event = self._waiting.popleft()
+            copied = copier(event.event)
+            for connection in event.members:
+                if event.group in connection.groups:
+                    connection.on_event(copied())
+
+
+def copier(event: Event) -> Callable[[], Event]:
+    """Return a function that copies the event. A handler may change its copy."""
+    if all(type(value) in _IMMUTABLE for value in event.values()):
+        return event.copy
+    return lambda: copy.deepcopy(event)
