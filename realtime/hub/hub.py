@@ -87,7 +87,7 @@ class Hub:
         self.heartbeat = Heartbeat(settings.limits(), settings.MAX_UNSENT_TOTAL_BYTES, owner.evict)
         self.memberships = Memberships(self.channel)
         self.fanout = Fanout(self.memberships.groups, self.heartbeat, settings.COALESCE_WINDOW)
-        self.lanes = Lanes(self.memberships.groups)
+        self.lanes = Lanes(self.memberships.groups, settings.COALESCE_WINDOW)
         self.events = Events(self.memberships, self.fanout, self.lanes, mailbox)
         self.healer = Healer(
             self.memberships,

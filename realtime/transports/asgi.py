@@ -237,6 +237,12 @@ class AsgiTransport:
         for event, size in shared.events:
             self.write(event, size)
 
+    def hold(self) -> None:
+        """Keep small writes back until `release`, so that they leave together. A transport may ignore it."""
+
+    def release(self) -> None:
+        """Write what was kept back."""
+
     def ping(self, ping: Ping) -> None:
         """Send a ping.
 
