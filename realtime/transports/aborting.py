@@ -54,7 +54,7 @@ class AbortingTransport(AsgiTransport):
             self.abort()
         else:
             # The client's kernel may have taken everything, although the client reads nothing.
-            self._cut_off_later(self._options.close_timeout)
+            self._cut_off_later(self._options.close_timeout, even_if_held_back=True)
 
     def abandon(self) -> None:
         """Drop everything that waits. If the server has buffered anything, abort the connection later."""
@@ -62,31 +62,46 @@ class AbortingTransport(AsgiTransport):
         if self.accepted and self._buffered():
             self._cut_off_later(self._options.close_limit)
 
-    def _cut_off_later(self, limit: float) -> None:
+    def _cut_off_later(self, limit: float, *, even_if_held_back: bool = False) -> None:
         """Abort the connection when the peer has taken nothing for CLOSE_TIMEOUT, or after `limit` seconds.
 
         A peer that has taken everything is not aborted before the limit, because a RST would discard bytes
         that it has not read yet.
+
+        Args:
+            limit: Seconds.
+            even_if_held_back: Abort also if a middleware has not passed the close on. By default, the
+                connection is then the middleware's: it may serve others on the same socket.
         """
         loop = asyncio.get_running_loop()
         # The time starts in the next iteration of the loop, which writes the close frames of this one. A stop
         # closes thousands of connections in one iteration.
-        loop.call_soon(self._begin_to_look, loop, limit)
+        loop.call_soon(self._begin_to_look, loop, limit, even_if_held_back)
 
-    def _begin_to_look(self, loop: asyncio.AbstractEventLoop, limit: float) -> None:
+    def _begin_to_look(self, loop: asyncio.AbstractEventLoop, limit: float, even_if_held_back: bool) -> None:
         if self._is_over():
             return
         now = loop.time()
-        self._look_again(loop, now + limit, now, self._waiting())
+        self._look_again(loop, now + limit, now, self._waiting(), even_if_held_back)
 
     def _look_again(
-        self, loop: asyncio.AbstractEventLoop, until: float, moved_at: float, waiting: int
+        self,
+        loop: asyncio.AbstractEventLoop,
+        until: float,
+        moved_at: float,
+        waiting: int,
+        even_if_held_back: bool,
     ) -> None:
         every = min(LOOK_AT_CLOSE, self._options.close_timeout / 4)
-        loop.call_later(every, self._look_at_close, loop, until, moved_at, waiting)
+        loop.call_later(every, self._look_at_close, loop, until, moved_at, waiting, even_if_held_back)
 
     def _look_at_close(
-        self, loop: asyncio.AbstractEventLoop, until: float, moved_at: float, last: int
+        self,
+        loop: asyncio.AbstractEventLoop,
+        until: float,
+        moved_at: float,
+        last: int,
+        even_if_held_back: bool,
     ) -> None:
         """Abort the connection if its time is up, otherwise look again later.
 
@@ -95,10 +110,15 @@ class AbortingTransport(AsgiTransport):
             until: The loop's time at which the connection is aborted in any case.
             moved_at: The loop's time at which the peer last took bytes.
             last: The bytes that waited at the last look.
+            even_if_held_back: See `_cut_off_later`.
         """
         if self._is_over():
             return
         now, waiting = loop.time(), self._waiting()
+        if not even_if_held_back and self._is_held_back():
+            if now < until:
+                self._look_again(loop, until, now, waiting, even_if_held_back)
+            return
         # Nothing more is written, so the waiting bytes only shrink, and only if the peer takes them.
         if waiting < last:
             moved_at = now
@@ -106,7 +126,7 @@ class AbortingTransport(AsgiTransport):
         if stuck or now >= until:
             self.abort()
         else:
-            self._look_again(loop, until, moved_at, waiting)
+            self._look_again(loop, until, moved_at, waiting, even_if_held_back)
 
     def _waiting(self) -> int:
         """Return the bytes that the peer has not acknowledged. If that is unknown, return the unsent ones."""
@@ -149,3 +169,7 @@ class AbortingTransport(AsgiTransport):
     def _is_over(self) -> bool:
         """Return True if the connection has ended."""
         raise NotImplementedError
+
+    def _is_held_back(self) -> bool:
+        """Return True if a middleware has not passed the close on to the server."""
+        return False

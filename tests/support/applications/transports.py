@@ -55,6 +55,7 @@ class _Held(Watcher):
                 close_limit=float(options.get("close_limit", 60.0)),
             ),
             self,
+            scope=scope,
             direct=options.get("direct", "1") == "1",
         )
 

@@ -58,7 +58,7 @@ Server.__module__ = "twisted.internet.tcp"
 class Protocol:
     """A stand-in for autobahn's protocol, as Daphne extends it."""
 
-    STATE_OPEN = 3
+    STATE_CLOSED, STATE_OPEN = 0, 3
     maskServerFrames = logOctets = logFrames = wasClean = failedByMe = False
     wasMaxMessagePayloadSizeExceeded = wasMaxFramePayloadSizeExceeded = False
     autoFragmentSize = maxMessagePayloadSize = 0
@@ -101,7 +101,7 @@ handle_reply.__module__ = "daphne.server"
 
 def chosen(send: Any, *, direct: bool = True) -> type[AsgiTransport]:
     options = Options(max_unsent=1, send_timeout=1.0)
-    return type(transport_for(send, options, Watcher(), direct=direct))
+    return type(transport_for(send, options, Watcher(), scope={}, direct=direct))
 
 
 def daphnes(protocol: Any = None) -> Any:
@@ -198,7 +198,11 @@ class Opened:
         self.watcher = Watching()
         self.failures = self.watcher.failures
         transport = transport_for(
-            daphnes(self.protocol), Options(max_unsent=100, send_timeout=1.0), self.watcher, direct=True
+            daphnes(self.protocol),
+            Options(max_unsent=100, send_timeout=1.0),
+            self.watcher,
+            scope={},
+            direct=True,
         )
         assert isinstance(transport, DaphneTransport)
         self.transport = transport

@@ -48,6 +48,7 @@ def transport_on(protocol: Protocol, failures: list[CloseReason] | None = None) 
         protocol.send,
         Options(max_unsent=1000, send_timeout=1.0),
         Watching(lambda reason: (failures if failures is not None else []).append(reason)),
+        scope={},
         direct=True,
     )
     assert isinstance(transport, UvicornTransport)
