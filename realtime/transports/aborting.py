@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from realtime.closing import CloseReason
 from realtime.transports import tcp
 from realtime.transports.asgi import STOPPED_READING, AsgiTransport, Event
 
@@ -44,7 +45,9 @@ class AbortingTransport(AsgiTransport):
         """
         if self.closed:
             return
-        backlog = self._buffered() > 0
+        # After a failed write the queue says nothing: a middleware may have raised.
+        failed = event.get("code") == CloseReason.SEND_FAILED.code
+        backlog = self._buffered() > 0 or (self._queued > 0 and not failed)
         super().close(event, goodbye)
         if not self.accepted:
             return

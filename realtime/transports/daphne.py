@@ -335,15 +335,23 @@ class WrappedDaphneTransport(OnDaphne):
         self._allowed = max(self._allowed, allowed) if is_behind else allowed
 
     def _may_write(self) -> bool:
-        """Report a connection that has ended unseen, or that a middleware wrote too much to."""
+        """Return False if a message would be sent to nobody: the connection has ended, or must end now."""
         protocol = self._protocol
-        if not self._ready:
+        if not self._ready or protocol.state == protocol.STATE_CONNECTING:
             return True
         if protocol.state == protocol.STATE_CLOSED and not protocol.wasClean:
             self._fail(CloseReason.SEND_FAILED, None)
         elif self._buffered() > self._allowed:
+            # A middleware may pass messages on later than its `send` returns, and send messages of its own.
             self._fail(CloseReason.SLOW_CONSUMER, None)
-        return not self.closed
+        # In any other state Daphne reports the end.
+        return not self.closed and protocol.state == protocol.STATE_OPEN
+
+    def _fail(self, reason: CloseReason, error: BaseException | None) -> None:
+        if reason is CloseReason.SEND_FAILED and self._protocol.wasClean:
+            # The message waited for the middleware while the client closed.
+            reason = CloseReason.CLIENT_CLOSED
+        super()._fail(reason, error)
 
     def ping(self, ping: Ping) -> None:
         """Send a ping. Before the handshake, and after the close, a ping of RFC 6455 is dropped."""
@@ -436,6 +444,7 @@ def _is_known(protocol: Any) -> bool:
         and isinstance(protocol.state, int)
         and isinstance(protocol.STATE_OPEN, int)
         and isinstance(protocol.STATE_CLOSED, int)
+        and isinstance(protocol.STATE_CONNECTING, int)
         and isinstance(protocol.wasClean, bool)
         and isinstance(protocol.failedByMe, bool)
         and isinstance(protocol.wasMaxMessagePayloadSizeExceeded, bool)

@@ -58,7 +58,7 @@ Server.__module__ = "twisted.internet.tcp"
 class Protocol:
     """A stand-in for autobahn's protocol, as Daphne extends it."""
 
-    STATE_CLOSED, STATE_OPEN = 0, 3
+    STATE_CLOSED, STATE_CONNECTING, STATE_OPEN = 0, 1, 3
     maskServerFrames = logOctets = logFrames = wasClean = failedByMe = False
     wasMaxMessagePayloadSizeExceeded = wasMaxFramePayloadSizeExceeded = False
     autoFragmentSize = maxMessagePayloadSize = 0
