@@ -339,13 +339,16 @@ class WrappedDaphneTransport(OnDaphne):
         protocol = self._protocol
         if not self._ready or protocol.state == protocol.STATE_CONNECTING:
             return True
-        if protocol.state == protocol.STATE_CLOSED and not protocol.wasClean:
-            self._fail(CloseReason.SEND_FAILED, None)
-        elif self._buffered() > self._allowed:
+        if protocol.state != protocol.STATE_OPEN:
+            # A protocol that is still closing has its end reported by Daphne.
+            if protocol.state == protocol.STATE_CLOSED and not protocol.wasClean:
+                self._fail(CloseReason.SEND_FAILED, None)
+            return False
+        if self._buffered() > self._allowed:
             # A middleware may pass messages on later than its `send` returns, and send messages of its own.
             self._fail(CloseReason.SLOW_CONSUMER, None)
-        # In any other state Daphne reports the end.
-        return not self.closed and protocol.state == protocol.STATE_OPEN
+            return False
+        return True
 
     def _fail(self, reason: CloseReason, error: BaseException | None) -> None:
         if reason is CloseReason.SEND_FAILED and self._protocol.wasClean:

@@ -526,7 +526,13 @@ async def test_a_client_that_reads_nothing_before_a_close_is_gone_soon(
 # -- behind a middleware that wraps `send` ---------------------------------------------------------------
 
 
-@pytest.fixture(params=list(SHAPES))
+#: The others have the mark `matrix`: the tests of faults have all shapes.
+EVERYDAY = ("closure", "queue", "sentry", "opentelemetry")
+
+
+@pytest.fixture(
+    params=[pytest.param(shape, marks=() if shape in EVERYDAY else pytest.mark.matrix) for shape in SHAPES]
+)
 def wrapped(request: pytest.FixtureRequest) -> str:
     """Return the name of each shape of middleware in turn."""
     return str(request.param)

@@ -193,7 +193,7 @@ class _Held(Watcher):
             "ended_by": self.ended_by,
             "handler_waits": self.handler_waits,
             "passed": [kind for kind, _ in self.passed],
-            "texts_passed": [text for _, text in self.passed if text is not None and len(text) < 100],
+            "texts_passed": [text for _, text in self.passed if text is not None],
         }
 
 
