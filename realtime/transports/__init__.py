@@ -14,7 +14,7 @@ from typing import Any
 from channels.sessions import InstanceSessionWrapper
 
 from realtime.transports import daphne, finding, uvicorn
-from realtime.transports.asgi import AsgiTransport, Options, Send, Watcher, is_test_client
+from realtime.transports.asgi import AsgiTransport, Options, Send, Watcher
 from realtime.transports.daphne import DaphneTransport, WrappedDaphneTransport
 from realtime.transports.uvicorn import UvicornTransport
 from realtime.wire.frames import SUBPROTOCOL
@@ -63,8 +63,9 @@ def transport_for(
             return WrappedDaphneTransport(send, protocol, options, watcher)
         if uvicorn.is_usable(protocol):
             return UvicornTransport(send, protocol, options, watcher, wrapped=True)
-    # A client that offers `realtime.v1` is pinged by frames, on any server.
-    if not is_test_client(send) and SUBPROTOCOL not in scope.get("subprotocols", ()):
+    # A client that offers `realtime.v1` is pinged by frames, on any server. Every server sets the version of
+    # ASGI, and Channels' test client does not.
+    if "asgi" in scope and SUBPROTOCOL not in scope.get("subprotocols", ()):
         _warn_once(_reason(protocol, direct=direct), send)
     return AsgiTransport(send, options, watcher)
 

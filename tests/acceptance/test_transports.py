@@ -14,6 +14,7 @@ import socket
 import ssl
 import struct
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -59,6 +60,18 @@ def uvicorn_on(implementation: str, *options: str, log: Path) -> UvicornServer:
     return UvicornServer(
         "--ws", implementation, *options, log=log, environment=ENVIRONMENT, application=APPLICATION
     )
+
+
+class LateUvicorn(UvicornServer):
+    """uvicorn in a program that loads the application first, as gunicorn's worker does."""
+
+    def command_for(self, application: str) -> list[str]:
+        module, name = application.split(":")
+        program = (
+            f"from {module} import {name}; import uvicorn;"
+            f" uvicorn.run({name}, host={self.interface!r}, port={self.port}, lifespan='off')"
+        )
+        return [sys.executable, "-c", program]
 
 
 class _InFolder(DaphneServer):
@@ -588,6 +601,16 @@ async def test_a_reader_of_many_megabytes_behind_a_middleware_stays(daphne: WebS
         await held.tell("start_handling", 100 * KILOBYTE, 100)
         assert len(await held.receive(100)) == 100
         assert (await held.until(lambda seen: not seen["handler_waits"]))["failures"] == []
+
+
+async def test_the_first_connection_of_a_late_server_is_known(folder: Path) -> None:
+    with LateUvicorn(log=folder / "late.log", environment=ENVIRONMENT, application=APPLICATION) as server:
+        # The first is found by the search, and the second, for which no search helps, by the note.
+        for shape in ("closure", "queue"):
+            async with holding(server, shape) as held:
+                assert (await held.tell("share", "hello"))["kind"] == "UvicornTransport"
+                assert await held.receive(1) == ["hello"]
+        assert "cannot be pinged" not in server.log_text()
 
 
 async def test_a_middleware_that_keeps_the_socket_keeps_it(daphne: WebServer) -> None:

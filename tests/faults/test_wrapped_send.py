@@ -1,4 +1,4 @@
-"""Behind middlewares that wrap `send`, clients without `realtime.v1` are found and bounded as without them."""
+"""Behind middlewares that wrap `send`, plain clients are found and bounded as without a middleware."""
 
 import asyncio
 import time

@@ -1,8 +1,8 @@
 """ASGI middlewares that wrap `send`, in each shape that applications and packages have.
 
 Each passes on a copy of the scope. In the copy, `passed` lists the type of each event that came through,
-and its text if that is short. Two of the shapes are real packages, with such a middleware between them and the
-server.
+and its text if that is short. Two of the shapes are real packages, with such a middleware between them and
+the server.
 """
 
 import asyncio

@@ -495,7 +495,7 @@ async def test_messages_and_pings_of_v1_go_through_the_middleware() -> None:
     assert (opened.in_socket, opened.in_twisted) == (b"", b"[by Daphne]" * 4)
 
 
-def test_behind_a_middleware_its_pongs_are_seen_and_v1s_passed_on() -> None:
+def test_pongs_of_v1_go_through_the_middleware_and_others_not() -> None:
     opened = behind()
     opened.protocol.dataReceived(masked(b"16", PONG))
     opened.protocol.onPong(b"17")
@@ -573,6 +573,7 @@ def open_on(send: Any, protocol: Protocol | None = None, *, direct: bool = True,
     scope = {
         "headers": protocol.clean_headers if protocol else [],
         "subprotocols": ["realtime.v1"] if v1 else [],
+        "asgi": {"version": "3.0"},
     }
     transport_for(send, Options(max_unsent=1, send_timeout=1.0), Watcher(), scope=scope, direct=direct)
 
@@ -624,6 +625,6 @@ def test_the_warning_tells_a_server_from_a_middleware(
 @pytest.mark.usefixtures("unwarned")
 def test_a_client_of_v1_and_a_test_client_cause_no_warning(caplog: pytest.LogCaptureFixture) -> None:
     open_on(unknown, v1=True)
-    open_on(asyncio.Queue().put)
     open_on(daphnes())
+    assert chosen(asyncio.Queue().put) is AsgiTransport
     assert warnings_of(caplog) == []

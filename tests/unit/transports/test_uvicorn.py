@@ -159,7 +159,7 @@ def wrapped(protocol: Protocol) -> UvicornTransport:
     return transport
 
 
-def test_behind_a_middleware_the_end_is_seen_and_writes_are_queued() -> None:
+def test_behind_a_middleware_the_end_is_seen() -> None:
     transport = wrapped(Protocol(close_sent=None, close_rcvd=THEIRS))
     assert transport.ended_by(REPORT) is CloseReason.CLIENT_CLOSED
     # Driven by hand, a middleware could cancel another task than its own.
