@@ -5,13 +5,14 @@ waiting for a peer that does not read.
 """
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from realtime.closing import CloseReason
 from realtime.transports import tcp
-from realtime.transports.asgi import STOPPED_READING, AsgiTransport, Event
+from realtime.transports.asgi import STOPPED_READING, AsgiTransport, Event, Shared
 
 #: The longest time, in seconds, between two checks that a client that is being closed still reads.
 LOOK_AT_CLOSE = 0.5
@@ -30,6 +31,21 @@ class AbortingTransport(AsgiTransport):
     def unsent(self) -> int:
         """The bytes that wait in this process, queued here or buffered by the server."""
         return self._queued + self._buffered()
+
+    def write_shared(self, shared: Shared) -> None:
+        """Send messages that many connections are sent. If they must wait, they count as one message.
+
+        A client that reads may be sent one message above the cap, and fan-out writes many at once.
+        """
+        if self._prompt or len(shared.events) == 1:
+            super().write_shared(shared)
+        elif not self.closed:
+            self._enqueue(functools.partial(self._send_in_turn, shared), shared.size)
+
+    async def _send_in_turn(self, shared: Shared) -> None:
+        for event, _ in shared.events:
+            await self._room()
+            await self._send(event)
 
     def line(self) -> tcp.Line | None:
         """Return the line as the kernel knows it, plus the unsent bytes of this process."""

@@ -241,17 +241,8 @@ class AsgiTransport:
 
     def write_shared(self, shared: Shared) -> None:
         """Send messages that many connections are sent, as `write` does."""
-        if self._prompt or len(shared.events) == 1:
-            for event, size in shared.events:
-                self.write(event, size)
-        elif not self.closed:
-            # Together they count as one message: a client that reads may be sent one above the cap.
-            self._enqueue(functools.partial(self._send_in_turn, shared), shared.size)
-
-    async def _send_in_turn(self, shared: Shared) -> None:
-        for event, _ in shared.events:
-            await self._room()
-            await self._send(event)
+        for event, size in shared.events:
+            self.write(event, size)
 
     def ping(self, ping: Ping) -> None:
         """Send a ping.

@@ -296,6 +296,12 @@ class WrappedDaphneTransport(OnDaphne):
     def can_ping(self) -> bool:
         return self._listens
 
+    def _opened(self) -> None:
+        # A middleware may delay the handshake, so the compression is not known. Pings are never compressed.
+        self._ready = not self.closed
+        if self._ready and self._listens and _reads_as_known(self._protocol):
+            self._listen_to_reads()
+
     async def accept(self, event: Event, first: Event | None = None) -> None:
         self._listens = "onPong" not in vars(self._protocol)
         await super().accept(event, first)
@@ -303,10 +309,6 @@ class WrappedDaphneTransport(OnDaphne):
     def _listen(self) -> None:
         if self._listens:
             super()._listen()
-
-    def _listen_to_reads(self) -> None:
-        if self._listens:
-            super()._listen_to_reads()
 
     def _stop_listening(self) -> None:
         if self._listens:
@@ -422,7 +424,9 @@ def is_usable(protocol: Any) -> bool:
 
 def uses_tls(protocol: Any) -> bool:
     """Return True if Daphne itself ends the TLS of this connection."""
-    return is_protocol(protocol) and bool(getattr(getattr(protocol, "transport", None), "TLS", False))
+    twisted = getattr(protocol, "transport", None)
+    in_tls = type(twisted).__module__ == "twisted.protocols.tls" or bool(getattr(twisted, "TLS", False))
+    return is_protocol(protocol) and in_tls
 
 
 def scope_of(protocol: Any) -> dict[str, Any]:

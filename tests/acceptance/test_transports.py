@@ -645,6 +645,9 @@ async def test_with_tls_the_fast_way_is_not_taken(folder: Path) -> None:
             seen = await control.tell("tls", "share", "hello")
             assert seen["kind"] == "AsgiTransport"
             assert await asyncio.wait_for(client.recv(), 10) == "hello"
+            async with connect(server.websocket("/held/again/"), ssl=trusting, proxy=None):
+                await control.tell("again", "look")
+        assert server.log_text().count("cannot be pinged, because Daphne itself ends TLS") == 1
 
 
 async def test_on_a_unix_socket_the_fast_way_is_taken(folder: Path) -> None:
