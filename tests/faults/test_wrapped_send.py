@@ -33,8 +33,8 @@ def urls(server: WebServer, group: str) -> list[str]:
 
 
 @pytest.mark.parametrize("written_to", [False, True], ids=["idle", "written-to"])
-@pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite", server="daphne"))
-async def test_plain_clients_behind_any_middleware_are_found_in_time(
+@pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite"))
+async def test_clients_behind_any_middleware_are_found_in_time(
     pairing: Pairing, written_to: bool, start_site: StartSite, tmp_path: Path
 ) -> None:
     require_namespaces()
@@ -45,7 +45,9 @@ async def test_plain_clients_behind_any_middleware_are_found_in_time(
     with NetworkNamespace() as network:
         server = site.serve(interface=network.host_address, application=APPLICATION)
         first, *more = urls(server, DARK)
-        inside = ClientProcess(network, first, EACH, *more, plain=True, log=tmp_path / "clients.log")
+        # On uvicorn, the server's own keepalive finds clients without `realtime.v1`.
+        plain = pairing.server == "daphne"
+        inside = ClientProcess(network, first, EACH, *more, plain=plain, log=tmp_path / "clients.log")
         healthy = [Client(url, plain=True) for url in urls(server, LIGHT)]
         light, dark = site.publisher(LIGHT), site.publisher(DARK)
         sent = 0
@@ -83,7 +85,7 @@ async def test_plain_clients_behind_any_middleware_are_found_in_time(
                 assert client.data == list(range(sent)), "lost, doubled or out of order"
                 await client.close()
         measured(
-            f"half-open behind middlewares, {'written to' if written_to else 'idle'}",
+            f"behind middlewares, {'written to' if written_to else 'idle'}",
             pairing,
             clients=vanishing,
             evicted_after=took,
@@ -95,13 +97,16 @@ async def test_plain_clients_behind_any_middleware_are_found_in_time(
         assert "Traceback" not in server.log_text()
 
 
-@pytest.mark.parametrize("pairing", pairings("core-daphne-postgres", server="daphne"))
+@pytest.mark.parametrize("pairing", pairings("core-daphne-postgres"))
 async def test_slow_readers_behind_any_middleware_go_at_the_cap(
     pairing: Pairing, start_site: StartSite
 ) -> None:
     site = start_site(pairing)
     server = site.serve(application=APPLICATION, **RETURNED)
-    readers = [RawClient(url, bytes_per_second=1) for url in urls(server, FLOODED)]
+    # A middleware's own queue fills the buffer of Daphne, which is seen. uvicorn lets none fill, so there
+    # the queue grows until uvicorn's keepalive finds the client.
+    bounded = [url for url in urls(server, FLOODED) if pairing.server == "daphne" or "/queue/" not in url]
+    readers = [RawClient(url, bytes_per_second=1) for url in bounded]
 
     async def talk() -> None:
         for n in range(10**6):
