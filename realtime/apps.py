@@ -6,6 +6,7 @@ Private: docs/reference.md lists the public names.
 from django.apps import AppConfig
 
 from realtime import checks
+from realtime.transports import finding
 
 
 class RealtimeConfig(AppConfig):
@@ -17,3 +18,4 @@ class RealtimeConfig(AppConfig):
 
     def ready(self) -> None:
         checks.register()
+        finding.hook_servers()

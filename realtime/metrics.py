@@ -8,6 +8,10 @@ Private: docs/reference.md lists the public names.
 from prometheus_client import Counter, Gauge, Histogram
 
 connections = Gauge("realtime_connections", "Connections that this process holds.")
+unpinged = Gauge(
+    "realtime_connections_unpinged",
+    "Connections that neither this process nor, as far as it knows, the server pings.",
+)
 opened = Counter("realtime_connections_opened", "Connections that this process admitted.")
 closed = Counter(
     "realtime_connections_closed", "Connections that ended in this process, by close reason.", ["reason"]

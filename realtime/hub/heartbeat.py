@@ -93,6 +93,8 @@ class Heartbeat:
         pingable = connection.speaks_v1 or connection.transport.can_ping
         connection.liveness = Liveness(self._limits, self.now(), spread=spread, pingable=pingable)
         self._schedule.set(connection, connection.liveness.look_at)
+        if not (pingable or connection.transport.server_pings):
+            metrics.unpinged.inc()
 
     def forget(self, connection: Connection) -> None:
         """Stop watching a connection that ended, and count the messages that its client never read."""
@@ -103,6 +105,10 @@ class Heartbeat:
             metrics.zombie_lifetime.labels(reason=connection.reason.value).observe(silence)
             if connection.reason in _ZOMBIES:
                 _count_what_was_lost(connection.liveness, connection.reason)
+        if connection.liveness is not None and not (
+            connection.liveness.pingable or connection.transport.server_pings
+        ):
+            metrics.unpinged.dec()
         # A last write to it must not bring it back into the schedule.
         connection.liveness = None
 

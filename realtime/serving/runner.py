@@ -123,7 +123,9 @@ class Runner(Watcher):
             close_timeout=self._settings.CLOSE_TIMEOUT,
             close_limit=self._settings.CLOSE_LIMIT,
         )
-        self.connection.transport = transport_for(send, options, self, direct=self._settings.DIRECT_WRITES)
+        self.connection.transport = transport_for(
+            send, options, self, scope=scope, direct=self._settings.DIRECT_WRITES
+        )
 
     async def run(self, receive: Receive) -> None:
         """Serve the connection until it has ended and its handlers are done.

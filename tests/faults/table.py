@@ -47,6 +47,16 @@ ROWS = (
         ),
     ),
     Row(
+        "half-open peers behind each shape of middleware, scaled down",
+        "gone 3.5 s after the last answer, 2.5 s after the first write; the healthy lose nothing",
+        ("behind middlewares",),
+        "test_wrapped_send",
+        (
+            ("behind middlewares, written to", "evicted_after"),
+            ("behind middlewares, idle", "evicted_after"),
+        ),
+    ),
+    Row(
         "readers that stop; the same that go on sending; slow but honest ones",
         "evicted at `MAX_UNSENT_BYTES` or `MAX_UNACKED_BYTES`, memory comes back; the honest ones stay",
         ("readers that stop", "slow but honest"),

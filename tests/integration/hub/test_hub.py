@@ -23,6 +23,7 @@ from realtime.records import process_rows
 from realtime.serving import lifecycle
 from tests.support.assertions.eventually import eventually_async
 from tests.support.assertions.in_process import value_of
+from tests.support.doubles.peer import Peer
 
 pytestmark = pytest.mark.usefixtures("site")
 
@@ -222,3 +223,13 @@ async def test_a_planned_stop_is_recorded() -> None:
     row = await Process.objects.aget(pk=home.process)
     assert row.stopped_at is not None
     assert not row.lost
+
+
+async def test_connections_that_nothing_pings_are_counted() -> None:
+    before = value_of(metrics.unpinged)
+    plain, page = await Peer(v1=False).open(), await Peer().open()
+    assert value_of(metrics.unpinged) - before == 1
+    await lifecycle.evict(page.connection, CloseReason.KICKED)
+    assert value_of(metrics.unpinged) - before == 1
+    await lifecycle.evict(plain.connection, CloseReason.KICKED)
+    assert value_of(metrics.unpinged) == before
