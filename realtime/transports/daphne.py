@@ -223,7 +223,7 @@ class OnDaphne(AbortingTransport):
 class DaphneTransport(OnDaphne):
     """A transport that writes directly to the socket while nothing is queued, otherwise behind the queue."""
 
-    __slots__ = ("_largest",)
+    __slots__ = ("_held", "_largest")
 
     def __init__(
         self,
@@ -235,6 +235,22 @@ class DaphneTransport(OnDaphne):
         super().__init__(send, protocol, options, watcher)
         # Daphne's own limit holds in both directions. A larger message goes to Daphne, which refuses it.
         self._largest: int = protocol.maxMessagePayloadSize or sys.maxsize
+        self._held: bytes | None = None
+        """The frames that are kept back since `hold`; None if frames are not kept back."""
+
+    def hold(self) -> None:
+        """Keep frames back until `release`, up to `HIGH_WATER` bytes of them."""
+        self._held = b""
+
+    def release(self) -> None:
+        """Write the frames that were kept back."""
+        self._write_held()
+        self._held = None
+
+    def _write_held(self) -> None:
+        if self._held:
+            held, self._held = self._held, b""
+            self._write(held)
 
     def write(self, event: Event, size: int) -> None:
         """Write the message as a frame made here. Before the handshake, or behind a queue, use ASGI."""
@@ -245,16 +261,25 @@ class DaphneTransport(OnDaphne):
                 return self._write_frame(rfc6455.TEXT, text.encode(), event, size)
             if isinstance(data, bytes) and data and not text:
                 return self._write_frame(rfc6455.BINARY, data, event, size)
+        self._write_held()
         return super().write(event, size)
 
     def _write_frame(self, opcode: int, payload: bytes, event: Event, size: int) -> None:
         if self._ready and not self._queue and len(payload) <= self._largest:
-            self._write(rfc6455.frame(opcode, payload))
+            wire = rfc6455.frame(opcode, payload)
+            if self._held is None:
+                self._write(wire)
+                return
+            self._held += wire
+            if len(self._held) > HIGH_WATER:
+                self._write_held()
         else:
+            self._write_held()
             super().write(event, size)
 
     def write_shared(self, shared: Shared) -> None:
         """Write the frames of all messages together. Before the handshake, or behind a queue, use `write`."""
+        self._write_held()
         if self._ready and not self._queue and shared.size <= self._largest:
             self._write(shared.wire)
         else:
@@ -262,10 +287,20 @@ class DaphneTransport(OnDaphne):
 
     def ping(self, ping: Ping) -> None:
         """Send a ping of either kind. Before the handshake, a ping of RFC 6455 is dropped."""
+        self._write_held()
         if self._ready and (ping.event is None or not self._queue):
             self._write(ping.wire)
         elif ping.event is not None:
             self.write(ping.event, ping.size)
+
+    def close(self, event: Event, goodbye: Event | None = None) -> None:
+        self._write_held()
+        super().close(event, goodbye)
+
+    def abandon(self) -> None:
+        super().abandon()
+        if self._held:
+            self._held = b""
 
 
 class WrappedDaphneTransport(OnDaphne):

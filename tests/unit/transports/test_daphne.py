@@ -233,6 +233,67 @@ def test_a_frame_goes_to_the_socket_while_nothing_is_queued() -> None:
     assert opened.transport.unsent == 0
 
 
+def test_frames_that_are_held_back_leave_together() -> None:
+    opened = Opened()
+    opened.transport.hold()
+    opened.write("one")
+    opened.write("two")
+    assert opened.in_socket == b""
+    opened.transport.release()
+    assert opened.in_socket == b"\x81\x03one\x81\x03two"
+    opened.write("now")
+    assert opened.in_socket.endswith(b"now")
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        (lambda transport: transport.ping(Ping(7, speaks_v1=False)), b"\x89\x017"),
+        (lambda transport: transport.write_shared(Shared(["all"])), b"\x81\x03all"),
+    ],
+)
+def test_frames_that_are_held_back_keep_their_place(other: Any, expected: bytes) -> None:
+    opened = Opened()
+    opened.transport.hold()
+    opened.write("one")
+    other(opened.transport)
+    opened.write("two")
+    opened.transport.release()
+    assert opened.in_socket == b"\x81\x03one" + expected + b"\x81\x03two"
+
+
+async def test_frames_that_are_held_back_leave_before_another_way_is_taken() -> None:
+    opened = Opened()
+    opened.transport.hold()
+    opened.write("one")
+    # An empty message goes to Daphne, and so does the close.
+    opened.write("")
+    opened.write("two")
+    opened.transport.close({"type": "websocket.close"})
+    opened.transport.release()
+    assert opened.in_socket == b"\x81\x03one\x81\x03two"
+    assert opened.in_twisted == b"[by Daphne][by Daphne]"
+
+
+def test_a_bounded_number_of_bytes_is_held_back() -> None:
+    opened = Opened()
+    opened.transport.hold()
+    for _ in range(3):
+        opened.write("x" * (HIGH_WATER - 1000))
+    assert len(opened.in_socket) > HIGH_WATER
+    opened.transport.release()
+    assert opened.in_socket.count(b"x") == 3 * (HIGH_WATER - 1000)
+
+
+def test_frames_that_are_held_back_for_a_peer_that_is_gone_are_dropped() -> None:
+    opened = Opened()
+    opened.transport.hold()
+    opened.write("one")
+    opened.transport.abandon()
+    opened.transport.release()
+    assert opened.in_socket + opened.in_twisted == b""
+
+
 @pytest.mark.parametrize("room", range(10))
 def test_after_a_short_write_all_bytes_go_through_twisted(room: int) -> None:
     opened = Opened()
