@@ -5,8 +5,6 @@ group take turns, so a membership that is left never removes one that is joined 
 """
 
 import asyncio
-import itertools
-import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, nullcontext
 
@@ -15,23 +13,16 @@ from realtime.errors import LayerUnavailable
 from realtime.hub.connection import Connection
 from realtime.layers import groups
 
-logger = logging.getLogger("realtime.hub")
-
-#: Seconds to wait for the first mark of a group. A SUBSCRIBE that was written is not yet active.
-MARK_TIMEOUT = 1.0
-
 
 class Memberships:
     """The local members of each group, and the groups that this process is in.
 
     Args:
         address: The address of this process in its channel layer.
-        mark_timeout: Seconds to wait for the first mark of a group.
     """
 
-    def __init__(self, address: str, *, mark_timeout: float = MARK_TIMEOUT) -> None:
+    def __init__(self, address: str) -> None:
         self.address = address
-        self._mark_timeout = mark_timeout
         self.groups: dict[str, dict[Connection, None]] = {}
         """The local members of each group. A dict keeps their order and may be read while members leave."""
         self.leave_failed = False
@@ -41,8 +32,6 @@ class Memberships:
         self._in_layer: set[str] = set()
         self._closed = False
         self._locks: dict[str, _Lock] = {}
-        self._marks: dict[int, asyncio.Future[None]] = {}
-        self._numbers = itertools.count(1)
 
     # -- join --------------------------------------------------------------------------------------
 
@@ -59,7 +48,6 @@ class Memberships:
             if not self.groups.get(group):
                 self._in_layer.add(group)
                 await groups.add(group, self.address)
-                await self._confirm(group)
             if connection.gone or self._closed:
                 # It ended while the layer worked. Its eviction waits for this lock to leave the group.
                 return
@@ -70,26 +58,6 @@ class Memberships:
             connection.groups.add(group)
             # Added again: a `group_discard` that held the lock until now has removed it.
             connection.joined.add(group)
-
-    async def _confirm(self, group: str) -> None:
-        """Wait until a mark that is sent to the group comes back: the membership is active."""
-        number = next(self._numbers)
-        mark = self._marks[number] = asyncio.get_running_loop().create_future()
-        try:
-            await groups.mark(group, number, self.address)
-            async with asyncio.timeout(self._mark_timeout):
-                await mark
-        except TimeoutError:
-            metrics.subscribe_unconfirmed.inc()
-            logger.warning("A mark sent to group %s did not come back within %s s", group, self._mark_timeout)
-        finally:
-            del self._marks[number]
-
-    def mark_returned(self, number: int) -> None:
-        """Note that the mark with this number came back."""
-        mark = self._marks.get(number)
-        if mark is not None and not mark.done():
-            mark.set_result(None)
 
     # -- leave -------------------------------------------------------------------------------------
 

@@ -46,7 +46,6 @@ async def within(seconds: float, what: Any) -> Any:
 async def joined(layer: Any, group: str) -> str:
     channel: str = await layer.new_channel()
     await layer.group_add(group, channel)
-    await asyncio.sleep(0.1)  # a SUBSCRIBE that was sent may not be active yet; a hub sends a mark
     return channel
 
 
