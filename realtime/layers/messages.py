@@ -17,8 +17,8 @@ from realtime.errors import BadMessage
 # decodes anything.
 MESSAGE = "realtime.message"
 ECHO = "realtime.echo"
-#: Processes of older versions send marks through a group that they join. Nothing sends or reads them any more.
-#: They are ignored, because processes of two versions run side by side during a deploy.
+#: Processes of older versions send it through a group that they join. Processes of this version send none. They
+#: ignore it, because processes of two versions run side by side during a deploy.
 MARK = "realtime.mark"
 
 

@@ -1,8 +1,8 @@
 """channels_redis's pub/sub layer, with the additions that a hub needs.
 
-Its subscriber connections can be replaced. `group_add` returns when Redis has acknowledged the subscription, so
-what is sent afterwards arrives. A received message is stamped by the name of the Redis channel that brought
-it, so it does not matter which layer the sender has.
+Its subscriber connections can be replaced. `group_add` returns when Redis has acknowledged the subscription,
+so what is sent afterwards arrives. The layer stamps a message when it receives it, by the name of the Redis
+channel that brought it, so it does not matter which layer the sender has.
 """
 
 import asyncio
@@ -24,9 +24,6 @@ from realtime.layers.stamped import STAMP, Message, StampedLayer
 
 logger = logging.getLogger("realtime.layers")
 
-#: Seconds to wait for the acknowledgement of a SUBSCRIBE. A Redis that works answers in less than a millisecond.
-ACKNOWLEDGED_WITHIN = 1.0
-
 
 class PubSubLayer(RedisPubSubChannelLayer):
     """channels_redis's pub/sub layer. Redis stores nothing, and memberships end with the process."""
@@ -39,7 +36,6 @@ class PubSubLayer(RedisPubSubChannelLayer):
             self._layers[loop] = PubSubLoopLayer(*self._args, **self._kwargs, channel_layer=self)
         layer: PubSubLoopLayer = self._layers[loop]
         return layer
-
 
 
 class PubSubLoopLayer(StampedLayer, RedisPubSubLoopLayer):
@@ -88,17 +84,18 @@ class PubSubLoopLayer(StampedLayer, RedisPubSubLoopLayer):
     async def group_add(self, group: str, channel: str) -> None:
         """Add the channel to the group; return when Redis has acknowledged the subscription.
 
-        If Redis does not acknowledge it within a second, this is logged and counted, and the call returns: the
-        subscription is on its way, and redis-py repeats it on a new connection.
+        If Redis does not acknowledge it within a second, the layer logs and counts this, and the call
+        returns. The subscription is on its way, and redis-py repeats it on a new connection.
         """
         await super().group_add(group, channel)
         name = self._get_group_channel_name(group)
-        if not await self._get_shard(name).acknowledged(name):
+        shard = self._get_shard(name)
+        if not await shard.acknowledged(name):
             metrics.subscribe_unconfirmed.inc()
             logger.warning(
                 "Redis did not acknowledge the subscription to group %s within %s s",
                 group,
-                ACKNOWLEDGED_WITHIN,
+                shard.acknowledged_within,
             )
 
     async def group_discard(self, group: str, channel: str) -> None:
@@ -173,6 +170,9 @@ class _Shard(RedisSingleShardConnection):
     It waits for messages instead of polling ten times a second, and it outlives outages.
     """
 
+    acknowledged_within = 1.0
+    """Seconds to wait for the answer to a SUBSCRIBE. Redis normally answers in less than a millisecond."""
+
     _redis: Any
     _pubsub: Any
 
@@ -239,7 +239,7 @@ class _Shard(RedisSingleShardConnection):
         waiting = self._unacknowledged.get(channel)
         if waiting is None:
             return True
-        done, _ = await asyncio.wait([waiting], timeout=ACKNOWLEDGED_WITHIN)
+        done, _ = await asyncio.wait([waiting], timeout=self.acknowledged_within)
         return bool(done)
 
     async def _send_unsubscribe(self, *channels: str) -> None:

@@ -2,8 +2,8 @@
 
 A message in a channel layer does not say which group it was sent to. A hub has one channel for all its groups
 and must know. Therefore a message of a group carries a stamp, the name of its group. The pub/sub layer stamps
-what it receives. The core layer and the in-memory layer stamp what they send. `receive` takes the stamp off, so
-that all other code sees plain Channels. Only a hub reads stamps, through `receive_stamped`.
+what it receives. The core layer and the in-memory layer stamp what they send. `receive` takes the stamp off,
+so that all other code sees plain Channels. Only a hub reads stamps, through `receive_stamped`.
 
 A hub must also find out if its memberships still hold, and repair them (see `realtime.hub.healing`).
 """

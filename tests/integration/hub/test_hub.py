@@ -73,9 +73,7 @@ async def test_a_group_event_without_a_stamp_is_logged_once(
     assert "did not say which group" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "event", [{"type": messages.MESSAGE}, {"type": messages.ECHO}, {}]
-)
+@pytest.mark.parametrize("event", [{"type": messages.MESSAGE}, {"type": messages.ECHO}, {}])
 async def test_an_event_that_makes_no_sense_does_not_make_the_hub_deaf(event: dict[str, Any]) -> None:
     home = await lifecycle.hub()
     await get_channel_layer().group_add("g", home.channel)
