@@ -1,12 +1,12 @@
 """The groups of one process: their members here, and the process's own membership in the channel layer.
 
-The process is a member of a group in the layer while it has a local member of that group whose row is committed.
-Changes of one group take turns, so a membership that is left never removes one that is joined at the same
-moment.
+The process is a member of a group in the layer while it has a local member of that group whose row is
+committed. Changes of one group take turns, so a membership that is left never removes one that is joined at
+the same moment.
 
 A connection that joins a group which the process is in receives from the moment of the call: it rides on the
-members whose rows are committed. A rider holds nothing in the layer. When the last recorded member leaves, the
-process leaves the group, and the riders receive again when their own rows are committed.
+members whose rows are committed. A rider holds nothing in the layer. When the last recorded member leaves,
+the process leaves the group. The riders receive again when their own rows are committed.
 """
 
 import asyncio
@@ -78,7 +78,7 @@ class Memberships:
                 del self._riders[group]
 
     async def add(self, connection: Connection, group: str) -> None:
-        """Add the connection, whose row is committed, to the group; return when it receives what is sent there.
+        """Add the connection, whose row is committed, to the group; return when it receives.
 
         Raises:
             LayerUnavailable: The layer did not take the membership.

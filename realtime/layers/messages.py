@@ -17,7 +17,7 @@ from realtime.errors import BadMessage
 # decodes anything.
 MESSAGE = "realtime.message"
 ECHO = "realtime.echo"
-#: Processes of older versions send it through a group that they join. Processes of this version send none. They
+#: Processes of older versions send it through a group that they join. Processes of this version send none and
 #: ignore it, because processes of two versions run side by side during a deploy.
 MARK = "realtime.mark"
 

@@ -7,8 +7,9 @@ channel that brought it, so it does not matter which layer the sender has.
 
 import asyncio
 import logging
+import weakref
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from channels_redis.pubsub import RedisPubSubChannelLayer, RedisPubSubLoopLayer, RedisSingleShardConnection
@@ -185,7 +186,8 @@ class _Shard(RedisSingleShardConnection):
         self._unacknowledged: dict[str, asyncio.Future[None]] = {}
         # UNSUBSCRIBEs that were written to this socket and not answered yet.
         self._leaving: Counter[str] = Counter()
-        self._socket: object = None
+        # A weak reference: one that is kept alive would be reported as never closed.
+        self._socket: Callable[[], object] = lambda: None
 
     def _ensure_redis(self) -> None:
         if self._redis is None:
@@ -271,8 +273,8 @@ class _Shard(RedisSingleShardConnection):
         redis-py repeats every SUBSCRIBE on the new connection, so these are still acknowledged.
         """
         socket = getattr(self._pubsub.connection, "_writer", None)
-        if socket is not self._socket:
-            self._socket = socket
+        if socket is not self._socket():
+            self._socket = (lambda: None) if socket is None else weakref.ref(socket)
             self._leaving.clear()
 
     async def flush(self) -> None:

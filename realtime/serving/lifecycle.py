@@ -1,13 +1,14 @@
 """The life of a connection as sequences of writes, and why they stand in that order.
 
     admit          record (committed) → hub
-    group_add      receives, if the process is in the group → membership row (committed) → layer's group → receives
+    group_add      receives, if others here do → membership row (committed) → layer's group → receives
     group_discard  receives no more → layer's group → membership row says left
     evict          out of the hub, immediately → close frame → layer's groups → rows say left and closed
 
 A membership row outlives the membership: it is committed before the layer's `group_add`, and `left_at` is
 set only after a `group_discard` that returned. A process that dies between two steps leaves rows that say
-what must still be done.
+what must still be done. If the process is in the group already, a new member receives before its own row is
+committed, because the rows of the others name the membership in the layer.
 """
 
 import asyncio
@@ -402,8 +403,8 @@ async def _leave_one(connection: Connection, group: str) -> None:
     """Leave one group of a connection that may go on."""
     home = _home(connection)
     async with connection.changing:
-        # Removed again, because a `group_add` that held the lock until now may have added it. A rider was added
-        # by a later call, whose turn comes after this one.
+        # Removed again, because a `group_add` that held the lock until now may have added it. A rider was
+        # added by a later call, whose turn comes after this one.
         if home.memberships.is_recorded(connection, group):
             home.memberships.remove(connection, group)
         if await _try_leave_layer(home, group):

@@ -1,8 +1,8 @@
 """A membership in the layer is always named by a committed row, in whatever order its steps are done.
 
-The database and the layer are doubles: each call waits until the test lets it succeed or fail. So a test chooses
-the order of all steps, and checks the invariant at each of them. A process that is killed at any moment then
-leaves a complete to-do list.
+The database and the layer are doubles: each call waits until the test lets it succeed or fail. So a test
+chooses the order of all steps, and checks the invariant at each of them. A process that is killed at any
+moment then leaves a complete to-do list.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ class World:
     def __init__(self) -> None:
         self.open_rows: set[tuple[uuid.UUID, str]] = set()
         self.in_layer: set[str] = set()
-        """Groups that the layer may have the process in: from the call of `add` until a `discard` returned."""
+        """Groups that the layer may have the process in: from the call of `add` to the end of a `discard`."""
         self.waiting: list[tuple[asyncio.Future[bool], set[uuid.UUID]]] = []
         self.refused = False
         """True if the layer or the database failed once: then something may be left on the to-do list."""

@@ -1,6 +1,7 @@
 """`realtime.layers.pubsub`: which answer of Redis acknowledges which SUBSCRIBE."""
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 from realtime.layers.pubsub import PubSubLayer
@@ -12,7 +13,8 @@ class Socket:
     """A subscriber connection of redis-py that sends nothing; the test hands the answers to the layer."""
 
     def __init__(self) -> None:
-        self.connection: Any = type("Connection", (), {"_writer": object()})()
+        self.connection: Any = SimpleNamespace()
+        self.replace()
         self.sent: list[str] = []
 
     async def subscribe(self, *names: str) -> None:
@@ -22,7 +24,7 @@ class Socket:
         self.sent.append("unsubscribe")
 
     def replace(self) -> None:
-        self.connection._writer = object()
+        self.connection._writer = SimpleNamespace()
 
 
 class Subscriptions:
