@@ -39,7 +39,8 @@ queued_bytes = Gauge(
 deliveries = Counter("realtime_deliveries", "Frames that fan-out handed to transports.")
 published = Counter("realtime_messages_published", "Messages that this process published.")
 subscribe_unconfirmed = Counter(
-    "realtime_subscribe_unconfirmed", "Groups for which the first mark did not come back within a second."
+    "realtime_subscribe_unconfirmed",
+    "Subscriptions to a group that Redis did not acknowledge within a second.",
 )
 echoes_missed = Counter(
     "realtime_echoes_missed", "Echoes that this process sent to itself and that did not come back in time."

@@ -6,7 +6,7 @@ The library's `receive` raises when Redis restarts, which would end every consum
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from channels_redis.core import RedisChannelLayer
@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 from realtime.layers.contents import StoredMembers
 from realtime.layers.redis_pool import CONNECT_TIMEOUT, Outage, pool
-from realtime.layers.stamped import CAPACITY, Message, StampedLayer
+from realtime.layers.stamped import CAPACITY, STAMP, Message, StampedLayer
 
 #: Seconds for which a queued message is kept. The age of a message is the difference between the clocks of
 #: two senders. With the library's minute, a sender with a clock that is five minutes ahead would remove the
@@ -44,11 +44,17 @@ class CoreLayer(StampedLayer, RedisChannelLayer):
     def create_pool(self, index: int) -> aioredis.ConnectionPool:
         return pool(self.hosts[index])
 
+    async def group_send(self, group: str, message: Message) -> None:
+        # Anything that is no mapping is left to the library, which raises as it does in plain Channels.
+        stamped = {**message, STAMP: group} if isinstance(message, Mapping) else message
+        await super().group_send(group, stamped)
+
     async def receive_stamped(self, channel: str) -> Message:
         while True:
             try:
                 if not self._outage.lasts or await self._is_back(channel):
-                    return await super().receive_stamped(channel)
+                    # A copy, because the library hands one and the same object to all receivers of a process.
+                    return {**await RedisChannelLayer.receive(self, channel)}
             except (RedisError, OSError) as error:
                 await self._outage.pause(error)
 

@@ -214,7 +214,7 @@ async def receive_control(address: str) -> Message:
 
 
 async def add(group: str, address: str) -> None:
-    """Add the channel at this address to a group.
+    """Add the channel at this address to a group; return when it receives what is sent there.
 
     Raises:
         LayerUnavailable: The layer failed, or did not answer in time.
@@ -253,16 +253,6 @@ async def holds(group: str, address: str) -> bool:
     return await call("look for a membership", home.holds(group, channel))
 
 
-async def mark(group: str, number: int, address: str) -> None:
-    """Send a mark through a group. It comes back to this address once the membership is active.
-
-    Raises:
-        LayerUnavailable: The layer failed, or did not answer in time.
-    """
-    home, _ = at(address)
-    await call("mark a group", home.group_send(group, messages.encode(messages.Mark(number, address))))
-
-
 async def contents(alias: str) -> Contents:
     """Return the groups that the layer of this alias knows. Stored members are given as addresses.
 
@@ -291,7 +281,7 @@ async def check(alias: str = DEFAULT_CHANNEL_LAYER) -> None:
         LayerUnavailable: The layer failed, or did not answer in time.
     """
     home = layer(alias)
-    await call("send", home.group_send("realtime.check", messages.encode(messages.Mark(0, ""))))
+    await call("send", home.group_send("realtime.check", messages.encode(messages.GroupMessage(""))))
 
 
 async def echo(address: str, channels: Sequence[str], number: int) -> int:

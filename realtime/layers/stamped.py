@@ -1,8 +1,9 @@
 """The additions to Channels' channel layers that a hub needs.
 
 A message in a channel layer does not say which group it was sent to. A hub has one channel for all its groups
-and must know. Therefore `group_send` stamps the name of the group on the message, and `receive` takes the
-stamp off, so that all other code sees plain Channels. Only a hub reads stamps, through `receive_stamped`.
+and must know. Therefore a message of a group carries a stamp, the name of its group. The pub/sub layer stamps
+what it receives. The core layer and the in-memory layer stamp what they send. `receive` takes the stamp off,
+so that all other code sees plain Channels. Only a hub reads stamps, through `receive_stamped`.
 
 A hub must also find out if its memberships still hold, and repair them (see `realtime.hub.healing`).
 """
@@ -59,8 +60,9 @@ class Layer(Protocol):
 class StampedLayer:
     """Mixin for a channel layer of Channels that adds stamps of groups and the checks that a hub needs.
 
-    `MESSAGE` and `MARK` events in groups are delivered to hubs only. Any other consumer in the group, such as
-    one of plain Channels, has no handler for them and would end with an exception.
+    `MESSAGE` events in groups are delivered to hubs only, and so are the `MARK` events of older versions. Any
+    other consumer in the group, such as one of plain Channels, has no handler for them and would end with an
+    exception.
     """
 
     group_expiry = math.inf
@@ -71,20 +73,18 @@ class StampedLayer:
         self.on_back: set[Callable[[], None]] = set()
         """Called when the layer receives again after an outage that may have cost memberships."""
 
-    async def group_send(self, group: str, message: Message) -> None:
-        await super().group_send(group, {**message, STAMP: group})  # type: ignore[misc]
-
     async def receive(self, channel: str) -> Message:
         while True:
             message = await self.receive_stamped(channel)
+            if not isinstance(message, dict):
+                # The pub/sub layer carries anything that can be encoded, as in channels_redis.
+                return message
             if message.pop(STAMP, None) is None or message.get("type") not in (MESSAGE, MARK):
                 return message
 
     async def receive_stamped(self, channel: str) -> Message:
         """Wait for the next message on the channel. If it was sent to a group, it carries `STAMP`."""
-        message: Message = await super().receive(channel)  # type: ignore[misc]
-        # A copy, because the core layer hands one and the same object to all receivers of a process.
-        return {**message}
+        raise NotImplementedError
 
     async def forget_channel(self, channel: str) -> None:
         """Remove what the layer stores for the channel of a process that no longer exists."""

@@ -1,13 +1,14 @@
 """The life of a connection as sequences of writes, and why they stand in that order.
 
     admit          record (committed) → hub
-    group_add      membership row (committed) → layer's group → receives
+    group_add      receives, if others here do → membership row (committed) → layer's group → receives
     group_discard  receives no more → layer's group → membership row says left
     evict          out of the hub, immediately → close frame → layer's groups → rows say left and closed
 
 A membership row outlives the membership: it is committed before the layer's `group_add`, and `left_at` is
 set only after a `group_discard` that returned. A process that dies between two steps leaves rows that say
-what must still be done.
+what must still be done. If the process is in the group already, a new member receives before its own row is
+committed, because the rows of the others name the membership in the layer.
 """
 
 import asyncio
@@ -162,6 +163,9 @@ def accepted(connection: Connection) -> None:
 async def group_add(connection: Connection, group: str) -> None:
     """Add the connection to a group; return when it receives what is sent there.
 
+    If another connection of this process is in the group, the connection receives from the call on, before it
+    waits for the first time.
+
     Raises:
         BadGroup: No group can have this name.
         LayerUnavailable: The channel layer is down.
@@ -172,11 +176,15 @@ async def group_add(connection: Connection, group: str) -> None:
     if connection.state is State.CONNECTING and connection.admission is None:
         # Not awaited here, so that record and membership are written in one batch.
         _admission(connection)
-    else:
+    elif connection.state is not State.OPEN:
         await admit(connection)
+    if connection.state is State.OPEN:
         _require_home(connection)
-        if group in connection.groups:
+        memberships = _home(connection).memberships
+        if memberships.is_recorded(connection, group):
             return
+        # Nothing is awaited from here until the task below exists. It commits the row, or ends the ride.
+        memberships.ride(connection, group)
     # Added now, so that a `group_discard` that follows finds it and an eviction leaves it.
     connection.joined.add(group)
     # In a task of its own, like every sequence here: if it were cancelled half-way, it would be unknown
@@ -188,6 +196,15 @@ async def group_add(connection: Connection, group: str) -> None:
 
 
 async def _group_add(connection: Connection, group: str) -> None:
+    try:
+        await _record_and_add(connection, group)
+    finally:
+        if connection.hub is not None:
+            # It still rides only if this failed.
+            connection.hub.memberships.stop_riding(connection, group)
+
+
+async def _record_and_add(connection: Connection, group: str) -> None:
     async with _turn(connection):
         admission = connection.admission
         if connection.hub is None and admission is not None:
@@ -197,6 +214,8 @@ async def _group_add(connection: Connection, group: str) -> None:
             # It ended during an earlier change, and its eviction may be done with this group.
             return
         home = _home(connection)
+        # Added again: an earlier `group_discard` that had its turn until now has removed it.
+        connection.joined.add(group)
         # The row goes first. After a crash between the two, a row names a membership that does not exist,
         # and to discard that is harmless. In the other order, a membership would exist that no row names.
         try:
@@ -384,8 +403,10 @@ async def _leave_one(connection: Connection, group: str) -> None:
     """Leave one group of a connection that may go on."""
     home = _home(connection)
     async with connection.changing:
-        # Removed again, because a `group_add` that held the lock until now may have added it.
-        home.memberships.remove(connection, group)
+        # Removed again, because a `group_add` that held the lock until now may have added it. A rider was
+        # added by a later call, whose turn comes after this one.
+        if home.memberships.is_recorded(connection, group):
+            home.memberships.remove(connection, group)
         if await _try_leave_layer(home, group):
             connection.joined.discard(group)
             # Before the lock is released: a `group_add` that follows must find the row left, or it would take

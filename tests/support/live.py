@@ -1,6 +1,7 @@
 """Settings of the programs that tests start: those of the demo project, with REALTIME from REALTIME_JSON.
 
-There is a second channel layer, and SIGUSR2 has the program tidy its memory.
+There is a second channel layer, and SIGUSR2 has the program tidy its memory. With LIBRARY_LAYER, the default
+layer is that of channels_redis.
 """
 
 import json
@@ -18,3 +19,13 @@ tidy_when_told()
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 REALTIME = json.loads(os.environ.get("REALTIME_JSON") or "{}")
 CHANNEL_LAYERS["other"] = {**CHANNEL_LAYERS["default"], "CONFIG": {"hosts": [REDIS_URL], "prefix": "other"}}
+
+if os.environ.get("LIBRARY_LAYER"):
+    # A process from before the move to `realtime`: Channels' consumers on the layer of channels_redis itself.
+    CHANNEL_LAYERS["default"] = {
+        **CHANNEL_LAYERS["default"],
+        "BACKEND": {
+            "realtime.layers.PubSubLayer": "channels_redis.pubsub.RedisPubSubChannelLayer",
+            "realtime.layers.CoreLayer": "channels_redis.core.RedisChannelLayer",
+        }[str(CHANNEL_LAYERS["default"]["BACKEND"])],
+    }

@@ -20,7 +20,6 @@ from realtime.layers.messages import (
     Heal,
     Holdings,
     Kick,
-    Mark,
 )
 
 texts = st.text(max_size=20)
@@ -41,7 +40,6 @@ all_messages = st.one_of(
         pages=numbers,
     ),
     st.builds(EchoPart, number=numbers, part=numbers),
-    st.builds(Mark, number=numbers, channel=texts),
     st.builds(GroupMessage, text=texts),
 )
 plain_values = st.recursive(
@@ -97,8 +95,6 @@ RECORDED: list[tuple[dict[str, Any], AnyMessage]] = [
     ),
     ({"type": "realtime.heal", "stray": ["g"]}, Heal(["g"])),
     ({"type": "realtime.echo", "number": 3, "part": 1}, EchoPart(3, 1)),
-    ({"type": "realtime.mark", "number": 4, "channel": "specific.1!2"}, Mark(4, "specific.1!2")),
-    ({"type": "realtime.mark", "number": 0, "channel": ""}, Mark(0, "")),
     (
         {"type": "realtime.message", "text": '{"type":"message","group":"g","data":1}'},
         GroupMessage('{"type":"message","group":"g","data":1}'),

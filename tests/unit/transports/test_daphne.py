@@ -271,8 +271,8 @@ async def test_frames_that_are_held_back_leave_before_another_way_is_taken() -> 
     opened.write("two")
     opened.transport.close({"type": "websocket.close"})
     opened.transport.release()
-    assert opened.in_socket == b"\x81\x03one\x81\x03two"
-    assert opened.in_twisted == b"[by Daphne][by Daphne]"
+    assert opened.in_socket == b"\x81\x03one"
+    assert opened.in_twisted == b"[by Daphne]\x81\x03two[by Daphne]"
 
 
 def test_a_bounded_number_of_bytes_is_held_back() -> None:
