@@ -10,7 +10,7 @@ import os
 os.environ.setdefault("SECRET_KEY", "tests")
 
 from project.settings import *  # noqa: F403 - a settings module extends another by importing all of it
-from project.settings import CHANNEL_LAYERS, REDIS_URL
+from project.settings import CHANNEL_LAYERS, INSTALLED_APPS, REDIS_URL
 from tests.support.programs.tidy import tidy_when_told
 
 tidy_when_told()
@@ -18,3 +18,6 @@ tidy_when_told()
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 REALTIME = json.loads(os.environ.get("REALTIME_JSON") or "{}")
 CHANNEL_LAYERS["other"] = {**CHANNEL_LAYERS["default"], "CONFIG": {"hosts": [REDIS_URL], "prefix": "other"}}
+
+if "SIGNALS_LOG" in os.environ:
+    INSTALLED_APPS += ["tests.support.applications.signals_log.SignalsLog"]
