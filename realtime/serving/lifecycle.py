@@ -45,7 +45,7 @@ LEAVE_TRIES = 2
 #: Groups that a clean-up step leaves together, and connections that a kick evicts together. Between two
 #: slices the event loop gets a turn.
 SLICE = 100
-#: Seconds for which `connection_closed` waits until the groups were left. A layer that hangs delays it no more.
+#: Seconds for which `connection_closed` waits until the groups were left, in case the layer hangs.
 LEAVING_TIMEOUT = 1.0
 
 
@@ -304,9 +304,7 @@ async def _evict(connection: Connection, reason: CloseReason, *, was_open: bool)
         connection.state = State.CLOSED
 
 
-async def _clean_up(
-    connection: Connection, opening: Opening, reason: CloseReason, *, was_open: bool
-) -> None:
+async def _clean_up(connection: Connection, opening: Opening, reason: CloseReason, *, was_open: bool) -> None:
     """Close the record and leave all groups."""
     home, fields = _home(connection), connection.log_fields()
     closing = Closing(id=opening.id, reason=reason, code=connection.close_code)
@@ -339,7 +337,7 @@ async def _close_record(
     # announced twice. If the database is down, the end is announced when it is recorded, here or elsewhere.
     if await home.ledger.close(closing):
         metrics.closed.labels(reason=closing.reason.value).inc()
-    elif not was_announced or await home.ledger.call(connection_rows.openings, [opening.id]):
+    elif not was_announced or await _is_recorded(home, opening):
         # Another process closed it, or it was never written.
         return
     # A record that was deleted while it was open is closed by no other process.
@@ -349,6 +347,10 @@ async def _close_record(
     if signals.connection_closed.receivers:
         await asyncio.wait([leaving], timeout=LEAVING_TIMEOUT)
         await _send_signal(signals.connection_closed, opening, reason=closing.reason)
+
+
+async def _is_recorded(home: Hub, opening: Opening) -> bool:
+    return bool(await home.ledger.call(connection_rows.openings, (opening.id,)))
 
 
 async def _leave_many(home: Hub, leaving: Mapping[str, Collection[UUID]]) -> None:

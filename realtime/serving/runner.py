@@ -301,8 +301,8 @@ class Runner(Watcher):
     def _time_left(self, *, at_the_end: bool = False) -> float:
         """Return the seconds that handlers have after the end of the connection, or that `disconnect` has.
 
-        The whole is bounded, because a server kills a consumer that goes on for too long: Daphne after 10 s. The
-        last half is kept for `disconnect`.
+        The whole is bounded, because a server kills a consumer that goes on for too long: Daphne after 10 s.
+        The last half is kept for `disconnect`.
         """
         budget = self._settings.DISCONNECT_TIMEOUT
         if not at_the_end:

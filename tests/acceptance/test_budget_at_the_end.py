@@ -45,8 +45,8 @@ async def test_daphne_kills_no_consumer_after_the_end(start_site: StartSite) -> 
     assert reasons == ["client_closed"] * 4 + ["handler_error"]
     log = server.log_text()
     assert "was killed" not in log
-    # Each of the five hangs in `disconnect`, and two hang before it. The two come to their own `disconnect` when
-    # the query already holds the thread on which stale database connections are closed.
+    # Each of the five hangs in `disconnect`, and two hang before it. The two come to their own `disconnect`
+    # when the query already holds the thread on which stale database connections are closed.
     assert log.count("A handler failed (handler_timeout)") == 7
     assert "never retrieved" not in log
     async with Client(server.websocket("/ws/")) as client:

@@ -3,8 +3,9 @@
     python -m tests.faults.churn --minutes 30 --seed 7 --layer core --server daphne --database sqlite
 
 The actions follow from the seed (`tests.support.faults.churn_plan`). When nothing is broken any more, open
-sockets, open records and the memberships in the layer must be exactly the same. Each closed record must have been
-announced once by `connection_closed`, in one of all servers and reapers. The program prints its progress, and after a failure the command that repeats it.
+sockets, open records and the memberships in the layer must be exactly the same. Each closed record must have
+been announced once by `connection_closed`, in one of all servers and reapers. The program prints its
+progress, and after a failure the command that repeats it.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""`connection_closed` is sent once for each record that a reaper closed, and slow receivers delay no round."""
+"""`connection_closed` is sent once for each record that a reaper closed; slow receivers delay no round."""
 
 import asyncio
 import threading
@@ -207,12 +207,12 @@ async def database(call: Any, *arguments: object) -> Any:
     return await database_sync_to_async(call)(*arguments)
 
 
-async def test_an_ending_is_announced_though_the_answer_to_its_commit_was_lost(
+async def test_an_ending_is_announced_if_the_answer_to_commit_is_lost(
     receives: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told, close = Told(), connection_rows.close_lost_records
     receives(told.atake)
-    gone, ids = await lost(3)
+    _, ids = await lost(3)
     lose_it = [True]
 
     def close_and_lose_the_answer(process: uuid.UUID, stamp: uuid.UUID) -> list[Opening]:

@@ -224,7 +224,9 @@ async def test_a_refused_row_does_not_stop_other_sweeps(
 
     monkeypatch.setattr(connection_rows, "close_lost_records", refuse)
     in_order = sorted(lost, key=lambda each: each.id != poisoned)
-    swept = await sweep.sweep(in_order, database, lambda: False, Announcements(own_thread=True), keep_closed=None)
+    swept = await sweep.sweep(
+        in_order, database, lambda: False, Announcements(own_thread=True), keep_closed=None
+    )
     assert swept.failures == (error,)
     assert await nothing_left(other) is others_are_swept
 

@@ -423,7 +423,7 @@ async def test_a_hung_layer_does_not_keep_an_end_from_being_announced(
     monkeypatch.setattr(lifecycle, "CLEANUP_TIMEOUT", 0.1)
 
 
-async def test_ends_that_a_slow_database_records_in_the_drain_are_announced(
+async def test_ends_that_are_recorded_late_in_the_drain_are_announced(
     monkeypatch: pytest.MonkeyPatch, closings: list[tuple[Any, CloseReason]]
 ) -> None:
     peers = [await Peer().open("g") for _ in range(3)]

@@ -1,4 +1,4 @@
-"""An application whose receivers write each signal of `realtime` to the file that SIGNALS_LOG names."""
+"""An application that writes each signal of `realtime` to the file that SIGNALS_LOG names."""
 
 import json
 import os
@@ -15,7 +15,7 @@ class SignalsLog(AppConfig):
     label = "signals_log"
 
     def ready(self) -> None:
-        from realtime import signals  # noqa: PLC0415 - receivers are connected when all applications are loaded
+        from realtime import signals
 
         signals.connection_opened.connect(opened)
         signals.connection_closed.connect(closed)

@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.support.programs.site import Site
 
-#: Seconds before a SIGKILL in which the killed process may have closed a record without announcing it.
+#: A process may have closed a record this many seconds before its SIGKILL without announcing it.
 BEFORE_A_KILL = 2.0
 
 
@@ -48,9 +48,7 @@ def signals_equal_records(site: Site, log: Path, kills: Sequence[float]) -> Anno
     assert closed.keys() - records.keys() == set()
     missing = {each: records[each] for each in records.keys() - closed.keys()}
     unexplained = {
-        each: at
-        for each, at in missing.items()
-        if not any(0 <= kill - at <= BEFORE_A_KILL for kill in kills)
+        each: at for each, at in missing.items() if not any(0 <= kill - at <= BEFORE_A_KILL for kill in kills)
     }
     assert unexplained == {}
     # Only a process that died between the commit of the record and the signal announced no opening.
