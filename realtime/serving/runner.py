@@ -22,6 +22,7 @@ from realtime.hub.connection import Connection
 from realtime.layers import groups
 from realtime.process import old_connections, stepping, tasks
 from realtime.process.stepping import Suspended
+from realtime.records.transactions import prepare_test
 from realtime.serving import lifecycle
 from realtime.serving.inbox import Inbox, is_for_handlers
 from realtime.transports import transport_for
@@ -131,7 +132,10 @@ class Runner(Watcher):
         Raises:
             Exception: The exception of a handler, but only if the client is Channels' test client, because
                 its users expect that.
+            RecordsUnavailable: A test holds a transaction that its connection cannot be recorded in.
         """
+        if self._raises:
+            await prepare_test()
         if (task := asyncio.current_task()) is not None:
             lifecycle.track_consumer(task)
         readers = [self._start_reader(self._inbox.read(receive))]
