@@ -1,7 +1,4 @@
-"""The app configuration for INSTALLED_APPS.
-
-Private: docs/reference.md lists the public names.
-"""
+"""The app configuration for INSTALLED_APPS."""
 
 from contextlib import suppress
 from typing import Any

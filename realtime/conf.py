@@ -79,7 +79,7 @@ class Settings:
     #: A connection is evicted when one of its handlers runs longer.
     HANDLER_TIMEOUT: Seconds | None = None
     #: When a connection has ended, its handlers, `disconnect` included, are cancelled after this time. A
-    #: handler that runs already has half of it. Daphne kills consumers 10 s after their connection.
+    #: handler that runs already has 3/4 of it. Daphne kills consumers 10 s after their connection.
     DISCONNECT_TIMEOUT: Seconds = 8.0
     #: The largest message accepted from a client, after reassembly.
     MAX_MESSAGE_BYTES: Whole = 64 * 1024

@@ -45,7 +45,7 @@ class Announcements:
 
     @property
     def has_room(self) -> bool:
-        """False while so many endings wait that no more records should be closed."""
+        """False while MAX_WAITING endings wait, so no more records should be closed."""
         return len(self._waiting) < MAX_WAITING
 
     def add(self, closed: Collection[Opening]) -> None:

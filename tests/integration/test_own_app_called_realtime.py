@@ -91,7 +91,7 @@ print(Connection._meta.db_table)
 
 
 class Project:
-    """A project in a folder, whose programs run in that folder as `manage.py` does."""
+    """A project in a folder. Its programs run in that folder, as `manage.py` does."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

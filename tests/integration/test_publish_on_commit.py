@@ -213,7 +213,7 @@ async def test_the_commit_does_not_block_the_loop(
     ticking = asyncio.create_task(tick())
     await sync_to_async(code)()
     ticking.cancel()
-    assert len(ticks) > 10
+    assert len(ticks) >= 2
 
 
 async def test_a_commit_on_a_running_loop_publishes_in_a_task(
