@@ -7,8 +7,10 @@ Private: docs/reference.md lists the public names.
 """
 
 import importlib.metadata
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -26,6 +28,11 @@ from realtime.layers.stamped import CAPACITY
 
 #: The name under which this package is distributed. Another distribution has the same import name.
 DISTRIBUTION = "django-channels-realtime"
+
+#: The default of Daphne's `--application-close-timeout`, in seconds.
+DAPHNES_LIMIT = 10.0
+#: The longest DISCONNECT_TIMEOUT below it. A consumer takes half a second more.
+LONGEST_DISCONNECT = 9.0
 
 _OUR_LAYER = 'Set BACKEND to "realtime.layers.PubSubLayer" or "realtime.layers.CoreLayer".'
 
@@ -195,7 +202,9 @@ def _options_of_host(host: Any) -> dict[str, Any]:
 def check_database(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
     """W001: SQLite as Django opens it by default refuses most concurrent writes."""
     # The database of this app, which a router may choose. By name, because models cannot be imported yet.
-    database = settings.DATABASES[router.db_for_write(apps.get_model("realtime", "Process"))]
+    app = apps.get_containing_app_config(__name__)
+    assert app is not None, "checks are registered by the app"  # noqa: S101
+    database = settings.DATABASES[router.db_for_write(app.get_model("Process"))]
     if not database.get("ENGINE", "").endswith(("sqlite3", "spatialite")):
         return []
     options = database.get("OPTIONS", {})
@@ -213,7 +222,7 @@ def check_database(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[Ch
 
 
 def check_installation(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
-    """W002: another distribution with this import name; W005: `runserver` serves no WebSockets."""
+    """W002, W021: other packages with this import name; W005: `runserver` serves no WebSockets."""
     found: list[CheckMessage] = []
     others = set(importlib.metadata.packages_distributions().get("realtime", ())) - {DISTRIBUTION}
     if others:
@@ -224,6 +233,7 @@ def check_installation(app_configs: Sequence[AppConfig] | None, **_: Any) -> lis
                 id="realtime.W002",
             )
         )
+    found += [_shadow(package) for package in _packages_of_our_name()]
     names = [config.name for config in apps.get_app_configs()]
     static = "django.contrib.staticfiles"
     if "daphne" in names and static in names and names.index("daphne") > names.index(static):
@@ -237,7 +247,49 @@ def check_installation(app_configs: Sequence[AppConfig] | None, **_: Any) -> lis
     return found
 
 
+def _packages_of_our_name() -> list[Path]:
+    """Return other packages and modules `realtime` in the folders where Python looks for modules."""
+    ours = Path(__file__).resolve().parent
+    folders = dict.fromkeys(Path(entry).resolve() for entry in [*sys.path, "", _project_folder()])
+    return [
+        package
+        for folder in folders
+        for package in (folder / ours.name, folder / f"{ours.name}.py")
+        if package != ours and (package.suffix or any(package.glob("*.py"))) and package.exists()
+    ]
+
+
+def _project_folder() -> str:
+    """Return BASE_DIR of the project, from which `manage.py` is run; the current folder if there is none."""
+    return str(getattr(settings, "BASE_DIR", ""))
+
+
+def _shadow(package: Path) -> CheckMessage:
+    return Warning(
+        f"{package} has the import name of this package. A program that is started there imports it instead.",
+        hint="Rename it: docs/howto/move-an-existing-project.md has the steps.",
+        id="realtime.W021",
+    )
+
+
+def check_budget(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
+    """W020: Daphne would kill consumers before their handlers are cancelled."""
+    given = getattr(settings, "REALTIME", {})
+    if conf.problems(given) or conf.Settings(**given).DISCONNECT_TIMEOUT <= LONGEST_DISCONNECT:
+        return []
+    seconds = conf.Settings(**given).DISCONNECT_TIMEOUT
+    return [
+        Warning(
+            f"DISCONNECT_TIMEOUT is {seconds:g} s: Daphne kills a consumer {DAPHNES_LIMIT:g} s after its "
+            "connection has ended.",
+            hint=f"Set {LONGEST_DISCONNECT:g} or less. If you start Daphne with a longer "
+            "--application-close-timeout, silence this warning.",
+            id="realtime.W020",
+        )
+    ]
+
+
 def register() -> None:
     """Register the checks with Django, under the tag "realtime"."""
-    for check in (check_settings, check_layer, check_database, check_installation):
+    for check in (check_settings, check_budget, check_layer, check_database, check_installation):
         checks.register(check, "realtime")

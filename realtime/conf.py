@@ -78,6 +78,9 @@ class Settings:
     IDLE_TIMEOUT: Seconds | None = None
     #: A connection is evicted when one of its handlers runs longer.
     HANDLER_TIMEOUT: Seconds | None = None
+    #: When a connection has ended, its handlers, `disconnect` included, are cancelled after this time. A
+    #: handler that runs already has 3/4 of it. Daphne kills consumers 10 s after their connection.
+    DISCONNECT_TIMEOUT: Seconds = 8.0
     #: The largest message accepted from a client, after reassembly.
     MAX_MESSAGE_BYTES: Whole = 64 * 1024
     #: The number of frames that may wait while a handler is busy with another.
@@ -108,6 +111,9 @@ class Settings:
     LEDGER: LedgerKind = "thread"
     #: Thresholds of the garbage collector (gc.set_threshold) in a server process. None keeps Python's own.
     GC_THRESHOLD: Thresholds | None = (5_000, 10, 10)
+    #: The default of `on_commit` for `publish` and `apublish`: messages wait for the commit of the open
+    #: transaction.
+    PUBLISH_ON_COMMIT: Switch = False
     #: Dotted path to `policy(scope, action, group) -> bool`, sync or async. `action` is "join" or "publish".
     POLICY: DottedPath = "realtime.policy.default_policy"
 

@@ -243,6 +243,7 @@ class GroupConsumer(RealtimeConsumer):
                 frame.group,
                 frame.data,
                 alias=self.channel_layer_alias,
+                on_commit=False,
                 sender=self.connection.user_id or None,
             )
         except LayerUnavailable as error:

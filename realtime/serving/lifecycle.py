@@ -32,6 +32,7 @@ from realtime.hub.hub import Hub
 from realtime.hub.supervisor import Supervisor
 from realtime.layers import groups, messages
 from realtime.process import tasks
+from realtime.records import connection_rows
 from realtime.records.entries import Closing, Join, Opening
 from realtime.transports.asgi import Event
 from realtime.wire import frames
@@ -45,8 +46,8 @@ LEAVE_TRIES = 2
 #: Groups that a clean-up step leaves together, and connections that a kick evicts together. Between two
 #: slices the event loop gets a turn.
 SLICE = 100
-#: Seconds for the receivers of a signal. Admission and eviction wait for them.
-RECEIVERS_TIMEOUT = 5.0
+#: Seconds for which `connection_closed` waits until the groups were left, in case the layer hangs.
+LEAVING_TIMEOUT = 1.0
 
 
 # -- the hub of this process -----------------------------------------------------------------------
@@ -137,7 +138,7 @@ async def _admit(connection: Connection) -> None:
         home.add(connection)
         connection.state = State.OPEN
         metrics.opened.inc()
-        await _send_signal(signals.connection_opened, connection=opening)
+        await _send_signal(signals.connection_opened, opening)
     # Removed, because a finished task would keep all its local names alive as long as the connection.
     connection.admission = None
 
@@ -317,23 +318,21 @@ async def _evict(connection: Connection, reason: CloseReason, *, was_open: bool)
         if connection.admission is not None:
             await asyncio.wait([connection.admission])
         if connection.opening is not None:
-            await _clean_up(connection, connection.opening, reason)
-            if was_open:
-                await _send_signal(signals.connection_closed, connection=connection.opening, reason=reason)
+            await _clean_up(connection, connection.opening, reason, was_open=was_open)
     finally:
         connection.state = State.CLOSED
 
 
-async def _clean_up(connection: Connection, opening: Opening, reason: CloseReason) -> None:
+async def _clean_up(connection: Connection, opening: Opening, reason: CloseReason, *, was_open: bool) -> None:
     """Close the record and leave all groups."""
     home, fields = _home(connection), connection.log_fields()
     closing = Closing(id=opening.id, reason=reason, code=connection.close_code)
     # Side by side, because neither may wait for the other: a hung Redis must not keep the record open, and
     # a hung database must not keep the membership alive.
-    steps = [
-        _clean(home, _close_record(home, closing)),
-        _clean(home, _leave_many(home, dict.fromkeys(connection.joined, (connection.id,)))),
-    ]
+    leaving = _clean(home, _leave_many(home, dict.fromkeys(connection.joined, (connection.id,))))
+    ending = _clean(home, _close_record(home, opening, closing, leaving, was_announced=was_open))
+    tasks.keep_reference(ending, home.endings)
+    steps = [ending, leaving]
     done, _ = await asyncio.wait(steps, timeout=CLEANUP_TIMEOUT)
     for step in done:
         if error := step.exception():
@@ -341,10 +340,36 @@ async def _clean_up(connection: Connection, opening: Opening, reason: CloseReaso
     logger.info("Connection closed: %s", reason.value, extra=fields)
 
 
-async def _close_record(home: Hub, closing: Closing) -> None:
-    # Only the process that closed the record counts the ending, so that none is counted twice.
+async def _close_record(
+    home: Hub, opening: Opening, closing: Closing, leaving: asyncio.Task[None], *, was_announced: bool
+) -> None:
+    """Close a record, however long that takes, and announce the end if this call closed it.
+
+    Args:
+        home: The hub that the connection was admitted to.
+        opening: The values of the record.
+        closing: The end of the connection.
+        leaving: The task that leaves the groups.
+        was_announced: True if `connection_opened` was sent.
+    """
+    # Only the process that closed the record counts the ending and announces it, so that none is counted or
+    # announced twice. If the database is down, the end is announced when it is recorded, here or elsewhere.
     if await home.ledger.close(closing):
         metrics.closed.labels(reason=closing.reason.value).inc()
+    elif not was_announced or await _is_recorded(home, opening):
+        # Another process closed it, or it was never written.
+        return
+    # A record that was deleted while it was open is closed by no other process.
+    if not was_announced:
+        # The connection ended during the write of its record. A receiver that counts must see both signals.
+        await _send_signal(signals.connection_opened, opening)
+    if signals.connection_closed.receivers:
+        await asyncio.wait([leaving], timeout=LEAVING_TIMEOUT)
+        await _send_signal(signals.connection_closed, opening, reason=closing.reason)
+
+
+async def _is_recorded(home: Hub, opening: Opening) -> bool:
+    return bool(await home.ledger.call(connection_rows.openings, (opening.id,)))
 
 
 async def _leave_many(home: Hub, leaving: Mapping[str, Collection[UUID]]) -> None:
@@ -489,20 +514,9 @@ async def _turn(connection: Connection) -> AsyncIterator[None]:
         connection.changing.release()
 
 
-async def _send_signal(signal: Signal, **what: Any) -> None:
-    if not signal.receivers:
-        return
-    try:
-        async with asyncio.timeout(RECEIVERS_TIMEOUT):
-            answers = await signal.asend_robust(Connection, **what)
-    except TimeoutError:
-        logger.error(
-            "The receivers of a signal took more than %s s and are no longer waited for", RECEIVERS_TIMEOUT
-        )
-        return
-    for receiver, error in answers:
-        if isinstance(error, Exception):
-            logger.error("A receiver of a signal failed: %r", receiver, exc_info=error)
+async def _send_signal(signal: Signal, opening: Opening, **what: Any) -> None:
+    if not await signals.send(signal, opening, **what):
+        logger.error(signals.TOO_SLOW, signals.RECEIVERS_TIMEOUT)
 
 
 def _clean(home: Hub, step: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

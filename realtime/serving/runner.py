@@ -22,6 +22,7 @@ from realtime.hub.connection import Connection
 from realtime.layers import groups
 from realtime.process import old_connections, stepping, tasks
 from realtime.process.stepping import Suspended
+from realtime.records.transactions import prepare_test
 from realtime.serving import lifecycle
 from realtime.serving.inbox import Inbox, is_for_handlers
 from realtime.transports import transport_for
@@ -54,10 +55,10 @@ class Times:
 
     server_report: float = 2.0
     """For the server to report that a connection has ended. Then `disconnect` runs without the report."""
-    handler_grace: float = 10.0
-    """For a running handler to go on after its connection has ended."""
     cleanup: float = 5.0
     """For a consumer to wait for its own clean-up. Then the clean-up goes on without it."""
+    cleanup_at_least: float = 0.5
+    """The same after handlers that took the whole DISCONNECT_TIMEOUT."""
 
 
 class Runner(Watcher):
@@ -87,9 +88,9 @@ class Runner(Watcher):
         "_disconnect_owed",
         "_failure",
         "_handler_limit",
-        "_handlers_until",
         "_idle_task",
         "_inbox",
+        "_over_since",
         "_raises",
         "_settings",
         "closed_old_connections",
@@ -100,8 +101,8 @@ class Runner(Watcher):
         self._consumer = consumer
         self._settings = conf.get()
         self._handler_limit: asyncio.Timeout | None = None
-        self._handlers_until = 0.0
-        """Set when the connection ends: the loop time until which queued events may still be handled."""
+        self._over_since = 0.0
+        """The loop time at which the connection ended."""
         self._disconnect_owed = False
         self._failure: Exception | None = None
         self._raises = is_test_client(send)
@@ -133,7 +134,10 @@ class Runner(Watcher):
         Raises:
             Exception: The exception of a handler, but only if the client is Channels' test client, because
                 its users expect that.
+            RecordsUnavailable: A test holds a transaction that its connection cannot be recorded in.
         """
+        if self._raises:
+            await prepare_test()
         if (task := asyncio.current_task()) is not None:
             lifecycle.track_consumer(task)
         readers = [self._start_reader(self._inbox.read(receive))]
@@ -150,7 +154,8 @@ class Runner(Watcher):
             if self._disconnect_owed:
                 # In a task of its own: a server that cancels may cancel again while `disconnect` runs.
                 readers.append(tasks.start(self._tell_disconnect(self._report()), context=self._context))
-            _, unfinished = await asyncio.wait([eviction, *readers], timeout=self.times.cleanup)
+            rest = max(self._time_left(at_the_end=True), self.times.cleanup_at_least)
+            _, unfinished = await asyncio.wait([eviction, *readers], timeout=min(self.times.cleanup, rest))
             if not unfinished:
                 self._break_cycles()
         if self._failure is not None and self._raises:
@@ -212,9 +217,9 @@ class Runner(Watcher):
         """Queue an event of the layer, or the news of the eviction."""
         if self.connection.gone and event.get("type") == "realtime.evicted":
             # A running handler may finish, but must not keep the consumer of a dead connection for ever.
-            self._handlers_until = asyncio.get_running_loop().time() + self.times.handler_grace
+            self._over_since = asyncio.get_running_loop().time()
             if self._handler_limit is not None:
-                self._handler_limit.reschedule(self._handlers_until)
+                self._handler_limit.reschedule(self._over_since + self._time_left())
         if not self._inbox.put(event):
             ignore(type(self._consumer), event.get("type"))
 
@@ -296,8 +301,20 @@ class Runner(Watcher):
         What a client sent before it closed is handled for a while: it may have sent a message and left.
         """
         if self.connection.reason in (CloseReason.CLIENT_CLOSED, CloseReason.CLIENT_LOST):
-            return asyncio.get_running_loop().time() > self._handlers_until
+            return self._time_left() <= 0
         return self.connection.gone
+
+    def _time_left(self, *, at_the_end: bool = False) -> float:
+        """Return the seconds that handlers have after the end of the connection, or that `disconnect` has.
+
+        The whole is bounded, because a server kills a consumer that goes on for too long: Daphne after 10 s.
+        The last quarter is kept for `disconnect`. A handler that waits for a hung Redis or database in
+        `group_add` is answered within the rest.
+        """
+        budget = self._settings.DISCONNECT_TIMEOUT
+        if not at_the_end:
+            budget *= 0.75
+        return max(0.0, self._over_since + budget - asyncio.get_running_loop().time())
 
     async def _disconnect_event(self, event: Event) -> Event:
         """Return the server's report that the connection is over, or a report in its place.
@@ -308,7 +325,8 @@ class Runner(Watcher):
             # The test client waits for the exception and sends no report.
             return self._report()
         with suppress(TimeoutError):
-            async with asyncio.timeout(self.times.server_report):
+            patience = min(self.times.server_report, self._settings.DISCONNECT_TIMEOUT / 2)
+            async with asyncio.timeout_at(self._over_since + patience):
                 while event["type"] != "websocket.disconnect":
                     while self._inbox.empty:
                         await self._inbox.arrival()
@@ -321,11 +339,12 @@ class Runner(Watcher):
 
     async def _tell_disconnect(self, event: Event) -> None:
         self._disconnect_owed = False
-        await self._handle(self._consumer.dispatch(event))
+        await self._handle(self._consumer.dispatch(event), at_the_end=True)
 
-    async def _handle(self, handling: Awaitable[None]) -> bool:
+    async def _handle(self, handling: Awaitable[None], *, at_the_end: bool = False) -> bool:
         """Await the handling of an event; return True if the next event may be handled."""
-        allowed = self.times.handler_grace if self.connection.gone else self._settings.HANDLER_TIMEOUT
+        gone = self.connection.gone
+        allowed = self._time_left(at_the_end=at_the_end) if gone else self._settings.HANDLER_TIMEOUT
         try:
             async with asyncio.timeout(allowed) as self._handler_limit:
                 try:

@@ -11,7 +11,7 @@ import os
 os.environ.setdefault("SECRET_KEY", "tests")
 
 from project.settings import *  # noqa: F403 - a settings module extends another by importing all of it
-from project.settings import CHANNEL_LAYERS, REDIS_URL
+from project.settings import CHANNEL_LAYERS, INSTALLED_APPS, REDIS_URL
 from tests.support.programs.tidy import tidy_when_told
 
 tidy_when_told()
@@ -29,3 +29,6 @@ if os.environ.get("LIBRARY_LAYER"):
             "realtime.layers.CoreLayer": "channels_redis.core.RedisChannelLayer",
         }[str(CHANNEL_LAYERS["default"]["BACKEND"])],
     }
+
+if "SIGNALS_LOG" in os.environ:
+    INSTALLED_APPS += ["tests.support.applications.signals_log.SignalsLog"]

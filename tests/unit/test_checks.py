@@ -1,6 +1,8 @@
 """The system checks: each wrong setting has an id and a hint that says what to do."""
 
 import importlib.metadata
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -161,6 +163,25 @@ def test_another_distribution_of_the_import_name(monkeypatch: pytest.MonkeyPatch
     names = {"realtime": ["django-channels-realtime", "realtime"]}
     monkeypatch.setattr(importlib.metadata, "packages_distributions", lambda: names)
     assert ids(checks.check_installation(None)) == ["realtime.W002"]
+
+
+@pytest.mark.parametrize("name", ["realtime/__init__.py", "realtime/consumers.py", "realtime.py"])
+def test_a_package_of_our_name_is_reported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "realtime").mkdir()
+    monkeypatch.setattr("sys.path", [*sys.path, str(tmp_path)])
+    assert ids(checks.check_installation(None)) == []
+    (tmp_path / name).touch()
+    (warning,) = checks.check_installation(None)
+    assert warning.id == "realtime.W021"
+    assert str(tmp_path / name.partition("/")[0]) in warning.msg
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(9.0, []), (9.5, ["realtime.W020"])])
+def test_a_budget_above_daphnes_limit(settings: Any, seconds: float, expected: list[str]) -> None:
+    settings.REALTIME = {"DISCONNECT_TIMEOUT": seconds}
+    assert ids(checks.check_budget(None)) == expected
 
 
 def test_this_project_passes_all_checks() -> None:

@@ -20,6 +20,7 @@ from channels.db import database_sync_to_async  # noqa: E402
 from channels.exceptions import StopConsumer  # noqa: E402
 from channels.layers import get_channel_layer  # noqa: E402
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
+from django.contrib.auth import get_user_model  # noqa: E402
 from django.core.asgi import get_asgi_application  # noqa: E402
 from django.urls import path  # noqa: E402
 
@@ -88,12 +89,18 @@ class Misbehaving(RealtimeConsumer):
             case ["block", seconds]:
                 time.sleep(float(seconds))  # noqa: ASYNC251 - the fault under test
                 await self.send(text_data='{"type":"blocked"}')
+            case ["write"]:
+                await database_sync_to_async(_write)()
             case ["echo"]:
                 await self.send(text_data='{"type":"echo"}')
 
 
 def _raise() -> None:
     raise ZeroDivisionError("a bug")
+
+
+def _write() -> None:
+    get_user_model().objects.filter(pk=0).update(is_active=True)
 
 
 application = ProtocolTypeRouter(
