@@ -4,12 +4,14 @@ Its subscriber connections can be replaced.
 """
 
 import asyncio
+import logging
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from channels_redis.pubsub import RedisPubSubChannelLayer, RedisPubSubLoopLayer, RedisSingleShardConnection
 from channels_redis.utils import decode_hosts
 from redis import asyncio as aioredis
+from redis.exceptions import NoPermissionError
 
 from realtime import conf
 from realtime.layers import messages
@@ -17,6 +19,8 @@ from realtime.layers.bounded_queue import BoundedQueue
 from realtime.layers.contents import Listeners
 from realtime.layers.redis_pool import Outage, pool
 from realtime.layers.stamped import StampedLayer
+
+logger = logging.getLogger("realtime.layers")
 
 
 class PubSubLayer(RedisPubSubChannelLayer):
@@ -119,11 +123,19 @@ class _Shard(RedisSingleShardConnection):
         self._outage = Outage("subscriber connection", channel_layer._call_on_back)
         self.received = 0
         """The number of messages that the subscriber connection brought."""
+        self._refusal: NoPermissionError | None = None
+        """The last refusal of a SUBSCRIBE, until a caller gets it. Redis answers to the reader only."""
 
     def _ensure_redis(self) -> None:
         if self._redis is None:
             self._redis = aioredis.Redis(connection_pool=pool(self.host))
             self._pubsub = self._redis.pubsub()
+
+    async def subscribe(self, channel: str) -> None:
+        if self._refusal is not None:
+            refusal, self._refusal = self._refusal, None
+            raise refusal
+        await super().subscribe(channel)
 
     async def publish(self, channel: str, message: bytes) -> None:
         # Without the lock: a task that holds it may be waiting for a Redis that hangs.
@@ -170,6 +182,11 @@ class _Shard(RedisSingleShardConnection):
                     self._receive_message(message)
                 else:
                     await asyncio.sleep(0.05)
+            except NoPermissionError as error:
+                # No outage: the connection works, and an outage would end with the same SUBSCRIBE again.
+                if self._refusal is None:
+                    logger.error("Redis refuses a command of the subscriber connection: %s", error)
+                self._refusal = error
             except Exception as error:
                 # Any exception at all: if this loop ended, the process would never receive a message again.
                 await self._outage.pause(error)

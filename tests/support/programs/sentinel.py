@@ -1,0 +1,154 @@
+"""A Redis that Sentinel watches: a master, a replica, and the Sentinels that promote the replica."""
+
+import contextlib
+from pathlib import Path
+from typing import Any, Self
+
+import redis
+
+from project import private_redis
+from tests.support.assertions.eventually import eventually
+from tests.support.programs.servers import STARTUP, Program, RedisServer, free_port
+
+NAME = "realtime-master"
+DATABASE = 1
+
+
+class SentinelServer(Program):
+    """One Sentinel, with a configuration file that it rewrites itself."""
+
+    def __init__(
+        self, folder: Path, master: RedisServer, *, number: int, quorum: int, password: str, down_after: float
+    ) -> None:
+        self.port = free_port()
+        self.password = password
+        lines = [
+            f"port {self.port}",
+            "bind 127.0.0.1",
+            f"dir {folder}",
+            f"sentinel monitor {NAME} 127.0.0.1 {master.port} {quorum}",
+            f"sentinel down-after-milliseconds {NAME} {down_after * 1000:.0f}",
+            f"sentinel failover-timeout {NAME} 5000",
+        ]
+        if master.password:
+            lines.append(f"sentinel auth-pass {NAME} {master.password}")
+        if password:
+            lines += [f"requirepass {password}", f"sentinel sentinel-pass {password}"]
+        self.configuration = folder / f"sentinel-{number}.conf"
+        self.configuration.write_text("\n".join(lines) + "\n")
+        super().__init__(
+            [private_redis.server_program(), self.configuration, "--sentinel"],
+            log=folder / f"sentinel-{number}.log",
+        )
+
+    def client(self) -> redis.Redis:
+        return redis.Redis(port=self.port, password=self.password or None, decode_responses=True)
+
+    def state(self) -> dict[str, Any]:
+        """Return what it says of the master."""
+        with self.client() as client:
+            found: dict[str, Any] = client.sentinel_masters()[NAME]
+            return found
+
+    def is_ready(self) -> bool:
+        try:
+            # It finds the replica by asking the master.
+            return bool(self.state()["num-slaves"])
+        except (redis.ConnectionError, redis.TimeoutError):
+            return False
+
+
+class RedisWithSentinel:
+    """A master, its replica and some Sentinels. They stop at the end of the block.
+
+    Args:
+        folder: The folder of the logs and configuration files.
+        sentinels: The number of Sentinels. The quorum is their majority.
+        password: The password of both Redis.
+        sentinel_password: The password of the Sentinels.
+        down_after: Seconds of silence after which a Sentinel takes the master for dead.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        sentinels: int = 1,
+        password: str = "",
+        sentinel_password: str = "",
+        down_after: float = 1.0,
+    ) -> None:
+        login = ("--masterauth", password) if password else ()
+        self.master = RedisServer(folder, tcp=True, password=password, options=login, name="master")
+        self.replica = RedisServer(
+            folder,
+            tcp=True,
+            password=password,
+            options=(*login, "--replicaof", "127.0.0.1", str(self.master.port)),
+            name="replica",
+        )
+        self.sentinels = [
+            SentinelServer(
+                folder,
+                self.master,
+                number=number,
+                quorum=sentinels // 2 + 1,
+                password=sentinel_password,
+                down_after=down_after,
+            )
+            for number in range(sentinels)
+        ]
+        self._password = password
+        self._sentinel_password = sentinel_password
+        self._running = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as starting:
+            for each in (self.master, self.replica):
+                starting.enter_context(each)
+            eventually(self._is_replicated, within=STARTUP)
+            for sentinel in self.sentinels:
+                starting.enter_context(sentinel)
+            others = len(self.sentinels) - 1
+            eventually(
+                lambda: all(each.state()["num-other-sentinels"] == others for each in self.sentinels),
+                within=STARTUP,
+            )
+            self._running = starting.pop_all()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._running.close()
+
+    @property
+    def url(self) -> str:
+        return self.master.url
+
+    @property
+    def hosts(self) -> list[Any]:
+        """The value of `hosts` in CHANNEL_LAYERS, as JSON can hold it."""
+        host: dict[str, Any] = {
+            "sentinels": [["127.0.0.1", each.port] for each in self.sentinels],
+            "master_name": NAME,
+            "db": DATABASE,
+        }
+        if self._password:
+            host["password"] = self._password
+        if self._sentinel_password:
+            host["sentinel_kwargs"] = {"password": self._sentinel_password}
+        return [host]
+
+    def _is_replicated(self) -> bool:
+        with self.replica.client() as client:
+            return client.info("replication")["master_link_status"] == "up"
+
+    def is_failed_over(self) -> bool:
+        """True if the replica is the master, and all Sentinels that run say so."""
+        running = [each for each in self.sentinels if each.is_alive]
+        return all(each.state()["port"] == self.replica.port for each in running) and self.role() == "master"
+
+    def role(self) -> str:
+        """Return the role of the server that began as the replica."""
+        with self.replica.client() as client:
+            role: str = client.info("replication")["role"]
+            return role
