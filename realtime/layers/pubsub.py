@@ -4,7 +4,6 @@ Its subscriber connections can be replaced.
 """
 
 import asyncio
-import logging
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
@@ -19,8 +18,6 @@ from realtime.layers.bounded_queue import BoundedQueue
 from realtime.layers.contents import Listeners
 from realtime.layers.redis_pool import Outage, pool
 from realtime.layers.stamped import StampedLayer
-
-logger = logging.getLogger("realtime.layers")
 
 
 class PubSubLayer(RedisPubSubChannelLayer):
@@ -184,8 +181,7 @@ class _Shard(RedisSingleShardConnection):
                     await asyncio.sleep(0.05)
             except NoPermissionError as error:
                 # No outage: the connection works, and an outage would end with the same SUBSCRIBE again.
-                if self._refusal is None:
-                    logger.error("Redis refuses a command of the subscriber connection: %s", error)
+                self._outage.refused(error)
                 self._refusal = error
             except Exception as error:
                 # Any exception at all: if this loop ended, the process would never receive a message again.

@@ -56,6 +56,13 @@ class Outage:
         self._call = call
         self._on_back = on_back
         self._failures = 0
+        self._refusals: set[str] = set()
+
+    def refused(self, error: BaseException) -> None:
+        """Note that the user in Redis may not run a command. Each refusal is logged once."""
+        if (text := str(error)) not in self._refusals:
+            self._refusals.add(text)
+            logger.error("Redis refuses a command of the %s: %s", self._call, text)
 
     @property
     def lasts(self) -> bool:
@@ -303,9 +310,8 @@ async def _hello(connection: Any) -> dict[str, Any]:
     try:
         await connection.send_command("HELLO")
         answer = await connection.read_response()
-    except AuthenticationError:
-        raise
-    except ResponseError:
+    except (ResponseError, AuthenticationError):
+        # If a password is missing, the first command says so in better words.
         return {}
     # A list of names and values, or with RESP3 a dict.
     pairs = answer.items() if isinstance(answer, dict) else zip(answer[::2], answer[1::2], strict=True)

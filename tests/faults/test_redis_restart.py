@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from tests.support.clients.numbers import Attempt, Numbers, same_layer
 from tests.support.clients.websocket import Client, Frame, crowd
 from tests.support.fixtures import StartSite
 from tests.support.pairings import Pairing, pairings
+from tests.support.programs.servers import RedisServer, redis_program
 from tests.support.programs.site import Site
 
 pytestmark = pytest.mark.faults
@@ -73,12 +75,13 @@ async def nothing_more_is_lost(numbers: Numbers, clients: list[Client]) -> None:
     assert all(numbers.nothing_lost_after(client, recovered_at) for client in clients)
 
 
+@pytest.mark.parametrize("kind", ["redis", pytest.param("valkey", marks=pytest.mark.matrix)])
 @pytest.mark.parametrize("pairing", pairings("core-uvicorn-sqlite"))
 async def test_sockets_stay_open_and_receive_again_within_two_seconds(
-    pairing: Pairing, start_site: StartSite
+    pairing: Pairing, kind: str, start_site: StartSite, tmp_path: Path
 ) -> None:
     # The settings are the defaults: within two seconds it is over without a round.
-    site = start_site(pairing)
+    site = start_site(pairing, redis=RedisServer(tmp_path, program=redis_program(kind)))
     server, other = site.serve(), site.serve()
     site.reaper().wait_for_a_round()
     url = f"/ws/{GROUP}/"

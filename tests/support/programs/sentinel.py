@@ -1,6 +1,7 @@
 """A Redis that Sentinel watches: a master, a replica, and the Sentinels that promote the replica."""
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -8,6 +9,7 @@ import redis
 
 from project import private_redis
 from tests.support.assertions.eventually import eventually
+from tests.support.programs.rights import PASSWORD, USER
 from tests.support.programs.servers import STARTUP, Program, RedisServer, free_port
 
 NAME = "realtime-master"
@@ -18,7 +20,15 @@ class SentinelServer(Program):
     """One Sentinel, with a configuration file that it rewrites itself."""
 
     def __init__(
-        self, folder: Path, master: RedisServer, *, number: int, quorum: int, password: str, down_after: float
+        self,
+        folder: Path,
+        master: RedisServer,
+        *,
+        number: int,
+        quorum: int,
+        password: str,
+        down_after: float,
+        program: str | None,
     ) -> None:
         self.port = free_port()
         self.password = password
@@ -37,7 +47,7 @@ class SentinelServer(Program):
         self.configuration = folder / f"sentinel-{number}.conf"
         self.configuration.write_text("\n".join(lines) + "\n")
         super().__init__(
-            [private_redis.server_program(), self.configuration, "--sentinel"],
+            [program or private_redis.server_program(), self.configuration, "--sentinel"],
             log=folder / f"sentinel-{number}.log",
         )
 
@@ -66,6 +76,8 @@ class RedisWithSentinel:
         sentinels: The number of Sentinels. The quorum is their majority.
         password: The password of both Redis.
         sentinel_password: The password of the Sentinels.
+        rights: The rules of the user that the layers are. By default, they are the default user.
+        program: The path of the server program; by default, the one that `make run` would start.
         down_after: Seconds of silence after which a Sentinel takes the master for dead.
     """
 
@@ -76,15 +88,19 @@ class RedisWithSentinel:
         sentinels: int = 1,
         password: str = "",
         sentinel_password: str = "",
+        rights: Sequence[str] = (),
+        program: str | None = None,
         down_after: float = 1.0,
     ) -> None:
         login = ("--masterauth", password) if password else ()
-        self.master = RedisServer(folder, tcp=True, password=password, options=login, name="master")
+        user = ("--user", USER, *rights) if rights else ()
+        self.master = RedisServer(folder, tcp=True, password=password, options=(*login, *user), program=program, name="master")
         self.replica = RedisServer(
             folder,
             tcp=True,
             password=password,
-            options=(*login, "--replicaof", "127.0.0.1", str(self.master.port)),
+            options=(*login, *user, "--replicaof", "127.0.0.1", str(self.master.port)),
+            program=program,
             name="replica",
         )
         self.sentinels = [
@@ -95,10 +111,13 @@ class RedisWithSentinel:
                 quorum=sentinels // 2 + 1,
                 password=sentinel_password,
                 down_after=down_after,
+                program=program,
             )
             for number in range(sentinels)
         ]
-        self._password = password
+        self._login = (
+            {"username": USER, "password": PASSWORD} if rights else {"password": password} if password else {}
+        )
         self._sentinel_password = sentinel_password
         self._running = contextlib.ExitStack()
 
@@ -131,9 +150,8 @@ class RedisWithSentinel:
             "sentinels": [["127.0.0.1", each.port] for each in self.sentinels],
             "master_name": NAME,
             "db": DATABASE,
+            **self._login,
         }
-        if self._password:
-            host["password"] = self._password
         if self._sentinel_password:
             host["sentinel_kwargs"] = {"password": self._sentinel_password}
         return [host]

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import psutil
+import pytest
 import redis
 
 from project import private_redis
@@ -147,6 +148,13 @@ class Program:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def redis_program(kind: str) -> str:
+    """Return the path of the server program of this kind: "redis" or "valkey". Skip the test without it."""
+    if kind == "valkey":
+        return private_redis.server_program(["valkey-server"])
+    return shutil.which("redis-server") or pytest.skip("needs redis-server (apt-get install redis-server)")
 
 
 class RedisServer(Program):
