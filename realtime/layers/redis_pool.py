@@ -35,10 +35,10 @@ ASK_SENTINEL_EVERY = 1.0
 
 #: The reason for which a node of Redis Cluster is refused.
 CLUSTER = (
-    "This Redis runs as a cluster (cluster_enabled:1), which the channel layers do not support: "
-    "the core layer needs several keys in one script, and the pub/sub layer asks one Redis for all "
-    "subscribers. Use a Redis without cluster mode, with Sentinel for failover, or several hosts of "
-    "PubSubLayer for more throughput."
+    "This Redis runs as a cluster (cluster_enabled:1), which the channel layers do not support: the core "
+    "layer sends all commands to one node, which holds only some of the keys, and the pub/sub layer asks one "
+    "node for the subscribers of all. Use a Redis without cluster mode, with Sentinel for failover, or "
+    "several hosts of PubSubLayer for more throughput."
 )
 
 Address = tuple[str, int]
@@ -141,7 +141,8 @@ class Sentinels(Sentinel):
 
     def __init__(self, sentinels: Sequence[Address], sentinel_kwargs: dict[str, Any] | None) -> None:
         once = {"retry": Retry(NoBackoff(), 0), "socket_timeout": None}
-        super().__init__(sentinels, sentinel_kwargs={**once, **(sentinel_kwargs or {})})
+        options = {**once, **(sentinel_kwargs or {})}
+        super().__init__(sentinels, sentinel_kwargs=options)  # type: ignore[no-untyped-call]  # redis-py's
 
     async def discover_master(self, service_name: str) -> Address:
         """Return the address of the master.
@@ -154,7 +155,7 @@ class Sentinels(Sentinel):
         for sentinel in tuple(self.sentinels):
             try:
                 async with asyncio.timeout(SENTINEL_TIMEOUT):
-                    masters = await sentinel.sentinel_masters()
+                    masters: Any = await sentinel.sentinel_masters()
             except (RedisError, OSError, TimeoutError) as error:
                 answers.append(f"{_name(sentinel)}: {error or 'no answer in time'}")
                 continue
@@ -177,7 +178,7 @@ def _name(client: Any) -> str:
     return f"{options['host']}:{options['port']}"
 
 
-class SentinelPool(SentinelConnectionPool, Pool):  # type: ignore[misc]  # their `reset` has no types
+class SentinelPool(SentinelConnectionPool, Pool):
     """A pool of connections to the master that Sentinel names.
 
     While the pool is in use, it asks Sentinel every second. If the master changed, connections to the old one
@@ -201,7 +202,7 @@ class SentinelPool(SentinelConnectionPool, Pool):  # type: ignore[misc]  # their
 
     async def get_master_address(self) -> Address:
         before = self.master_address
-        address: Address = await super().get_master_address()
+        address: Address = await super().get_master_address()  # type: ignore[no-untyped-call]  # redis-py's
         if before not in (None, address):
             logger.warning("Sentinel names another master: %s:%d instead of %s:%d", *address, *before)
             self._cut_connections_except(address)
@@ -218,7 +219,8 @@ class SentinelPool(SentinelConnectionPool, Pool):  # type: ignore[misc]  # their
                 await sentinel.connection_pool.disconnect()
 
     def _cut_connections_except(self, master: Address) -> None:
-        for connection in tuple(self._in_use_connections):
+        connections: set[Any] = self._in_use_connections
+        for connection in tuple(connections):
             if connection._writer is not None and (connection.host, connection.port) != master:
                 # An orderly close would wait until the other end has taken all bytes.
                 connection._writer.transport.abort()
@@ -250,7 +252,8 @@ def pool(host: dict[str, Any]) -> aioredis.ConnectionPool:
     if address is None and "master_name" in options:
         options.setdefault("redis_connect_func", shake_hands_with_master)
         sentinels = Sentinels(options.pop("sentinels"), options.pop("sentinel_kwargs", None))
-        return SentinelPool(options.pop("master_name"), sentinels, **options)
+        name = options.pop("master_name")
+        return SentinelPool(name, sentinels, **options)  # type: ignore[no-untyped-call]  # redis-py's
     options.setdefault("redis_connect_func", shake_hands)
     if address is None:
         return Pool(**options)

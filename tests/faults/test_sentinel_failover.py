@@ -101,7 +101,7 @@ async def test_every_client_receives_again_after_a_failover(
             clients = first + second
             await numbers.all_back_after(clients, time.monotonic(), within=10)
 
-            with measuring(f"Sentinel failover, {fault.__name__}", f"{pairing}, {kind}") as m:
+            with measuring(f"Sentinel failover on {kind}, {fault.__name__}", pairing) as m:
                 m.clients = len(clients)
                 await asyncio.to_thread(forget_memberships_on_the_replica, redis)
                 began_at = time.monotonic()

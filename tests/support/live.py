@@ -1,6 +1,7 @@
 """Settings of the programs that tests start: those of the demo project, with REALTIME from REALTIME_JSON.
 
-The hosts of the channel layers come from REDIS_HOSTS_JSON, otherwise from REDIS_URL. There is a second channel layer, and SIGUSR2 has the program tidy its memory.
+The hosts of the channel layers come from REDIS_HOSTS_JSON, otherwise from REDIS_URL. There is a second
+channel layer, and SIGUSR2 has the program tidy its memory.
 """
 
 import json

@@ -101,9 +101,7 @@ async def test_the_message_of_the_sender_is_not_changed(layer: Any) -> None:
 
 
 @pytest.mark.parametrize("backend", [CoreLayer, PubSubLayer])
-async def test_a_receiver_outlives_a_restart_of_redis(
-    backend: Any, program: str, tmp_path: Path
-) -> None:
+async def test_a_receiver_outlives_a_restart_of_redis(backend: Any, program: str, tmp_path: Path) -> None:
     with RedisServer(tmp_path, program=program) as server:
         layer = backend(hosts=[server.url])
         channel = await joined(layer, "g")

@@ -6,15 +6,15 @@ import logging
 import re
 import shutil
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
-from redis.exceptions import NoPermissionError
 from channels.layers import get_channel_layer
 from django.test import override_settings
+from redis.exceptions import NoPermissionError
 
 from realtime import apublish
 from realtime.errors import LayerUnavailable
@@ -295,9 +295,6 @@ async def test_a_shard_that_is_down_fails_only_its_own_groups(tmp_path: Path) ->
             for group in (here, there):
                 await layer.group_add(group, channel)
             await asyncio.sleep(0.1)
-            if layer._get_shard(channel) is layer._shards[1]:
-                # The channel itself lives on the other shard; its queue is local, so groups do not care.
-                pass
             second.kill()
             await apublish(here, 1)
             assert (await within(5, layer.receive_stamped(channel)))["realtime.group"] == here
@@ -316,7 +313,7 @@ async def test_a_shard_that_is_down_fails_only_its_own_groups(tmp_path: Path) ->
 async def test_a_node_of_a_cluster_is_refused_with_the_reason(backend: str, tmp_path: Path) -> None:
     with RedisServer(tmp_path, tcp=True, options=("--cluster-enabled", "yes")) as node:
         async with layer_on(backend, node.url):
-            with pytest.raises(LayerUnavailable, match=r"runs as a cluster.*Use a Redis without cluster mode"):
+            with pytest.raises(LayerUnavailable, match=r"runs as a cluster.*Use a Redis without"):
                 await apublish("g", 1)
 
 

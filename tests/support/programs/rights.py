@@ -7,7 +7,7 @@ PASSWORD = "acl-secret"
 
 
 def rights(layer: str) -> list[str]:
-    """Return the rules of the page's ACL line for this layer ("core" or "pubsub"), with `PASSWORD` in them."""
+    """Return the rules of the page's ACL line for this layer, "core" or "pubsub"."""
     page = (CHECKOUT / "docs/howto/run-redis.md").read_text()
     lines = [line for line in page.splitlines() if line.startswith(f"ACL SETUSER {USER} ")]
     (line,) = [line for line in lines if ("+zadd" in line) == (layer == "core")]

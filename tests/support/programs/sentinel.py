@@ -94,7 +94,9 @@ class RedisWithSentinel:
     ) -> None:
         login = ("--masterauth", password) if password else ()
         user = ("--user", USER, *rights) if rights else ()
-        self.master = RedisServer(folder, tcp=True, password=password, options=(*login, *user), program=program, name="master")
+        self.master = RedisServer(
+            folder, tcp=True, password=password, options=(*login, *user), program=program, name="master"
+        )
         self.replica = RedisServer(
             folder,
             tcp=True,

@@ -16,7 +16,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import psutil
-import pytest
 import redis
 
 from project import private_redis
@@ -151,10 +150,8 @@ class Program:
 
 
 def redis_program(kind: str) -> str:
-    """Return the path of the server program of this kind: "redis" or "valkey". Skip the test without it."""
-    if kind == "valkey":
-        return private_redis.server_program(["valkey-server"])
-    return shutil.which("redis-server") or pytest.skip("needs redis-server (apt-get install redis-server)")
+    """Return the path of a server program: for "valkey" that of Valkey, for "redis" the one of `make run`."""
+    return private_redis.server_program(*([["valkey-server"]] if kind == "valkey" else []))
 
 
 class RedisServer(Program):
@@ -238,6 +235,31 @@ class RedisServer(Program):
     ) -> None:
         super().__exit__(kind, error, trace)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class SeveralRedis:
+    """Two Redis over which the pub/sub layer spreads its groups. They stop at the end of the block."""
+
+    def __init__(self, folder: Path) -> None:
+        self.members = [RedisServer(folder, name=f"redis-{number}") for number in range(2)]
+
+    @property
+    def url(self) -> str:
+        return self.members[0].url
+
+    @property
+    def hosts(self) -> list[Any]:
+        """The value of `hosts` in CHANNEL_LAYERS."""
+        return [each.url for each in self.members]
+
+    def __enter__(self) -> Self:
+        for each in self.members:
+            each.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        for each in self.members:
+            each.__exit__(None, None, None)
 
 
 class WebServer(Program):

@@ -21,6 +21,7 @@ from tests.support.programs.servers import (
     ReaperProcess,
     RedisServer,
     Runserver,
+    SeveralRedis,
     UvicornServer,
     WebServer,
 )
@@ -47,7 +48,7 @@ class Site:
         database: Database,
         *,
         debug: bool = True,
-        redis: RedisServer | RedisWithSentinel | None = None,
+        redis: RedisServer | SeveralRedis | RedisWithSentinel | None = None,
         **realtime: object,
     ) -> None:
         self.folder = folder
