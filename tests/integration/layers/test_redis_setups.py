@@ -1,4 +1,4 @@
-"""The ways in which operators run Redis: TLS, users with few rights, sockets, several hosts, a cluster."""
+"""The layers on the set-ups of operators: TLS, users with few rights, sockets, several hosts, a cluster."""
 
 import asyncio
 import contextlib
@@ -165,7 +165,7 @@ async def test_a_client_certificate_is_shown(backend: str, authority: Authority,
 
 # -- a user with few rights ------------------------------------------------------------------------
 
-#: Rights that are missing in turn in `make test`: one in a script, and those without which no process hears.
+#: Rights that are missing in turn in `make test`: one in a script, and three without which nothing arrives.
 EVERYDAY = ("zrange", "bzpopmin", "subscribe", "publish")
 
 
