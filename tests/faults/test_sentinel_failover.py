@@ -59,7 +59,7 @@ def cases() -> list[object]:
         (kill, "pubsub", "redis"),
         (kill, "core", "valkey"),
         (hang, "core", "redis"),
-        (hang, "pubsub", "valkey"),
+        (hang, "pubsub", "redis"),
         (switch, "core", "redis"),
         (switch, "pubsub", "redis"),
     ]
