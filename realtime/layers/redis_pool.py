@@ -14,8 +14,8 @@ from redis import asyncio as aioredis
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from realtime.process import tasks
@@ -182,8 +182,8 @@ class SentinelPool(SentinelConnectionPool, Pool):
     """A pool of connections to the master that Sentinel names.
 
     While the pool is in use, it asks Sentinel every second. If the master changed, connections to the old one
-    are cut, also those in use. A master that hangs closes none of them, nor does a host that vanished: without
-    the cut, a subscriber or a blocked read would wait on it until the next look of the healer.
+    are cut, also those in use. A master that hangs closes none of them, nor does a host that vanished:
+    without the cut, a subscriber or a blocked read would wait on it until the next look of the healer.
     """
 
     _watching: asyncio.Task[None] | None = None
