@@ -40,6 +40,7 @@ navigation = {
         "docs/howto/look-at-connections",
         "docs/howto/stop-a-server",
         "docs/howto/run-uvicorn",
+        "docs/howto/run-redis",
     ],
     "Reference": ["docs/reference", "docs/glossary", "CHANGELOG"],
     "Explanation": [

@@ -56,7 +56,7 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[Ch
 
 
 def check_layer(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
-    """E003-E006, W003, W004 and W006-W008: the channel layers and their options."""
+    """E003-E008, W003, W004 and W006-W008: the channel layers and their options."""
     layers = getattr(settings, "CHANNEL_LAYERS", {})
     if "default" not in layers:
         return [Error('CHANNEL_LAYERS has no "default" layer.', hint=_OUR_LAYER, id="realtime.E003")]
@@ -135,6 +135,69 @@ _OF_A_HOST = (
     ),
 )
 
+#: The schemes of addresses that redis-py knows.
+_SCHEMES = ("redis", "rediss", "unix")
+
+#: Options that only a client of Redis Cluster takes.
+_OF_A_CLUSTER = frozenset(
+    {"startup_nodes", "cluster_enabled", "cluster_error_retry_attempts", "read_from_replicas"}
+)
+
+
+def _is_cluster(options: dict[str, Any]) -> bool:
+    """Return True if the options of a host are certainly those of Redis Cluster.
+
+    A plain address may lead to a cluster as well. The layers find that out when they connect.
+    """
+    address = options.get("address")
+    url = urlsplit(address) if isinstance(address, str) else urlsplit("")
+    host = url.hostname or options.get("host") or ""
+    return (
+        "cluster" in url.scheme
+        # The configuration endpoint of Amazon's clusters.
+        or str(host).startswith("clustercfg.")
+        or not _OF_A_CLUSTER.isdisjoint(options)
+    )
+
+
+def _host_problems(options: dict[str, Any]) -> Iterator[CheckMessage]:
+    """Yield E006-E008 for the options of one Redis."""
+    address = options.get("address")
+    if _is_cluster(options):
+        yield Error(
+            "A Redis of CHANNEL_LAYERS is a cluster. The core layer sends all commands to one node, which "
+            "holds only some of the keys; the pub/sub layer asks one node for the subscribers of all.",
+            hint="Use a Redis without cluster mode: with Sentinel for failover, or several hosts of "
+            "realtime.layers.PubSubLayer for more throughput. See docs/howto/run-redis.md.",
+            id="realtime.E007",
+        )
+    elif isinstance(address, str) and urlsplit(address).scheme not in _SCHEMES:
+        yield Error(
+            f"The address {_without_password(address)!r} in CHANNEL_LAYERS begins with no known scheme.",
+            hint="Begin it with redis://, rediss:// (TLS) or unix://.",
+            id="realtime.E006",
+        )
+    if ("sentinels" in options) != ("master_name" in options):
+        missing = "master_name" if "sentinels" in options else "sentinels"
+        yield Error(
+            f"A host of CHANNEL_LAYERS is reached through Sentinel, but {missing} is missing.",
+            hint='Set {"sentinels": [("host", 26379)], "master_name": "mymaster"}.',
+            id="realtime.E008",
+        )
+    elif "sentinels" in options and isinstance(address, str):
+        yield Error(
+            "A host of CHANNEL_LAYERS has both sentinels and an address. The address wins, and nothing "
+            "fails over.",
+            hint="Leave address out.",
+            id="realtime.E008",
+        )
+
+
+def _without_password(address: str) -> str:
+    login, at, rest = address.rpartition("@")
+    return f"{login.partition('://')[0]}://…@{rest}" if at else address
+
+
 #: For each core layer.
 _OF_THE_CORE_LAYER = (
     _Rule(
@@ -185,6 +248,7 @@ def _redis_options(config: dict[str, Any], *, core: bool) -> Iterator[CheckMessa
         )
         return
     for options in map(_options_of_host, hosts):
+        yield from _host_problems(options)
         for rule in _OF_A_HOST:
             yield from rule.check(options)
     for rule in _OF_THE_CORE_LAYER if core else ():

@@ -265,7 +265,7 @@ async def contents(alias: str) -> Contents:
         async with asyncio.timeout(LISTING_TIMEOUT):
             found = await home.contents()
     except LAYER_ERRORS as error:
-        raise LayerUnavailable(f"The channel layer failed to list its groups ({error!r}).") from error
+        raise unavailable("list its groups", error) from error
     if isinstance(found, StoredMembers):
         return StoredMembers(frozenset((group, _address(alias, channel)) for group, channel in found.pairs))
     return found

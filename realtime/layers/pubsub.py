@@ -15,6 +15,7 @@ from typing import Any
 from channels_redis.pubsub import RedisPubSubChannelLayer, RedisPubSubLoopLayer, RedisSingleShardConnection
 from channels_redis.utils import decode_hosts
 from redis import asyncio as aioredis
+from redis.exceptions import NoPermissionError
 
 from realtime import conf, metrics
 from realtime.layers import messages
@@ -188,11 +189,18 @@ class _Shard(RedisSingleShardConnection):
         self._leaving: Counter[str] = Counter()
         # A weak reference: one that is kept alive would be reported as never closed.
         self._socket: Callable[[], object] = lambda: None
+        self._refusal: NoPermissionError | None = None
+        """The last refusal of a SUBSCRIBE, until a caller gets it. Redis answers to the reader only."""
 
     def _ensure_redis(self) -> None:
         if self._redis is None:
             self._redis = aioredis.Redis(connection_pool=pool(self.host))
             self._pubsub = self._redis.pubsub()
+
+    def _raise_refusal(self) -> None:
+        if self._refusal is not None:
+            refusal, self._refusal = self._refusal, None
+            raise refusal
 
     async def publish(self, channel: str, message: bytes) -> None:
         # Without the lock: a task that holds it may be waiting for a Redis that hangs.
@@ -213,6 +221,7 @@ class _Shard(RedisSingleShardConnection):
     # -- subscriptions -----------------------------------------------------------------------------
 
     async def subscribe(self, channel: str) -> None:
+        self._raise_refusal()
         async with self._lock:
             if channel in self._subscribed_to:
                 return
@@ -237,11 +246,19 @@ class _Shard(RedisSingleShardConnection):
                 self._is_acknowledged(channel)
 
     async def acknowledged(self, channel: str) -> bool:
-        """Wait until Redis has acknowledged a subscription; return False if that takes too long."""
+        """Wait until Redis has acknowledged a subscription.
+
+        Returns:
+            False if that takes too long.
+
+        Raises:
+            NoPermissionError: Redis has refused it.
+        """
         waiting = self._unacknowledged.get(channel)
         if waiting is None:
             return True
         done, _ = await asyncio.wait([waiting], timeout=self.acknowledged_within)
+        self._raise_refusal()
         return bool(done)
 
     async def _send_unsubscribe(self, *channels: str) -> None:
@@ -277,10 +294,14 @@ class _Shard(RedisSingleShardConnection):
             self._socket = (lambda: None) if socket is None else weakref.ref(socket)
             self._leaving.clear()
 
-    async def flush(self) -> None:
-        await super().flush()
+    def _wake_all(self) -> None:
+        """Wake all that wait for a subscription: the answers do not come."""
         for channel in tuple(self._unacknowledged):
             self._is_acknowledged(channel)
+
+    async def flush(self) -> None:
+        await super().flush()
+        self._wake_all()
         self._leaving.clear()
 
     async def subscribe_again(self, names: Collection[str]) -> None:
@@ -312,6 +333,12 @@ class _Shard(RedisSingleShardConnection):
                     self._receive_message(message)
                 else:
                     await asyncio.sleep(0.05)
+            except NoPermissionError as error:
+                # No outage: the connection works, and an outage would end with the same SUBSCRIBE again.
+                self._outage.refused(error)
+                self._refusal = error
+                # Redis does not say which SUBSCRIBE it refused.
+                self._wake_all()
             except Exception as error:
                 # Any exception at all: if this loop ended, the process would never receive a message again.
                 await self._outage.pause(error)

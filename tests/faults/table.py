@@ -128,9 +128,20 @@ ROWS = (
     Row(
         "Redis restarted",
         "sockets stay open, receiving again 2 s after it is back, publishers get an error",
-        ("Redis restarted",),
+        ("Redis restarted", "Valkey restarted", "one of two Redis restarted"),
         "test_redis_restart",
         (("Redis restarted", "receiving_again_after"),),
+    ),
+    Row(
+        "Sentinel promotes the replica: the master is killed, hangs, or is switched by hand",
+        "sockets stay open, receiving again 2 s after the promotion, publishers get an error",
+        ("Sentinel failover",),
+        "test_sentinel_failover",
+        (
+            ("Sentinel failover on redis, kill", "promoted_after"),
+            ("Sentinel failover on redis, kill", "receiving_again_after"),
+            ("Sentinel failover on redis, hang", "receiving_again_after"),
+        ),
     ),
     Row(
         "the database is down",

@@ -13,6 +13,7 @@ from realtime import checks
 
 PUBSUB = {"BACKEND": "realtime.layers.PubSubLayer", "CONFIG": {"hosts": ["redis://localhost"]}}
 CORE = {"BACKEND": "realtime.layers.CoreLayer", "CONFIG": {"hosts": ["redis://localhost"]}}
+SENTINEL = {"sentinels": [("a", 26379)], "master_name": "m"}
 GOOD_SQLITE = {
     "transaction_mode": "IMMEDIATE",
     "init_command": "PRAGMA journal_mode = WAL; PRAGMA synchronous=NORMAL;",
@@ -69,6 +70,18 @@ def with_config(layer: dict[str, Any], **config: Any) -> dict[str, Any]:
         (with_config(CORE, hosts=[{"host": "a", "socket_keepalive": False}]), ["realtime.W006"]),
         (with_config(CORE, hosts=[("a", 6379)]), []),
         (with_config(CORE, hosts="redis://a"), ["realtime.E006"]),
+        (with_config(CORE, hosts=[SENTINEL]), []),
+        (with_config(PUBSUB, hosts=["rediss://a:6380/0", "unix:///run/redis.sock"]), []),
+        (with_config(CORE, hosts=["a:6379"]), ["realtime.E006"]),
+        (with_config(CORE, hosts=["redis+cluster://a"]), ["realtime.E007"]),
+        (with_config(PUBSUB, hosts=["rediss+cluster://a"]), ["realtime.E007"]),
+        (with_config(PUBSUB, hosts=["rediss://clustercfg.x.cache.amazonaws.com:6379"]), ["realtime.E007"]),
+        (with_config(CORE, hosts=[{"startup_nodes": [("a", 6379)]}]), ["realtime.E007"]),
+        (with_config(CORE, hosts=[{"host": "clustercfg.x", "port": 6379}]), ["realtime.E007"]),
+        (with_config(CORE, hosts=[{"sentinels": [("a", 26379)]}]), ["realtime.E008"]),
+        (with_config(CORE, hosts=[{"master_name": "m"}]), ["realtime.E008"]),
+        (with_config(CORE, hosts=[{**SENTINEL, "address": "redis://a"}]), ["realtime.E008"]),
+        (with_config(CORE, hosts=[{**SENTINEL, "socket_timeout": 5}]), ["realtime.E004"]),
         (None, ["realtime.E003"]),
         ({"BACKEND": "channels_redis.core.RedisChannelLayer"}, ["realtime.E003"]),
         ({"BACKEND": "channels.layers.InMemoryChannelLayer"}, ["realtime.E003"]),
@@ -92,6 +105,14 @@ def test_channel_layer(layer: dict[str, Any] | None, expected: list[str]) -> Non
 def test_a_second_layer_of_other_code_is_allowed(other: dict[str, Any], expected: list[str]) -> None:
     with override_settings(CHANNEL_LAYERS={"default": PUBSUB, "other": other}, DEBUG=False):
         assert ids(checks.check_layer(None)) == expected
+
+
+def test_no_sentence_has_a_password() -> None:
+    layer = with_config(CORE, hosts=["tcp://user:secret@a:6379"])
+    with override_settings(CHANNEL_LAYERS={"default": layer}):
+        (message,) = checks.check_layer(None)
+    assert "tcp://…@a:6379" in message.msg
+    assert "secret" not in message.msg
 
 
 def test_the_sentence_names_the_setting_that_was_meant() -> None:

@@ -20,14 +20,19 @@ from realtime.layers.redis_pool import shake_hands
 from realtime.layers.stamped import STAMP
 from tests.support.assertions.eventually import eventually_async
 from tests.support.assertions.in_process import value_of
-from tests.support.programs.servers import RedisServer
+from tests.support.programs.servers import RedisServer, redis_program
 
 pytestmark = pytest.mark.acceptance  # for the real Redis, and the seconds that its restarts take
 
 
+@pytest.fixture(scope="module", params=["redis", pytest.param("valkey", marks=pytest.mark.matrix)])
+def program(request: pytest.FixtureRequest) -> str:
+    return redis_program(request.param)
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with RedisServer(tmp_path_factory.mktemp("redis")) as running:
+def server(program: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("redis"), program=program) as running:
         yield running
 
 
@@ -176,8 +181,8 @@ async def test_a_join_outlives_its_connection(server: RedisServer) -> None:
 
 
 @pytest.mark.parametrize("backend", [CoreLayer, PubSubLayer])
-async def test_a_receiver_outlives_a_restart_of_redis(backend: Any, tmp_path: Path) -> None:
-    with RedisServer(tmp_path) as server:
+async def test_a_receiver_outlives_a_restart_of_redis(backend: Any, program: str, tmp_path: Path) -> None:
+    with RedisServer(tmp_path, program=program) as server:
         layer = backend(hosts=[server.url])
         channel = await joined(layer, "g")
         receiving = asyncio.ensure_future(layer.receive_stamped(channel))
@@ -291,8 +296,10 @@ async def test_a_failed_discard_is_repeated_by_the_next_one(server: RedisServer)
     await layer.flush()
 
 
-async def test_only_the_dead_connection_of_several_is_rebuilt(server: RedisServer, tmp_path: Path) -> None:
-    with RedisServer(tmp_path) as second:
+async def test_only_the_dead_connection_of_several_is_rebuilt(
+    server: RedisServer, program: str, tmp_path: Path
+) -> None:
+    with RedisServer(tmp_path, program=program) as second:
         layer = PubSubLayer(hosts=[server.url, second.url])
         channel = await layer.new_channel()
         echoes: list[dict[str, Any]] = []
@@ -343,8 +350,8 @@ async def test_a_name_left_during_a_break_is_not_subscribed(server: RedisServer)
     await layer.flush()
 
 
-async def test_one_of_many_receivers_asks_if_redis_is_back(tmp_path: Path) -> None:
-    with RedisServer(tmp_path) as server:
+async def test_one_of_many_receivers_asks_if_redis_is_back(program: str, tmp_path: Path) -> None:
+    with RedisServer(tmp_path, program=program) as server:
         layer = CoreLayer(hosts=[server.url])
         channels = [await layer.new_channel() for _ in range(50)]
         receiving = [asyncio.ensure_future(layer.receive(channel)) for channel in channels]

@@ -149,6 +149,11 @@ class Program:
         self.stop()
 
 
+def redis_program(kind: str) -> str:
+    """Return the path of a server program: for "valkey" that of Valkey, for "redis" the one of `make run`."""
+    return private_redis.server_program(*([["valkey-server"]] if kind == "valkey" else []))
+
+
 class RedisServer(Program):
     """A private Redis (or Valkey) without persistence.
 
@@ -157,12 +162,26 @@ class RedisServer(Program):
         tcp: It listens on a TCP port. Otherwise it listens on a unix socket.
         interface: The address that it listens on.
         prefix: Words before its command line, to start it in a network namespace.
+        program: The path of the server program; by default, the one that `make run` would start.
+        options: More words of its command line.
+        password: The password of its default user.
+        name: The name of its log, without the suffix.
     """
 
     def __init__(
-        self, folder: Path, *, tcp: bool = False, interface: str = "127.0.0.1", prefix: Sequence[str] = ()
+        self,
+        folder: Path,
+        *,
+        tcp: bool = False,
+        interface: str = "127.0.0.1",
+        prefix: Sequence[str] = (),
+        program: str | None = None,
+        options: Sequence[str] = (),
+        password: str = "",
+        name: str = "redis",
     ) -> None:
         self.interface = interface
+        self.password = password
         self.port = free_port() if tcp else 0
         # Not under pytest's folder: the kernel refuses a socket path of 108 bytes and more.
         self.folder = Path(tempfile.mkdtemp(prefix="redis-"))
@@ -175,16 +194,26 @@ class RedisServer(Program):
         super().__init__(
             [
                 *prefix,
-                private_redis.server_program(),
+                program or private_redis.server_program(),
                 *("--port", str(self.port), *address),
                 *("--save", "", "--appendonly", "no", "--dir", str(self.folder)),
+                *(("--requirepass", password) if password else ()),
+                *options,
             ],
-            log=folder / "redis.log",
+            log=folder / f"{name}.log",
         )
 
     @property
     def url(self) -> str:
-        return f"redis://{self.interface}:{self.port}/0" if self.port else f"unix://{self.socket}"
+        login = f":{self.password}@" if self.password else ""
+        return (
+            f"redis://{login}{self.interface}:{self.port}/0" if self.port else f"unix://{login}{self.socket}"
+        )
+
+    @property
+    def hosts(self) -> list[Any]:
+        """The value of `hosts` in CHANNEL_LAYERS."""
+        return [self.url]
 
     def client(self) -> redis.Redis:
         return redis.Redis.from_url(self.url, decode_responses=True)
@@ -206,6 +235,31 @@ class RedisServer(Program):
     ) -> None:
         super().__exit__(kind, error, trace)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class SeveralRedis:
+    """Two Redis over which the pub/sub layer spreads its groups. They stop at the end of the block."""
+
+    def __init__(self, folder: Path) -> None:
+        self.members = [RedisServer(folder, name=f"redis-{number}") for number in range(2)]
+
+    @property
+    def url(self) -> str:
+        return self.members[0].url
+
+    @property
+    def hosts(self) -> list[Any]:
+        """The value of `hosts` in CHANNEL_LAYERS."""
+        return [each.url for each in self.members]
+
+    def __enter__(self) -> Self:
+        for each in self.members:
+            each.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        for each in self.members:
+            each.__exit__(None, None, None)
 
 
 class WebServer(Program):

@@ -9,10 +9,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from tests.support.pairings import Pairing
 from tests.support.programs.databases import Database
+from tests.support.programs.sentinel import RedisWithSentinel
 from tests.support.programs.servers import (
     CHECKOUT,
     DaphneServer,
@@ -20,6 +21,7 @@ from tests.support.programs.servers import (
     ReaperProcess,
     RedisServer,
     Runserver,
+    SeveralRedis,
     UvicornServer,
     WebServer,
 )
@@ -46,13 +48,13 @@ class Site:
         database: Database,
         *,
         debug: bool = True,
-        redis: RedisServer | None = None,
+        redis: RedisServer | SeveralRedis | RedisWithSentinel | None = None,
         **realtime: object,
     ) -> None:
         self.folder = folder
         self.pairing = pairing
         self.database = database
-        self.redis = redis or RedisServer(folder)
+        self.redis: Any = redis or RedisServer(folder)
         self._numbers = itertools.count(1)
         self._running = contextlib.ExitStack()
         self.environment = {
@@ -60,6 +62,7 @@ class Site:
             "DJANGO_SETTINGS_MODULE": "tests.support.live",
             "DATABASE_URL": database.url,
             "REDIS_URL": self.redis.url,
+            "REDIS_HOSTS_JSON": json.dumps(self.redis.hosts),
             "CHANNEL_LAYER_BACKEND": pairing.layer,
             "REALTIME_JSON": json.dumps(realtime),
             "DEBUG": str(debug),
