@@ -54,7 +54,8 @@ class CoreLayer(StampedLayer, RedisChannelLayer):
     async def group_send(self, group: str, message: Message) -> None:
         # Anything that is no mapping is left to the library, which raises as it does in plain Channels.
         stamped = {**message, STAMP: group} if isinstance(message, Mapping) else message
-        await super().group_send(group, stamped)
+        with _script_refusals_named():
+            await super().group_send(group, stamped)
 
     async def receive_stamped(self, channel: str) -> Message:
         while True:
@@ -68,10 +69,6 @@ class CoreLayer(StampedLayer, RedisChannelLayer):
                 await asyncio.sleep(REFUSED_PAUSE)
             except (RedisError, OSError) as error:
                 await self._outage.pause(error)
-
-    async def group_send(self, group: str, message: Message) -> None:
-        with _script_refusals_named():
-            await super().group_send(group, message)
 
     async def _is_back(self, channel: str) -> bool:
         """Return True if Redis takes writes again. `receive` alone would notice only with the next message.

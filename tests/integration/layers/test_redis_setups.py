@@ -209,7 +209,6 @@ async def use_everything(url: str, backend: str) -> list[str]:
         ]
         await attempt(groups.add("g", channel))
         await asyncio.sleep(0.1)
-        await attempt(groups.mark("g", 1, channel))
         await attempt(groups.echo(control, [], 1))
         await attempt(groups.tell(control, Ask(round=1, reply_to=control)))
         await attempt(groups.holds("g", channel))
