@@ -49,16 +49,28 @@ class Memberships:
     def ride(self, connection: Connection, group: str) -> None:
         """Let the connection receive from now on, if the process is in the group for a recorded member.
 
-        The caller commits the row and then calls `add`, or calls `stop_riding`.
+        A layer in the memory of this process ends with it, so no row has to name a membership there: the
+        process joins the group now. The caller commits the row and then calls `add`, or calls `stop_riding`.
         """
-        if group not in connection.groups and not self._closed and self._has_recorded(group):
-            self._riders.setdefault(group, set()).add(connection)
-            self._put(connection, group)
+        if group in connection.groups or self._closed:
+            return
+        if not self._has_recorded(group):
+            if not groups.add_now(group, self.address):
+                return
+            self._in_layer.add(group)
+        self._riders.setdefault(group, set()).add(connection)
+        self._put(connection, group)
 
-    def stop_riding(self, connection: Connection, group: str) -> None:
-        """Remove a member whose row could not be committed."""
-        if connection in self._riders.get(group, ()):
+    def stop_riding(self, connection: Connection, group: str) -> bool:
+        """Remove a member whose row could not be committed.
+
+        Returns:
+            False if it is none: the caller need not call `leave`.
+        """
+        rides = connection in self._riders.get(group, ())
+        if rides:
             self.remove(connection, group)
+        return rides
 
     def _has_recorded(self, group: str) -> bool:
         return len(self.groups.get(group, ())) > len(self._riders.get(group, ()))
@@ -143,6 +155,8 @@ class Memberships:
                 # Check again under the lock: a connection may have joined while this call waited. If many
                 # members end together, the first of them leaves for all.
                 if self._has_recorded(group):
+                    return
+                if self.groups.get(group) and groups.ends_with_process(self.address):
                     return
                 # The caller writes that the last recorded member has left. A membership that only riders kept
                 # alive would then be named by no row, if the process were killed before theirs are committed.

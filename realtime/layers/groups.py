@@ -223,6 +223,24 @@ async def add(group: str, address: str) -> None:
     await call("add to a group", home.group_add(group, channel))
 
 
+def add_now(group: str, address: str) -> bool:
+    """Add the channel at this address to a group without waiting.
+
+    Returns:
+        False if its layer cannot do so: then nothing was changed. A layer in the memory of this process can.
+    """
+    home, channel = at(address)
+    if home.ends_with_process:
+        home.add_now(group, channel)
+    return home.ends_with_process
+
+
+def ends_with_process(address: str) -> bool:
+    """Return True if the layer of this address ends with its process, and needs no cleanup after it."""
+    home, _ = at(address)
+    return home.ends_with_process
+
+
 async def discard(group: str, address: str) -> None:
     """Remove the channel at this address from a group. It is no error if the channel is not in it.
 

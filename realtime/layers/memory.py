@@ -25,6 +25,8 @@ class MemoryLayer(StampedLayer, InMemoryChannelLayer):
     loop, whose thread may wait for such a lock, and what this class adds calls none of the public methods.
     """
 
+    ends_with_process = True
+
     def __init__(self, *, capacity: int = CAPACITY, **options: Any) -> None:
         super().__init__(capacity=capacity, **options)
         self._loops: dict[str, asyncio.AbstractEventLoop] = {}
@@ -68,6 +70,9 @@ class MemoryLayer(StampedLayer, InMemoryChannelLayer):
         with suppress(ChannelFull):
             self._put(channel, message)
 
+    def add_now(self, group: str, channel: str) -> None:
+        self.groups.setdefault(group, {})[channel] = time.time()
+
     async def open_channel(self, channel: str) -> None:
         self._loops[channel] = asyncio.get_running_loop()
 
@@ -94,7 +99,7 @@ class MemoryLayer(StampedLayer, InMemoryChannelLayer):
 
     async def re_add(self, groups: Collection[str], channel: str) -> None:
         for group in groups:
-            self.groups.setdefault(group, {})[channel] = time.time()
+            self.add_now(group, channel)
 
     async def contents(self) -> StoredMembers:
         return StoredMembers(

@@ -48,6 +48,9 @@ class Layer(Protocol):
     group_expiry: float
     on_back: set[Callable[[], None]]
 
+    ends_with_process: bool
+
+    def add_now(self, group: str, channel: str) -> None: ...
     async def open_channel(self, channel: str) -> None: ...
     async def echo(self, channels: Sequence[str], number: int) -> int: ...
     def received(self, channels: Sequence[str]) -> Sequence[int]: ...
@@ -68,6 +71,9 @@ class StampedLayer:
     group_expiry = math.inf
     """Seconds after which the layer forgets a membership that was not added again."""
 
+    ends_with_process = False
+    """True if the layer is in the memory of this process: then it has `add_now`."""
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.on_back: set[Callable[[], None]] = set()
@@ -84,6 +90,10 @@ class StampedLayer:
 
     async def receive_stamped(self, channel: str) -> Message:
         """Wait for the next message on the channel. If it was sent to a group, it carries `STAMP`."""
+        raise NotImplementedError
+
+    def add_now(self, group: str, channel: str) -> None:
+        """Add the channel to the group without waiting."""
         raise NotImplementedError
 
     async def forget_channel(self, channel: str) -> None:

@@ -18,7 +18,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from channels import DEFAULT_CHANNEL_LAYER
@@ -48,6 +48,9 @@ LEAVE_TRIES = 2
 SLICE = 100
 #: Seconds for which `connection_closed` waits until the groups were left, in case the layer hangs.
 LEAVING_TIMEOUT = 1.0
+
+
+Result = TypeVar("Result")
 
 
 # -- the hub of this process -----------------------------------------------------------------------
@@ -200,9 +203,10 @@ async def _group_add(connection: Connection, group: str) -> None:
     try:
         await _record_and_add(connection, group)
     finally:
-        if connection.hub is not None:
-            # It still rides only if this failed.
-            connection.hub.memberships.stop_riding(connection, group)
+        home = connection.hub
+        # It still rides only if this failed.
+        if home is not None and home.memberships.stop_riding(connection, group):
+            _clean(home, _try_leave_layer(home, group))
 
 
 async def _record_and_add(connection: Connection, group: str) -> None:
@@ -519,7 +523,7 @@ async def _send_signal(signal: Signal, opening: Opening, **what: Any) -> None:
         logger.error(signals.TOO_SLOW, signals.RECEIVERS_TIMEOUT)
 
 
-def _clean(home: Hub, step: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+def _clean(home: Hub, step: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
     """Begin a clean-up step. It goes on when its caller stops waiting, as long as the hub lives."""
     task = tasks.start(step)
     tasks.keep_reference(task, home.cleanups)

@@ -95,6 +95,31 @@ async def test_the_row_is_committed_before_the_layer_is_asked(monkeypatch: pytes
     assert seen == [1]
 
 
+async def test_on_the_memory_layer_a_member_receives_from_the_call_on() -> None:
+    peer = await Peer().open()
+    joining = asyncio.ensure_future(lifecycle.group_add(peer.connection, "g"))
+    await asyncio.sleep(0)
+    assert not joining.done()
+    await publishing.apublish("g", 1)
+    await joining
+    await eventually_async(lambda: len(peer.texts) == 1, within=5)
+    await lifecycle.group_discard(peer.connection, "g")
+    assert not await members_in_layer("g")
+
+
+async def test_a_refused_row_leaves_no_membership_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    peer = await Peer().open()
+
+    async def failing(*_: Any) -> None:
+        raise RecordsUnavailable("down")
+
+    monkeypatch.setattr(Ledger, "join", failing)
+    with pytest.raises(RecordsUnavailable):
+        await lifecycle.group_add(peer.connection, "g")
+    assert peer.connection.groups == set()
+    await eventually_async(lambda: not get_channel_layer().groups.get("g"), within=5)
+
+
 async def test_a_message_reaches_every_member_and_no_other_client() -> None:
     inside, other, outside = await Peer().open("g"), await Peer().open("g", "h"), await Peer().open("h")
     await publishing.apublish("g", {"n": 1})

@@ -182,6 +182,8 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[World], Coroutin
         here[-1].in_layer.discard(group)
 
     monkeypatch.setattr(groups, "add", add)
+    monkeypatch.setattr(groups, "add_now", lambda *_: False)
+    monkeypatch.setattr(groups, "ends_with_process", lambda _: False)
     monkeypatch.setattr(groups, "discard", discard)
 
     def running(test: Callable[[World], Coroutine[Any, Any, None]]) -> None:
