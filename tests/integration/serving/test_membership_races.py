@@ -30,6 +30,8 @@ PROCESS = uuid.UUID(int=7)
 class World:
     """One process with three connections: what its rows and its layer say, and the calls that wait."""
 
+    latest: "World"
+
     def __init__(self) -> None:
         self.open_rows: set[tuple[uuid.UUID, str]] = set()
         self.in_layer: set[str] = set()
@@ -162,24 +164,38 @@ class Ledger:
 
 
 @pytest.fixture
+def in_memory(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer that ends with the process, so that no row has to name its memberships."""
+
+    def add_now(group: str, address: str) -> bool:
+        World.latest.in_layer.add(group)
+        return True
+
+    monkeypatch.setattr(groups, "add_now", add_now)
+    monkeypatch.setattr(groups, "ends_with_process", lambda _: True)
+    monkeypatch.setattr(World, "check", lambda _: None)
+
+
+@pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[World], Coroutine[Any, Any, None]]], None]:
     """`run(test)` gives the test a new world, on a loop of its own."""
-    here: list[World] = []
 
     async def add(group: str, address: str) -> None:
-        here[-1].in_layer.add(group)
-        here[-1].check()
+        world = World.latest
+        world.in_layer.add(group)
+        world.check()
         try:
-            await here[-1].step()
+            await world.step()
         except Refused as error:
             raise LayerUnavailable("refused") from error
 
     async def discard(group: str, address: str) -> None:
+        world = World.latest
         try:
-            await here[-1].step()
+            await world.step()
         except Refused as error:
             raise LayerUnavailable("refused") from error
-        here[-1].in_layer.discard(group)
+        world.in_layer.discard(group)
 
     monkeypatch.setattr(groups, "add", add)
     monkeypatch.setattr(groups, "add_now", lambda *_: False)
@@ -188,8 +204,8 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[World], Coroutin
 
     def running(test: Callable[[World], Coroutine[Any, Any, None]]) -> None:
         async def whole() -> None:
-            here.append(World())
-            await test(here[-1])
+            World.latest = World()
+            await test(World.latest)
 
         asyncio.run(whole())
 
@@ -210,6 +226,22 @@ STEPS = st.lists(
 
 
 def test_a_row_names_every_membership_in_any_order(run: Any) -> None:
+    in_any_order(run, rides_alone=False)
+
+
+@pytest.mark.usefixtures("in_memory")
+def test_members_in_memory_end_as_the_last_call_says(run: Any) -> None:
+    in_any_order(run, rides_alone=True)
+
+
+def in_any_order(run: Any, *, rides_alone: bool) -> None:
+    """Try many orders of calls, evictions, successes and failures.
+
+    Args:
+        run: The fixture.
+        rides_alone: A member receives from the call on also if it is the first of its group.
+    """
+
     @given(STEPS)
     @settings(deadline=None, max_examples=300)
     def in_this_order(steps: list[tuple[str, int, str]]) -> None:
@@ -218,7 +250,7 @@ def test_a_row_names_every_membership_in_any_order(run: Any) -> None:
             for action, number, group in steps:
                 if action == "add":
                     connection = world.connections[number]
-                    rides = memberships._has_recorded(group) and not connection.gone
+                    rides = (rides_alone or memberships._has_recorded(group)) and not connection.gone
                     world.call(lifecycle.group_add(connection, group))
                     await asyncio.sleep(0)
                     assert group in connection.groups or not rides
