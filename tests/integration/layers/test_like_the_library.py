@@ -234,6 +234,23 @@ async def test_a_full_channel_of_another_loop_refuses_a_message(elsewhere: Calls
     assert type(refusal.value).__name__ == "ChannelFull"
 
 
+# -- defaults ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layer", "defaults"),
+    [
+        (InMemoryChannelLayer, (100, 60)),
+        (MemoryLayer, (10_000, 60)),
+        (RedisChannelLayer, (100, 60)),
+        (CoreLayer, (10_000, 3600)),
+    ],
+)
+def test_the_defaults_are_those_of_the_howto(layer: Any, defaults: tuple[int, int]) -> None:
+    made = layer()
+    assert (made.capacity, made.expiry) == defaults
+
+
 # -- messages that are no dicts ------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""A membership in the layer is always named by a committed row, in whatever order its steps are done.
+"""A membership in the layer is always named by a committed row, in any order of its steps.
 
 The database and the layer are doubles: each call waits until the test lets it succeed or fail. So a test
 chooses the order of all steps, and checks the invariant at each of them. A process that is killed at any
@@ -55,7 +55,7 @@ class World:
         """Wait until the test lets this step go on.
 
         Args:
-            connections: The connections whose rows it writes. The ledger keeps the order of these writes.
+            connections: The connections that it writes rows of. The ledger keeps the order of writes of one.
 
         Raises:
             Refused: The test lets it fail.

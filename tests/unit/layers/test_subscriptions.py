@@ -96,7 +96,7 @@ def test_a_leave_ends_the_wait_for_an_acknowledgement() -> None:
     asyncio.run(run())
 
 
-def test_a_replaced_connection_acknowledges_its_own_subscriptions() -> None:
+def test_the_answers_of_a_replaced_connection_count() -> None:
     """The answer to an UNSUBSCRIBE is lost with its connection; redis-py repeats each SUBSCRIBE."""
 
     async def run() -> None:
