@@ -9,6 +9,10 @@ from realtime.layers.pubsub import PubSubLayer
 NAME = b"asgi__group__g"
 
 
+class Writer:
+    """Stands in for asyncio's end of a socket."""
+
+
 class Socket:
     """A subscriber connection of redis-py that sends nothing; the test hands the answers to the layer."""
 
@@ -24,7 +28,7 @@ class Socket:
         self.sent.append("unsubscribe")
 
     def replace(self) -> None:
-        self.connection._writer = SimpleNamespace()
+        self.connection._writer = Writer()
 
 
 class Subscriptions:
