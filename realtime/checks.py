@@ -237,7 +237,43 @@ def check_installation(app_configs: Sequence[AppConfig] | None, **_: Any) -> lis
     return found
 
 
+#: The distributions of servers with which clients without `realtime.v1` are pinged, or pinged by the server.
+_PINGING_SERVERS = ("daphne", "uvicorn", "hypercorn")
+
+
+def check_server(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
+    """W010: clients without `realtime.v1` are not pinged.
+
+    A check cannot know which server will run. It knows the setting DIRECT_WRITES and the installed servers.
+    """
+    given = getattr(settings, "REALTIME", {})
+    if not isinstance(given, dict) or given.get("UNPINGED_IDLE_TIMEOUT") or given.get("IDLE_TIMEOUT"):
+        return []
+    if given.get("DIRECT_WRITES", True) is False:
+        cause, remedy = "DIRECT_WRITES is False", "Leave it out"
+    elif _is_installed("granian") and not any(map(_is_installed, _PINGING_SERVERS)):
+        cause, remedy = "granian is the only server that is installed", "Use another server"
+    else:
+        return []
+    return [
+        Warning(
+            f"{cause}: clients without the subprotocol realtime.v1 are not pinged. "
+            "If such a client vanishes, its connection and its groups stay.",
+            hint=f"{remedy}, or set UNPINGED_IDLE_TIMEOUT. See docs/howto/servers.md.",
+            id="realtime.W010",
+        )
+    ]
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 def register() -> None:
     """Register the checks with Django, under the tag "realtime"."""
-    for check in (check_settings, check_layer, check_database, check_installation):
+    for check in (check_settings, check_layer, check_database, check_installation, check_server):
         checks.register(check, "realtime")

@@ -240,8 +240,13 @@ def _hook_signals(loop: asyncio.AbstractEventLoop, drain: Drain) -> None:
 
 
 def _drain_then(drain: Drain, handle: Callable[[], object]) -> None:
-    # A second signal changes nothing: a worker may get one from its parent and one from the service manager.
-    drain.start().add_done_callback(lambda _: (_end_without_threads(), handle()))
+    # Each signal is passed on, but not before the drain has ended. A worker may get a second signal: one from
+    # its parent and one from the service manager.
+    def ended(_: asyncio.Task[None]) -> None:
+        _end_without_threads()
+        handle()
+
+    drain.start().add_done_callback(ended)
 
 
 def _drain_before(number: int, loop: asyncio.AbstractEventLoop, drain: Drain) -> None:

@@ -24,7 +24,6 @@ from realtime.transports.aborting import AbortingTransport
 from realtime.transports.asgi import Event, Options, Ping, Send, Watcher
 from realtime.wire import rfc6455
 
-
 #: The module of hypercorn's streams of WebSockets.
 MODULE = "hypercorn.protocol.ws_stream"
 
@@ -172,7 +171,7 @@ def is_usable(stream: Any) -> bool:
 
 
 def scope_of(stream: Any) -> dict[str, Any]:
-    """Return the values in the scope that hypercorn made for this connection alone; none for other objects."""
+    """Return the values in the scope that hypercorn made for this connection alone; none for others."""
     scope = getattr(stream, "scope", None) if _is_stream(stream) else None
     if not isinstance(scope, dict):
         return {}

@@ -163,5 +163,29 @@ def test_another_distribution_of_the_import_name(monkeypatch: pytest.MonkeyPatch
     assert ids(checks.check_installation(None)) == ["realtime.W002"]
 
 
+@pytest.mark.parametrize(
+    ("servers", "realtime", "expected"),
+    [
+        (["granian"], {}, ["realtime.W010"]),
+        (["granian"], {"UNPINGED_IDLE_TIMEOUT": 3600}, []),
+        (["granian"], {"IDLE_TIMEOUT": 3600}, []),
+        (["granian", "hypercorn"], {}, []),
+        (["daphne"], {}, []),
+        (["uvicorn"], {"DIRECT_WRITES": False}, ["realtime.W010"]),
+        ([], ["no dict"], []),
+    ],
+)
+def test_clients_that_nothing_pings(
+    servers: list[str], realtime: Any, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def distribution(name: str) -> None:
+        if name not in servers:
+            raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", distribution)
+    with override_settings(REALTIME=realtime):
+        assert ids(checks.check_server(None)) == expected
+
+
 def test_this_project_passes_all_checks() -> None:
     assert django_checks.run_checks(tags=["realtime"]) == []
