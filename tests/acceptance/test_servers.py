@@ -47,7 +47,7 @@ DARK, LIGHT = "public.dark", "public.light"  # the groups of the vanishing clien
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the table: a server, the way it is run, and the facts in which servers differ."""
+    """One line of the table: a server, the way it is run, and where servers differ."""
 
     server: Callable[..., WebServer]
     name: str
@@ -154,7 +154,7 @@ async def test_half_open_clients_are_found_as_the_table_says(
                 dropped_at = time.monotonic()
                 found = await until_found(site, dropped_at, 2 * VANISHING if line.finds_plain else VANISHING)
                 if not line.finds_plain:
-                    # The rest stays, for as long as anybody looks.
+                    # The rest stays, for as long as the test looks.
                     await asyncio.sleep(BOUND)
                 await load.arrived(speaking + listening)
                 assert all(each.is_open for each in speaking + listening)
@@ -171,7 +171,7 @@ async def test_half_open_clients_are_found_as_the_table_says(
 
 
 async def until_found(site: Site, since: float, number: int) -> dict[str, float]:
-    """Wait until so many connections are evicted; return the seconds until the first and the last of them."""
+    """Wait until this number of connections is evicted; return the seconds until the first and the last of them."""
     seen: list[float] = []
 
     def all_found() -> bool:
@@ -184,7 +184,7 @@ async def until_found(site: Site, since: float, number: int) -> dict[str, float]
 
 
 @lines(GRANIAN)
-async def test_the_idle_rule_finds_only_clients_that_nothing_else_finds(
+async def test_the_idle_rule_finds_only_clients_that_nothing_pings(
     line: Line, start_site: StartSite, network: NetworkNamespace, tmp_path: Path
 ) -> None:
     site = a_site(start_site, line, UNPINGED_IDLE_TIMEOUT=BOUND + 2)

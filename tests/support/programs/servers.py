@@ -350,8 +350,11 @@ class HypercornServer(WebServer):
         return [
             str(Path(sys.executable).with_name("hypercorn")),
             application,
-            *_options_in_the_howto("hypercorn"),
-            *("--bind", self.address),
+            # A second --bind would add an address.
+            *(
+                self.address if each == "127.0.0.1:8000" else each
+                for each in _options_in_the_howto("hypercorn")
+            ),
             *self.options,
         ]
 
