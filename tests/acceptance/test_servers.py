@@ -171,7 +171,11 @@ async def test_half_open_clients_are_found_as_the_table_says(
 
 
 async def until_found(site: Site, since: float, number: int) -> dict[str, float]:
-    """Wait until this number of connections is evicted; return the seconds until the first and the last of them."""
+    """Wait until this number of connections is evicted.
+
+    Returns:
+        The seconds until the first and until the last of them.
+    """
     seen: list[float] = []
 
     def all_found() -> bool:
@@ -210,7 +214,8 @@ MESSAGES, SIZE = 100, 128_000  # more than the kernels of both ends take
 
 @lines(GRANIAN)
 async def test_a_client_that_does_not_read_is_evicted(line: Line, start_site: StartSite) -> None:
-    site = a_site(start_site, line, MAX_UNSENT_BYTES=200_000, MAX_UNACKED_BYTES=2_000_000)
+    limits = {"MAX_UNSENT_BYTES": 200_000, "MAX_UNACKED_BYTES": 2_000_000, "SEND_TIMEOUT": 3.0}
+    site = a_site(start_site, line, **limits)
     with serving(site, line) as server:
         url = server.websocket(f"/ws/{LIGHT}/")
         async with (
