@@ -39,7 +39,7 @@ navigation = {
         "docs/howto/publish-from-workers",
         "docs/howto/look-at-connections",
         "docs/howto/stop-a-server",
-        "docs/howto/run-uvicorn",
+        "docs/howto/servers",
         "docs/howto/run-redis",
     ],
     "Reference": ["docs/reference", "docs/glossary", "CHANGELOG"],

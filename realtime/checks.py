@@ -286,7 +286,7 @@ def check_database(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[Ch
 
 
 def check_installation(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
-    """W002, W021: other packages with this import name; W005: `runserver` serves no WebSockets."""
+    """W002, W011: other packages with this import name; W005: `runserver` serves no WebSockets."""
     found: list[CheckMessage] = []
     others = set(importlib.metadata.packages_distributions().get("realtime", ())) - {DISTRIBUTION}
     if others:
@@ -332,12 +332,12 @@ def _shadow(package: Path) -> CheckMessage:
     return Warning(
         f"{package} has the import name of this package. A program that is started there imports it instead.",
         hint="Rename it: docs/howto/move-an-existing-project.md has the steps.",
-        id="realtime.W021",
+        id="realtime.W011",
     )
 
 
 def check_budget(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
-    """W020: Daphne would kill consumers before their handlers are cancelled."""
+    """W009: Daphne would kill consumers before their handlers are cancelled."""
     given = getattr(settings, "REALTIME", {})
     if conf.problems(given) or conf.Settings(**given).DISCONNECT_TIMEOUT <= LONGEST_DISCONNECT:
         return []
@@ -348,12 +348,55 @@ def check_budget(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[Chec
             "connection has ended.",
             hint=f"Set {LONGEST_DISCONNECT:g} or less. If you start Daphne with a longer "
             "--application-close-timeout, silence this warning.",
-            id="realtime.W020",
+            id="realtime.W009",
         )
     ]
 
 
+#: The distributions of servers with which clients without `realtime.v1` are pinged, or pinged by the server.
+_PINGING_SERVERS = ("daphne", "uvicorn", "hypercorn")
+
+
+def check_server(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
+    """W010: clients without `realtime.v1` are not pinged.
+
+    A check cannot know which server will run. It knows the setting DIRECT_WRITES and the installed servers.
+    """
+    given = getattr(settings, "REALTIME", {})
+    if not isinstance(given, dict) or given.get("UNPINGED_IDLE_TIMEOUT") or given.get("IDLE_TIMEOUT"):
+        return []
+    if given.get("DIRECT_WRITES", True) is False:
+        cause, remedy = "DIRECT_WRITES is False", "Leave it out"
+    elif _is_installed("granian") and not any(map(_is_installed, _PINGING_SERVERS)):
+        cause, remedy = "granian is the only server that is installed", "Use another server"
+    else:
+        return []
+    return [
+        Warning(
+            f"{cause}: clients without the subprotocol realtime.v1 are not pinged. "
+            "If such a client vanishes, its connection and its groups stay.",
+            hint=f"{remedy}, or set UNPINGED_IDLE_TIMEOUT. See docs/howto/servers.md.",
+            id="realtime.W010",
+        )
+    ]
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 def register() -> None:
     """Register the checks with Django, under the tag "realtime"."""
-    for check in (check_settings, check_budget, check_layer, check_database, check_installation):
+    for check in (
+        check_settings,
+        check_layer,
+        check_database,
+        check_installation,
+        check_budget,
+        check_server,
+    ):
         checks.register(check, "realtime")

@@ -76,6 +76,9 @@ class Settings:
     CLOSE_LIMIT: Seconds = 60.0
     #: A connection is closed when its client sent no application frame for this long.
     IDLE_TIMEOUT: Seconds | None = None
+    #: The same for a connection that neither this process nor the server pings. None keeps it, even if its
+    #: client has vanished. A client that only listens is closed too, and must be one that comes back.
+    UNPINGED_IDLE_TIMEOUT: Seconds | None = None
     #: A connection is evicted when one of its handlers runs longer.
     HANDLER_TIMEOUT: Seconds | None = None
     #: When a connection has ended, its handlers, `disconnect` included, are cancelled after this time. A
@@ -126,6 +129,7 @@ class Settings:
             probe_bytes=self.PROBE_BYTES,
             max_unacked_bytes=self.MAX_UNACKED_BYTES,
             idle_timeout=self.IDLE_TIMEOUT,
+            unpinged_idle_timeout=self.UNPINGED_IDLE_TIMEOUT,
         )
 
 

@@ -13,9 +13,10 @@ from typing import Any
 
 from channels.sessions import InstanceSessionWrapper
 
-from realtime.transports import daphne, finding, uvicorn
+from realtime.transports import daphne, finding, hypercorn, uvicorn
 from realtime.transports.asgi import AsgiTransport, Options, Send, Watcher
 from realtime.transports.daphne import DaphneTransport, WrappedDaphneTransport
+from realtime.transports.hypercorn import HypercornTransport
 from realtime.transports.uvicorn import UvicornTransport
 from realtime.wire.frames import SUBPROTOCOL
 
@@ -25,11 +26,14 @@ logger = logging.getLogger("realtime.transports")
 _REMEDIES = {
     "the setting DIRECT_WRITES is False": "Set it to True.",
     "Daphne itself ends TLS": "Let a proxy in front of Daphne end TLS.",
-    "this version of Daphne or uvicorn is not known": "Install a version that this package is tested with.",
+    "this version of the server, or its HTTP/2, is not known": "Use what this package is tested with.",
     "a middleware hides the server's connection": "Leave the scope's headers or client as they are.",
-    "this server is not known": "Use Daphne or uvicorn.",
+    "granian sends no pings and hides the pongs": "Use Daphne, uvicorn or hypercorn.",
+    "this server is not known": "Use Daphne, uvicorn or hypercorn.",
 }
-_SETTING, _TLS, _VERSION, _MIDDLEWARE, _SERVER = _REMEDIES
+_SETTING, _TLS, _VERSION, _MIDDLEWARE, _GRANIAN, _SERVER = _REMEDIES
+#: The module of granian that is loaded in each of its processes.
+_GRANIANS = "granian._granian"
 
 _warned: set[str] = set()
 
@@ -58,11 +62,15 @@ def transport_for(
             return DaphneTransport(send, protocol, options, watcher)
         if (protocol := uvicorn.protocol_behind(server)) is not None:
             return UvicornTransport(send, protocol, options, watcher)
+        if (protocol := hypercorn.stream_behind(server)) is not None:
+            return HypercornTransport(send, protocol, options, watcher)
         protocol = finding.protocol_of(scope, send)
         if daphne.is_usable(protocol):
             return WrappedDaphneTransport(send, protocol, options, watcher)
         if uvicorn.is_usable(protocol):
             return UvicornTransport(send, protocol, options, watcher, wrapped=True)
+        if hypercorn.is_usable(protocol):
+            return HypercornTransport(send, protocol, options, watcher, wrapped=True)
     # A client that offers `realtime.v1` is pinged by frames, on any server. Every server sets the version of
     # ASGI, and Channels' test client does not.
     if "asgi" in scope and SUBPROTOCOL not in scope.get("subprotocols", ()):
@@ -92,9 +100,10 @@ def _reason(protocol: Any, *, direct: bool) -> str:
     if protocol is not None:
         return _TLS if daphne.uses_tls(protocol) else _VERSION
     reactor = sys.modules.get("twisted.internet.reactor")
-    if getattr(reactor, "running", False) or any(name in sys.modules for name in uvicorn.MODULES):
+    known = (*uvicorn.MODULES, hypercorn.MODULE)
+    if getattr(reactor, "running", False) or any(name in sys.modules for name in known):
         return _MIDDLEWARE
-    return _SERVER
+    return _GRANIAN if _GRANIANS in sys.modules else _SERVER
 
 
 def _warn_once(reason: str, send: Any) -> None:
@@ -104,7 +113,8 @@ def _warn_once(reason: str, send: Any) -> None:
     _warned.add(reason)
     logger.warning(
         "Clients without the subprotocol %s cannot be pinged, because %s. If such a client vanishes, this "
-        "process does not find out: the connection stays, unless the server finds it. %s (send: %s.%s)",
+        "process does not find out: the connection stays, unless the server finds it or "
+        "UNPINGED_IDLE_TIMEOUT ends it. %s See docs/howto/servers.md. (send: %s.%s)",
         SUBPROTOCOL,
         reason,
         _REMEDIES[reason],

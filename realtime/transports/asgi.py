@@ -296,7 +296,10 @@ class AsgiTransport:
                 return
             ending = stepping.finish(Suspended(ending, waits_for))
         # A middleware may suspend before it passes the close on.
-        finishing = self._finish(ending)
+        # A client that has stopped reading will not read the close frame either.
+        stopped = event.get("code") in STOPPED_READING
+        limit = self._options.close_timeout if stopped else self._options.close_limit
+        finishing = self._finish(ending, limit)
         self._closing = tasks.create(finishing, context=self._context)
 
     def abandon(self) -> None:
@@ -347,9 +350,9 @@ class AsgiTransport:
             return False
         return True
 
-    async def _finish(self, ending: Awaitable[None]) -> None:
+    async def _finish(self, ending: Awaitable[None], limit: float) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._options.close_limit):
+            async with asyncio.timeout(limit):
                 await ending
 
     def _enqueue(self, send: Callable[[], Awaitable[None]], size: int) -> None:

@@ -34,8 +34,6 @@ logger = logging.getLogger("realtime.transports")
 HIGH_WATER = 64 * 1024
 #: Seconds between two checks of a handler that waits.
 LOOK_INTERVAL = 0.01
-#: The most digits that the number of a ping has in a pong.
-LONGEST_NUMBER = 15
 
 #: Twisted's transports that are a plain stream socket, without TLS.
 _PLAIN = {("twisted.internet.tcp", "Server"), ("twisted.internet.unix", "Server")}
@@ -205,11 +203,13 @@ class OnDaphne(AbortingTransport):
             # Daphne sends pings of its own to clients that have sent it no message for a while.
             self._protocol.last_ping = time.time()
             return True
-        return opcode == rfc6455.PONG and _is_number(payload) and self._watcher.ponged(int(payload), v1=False)
+        if opcode != rfc6455.PONG or not rfc6455.is_number(payload):
+            return False
+        return self._watcher.ponged(int(payload), v1=False)
 
     def _ponged(self, payload: bytes) -> None:
         # It answers a ping of ours or of Daphne's, or none.
-        if _is_number(payload):
+        if rfc6455.is_number(payload):
             self._watcher.ponged(int(payload), v1=False)
 
     def _peer_closes(self, answer: Callable[..., object], code: object, reason: object) -> object:
@@ -416,10 +416,6 @@ class WrappedDaphneTransport(OnDaphne):
 
     def _is_held_back(self) -> bool:
         return bool(self._protocol.state == self._protocol.STATE_OPEN)
-
-
-def _is_number(payload: bytes) -> bool:
-    return payload.isdigit() and len(payload) <= LONGEST_NUMBER
 
 
 def _reads_as_known(protocol: Any) -> bool:

@@ -27,7 +27,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
 
-from realtime.transports import daphne, uvicorn
+from realtime.transports import daphne, hypercorn, uvicorn
 
 logger = logging.getLogger("realtime.transports")
 
@@ -65,7 +65,7 @@ def protocol_of(scope: Mapping[str, Any], send: Any) -> Any:
 
 def _made(protocol: Any, scope: Mapping[str, Any]) -> bool:
     """Return True if this is a server's protocol, and one of its own objects is in the scope."""
-    originals = daphne.scope_of(protocol) or uvicorn.scope_of(protocol)
+    originals = daphne.scope_of(protocol) or uvicorn.scope_of(protocol) or hypercorn.scope_of(protocol)
     return any(value and scope.get(key) is value for key, value in originals.items())
 
 

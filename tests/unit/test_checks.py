@@ -195,14 +195,38 @@ def test_a_package_of_our_name_is_reported(
     assert ids(checks.check_installation(None)) == []
     (tmp_path / name).touch()
     (warning,) = checks.check_installation(None)
-    assert warning.id == "realtime.W021"
+    assert warning.id == "realtime.W011"
     assert str(tmp_path / name.partition("/")[0]) in warning.msg
 
 
-@pytest.mark.parametrize(("seconds", "expected"), [(9.0, []), (9.5, ["realtime.W020"])])
+@pytest.mark.parametrize(("seconds", "expected"), [(9.0, []), (9.5, ["realtime.W009"])])
 def test_a_budget_above_daphnes_limit(settings: Any, seconds: float, expected: list[str]) -> None:
     settings.REALTIME = {"DISCONNECT_TIMEOUT": seconds}
     assert ids(checks.check_budget(None)) == expected
+
+
+@pytest.mark.parametrize(
+    ("servers", "realtime", "expected"),
+    [
+        (["granian"], {}, ["realtime.W010"]),
+        (["granian"], {"UNPINGED_IDLE_TIMEOUT": 3600}, []),
+        (["granian"], {"IDLE_TIMEOUT": 3600}, []),
+        (["granian", "hypercorn"], {}, []),
+        (["daphne"], {}, []),
+        (["uvicorn"], {"DIRECT_WRITES": False}, ["realtime.W010"]),
+        ([], ["no dict"], []),
+    ],
+)
+def test_clients_that_nothing_pings(
+    servers: list[str], realtime: Any, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def distribution(name: str) -> None:
+        if name not in servers:
+            raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", distribution)
+    with override_settings(REALTIME=realtime):
+        assert ids(checks.check_server(None)) == expected
 
 
 def test_this_project_passes_all_checks() -> None:

@@ -285,6 +285,11 @@ class WebServer(Program):
     def address(self) -> str:
         return f"{self.interface}:{self.port}"
 
+    @property
+    def serving_pid(self) -> int:
+        """The pid of the process that holds the connections."""
+        return self.pid
+
     def http(self, path: str = "/") -> str:
         return f"http://{self.address}{path}"
 
@@ -293,7 +298,7 @@ class WebServer(Program):
 
     def sockets(self) -> int:
         """Return the number of its TCP connections; a PostgreSQL or Redis on a unix socket does not count."""
-        held = psutil.Process(self.pid).net_connections("tcp")
+        held = psutil.Process(self.serving_pid).net_connections("tcp")
         return sum(each.status not in (psutil.CONN_LISTEN, psutil.CONN_NONE) for each in held)
 
     def is_ready(self) -> bool:
@@ -325,7 +330,7 @@ def _flags_of_the_procfile() -> list[str]:
 
 
 class UvicornServer(WebServer):
-    """uvicorn with one worker and the options of docs/howto/run-uvicorn.md; `options` override them."""
+    """uvicorn with one worker and the options of docs/howto/servers.md; `options` override them."""
 
     def __init__(self, *options: str, **more: Any) -> None:
         self.options = options
@@ -335,7 +340,7 @@ class UvicornServer(WebServer):
         return [
             str(Path(sys.executable).with_name("uvicorn")),
             application,
-            *_options_of_the_howto(),
+            *_options_in_the_howto("uvicorn"),
             # Otherwise uvicorn would take uvloop, which the benchmarks install.
             *("--loop", "asyncio"),
             *("--host", self.interface, "--port", str(self.port)),
@@ -343,11 +348,69 @@ class UvicornServer(WebServer):
         ]
 
 
-def _options_of_the_howto() -> list[str]:
-    """Return the options after the application in the command of that page."""
-    lines = (CHECKOUT / "docs/howto/run-uvicorn.md").read_text().splitlines()
-    (command,) = [line for line in lines if line.startswith("uvicorn project.")]
+def _options_in_the_howto(server: str) -> list[str]:
+    """Return the options after the application in the command of that page for this server."""
+    lines = (CHECKOUT / "docs/howto/servers.md").read_text().splitlines()
+    (command,) = [line for line in lines if line.startswith(f"{server} project.")]
     return shlex.split(command)[2:]
+
+
+class GranianServer(WebServer):
+    """granian with one worker and the options of docs/howto/servers.md; `options` override them."""
+
+    def __init__(self, *options: str, **more: Any) -> None:
+        self.options = options
+        super().__init__(**more)
+
+    def command_for(self, application: str) -> list[str]:
+        return [
+            str(Path(sys.executable).with_name("granian")),
+            application,
+            *_options_in_the_howto("granian"),
+            *("--host", self.interface, "--port", str(self.port)),
+            *self.options,
+        ]
+
+    @property
+    def serving_pid(self) -> int:
+        """The pid of the worker: granian's own process serves nothing."""
+        return _workers(self)[0].pid
+
+    def kill(self) -> None:
+        """Kill the worker too: it would serve on."""
+        workers = _workers(self)
+        super().kill()
+        for worker in workers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                worker.kill()
+
+
+def _workers(server: WebServer) -> list[psutil.Process]:
+    """Return the worker processes of this server; none if it has ended."""
+    if not server.is_alive:
+        return []
+    children = psutil.Process(server.pid).children()
+    return [each for each in children if "resource_tracker" not in " ".join(each.cmdline())]
+
+
+class HypercornServer(WebServer):
+    """hypercorn in one process with the options of docs/howto/servers.md; `options` override them."""
+
+    def __init__(self, *options: str, **more: Any) -> None:
+        self.options = options
+        super().__init__(**more)
+
+    def command_for(self, application: str) -> list[str]:
+        return [
+            str(Path(sys.executable).with_name("hypercorn")),
+            application,
+            # A second --bind would add an address.
+            *(
+                self.address if each == "127.0.0.1:8000" else each
+                for each in _options_in_the_howto("hypercorn")
+            ),
+            *self.options,
+        ]
 
 
 class Runserver(WebServer):

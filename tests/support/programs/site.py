@@ -17,6 +17,8 @@ from tests.support.programs.sentinel import RedisWithSentinel
 from tests.support.programs.servers import (
     CHECKOUT,
     DaphneServer,
+    GranianServer,
+    HypercornServer,
     Publisher,
     ReaperProcess,
     RedisServer,
@@ -26,7 +28,12 @@ from tests.support.programs.servers import (
     WebServer,
 )
 
-SERVERS: dict[str, Callable[..., WebServer]] = {"daphne": DaphneServer, "uvicorn": UvicornServer}
+SERVERS: dict[str, Callable[..., WebServer]] = {
+    "daphne": DaphneServer,
+    "uvicorn": UvicornServer,
+    "granian": GranianServer,
+    "hypercorn": HypercornServer,
+}
 
 
 class Site:
@@ -167,7 +174,7 @@ class Site:
         return {row["close_reason"]: row["number"] for row in rows}
 
     def _count(self, server: WebServer, by_pid: str) -> int:
-        return {row["pid"]: row["number"] for row in self.database.query(by_pid)}.get(server.pid, 0)
+        return {row["pid"]: row["number"] for row in self.database.query(by_pid)}.get(server.serving_pid, 0)
 
     def _log(self, name: str) -> Path:
         return self.folder / f"{name}-{next(self._numbers)}.log"

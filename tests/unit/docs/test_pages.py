@@ -147,7 +147,7 @@ def _exists(dotted: str) -> bool:
 
 def test_uvicorn_takes_larger_messages_than_clients_may_send() -> None:
     command = re.search(
-        r"^uvicorn project.*--ws-max-size (\d+)", (ROOT / "docs/howto/run-uvicorn.md").read_text(), re.M
+        r"^uvicorn project.*--ws-max-size (\d+)", (ROOT / "docs/howto/servers.md").read_text(), re.M
     )
     assert command is not None
     assert int(command[1]) > Settings().MAX_MESSAGE_BYTES

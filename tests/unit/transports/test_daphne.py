@@ -652,7 +652,7 @@ def test_one_warning_for_each_reason_names_the_consequence(caplog: pytest.LogCap
         open_on(daphnes(tls), tls)
         open_on(daphnes(new), new)
         open_on(daphnes(), direct=False)
-    reasons = ["Daphne itself ends TLS", "this version of Daphne", "DIRECT_WRITES"]
+    reasons = ["Daphne itself ends TLS", "this version of the server", "DIRECT_WRITES"]
     assert len(warnings_of(caplog)) == len(reasons)
     for warning, reason in zip(warnings_of(caplog), reasons, strict=True):
         assert reason in warning
@@ -667,13 +667,15 @@ def test_one_warning_for_each_reason_names_the_consequence(caplog: pytest.LogCap
         ({"twisted.internet.reactor": SimpleNamespace(running=False)}, "this server is not known"),
         ({"twisted.internet.reactor": SimpleNamespace(running=True)}, "a middleware hides"),
         ({"uvicorn.protocols.websockets.wsproto_impl": SimpleNamespace()}, "a middleware hides"),
+        ({"hypercorn.protocol.ws_stream": SimpleNamespace()}, "a middleware hides"),
+        ({"granian._granian": SimpleNamespace()}, "granian sends no pings"),
     ],
 )
 def test_the_warning_tells_a_server_from_a_middleware(
     modules: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in list(sys.modules):
-        if name.startswith(("twisted.internet.reactor", "uvicorn.protocols.websockets.")):
+        if name.startswith(("twisted.internet.reactor", "uvicorn.protocols.websockets.", "hypercorn.")):
             monkeypatch.delitem(sys.modules, name)
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
