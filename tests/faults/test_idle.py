@@ -84,7 +84,7 @@ async def test_clients_may_be_idle_for_35_seconds(pairing: Pairing, start_site: 
 
 
 @pytest.mark.matrix
-@pytest.mark.parametrize("version", ["5.3.1", "6.4.0", "7.4.1", "8.0.1"])
+@pytest.mark.parametrize("version", ["5.0.3", "5.3.1", "6.4.0", "7.4.1", "8.0.1"])
 @pytest.mark.parametrize("pairing", pairings(server="daphne"))
 async def test_clients_may_be_idle_with_another_redis_py(
     pairing: Pairing, version: str, start_site: StartSite, tmp_path: Path

@@ -199,7 +199,7 @@ class RedisServer(Program):
                 return False
 
     def _accepts(self) -> bool:
-        """Return True if the unix socket takes connections. Before 5.1, redis-py leaks those that it refuses."""
+        """Return True if the unix socket takes connections. Before 5.1, redis-py leaks a refused one."""
         with socket.socket(socket.AF_UNIX) as probe:
             return probe.connect_ex(str(self.socket)) == 0
 
