@@ -60,7 +60,8 @@ async def idle(site: Site, seconds: float, kind: str = "idle", **environment: st
         publisher.send('"after it"')
         await asyncio.gather(*(client.send("echo-by-channel") for client in own))
         for client in clients:
-            await client.seen(lambda frame: frame.get("data") == "after it")
+            # The publisher is a program that only now starts.
+            await client.seen(lambda frame: frame.get("data") == "after it", within=30)
         for client in own:
             await client.seen(lambda frame: frame["type"] == "echo")
         for server in (groups, channels):

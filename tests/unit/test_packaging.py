@@ -105,7 +105,7 @@ def test_the_table_has_every_run_and_each_declared_version_passed() -> None:
     declared = set(re.findall(r"(Python|Django) :: (\d+\.\d+)", "\n".join(PROJECT["classifiers"])))
     table = re.findall(r"^\| `([^`]+)` \| (.*) \|$", CONTRIBUTING, re.MULTILINE)
     assert [name for name, _ in table] == [run.name for run in versions.RUNS]
-    passed = [name.split("-") for name, cells in table if cells.endswith(" passed") and "failed" not in cells]
+    passed = [name.split("-") for name, cells in table if " passed" in cells and "failed" not in cells]
     newest = [parts for parts in passed if parts[0] == "newest"]
     assert declared == {
         each for _, python, _, django in newest for each in (("Python", python), ("Django", django))
