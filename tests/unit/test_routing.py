@@ -1,6 +1,6 @@
 """Tests of `realtime.routing`: its routers answer like Channels', but keep nothing of a connection."""
 
-import asyncio
+import inspect
 import weakref
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
@@ -107,7 +107,7 @@ class TestProtocolTypeRouter:
     def test_servers_take_it_for_an_asgi_3_application(self) -> None:
         router = ProtocolTypeRouter({})
 
-        assert asyncio.iscoroutinefunction(router.__call__)  # uvicorn
+        assert inspect.iscoroutinefunction(router.__call__)  # uvicorn
         assert not is_double_callable(router)  # asgiref
 
 

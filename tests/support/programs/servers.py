@@ -219,11 +219,18 @@ class RedisServer(Program):
         return redis.Redis.from_url(self.url, decode_responses=True)
 
     def is_ready(self) -> bool:
+        if not self.port and not self._accepts():
+            return False
         with self.client() as client:
             try:
                 return bool(client.ping())
             except (redis.ConnectionError, redis.TimeoutError):
                 return False
+
+    def _accepts(self) -> bool:
+        """Return True if the unix socket takes connections. Before 5.1, redis-py leaks a refused one."""
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self.socket)) == 0
 
     def restart(self) -> None:
         """Stop and start at the same address; it is empty then."""

@@ -4,7 +4,7 @@ from typing import Any, get_args
 from uuid import UUID
 
 import pytest
-from channels_redis.serializers import registry
+from channels_redis.core import RedisChannelLayer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +22,7 @@ from realtime.layers.messages import (
     Kick,
 )
 
+CORE = RedisChannelLayer()
 texts = st.text(max_size=20)
 numbers = st.integers(0, 2**63)
 memberships = st.lists(st.tuples(st.uuids(), texts), max_size=5)
@@ -104,8 +105,7 @@ RECORDED: list[tuple[dict[str, Any], AnyMessage]] = [
 
 def over_redis(event: dict[str, Any]) -> dict[str, Any]:
     """Return the dict as a Redis layer delivers it: tuples have become lists."""
-    serializer = registry.get_serializer("msgpack")
-    received: dict[str, Any] = serializer.deserialize(serializer.serialize(event))
+    received: dict[str, Any] = CORE.deserialize(CORE.serialize(event))
     return received
 
 
