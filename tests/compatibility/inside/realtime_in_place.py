@@ -1,0 +1,85 @@
+"""A pytest plugin that puts the classes of `realtime` in the places of those of Channels and channels_redis.
+
+A suite of another project runs with `-p realtime_in_place`, and no file of it changes. The plugin does what the page
+"Move an existing project" asks for, and nothing more: other base classes, other channel layers, "realtime" in
+`INSTALLED_APPS`, and tests that may use the database. The names are replaced in the modules of Channels before pytest
+imports the tests. So the tests, and the library that they test, import ours under the old names.
+"""
+
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+Place = tuple[str, str]
+
+#: The module and the name that others import; the module and the name of the class that they get.
+CONSUMERS: dict[Place, Place] = {
+    ("channels.generic.websocket", "AsyncWebsocketConsumer"): ("realtime.consumers", "RealtimeConsumer"),
+    ("channels.generic.websocket", "AsyncJsonWebsocketConsumer"): (
+        "realtime.consumers",
+        "RealtimeJsonConsumer",
+    ),
+    ("channels.generic.websocket", "WebsocketConsumer"): ("realtime.consumers", "SyncRealtimeConsumer"),
+    ("channels.generic.websocket", "JsonWebsocketConsumer"): (
+        "realtime.consumers",
+        "SyncRealtimeJsonConsumer",
+    ),
+}
+LAYERS: dict[Place, Place] = {
+    ("channels.layers", "InMemoryChannelLayer"): ("realtime.layers", "MemoryLayer"),
+    ("channels_redis.core", "RedisChannelLayer"): ("realtime.layers", "CoreLayer"),
+    ("channels_redis.pubsub", "RedisPubSubChannelLayer"): ("realtime.layers", "PubSubLayer"),
+}
+
+_ours: list[tuple[str, type]] = []
+
+
+def pytest_configure() -> None:
+    # The `conftest.py` of a suite makes its settings earlier: pluggy calls the plugin that was registered first
+    # last. pytest-django starts Django later: its hook is marked `trylast`.
+    from django.conf import settings
+
+    if settings.configured or "DJANGO_SETTINGS_MODULE" in os.environ:
+        settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "realtime"]
+    else:
+        # A suite that does not use Django, such as one of channel layers.
+        settings.configure(INSTALLED_APPS=["realtime"])
+
+
+def pytest_sessionstart() -> None:
+    from django.apps import apps
+
+    places = {**CONSUMERS, **LAYERS} if apps.ready else LAYERS
+    # Import all of ours before the first is replaced: they extend the classes of Channels. A version of `realtime`
+    # without synchronous consumers leaves those of Channels in place.
+    found = {
+        place: getattr(importlib.import_module(module), name, None)
+        for place, (module, name) in places.items()
+    }
+    for (module, name), ours in found.items():
+        if ours is not None:
+            setattr(importlib.import_module(module), name, ours)
+            _ours.append((name, ours))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    from django.apps import apps
+
+    for item in items if apps.ready else ():
+        item.add_marker(pytest.mark.django_db(transaction=True))
+
+
+def pytest_collection_finish() -> None:
+    """Write which modules of the suite and of its library got our classes, for the program that compares."""
+    got = sorted(
+        f"{module}.{name}"
+        for module, content in tuple(sys.modules.items())
+        for name, ours in _ours
+        if module.partition(".")[0] not in ("channels", "channels_redis")
+        and getattr(content, "__dict__", {}).get(name) is ours
+    )
+    Path("in-place.json").write_text(json.dumps(got))

@@ -1,0 +1,109 @@
+"""The suites, and the tests of each that give another result with our classes, with the reason.
+
+docs/compatibility.md has the same list for readers.
+"""
+
+from dataclasses import dataclass, field
+
+#: The name of a test, as `module::test` or `module.Class::test`.
+Name = str
+
+SERVER_EVENT = (
+    "The test sends the event `websocket.receive` through the channel layer, as if the layer were the server. "
+    "Handlers of the server's events take no event of the layer, because any program that can write to Redis "
+    "could then speak for a client."
+)
+MALFORMED = (
+    "The test expects that an event with a malformed type ends the consumer with ValueError. Ours logs it once and "
+    "ignores it, so that one wrong message does not end every member of a group. The method is not called."
+)
+TRANSACTION = (
+    "Django's TestCase keeps its data in a transaction that no other thread sees, and records are written in a "
+    'thread. Such tests need TransactionTestCase, or REALTIME = {"LEDGER": "inline"}.'
+)
+
+CAPACITY = (
+    "The test expects the default capacity of 100. Ours is 10,000, because all connections of a process share one "
+    "queue, and a full queue drops group messages without a word. The option `capacity` sets another."
+)
+NO_DICT = "The test sends a str as a message. Channels defines a message as a dict, and ours raise TypeError."
+
+
+@dataclass(frozen=True)
+class Suite:
+    """The tests of another project.
+
+    Args:
+        name: The name of the distribution, and of the folder of its checkout.
+        gets: Some of the names that must hold our classes in the second run, as `module.Class`.
+        exceptions: The tests that pass on the classes of Channels and fail on ours, with the reason of each.
+        left_out: The tests that fail on the classes of Channels too, with the reason of each.
+        tests: The files and folders that pytest runs.
+        copied: The files and folders that the tests need, of the source distribution or the checkout.
+        ignored: The files and folders below `tests` that pytest does not run, with the reason of each.
+        redis: The suite needs a Redis and a Sentinel at their usual ports.
+        needs: Requirements that are not in the lock; they are installed for this suite alone.
+        options: Further options of pytest.
+        environment: Further environment variables.
+        published: The source distribution on PyPI has the tests. Those of other suites come from a checkout.
+    """
+
+    name: str
+    gets: frozenset[str]
+    exceptions: dict[Name, str] = field(default_factory=dict)
+    left_out: dict[Name, str] = field(default_factory=dict)
+    tests: tuple[str, ...] = ("tests",)
+    copied: tuple[str, ...] = ("tests", "setup.cfg")
+    ignored: dict[str, str] = field(default_factory=dict)
+    redis: bool = False
+    needs: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    published: bool = True
+
+
+CHANNELS = Suite(
+    name="channels",
+    gets=frozenset(
+        {
+            "tests.test_generic_websocket.AsyncWebsocketConsumer",
+            "tests.test_generic_websocket.AsyncJsonWebsocketConsumer",
+            "tests.test_inmemorychannel.InMemoryChannelLayer",
+        }
+    ),
+    exceptions={
+        "tests.test_generic_websocket::test_async_websocket_consumer_groups": SERVER_EVENT,
+        "tests.test_generic_websocket::test_async_websocket_consumer_specific_channel_layer": SERVER_EVENT,
+        "tests.test_generic_websocket::test_block_underscored_type_function_call": MALFORMED,
+        "tests.test_generic_websocket::test_block_leading_dot_type_function_call": MALFORMED,
+        "tests.test_database.ConnectionClosingTests::test_websocket": TRANSACTION,
+    },
+    ignored={"tests/sample_project": "needs Selenium, Chrome and its driver"},
+    published=False,
+)
+
+CHANNELS_REDIS = Suite(
+    name="channels_redis",
+    gets=frozenset(
+        {
+            "tests.test_core.RedisChannelLayer",
+            "tests.test_sentinel.RedisChannelLayer",
+            "tests.test_pubsub.RedisPubSubChannelLayer",
+            "tests.test_pubsub_sentinel.RedisPubSubChannelLayer",
+        }
+    ),
+    exceptions={
+        "tests.test_core::test_receive_buffer_respects_capacity": CAPACITY,
+        "tests.test_sentinel::test_receive_buffer_respects_capacity": CAPACITY,
+        "tests.test_pubsub::test_receive_on_non_owned_general_channel": NO_DICT,
+    },
+    redis=True,
+)
+
+DJANGOCHANNELSRESTFRAMEWORK = Suite(
+    name="djangochannelsrestframework",
+    gets=frozenset({"djangochannelsrestframework.consumers.AsyncJsonWebsocketConsumer"}),
+    copied=("tests",),
+)
+
+SUITES = (CHANNELS, CHANNELS_REDIS, DJANGOCHANNELSRESTFRAMEWORK)
