@@ -11,7 +11,7 @@ Results = Mapping[Name, str]
 
 
 def disagreements(suite: Suite, plain: Results, ours: Results) -> list[str]:
-    """Return a sentence for each test that breaks the promise, and for each line of the lists that is not true.
+    """Return a sentence for each test that breaks the promise, and for each wrong line of the lists.
 
     Args:
         suite: The suite with its two lists. Names of modules that did not run are not judged.
@@ -42,7 +42,13 @@ def disagreements(suite: Suite, plain: Results, ours: Results) -> list[str]:
     return sentences
 
 
+def summary(name: str, plain: Results, ours: Results) -> str:
+    """Return one line for the table of docs/compatibility.md."""
+    passed = [sum(result == "passed" for result in results.values()) for results in (plain, ours)]
+    return f"{name}: of {len(plain)} tests, {passed[0]} pass on plain Channels and {passed[1]} on ours"
+
+
 def _module(name: Name) -> str:
-    """Return the module of a test, also if a class stands between: only classes begin with a capital letter."""
+    """Return the module of a test. If a class stands between, it begins with a capital letter."""
     parts = name.partition("::")[0].split(".")
     return ".".join(part for part in parts if not part[:1].isupper())

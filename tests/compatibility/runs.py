@@ -1,6 +1,5 @@
 """Runs of another project's suite: its files, its process, its results."""
 
-import contextlib
 import importlib.metadata
 import json
 import os
@@ -12,6 +11,8 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 from xml.etree import ElementTree
 
 import pytest
@@ -19,21 +20,22 @@ import pytest
 from project import private_redis
 from tests.compatibility.suites import Suite
 from tests.support.programs.servers import CHECKOUT
-from tests.support.programs.wheels import FOREIGN_ENVIRONMENT, write_constraints
+from tests.support.programs.wheels import FOREIGN_ENVIRONMENT
 
 HERE = Path(__file__).parent
 #: Source distributions stay here, so that each is downloaded once.
 CACHE = CHECKOUT / "var" / "sdists"
-#: The environment variable that names a folder with checkouts, each under the name of its distribution.
-CHECKOUTS = "CHECKOUTS"
-#: Seconds that one run may take. The slowest takes one minute.
-LIMIT = 240
-#: The words to put before a command, to run it as the first process of a network and a pid namespace of its own.
+#: The environment variable that names a checkout of Channels, which publishes its tests only there.
+CHECKOUT_OF_CHANNELS = "CHANNELS_CHECKOUT"
+#: Seconds that one run may take. The slowest takes one minute on an idle machine.
+LIMIT = 270
+#: The words to put before a command, to run it in a network and a pid namespace of its own.
 ISOLATED = [
     *("unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"),
     *(() if os.geteuid() == 0 else ("--map-root-user",)),
 ]
 
+_WITH_REDIS = (sys.executable, str(HERE / "inside" / "with_redis.py"))
 _PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
 
 
@@ -53,26 +55,18 @@ class Run:
 
 
 def sources_of(suite: Suite, folder: Path) -> Path:
-    """Return the folder with the files of the suite. It skips the test if they cannot be had.
-
-    Raises:
-        AssertionError: The checkout is of another version than the installed distribution.
-    """
+    """Return the folder with the files of the suite. It skips the test if they cannot be had."""
     if not suite.published:
-        return _checkout(suite)
+        return Path(os.environ[CHECKOUT_OF_CHANNELS])
     with tarfile.open(_source_distribution(suite.name)) as archive:
-        archive.extractall(folder, filter="data")
-    (sources,) = folder.iterdir()
+        archive.extractall(folder / "sources", filter="data")
+    (sources,) = (folder / "sources").iterdir()
     return sources
 
 
 def has_sources(suite: Suite) -> bool:
-    """Return True unless the suite needs a checkout and `CHECKOUTS` has none."""
-    return suite.published or _checkout(suite).is_dir()
-
-
-def _checkout(suite: Suite) -> Path:
-    return Path(os.environ.get(CHECKOUTS, "/nonexistent")) / suite.name
+    """Return True unless the suite needs a checkout and the environment names none."""
+    return suite.published or CHECKOUT_OF_CHANNELS in os.environ
 
 
 def _source_distribution(name: str) -> Path:
@@ -86,87 +80,60 @@ def _source_distribution(name: str) -> Path:
             done = _run([*download, "--dest", folder, f"{name}=={version}"])
             if done.returncode != 0:
                 last = (done.stderr.strip() or "pip said nothing").splitlines()[-1]
-                pytest.skip(f"The source distribution of {name} {version} cannot be downloaded from PyPI: {last}")
+                pytest.skip(f"the tests of {name} {version} cannot be downloaded from PyPI: {last}")
             (downloaded,) = Path(folder).iterdir()
             downloaded.replace(archive)
     return archive
 
 
-class Runs:
-    """The two runs of one suite, side by side: both mostly wait."""
+def prepare(suite: Suite, sources: Path, folder: Path) -> None:
+    """Copy the tests of a suite into a folder, with the files of ours that they lack."""
+    for each in suite.copied:
+        copy = shutil.copytree if (sources / each).is_dir() else shutil.copy
+        copy(sources / each, folder / each)
+    helpers = HERE / "helpers" / suite.name
+    for helper in helpers.glob("*.py"):
+        # Theirs are never replaced.
+        assert not (folder / "tests" / helper.name).exists(), f"{suite.name} has {helper.name} now"
+        shutil.copy(helper, folder / "tests")
+        (folder / "tests" / "__init__.py").touch()
 
-    def __init__(self, suite: Suite, sources: Path, folder: Path, tests: Iterable[str] = ()) -> None:
-        self._suite = suite
-        self._sources = sources
+
+class Process:
+    """pytest in a process of its own, in the folder of a suite.
+
+    Args:
+        folder: The folder of the suite.
+        arguments: The arguments of pytest.
+        scratch: A folder for what the run writes.
+        ours: Our classes are in the places of the classes of Channels.
+        redis: A Redis and a Sentinel run at their usual ports.
+    """
+
+    def __init__(
+        self, folder: Path, arguments: Iterable[str], scratch: Path, *, ours: bool, redis: bool = False
+    ) -> None:
         self._folder = folder
-        self._tests = tuple(tests) or suite.tests
-
-    def finish(self) -> tuple[Run, Run]:
-        """Run the suite on the classes of Channels and on ours, and return both runs."""
-        paths = [self._needs()] if self._suite.needs else []
-        with contextlib.ExitStack() as running:
-            plain = _Process(self, "plain", (), paths)
-            ours = _Process(self, "ours", ("-p", "realtime_in_place"), paths)
-            for process in (plain, ours):
-                running.enter_context(process)
-            return plain.result(), ours.result()
-
-    def _needs(self) -> Path:
-        """Install what only this suite needs into a folder of its own, and return the folder."""
-        folder = self._folder / "needs"
-        constraints = write_constraints(self._folder)
-        done = _run([*_PIP, "install", "--target", folder, "--constraint", constraints, *self._suite.needs])
-        assert done.returncode == 0, done.stderr
-        return folder
-
-    def prepare(self, name: str) -> Path:
-        """Make the folder of one run: the files of the suite, ours that it lacks, and `realtime`."""
-        folder = self._folder / name
-        folder.mkdir()
-        for each in self._suite.copied:
-            source = self._sources / each
-            if source.is_dir():
-                shutil.copytree(source, folder / each)
-            elif source.exists():
-                (folder / each).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(source, folder / each)
-        helpers = HERE / "helpers" / self._suite.name
-        if helpers.is_dir():
-            # Theirs are never replaced.
-            for helper in helpers.glob("*.py"):
-                assert not (folder / "tests" / helper.name).exists(), f"{self._suite.name} has {helper.name} now"
-                shutil.copy(helper, folder / "tests")
-            (folder / "tests" / "__init__.py").touch()
+        self._log, self._results, self._got = (
+            scratch / name for name in ("output.txt", "results.xml", "got.json")
+        )
+        self._command = [
+            *([*ISOLATED, *_WITH_REDIS, private_redis.server_program()] if redis else ()),
+            *(sys.executable, "-m", "pytest", *(("-p", "realtime_in_place") if ours else ()), *arguments),
+            *("-p", "no:xdist", "-p", "no:cacheprovider", "--tb=short", f"--junitxml={self._results}"),
+        ]
         # A link to the package alone: the checkout has a package "tests", as most suites have.
-        (folder / "site").mkdir()
-        (folder / "site" / "realtime").symlink_to(CHECKOUT / "realtime")
-        return folder
+        site = scratch / "site"
+        site.mkdir()
+        (site / "realtime").symlink_to(CHECKOUT / "realtime")
+        paths = [str(site), str(HERE / "inside"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._environment = {
+            **FOREIGN_ENVIRONMENT,
+            "PYTHONPATH": os.pathsep.join(paths),
+            "REALTIME_IN_PLACE": str(self._got),
+        }
 
-    def command(self, folder: Path, options: tuple[str, ...]) -> list[str]:
-        suite = self._suite
-        command = [sys.executable, "-m", "pytest", *self._tests, *options, *suite.options]
-        command += ["-p", "no:xdist", "-p", "no:cacheprovider", "-q", "--tb=short"]
-        command += ["--junitxml=results.xml", *(f"--ignore={path}" for path in suite.ignored)]
-        if suite.redis:
-            program = str(HERE / "inside" / "with_redis.py")
-            command = [*ISOLATED, sys.executable, program, private_redis.server_program(), *command]
-        return command
-
-    def environment(self, folder: Path, paths: list[Path]) -> dict[str, str]:
-        python_path = os.pathsep.join(str(path) for path in (folder / "site", HERE / "inside", *paths))
-        return {**FOREIGN_ENVIRONMENT, **self._suite.environment, "PYTHONPATH": python_path}
-
-
-class _Process:
-    """The process of one run."""
-
-    def __init__(self, runs: Runs, name: str, options: tuple[str, ...], paths: list[Path]) -> None:
-        self._folder = runs.prepare(name)
-        self._log = self._folder / "output.txt"
-        self._command = runs.command(self._folder, options)
-        self._environment = runs.environment(self._folder, paths)
-
-    def __enter__(self) -> "_Process":
+    def __enter__(self) -> Self:
         with self._log.open("wb") as output:
             self._process = subprocess.Popen(
                 self._command,
@@ -178,11 +145,13 @@ class _Process:
             )
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._process.kill()
         self._process.wait()
 
-    def result(self) -> Run:
+    def finish(self) -> Run:
         """Wait for the end of the run, and return it.
 
         Raises:
@@ -193,16 +162,16 @@ class _Process:
         assert code in (0, 1), f"{self._command} ended with {code}:\n{self._log.read_text()[-4000:]}"
         results: dict[str, str] = {}
         reasons: dict[str, str] = {}
-        for case in ElementTree.parse(self._folder / "results.xml").iter("testcase"):  # noqa: S314 - our own file
+        for case in ElementTree.parse(self._results).iter("testcase"):  # noqa: S314 - pytest wrote the file
             name = f"{case.get('classname')}::{case.get('name')}"
-            outcome = next((each for each in case if each.tag in ("failure", "error", "skipped")), None)
-            results[name] = (
-                "passed" if outcome is None else outcome.tag.replace("failure", "failed")
-            )
-            if outcome is not None:
-                reasons[name] = (outcome.get("message") or "").strip().splitlines()[0][:300]
-        report = self._folder / "in-place.json"
-        got = json.loads(report.read_text()) if report.exists() else ()
+            found = {each.tag: each.get("message") or "" for each in case}
+            # A test that passed before its fixtures failed has an error. One that failed before has two elements.
+            tag = next((tag for tag in ("failure", "error", "skipped") if tag in found), None)
+            if results.get(name, "passed") == "passed":
+                results[name] = {"failure": "failed", None: "passed"}.get(tag, tag or "")
+            if tag in ("failure", "error"):
+                reasons[name] = found[tag].partition("\n")[0][:300]
+        got = json.loads(self._got.read_text()) if self._got.exists() else ()
         return Run(results, reasons, frozenset(got))
 
 

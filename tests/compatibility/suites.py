@@ -9,21 +9,21 @@ from dataclasses import dataclass, field
 Name = str
 
 SERVER_EVENT = (
-    "The test sends the event `websocket.receive` through the channel layer, as if the layer were the server. "
-    "Handlers of the server's events take no event of the layer, because any program that can write to Redis "
-    "could then speak for a client."
+    "The test sends the event `websocket.receive` through the channel layer, as if the layer were a client. "
+    "Ours do not hand an event of the layer to a handler of the server's events: any program that can write "
+    "to Redis could then speak for a client."
 )
 MALFORMED = (
-    "The test expects that an event with a malformed type ends the consumer with ValueError. Ours logs it once and "
-    "ignores it, so that one wrong message does not end every member of a group. The method is not called."
+    "The test expects that an event with the name of a private method as its type ends the consumer with "
+    "ValueError. Ours log it once and ignore it, so that one message cannot end every member of a group. No "
+    "method is called."
 )
 TRANSACTION = (
-    "Django's TestCase keeps its data in a transaction that no other thread sees, and records are written in a "
-    'thread. Such tests need TransactionTestCase, or REALTIME = {"LEDGER": "inline"}.'
+    "The test is a TestCase of Django: its data are in a transaction that no other thread sees, and records "
+    'are written in a thread. It needs TransactionTestCase, or REALTIME = {"LEDGER": "inline"}.'
 )
-
 CAPACITY = (
-    "The test expects the default capacity of 100. Ours is 10,000, because all connections of a process share one "
+    "The test expects a default capacity of 100. Ours is 10,000: all connections of a process share one "
     "queue, and a full queue drops group messages without a word. The option `capacity` sets another."
 )
 NO_DICT = "The test sends a str as a message. Channels defines a message as a dict, and ours raise TypeError."
@@ -34,31 +34,23 @@ class Suite:
     """The tests of another project.
 
     Args:
-        name: The name of the distribution, and of the folder of its checkout.
-        gets: Some of the names that must hold our classes in the second run, as `module.Class`.
-        exceptions: The tests that pass on the classes of Channels and fail on ours, with the reason of each.
-        left_out: The tests that fail on the classes of Channels too, with the reason of each.
-        tests: The files and folders that pytest runs.
-        copied: The files and folders that the tests need, of the source distribution or the checkout.
-        ignored: The files and folders below `tests` that pytest does not run, with the reason of each.
+        name: The name of the distribution.
+        gets: Names that hold our classes in the second run, as `module.Class`.
+        exceptions: The tests that pass on the classes of Channels and not on ours, with the reason of each.
+        left_out: The tests that pass on neither, with the reason of each.
+        copied: The files and folders of the source distribution or checkout that the tests need.
+        ignored: The folders of tests that do not run, with the reason of each.
         redis: The suite needs a Redis and a Sentinel at their usual ports.
-        needs: Requirements that are not in the lock; they are installed for this suite alone.
-        options: Further options of pytest.
-        environment: Further environment variables.
-        published: The source distribution on PyPI has the tests. Those of other suites come from a checkout.
+        published: The source distribution on PyPI has the tests.
     """
 
     name: str
     gets: frozenset[str]
     exceptions: dict[Name, str] = field(default_factory=dict)
     left_out: dict[Name, str] = field(default_factory=dict)
-    tests: tuple[str, ...] = ("tests",)
     copied: tuple[str, ...] = ("tests", "setup.cfg")
     ignored: dict[str, str] = field(default_factory=dict)
     redis: bool = False
-    needs: tuple[str, ...] = ()
-    options: tuple[str, ...] = ()
-    environment: dict[str, str] = field(default_factory=dict)
     published: bool = True
 
 

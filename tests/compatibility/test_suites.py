@@ -1,11 +1,13 @@
-"""The suites of other projects pass on our classes as on those of Channels, but for named exceptions."""
+"""The suites of other projects pass on our classes as on plain Channels, except for named tests."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
 
 from tests.compatibility import runs
-from tests.compatibility.comparison import disagreements
+from tests.compatibility.comparison import disagreements, summary
+from tests.compatibility.runs import Run
 from tests.compatibility.suites import DJANGOCHANNELSRESTFRAMEWORK, SUITES, Suite
 
 pytestmark = pytest.mark.acceptance
@@ -14,26 +16,33 @@ pytestmark = pytest.mark.acceptance
 SHORT = ("tests/test_consumer.py", "tests/test_permission.py", "tests/test_django_view_consumer.py")
 
 
-def compare(suite: Suite, folder: Path, *tests: str) -> None:
+def run_both(suite: Suite, scratch: Path, tests: tuple[str, ...]) -> tuple[Run, Run]:
+    """Run the suite on plain Channels and on ours, side by side: both mostly wait."""
     if suite.redis:
         runs.require_namespaces()
-    (folder / "sources").mkdir()
-    sources = runs.sources_of(suite, folder / "sources")
-    plain, ours = runs.Runs(suite, sources, folder, tests).finish()
+    sources = runs.sources_of(suite, scratch)
+    arguments = [*tests, *(f"--ignore={folder}" for folder in suite.ignored)]
+    with contextlib.ExitStack() as running:
+        processes = []
+        for name in ("plain", "ours"):
+            folder, own = scratch / name, scratch / f"{name}-run"
+            folder.mkdir()
+            own.mkdir()
+            runs.prepare(suite, sources, folder)
+            process = runs.Process(folder, arguments, own, ours=name == "ours", redis=suite.redis)
+            processes.append(running.enter_context(process))
+        plain, ours = (process.finish() for process in processes)
+    return plain, ours
+
+
+def compare(suite: Suite, scratch: Path, *tests: str) -> None:
+    plain, ours = run_both(suite, scratch, tests or ("tests",))
+    print("\n" + summary(suite.name, plain.results, ours.results))  # noqa: T201 - shown by pytest -s
     found = disagreements(suite, plain.results, ours.results)
-    print(  # noqa: T201 - shown by pytest -s, for the table of docs/compatibility.md
-        f"\n{suite.name}: {_passed(plain)} of {len(plain.results)} pass on Channels, {_passed(ours)} on ours"
-    )
-    assert not found, "\n".join(
-        [*found, "Messages of the run on ours:", *(f"{name}: {why}" for name, why in ours.reasons.items())]
-    )
+    assert not found, "\n".join([*found, *(f"{name} on ours: {why}" for name, why in ours.reasons.items())])
     assert plain.results, "no test ran"
-    assert suite.gets <= ours.got, f"without our classes: {sorted(suite.gets - ours.got)}"
     assert not plain.got
-
-
-def _passed(run: runs.Run) -> int:
-    return sum(result == "passed" for result in run.results.values())
+    assert suite.gets <= ours.got, f"without our classes: {sorted(suite.gets - ours.got)}"
 
 
 def test_a_short_suite_passes_on_our_consumers(tmp_path: Path) -> None:

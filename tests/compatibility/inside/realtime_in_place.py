@@ -1,9 +1,10 @@
-"""A pytest plugin that puts the classes of `realtime` in the places of those of Channels and channels_redis.
+"""A pytest plugin that puts our classes in the places of the classes of Channels and channels_redis.
 
-A suite of another project runs with `-p realtime_in_place`, and no file of it changes. The plugin does what the page
-"Move an existing project" asks for, and nothing more: other base classes, other channel layers, "realtime" in
-`INSTALLED_APPS`, and tests that may use the database. The names are replaced in the modules of Channels before pytest
-imports the tests. So the tests, and the library that they test, import ours under the old names.
+A suite of another project runs with `-p realtime_in_place`, and no file of it changes. The plugin does what
+the page "Move an existing project" asks for, and nothing more: other base classes, other channel layers,
+"realtime" in `INSTALLED_APPS`, and tests that may use the database. The names are replaced in the modules of
+Channels before pytest imports the tests. So the tests, and the library under test, import ours under the old
+names.
 """
 
 import importlib
@@ -11,8 +12,12 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
+import django
 import pytest
+from django.apps import apps
+from django.conf import settings
 
 Place = tuple[str, str]
 
@@ -38,24 +43,31 @@ LAYERS: dict[Place, Place] = {
 _ours: list[tuple[str, type]] = []
 
 
-def pytest_configure() -> None:
-    # The `conftest.py` of a suite makes its settings earlier: pluggy calls the plugin that was registered first
-    # last. pytest-django starts Django later: its hook is marked `trylast`.
-    from django.conf import settings
+_setup = django.setup
 
-    if settings.configured or "DJANGO_SETTINGS_MODULE" in os.environ:
-        settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "realtime"]
-    else:
-        # A suite that does not use Django, such as one of channel layers.
-        settings.configure(INSTALLED_APPS=["realtime"])
+
+def _setup_with_realtime(*arguments: Any, **options: Any) -> None:
+    settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "realtime"]
+    if not getattr(settings, "CHANNEL_LAYERS", None):
+        settings.CHANNEL_LAYERS = {"default": {"BACKEND": "realtime.layers.MemoryLayer"}}
+    _setup(*arguments, **options)
+    _replace({**CONSUMERS, **LAYERS})
+
+
+# pytest-django calls it at one of several moments, which depends on where the suite keeps its settings.
+django.setup = _setup_with_realtime
 
 
 def pytest_sessionstart() -> None:
-    from django.apps import apps
+    if not settings.configured:
+        # A suite that does not use Django, such as one of channel layers.
+        settings.configure()
+        _replace(LAYERS)
 
-    places = {**CONSUMERS, **LAYERS} if apps.ready else LAYERS
-    # Import all of ours before the first is replaced: they extend the classes of Channels. A version of `realtime`
-    # without synchronous consumers leaves those of Channels in place.
+
+def _replace(places: dict[Place, Place]) -> None:
+    # Import all of ours before the first is replaced: they extend the classes of Channels. A version of
+    # `realtime` without synchronous consumers leaves those of Channels in place.
     found = {
         place: getattr(importlib.import_module(module), name, None)
         for place, (module, name) in places.items()
@@ -67,8 +79,6 @@ def pytest_sessionstart() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    from django.apps import apps
-
     for item in items if apps.ready else ():
         item.add_marker(pytest.mark.django_db(transaction=True))
 
@@ -82,4 +92,4 @@ def pytest_collection_finish() -> None:
         if module.partition(".")[0] not in ("channels", "channels_redis")
         and getattr(content, "__dict__", {}).get(name) is ours
     )
-    Path("in-place.json").write_text(json.dumps(got))
+    Path(os.environ["REALTIME_IN_PLACE"]).write_text(json.dumps(got))

@@ -1,7 +1,7 @@
-"""Run a command beside a Redis and a Sentinel at the ports that the suite of channels_redis has written in.
+"""Run a command beside a Redis and a Sentinel at the ports that are written in the suite of channels_redis.
 
-`python with_redis.py REDIS_SERVER COMMAND…` runs as the first process of a network and a pid namespace of its own: the
-ports are free there, and the kernel ends both servers with this process. It is not imported, and uses no package.
+`python with_redis.py REDIS_SERVER COMMAND…` runs as the first process of a network and a pid namespace of
+its own. The ports are free there, and the kernel ends both servers with this process.
 """
 
 import pathlib

@@ -1,4 +1,4 @@
-"""The client for the tests of djangochannelsrestframework, whose source distribution has none."""
+"""The client for the tests of djangochannelsrestframework (its source distribution has none)."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,7 +9,7 @@ from channels.testing import WebsocketCommunicator
 
 
 class PatientCommunicator(WebsocketCommunicator):
-    """A communicator whose application goes on when nothing comes from it in time."""
+    """A communicator that lets the application go on when nothing comes from it in time."""
 
     async def receive_output(self, timeout: float = 1) -> dict[str, Any]:
         return await asyncio.wait_for(self.output_queue.get(), timeout)

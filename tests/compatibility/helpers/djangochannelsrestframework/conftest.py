@@ -1,4 +1,4 @@
-"""The settings for the tests of djangochannelsrestframework, whose source distribution has none."""
+"""The settings for the tests of djangochannelsrestframework (its source distribution has none)."""
 
 from django.conf import settings
 

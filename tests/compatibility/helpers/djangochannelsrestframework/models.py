@@ -1,4 +1,4 @@
-"""The models for the tests of djangochannelsrestframework, whose source distribution has none."""
+"""The models for the tests of djangochannelsrestframework (its source distribution has none)."""
 
 from django.db import models
 
