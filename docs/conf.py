@@ -46,6 +46,7 @@ navigation = {
         "docs/architecture",
         "docs/failure-modes",
         "docs/faults-measured",
+        "docs/compatibility",
         "docs/scaling",
         "docs/profiles",
         "benchmarks/README",

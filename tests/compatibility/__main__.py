@@ -20,7 +20,7 @@ def main(folder: Path, *arguments: str) -> int:
     print(*found, sep="\n")
     for name, reason in ours.reasons.items():
         print(f"{name} on ours: {reason}")
-    print(f"Names that held our classes: {', '.join(sorted(ours.got)) or 'none'}")
+    print(f"Our classes, and classes derived from ours: {', '.join(sorted(ours.got)) or 'none'}")
     return 1 if found else 0
 
 

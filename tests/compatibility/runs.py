@@ -46,7 +46,7 @@ class Run:
     Args:
         results: "passed", "failed", "error" or "skipped" by the name of the test.
         reasons: The message of each test that failed, by its name.
-        got: The names that held our classes, as `module.Class`.
+        got: The names that held our classes or subclasses of them, as `module.Class`.
     """
 
     results: dict[str, str]
@@ -165,7 +165,7 @@ class Process:
         for case in ElementTree.parse(self._results).iter("testcase"):  # noqa: S314 - pytest wrote the file
             name = f"{case.get('classname')}::{case.get('name')}"
             found = {each.tag: each.get("message") or "" for each in case}
-            # A test that passed before its fixtures failed has an error. One that failed before has two elements.
+            # A test that passed has an error if its fixtures fail then; one that failed has a second element.
             tag = next((tag for tag in ("failure", "error", "skipped") if tag in found), None)
             if results.get(name, "passed") == "passed":
                 results[name] = {"failure": "failed", None: "passed"}.get(tag, tag or "")

@@ -22,6 +22,7 @@ def run_both(suite: Suite, scratch: Path, tests: tuple[str, ...]) -> tuple[Run, 
         runs.require_namespaces()
     sources = runs.sources_of(suite, scratch)
     arguments = [*tests, *(f"--ignore={folder}" for folder in suite.ignored)]
+    arguments += [f"-p{plugin}" for plugin in suite.plugins]
     with contextlib.ExitStack() as running:
         processes = []
         for name in ("plain", "ours"):

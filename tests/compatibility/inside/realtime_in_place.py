@@ -40,7 +40,7 @@ LAYERS: dict[Place, Place] = {
     ("channels_redis.pubsub", "RedisPubSubChannelLayer"): ("realtime.layers", "PubSubLayer"),
 }
 
-_ours: list[tuple[str, type]] = []
+_ours: list[type] = []
 
 
 _setup = django.setup
@@ -75,7 +75,7 @@ def _replace(places: dict[Place, Place]) -> None:
     for (module, name), ours in found.items():
         if ours is not None:
             setattr(importlib.import_module(module), name, ours)
-            _ours.append((name, ours))
+            _ours.append(ours)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -84,12 +84,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Write which modules of the suite and of its library got our classes, for the program that compares."""
+    """Write the names that hold our classes or subclasses of them, for the program that compares."""
     got = sorted(
         f"{module}.{name}"
         for module, content in tuple(sys.modules.items())
-        for name, ours in _ours
-        if module.partition(".")[0] not in ("channels", "channels_redis")
-        and getattr(content, "__dict__", {}).get(name) is ours
+        if module.partition(".")[0] not in ("channels", "channels_redis", "realtime", __name__)
+        for name, value in tuple(getattr(content, "__dict__", {}).items())
+        # Not `isinstance`, which would start the lazy objects of Django.
+        if issubclass(type(value), type) and issubclass(value, tuple(_ours))
     )
     Path(os.environ["REALTIME_IN_PLACE"]).write_text(json.dumps(got))
