@@ -169,8 +169,8 @@ class Process:
             tag = next((tag for tag in ("failure", "error", "skipped") if tag in found), None)
             if results.get(name, "passed") == "passed":
                 results[name] = {"failure": "failed", None: "passed"}.get(tag, tag or "")
-            if tag in ("failure", "error"):
-                reasons[name] = found[tag].partition("\n")[0][:300]
+                if tag in ("failure", "error"):
+                    reasons[name] = found[tag].partition("\n")[0][:300]
         got = json.loads(self._got.read_text()) if self._got.exists() else ()
         return Run(results, reasons, frozenset(got))
 
