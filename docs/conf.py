@@ -47,6 +47,7 @@ navigation = {
         "docs/architecture",
         "docs/failure-modes",
         "docs/faults-measured",
+        "docs/compatibility",
         "docs/scaling",
         "docs/profiles",
         "benchmarks/README",
