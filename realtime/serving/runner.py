@@ -22,7 +22,7 @@ from realtime.hub.connection import Connection
 from realtime.layers import groups
 from realtime.process import old_connections, stepping, tasks
 from realtime.process.stepping import Suspended
-from realtime.serving import lifecycle
+from realtime.serving import handlers, lifecycle
 from realtime.serving.inbox import Inbox, is_for_handlers
 from realtime.transports import transport_for
 from realtime.transports.asgi import Event, Options, Receive, Send, Watcher, is_test_client
@@ -213,8 +213,15 @@ class Runner(Watcher):
             self._handlers_until = asyncio.get_running_loop().time() + self.times.handler_grace
             if self._handler_limit is not None:
                 self._handler_limit.reschedule(self._handlers_until)
-        if not self._inbox.put(event):
+        if not self._is_for_handlers(event) or not self._inbox.put(event):
             ignore(type(self._consumer), event.get("type"))
+
+    def _is_for_handlers(self, event: Event) -> bool:
+        """Return False for an event of the channel layer that must not come to `dispatch`.
+
+        Decided here and not in `dispatch`, because base classes of other packages may override that.
+        """
+        return is_for_handlers(event) and handlers.admits(self._consumer, event["type"])
 
     # -- handling ----------------------------------------------------------------------------------
 
@@ -259,7 +266,7 @@ class Runner(Watcher):
         task switch nor a timer. The connection's own task goes on with one that suspends or raises.
         """
         task = self._idle_task
-        if task is None or not self._inbox.empty or not is_for_handlers(event) or self.connection.gone:
+        if task is None or not self._inbox.empty or self.connection.gone or not self._is_for_handlers(event):
             self._take_event(event)
             return
         self._idle_task, self.closed_old_connections = None, True

@@ -1,0 +1,6 @@
+"""The consumers: base classes for applications, and one consumer that speaks the JSON protocol."""
+
+from realtime.consumers.asynchronous import RealtimeConsumer, RealtimeJsonConsumer, RealtimeMixin
+from realtime.consumers.group_consumer import GroupConsumer
+
+__all__ = ["GroupConsumer", "RealtimeConsumer", "RealtimeJsonConsumer", "RealtimeMixin"]
