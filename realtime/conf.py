@@ -108,6 +108,9 @@ class Settings:
     LEDGER: LedgerKind = "thread"
     #: Thresholds of the garbage collector (gc.set_threshold) in a server process. None keeps Python's own.
     GC_THRESHOLD: Thresholds | None = (5_000, 10, 10)
+    #: The number of threads for the handlers of synchronous consumers. None runs them in the one thread that
+    #: all synchronous code of the process shares, as Channels does.
+    THREADS: Whole | None = None
     #: Dotted path to `policy(scope, action, group) -> bool`, sync or async. `action` is "join" or "publish".
     POLICY: DottedPath = "realtime.policy.default_policy"
 

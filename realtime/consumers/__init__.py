@@ -2,5 +2,18 @@
 
 from realtime.consumers.asynchronous import RealtimeConsumer, RealtimeJsonConsumer, RealtimeMixin
 from realtime.consumers.group_consumer import GroupConsumer
+from realtime.consumers.synchronous import (
+    SyncRealtimeConsumer,
+    SyncRealtimeJsonConsumer,
+    SyncRealtimeMixin,
+)
 
-__all__ = ["GroupConsumer", "RealtimeConsumer", "RealtimeJsonConsumer", "RealtimeMixin"]
+__all__ = [
+    "GroupConsumer",
+    "RealtimeConsumer",
+    "RealtimeJsonConsumer",
+    "RealtimeMixin",
+    "SyncRealtimeConsumer",
+    "SyncRealtimeJsonConsumer",
+    "SyncRealtimeMixin",
+]

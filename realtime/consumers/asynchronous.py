@@ -9,14 +9,8 @@ from channels.consumer import SyncConsumer
 from channels.generic.websocket import AsyncJsonWebsocketConsumer, AsyncWebsocketConsumer
 
 from realtime.closing import CloseReason
-from realtime.consumers.served import Served, warn_of_methods
+from realtime.consumers.served import HANDLERS, Served, warn_of_methods
 from realtime.serving import lifecycle
-
-#: The methods that an author overrides and that Channels awaits.
-_AWAITED = (
-    *("connect", "disconnect", "receive", "receive_json"),
-    *("websocket_connect", "websocket_disconnect", "websocket_receive"),
-)
 
 
 class RealtimeMixin(Served):
@@ -36,7 +30,7 @@ class RealtimeMixin(Served):
             )
         warn_of_methods(
             cls,
-            _AWAITED,
+            HANDLERS,
             True,
             "{} is not `async def`, and RealtimeConsumer awaits it. SyncRealtimeConsumer calls plain ones.",
         )

@@ -16,7 +16,7 @@ from channels.consumer import AsyncConsumer, SyncConsumer
 from realtime import conf
 from realtime.hub.connection import Connection
 from realtime.process import old_connections
-from realtime.serving import handlers
+from realtime.serving import handlers, threads
 from realtime.serving.handlers import Target
 from realtime.serving.inbox import SERVER_EVENTS
 from realtime.serving.runner import Runner, ignore
@@ -24,6 +24,11 @@ from realtime.transports.asgi import Event, Receive, Send
 
 logger = logging.getLogger("realtime.consumers")
 
+#: The methods that an author overrides and that Channels calls.
+HANDLERS = (
+    *("connect", "disconnect", "receive", "receive_json"),
+    *("websocket_connect", "websocket_disconnect", "websocket_receive"),
+)
 #: The methods that this module overrides, and that base classes of other packages may override as well.
 _SHARED = frozenset({"__call__", "as_asgi", "dispatch"})
 #: The handlers of server events that a consumer may lack: there is nothing to do for it.
@@ -89,7 +94,7 @@ class Served(AsyncConsumer):
         self.scope = scope
         self.__serving = serving = Runner(self, scope, send)
         self.connection = serving.connection
-        self.base_send = serving.send
+        self.base_send = threads.Sender(serving) if self._sync else serving.send
         return serving.run(receive)
 
     async def dispatch(self, message: Event) -> None:
@@ -116,6 +121,9 @@ class Served(AsyncConsumer):
         if handler is None:
             if kind not in _OPTIONAL:
                 raise ValueError(f"{consumer.__name__} has no handler for {kind}.")
+            return
+        if self._sync:
+            await threads.handle(self, self.__serving, handler, message)
             return
         if self.closes_old_connections and not self.__serving.closed_old_connections:
             await old_connections.close()

@@ -6,7 +6,7 @@ consumer of an application may have methods and attributes of any name.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -58,6 +58,8 @@ class Times:
     """For a running handler to go on after its connection has ended."""
     cleanup: float = 5.0
     """For a consumer to wait for its own clean-up. Then the clean-up goes on without it."""
+    thread: float = 3.0
+    """For a thread to become free for a synchronous `disconnect`. Then the consumer ends without waiting."""
 
 
 class Runner(Watcher):
@@ -76,6 +78,7 @@ class Runner(Watcher):
         connection: The connection.
         closed_old_connections: True while a handler is called for which the hub has closed stale database
             connections already.
+        waits_for_thread: True while a synchronous handler waits for a free thread.
     """
 
     times = Times()
@@ -94,6 +97,7 @@ class Runner(Watcher):
         "_settings",
         "closed_old_connections",
         "connection",
+        "waits_for_thread",
     )
 
     def __init__(self, consumer: Consumer, scope: dict[str, Any], send: Send) -> None:
@@ -104,6 +108,7 @@ class Runner(Watcher):
         """Set when the connection ends: the loop time until which queued events may still be handled."""
         self._disconnect_owed = False
         self._failure: Exception | None = None
+        self.waits_for_thread = False
         self._raises = is_test_client(send)
         self._context = copy_context()
         """All handlers run in it, so that each sees the context variables that earlier ones have set."""
@@ -211,7 +216,7 @@ class Runner(Watcher):
         if self.connection.gone and event.get("type") == "realtime.evicted":
             # A running handler may finish, but must not keep the consumer of a dead connection for ever.
             self._handlers_until = asyncio.get_running_loop().time() + self.times.handler_grace
-            if self._handler_limit is not None:
+            if self._handler_limit is not None and not self._handler_limit.expired():
                 self._handler_limit.reschedule(self._handlers_until)
         if not self._is_for_handlers(event) or not self._inbox.put(event):
             ignore(type(self._consumer), event.get("type"))
@@ -330,9 +335,8 @@ class Runner(Watcher):
 
     async def _handle(self, handling: Awaitable[None]) -> bool:
         """Await the handling of an event; return True if the next event may be handled."""
-        allowed = self.times.handler_grace if self.connection.gone else self._settings.HANDLER_TIMEOUT
         try:
-            async with asyncio.timeout(allowed) as self._handler_limit:
+            async with asyncio.timeout(self._time_allowed()) as self._handler_limit:
                 try:
                     await handling
                 except asyncio.CancelledError as error:
@@ -341,6 +345,7 @@ class Runner(Watcher):
                     raise RuntimeError("Something that a handler waited for was cancelled.") from error
                 finally:
                     limit, self._handler_limit = self._handler_limit, None
+                    never_began, self.waits_for_thread = self.waits_for_thread, False
         except StopConsumer:
             lifecycle.evict(self.connection, CloseReason.APPLICATION_CLOSED)
         except ConnectionGone:
@@ -349,6 +354,9 @@ class Runner(Watcher):
             await self._unavailable(error)
         except Exception as error:
             timed_out = isinstance(error, TimeoutError) and limit.expired()
+            if timed_out and never_began:
+                # The connection has ended, and no thread became free for what its client had sent.
+                return False
             reason = CloseReason.HANDLER_TIMEOUT if timed_out else CloseReason.HANDLER_ERROR
             # Logged and not raised: an exception that leaves the application can end Daphne's own watchdog
             # for good.
@@ -358,6 +366,33 @@ class Runner(Watcher):
         else:
             return True
         return False
+
+    def _time_allowed(self) -> float | None:
+        if self.connection.gone:
+            return self.times.handler_grace
+        return None if self.waits_for_thread else self._settings.HANDLER_TIMEOUT
+
+    def wait_for_thread(self, *, without_limit: bool) -> None:
+        """Stop the clock of the running handler, because it waits until a thread is free.
+
+        Args:
+            without_limit: Stop it even if the connection has ended.
+        """
+        self.waits_for_thread = True
+        if self._handler_limit is not None and (without_limit or not self.connection.gone):
+            self._handler_limit.reschedule(None)
+
+    @property
+    def is_limited(self) -> bool:
+        """True if the time of the running handler is limited."""
+        return self.connection.gone or self._settings.HANDLER_TIMEOUT is not None
+
+    def limit_handler(self) -> None:
+        """Start the clock of the running handler, because its thread has begun."""
+        allowed = self._time_allowed()
+        limit = self._handler_limit
+        if limit is not None and not limit.expired() and allowed is not None:
+            limit.reschedule(asyncio.get_running_loop().time() + allowed)
 
     async def _unavailable(self, error: Exception) -> None:
         logger.warning("A connection could not be served: %s", error, extra=self.connection.log_fields())
@@ -459,18 +494,32 @@ class _LayerOfConsumer:
     def __init__(self, layer: Any, connection: Connection) -> None:
         self._layer = layer
         self._connection = connection
+        self._loop = asyncio.get_running_loop()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._layer, name)
 
     async def group_add(self, group: str, channel: str) -> None:
         if channel == self._connection.channel_name:
-            await lifecycle.group_add(self._connection, group)
+            await self._on_the_loop(lifecycle.group_add, group)
         else:
             await self._layer.group_add(group, channel)
 
     async def group_discard(self, group: str, channel: str) -> None:
         if channel == self._connection.channel_name:
-            await lifecycle.group_discard(self._connection, group)
+            await self._on_the_loop(lifecycle.group_discard, group)
         else:
             await self._layer.group_discard(group, channel)
+
+    async def _on_the_loop(
+        self, change: Callable[[Connection, str], Coroutine[Any, Any, None]], group: str
+    ) -> None:
+        """Change a group on the loop of the connection.
+
+        In a thread that an author started, `async_to_sync` runs another loop.
+        """
+        changing = change(self._connection, group)
+        if asyncio.get_running_loop() is self._loop:
+            await changing
+        else:
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(changing, self._loop))
