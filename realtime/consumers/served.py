@@ -94,7 +94,11 @@ class Served(AsyncConsumer):
         self.scope = scope
         self.__serving = serving = Runner(self, scope, send)
         self.connection = serving.connection
-        self.base_send = threads.Sender(serving) if self._sync else serving.send
+        base_send: Any = serving.send
+        if self._sync:
+            plain = type(self).dispatch is Served.dispatch and not self.__passes_on
+            base_send = threads.prepare(self, serving, batched=plain)
+        self.base_send = base_send
         return serving.run(receive)
 
     async def dispatch(self, message: Event) -> None:

@@ -44,7 +44,7 @@ def target(consumer: type, kind: str) -> Target:
 
     A handler is public and defined by the application alone. For an asynchronous consumer it is a coroutine
     function, or an object with an `async def __call__`. For a synchronous consumer it is a callable that is
-    none of these and takes one argument.
+    not asynchronous and takes one argument.
 
     Args:
         consumer: The class of the consumer. Attributes that it is given after the first event of a type are
@@ -70,8 +70,8 @@ def target(consumer: type, kind: str) -> Target:
 def admits(consumer: object, kind: str) -> bool:
     """Return True if an event of the layer with this type may come to the `dispatch` of this consumer.
 
-    That is an event with a handler, and one whose type names nothing: the `dispatch` of another package may
-    know it.
+    That is an event with a handler, and one with a type that names nothing: the `dispatch` of another package
+    may know it.
     """
     cls: type = type(consumer)
     found = target(cls, kind)
@@ -111,10 +111,10 @@ def _takes_an_event(method: Any) -> bool:
 
 
 def overrides(consumer: type, below: type, names: frozenset[str]) -> bool:
-    """Return True if a class of another package overrides one of these methods below this class.
+    """Return True if a class of another package, below the given class, overrides one of the methods.
 
     Args:
-        consumer: The class whose method resolution order is searched.
+        consumer: The class. Its method resolution order is searched.
         below: Only classes between this one and Channels' `AsyncConsumer` count.
         names: The names of the methods.
     """

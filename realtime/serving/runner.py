@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from realtime.layers import groups
 from realtime.process import old_connections, stepping, tasks
 from realtime.process.stepping import Suspended
 from realtime.serving import handlers, lifecycle
+from realtime.serving.handlers import Target
 from realtime.serving.inbox import Inbox, is_for_handlers
 from realtime.transports import transport_for
 from realtime.transports.asgi import Event, Options, Receive, Send, Watcher, is_test_client
@@ -46,6 +47,18 @@ class Consumer(Protocol):
     channel_name: str
 
     async def dispatch(self, message: Event) -> None: ...
+
+
+class Borrower:
+    """Calls handlers of a consumer that was lent to it."""
+
+    __slots__ = ()
+
+    async def rest(self) -> None:
+        """Wait for the handlers that were called, and raise their exception."""
+
+    def settling(self) -> Coroutine[Any, Any, None] | None:
+        """Return a coroutine that waits until the client has read; None if nothing was sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +127,10 @@ class Runner(Watcher):
         """All handlers run in it, so that each sees the context variables that earlier ones have set."""
         self._idle_task: asyncio.Task[Any] | None = None
         """The task that serves the connection, while it waits for an event."""
-        self._begun: Suspended | BaseException | None = None
-        """What is left to the task of a handler that `_take_group_event` called."""
+        self._begun: Suspended | BaseException | Borrower | None = None
+        """The rest of a handler that another task called: the connection's own task goes on with it."""
         self.closed_old_connections = False
-        self.connection = Connection(scope, self._take_event, consumer.channel_layer_alias)
+        self.connection = Connection(scope, self.queue, consumer.channel_layer_alias)
         if not old_connections.has_own_thread(self._context):
             self.connection.on_group_event = self._take_group_event
             self.connection.closes_old_connections = consumer.closes_old_connections
@@ -209,9 +222,9 @@ class Runner(Watcher):
     async def _read_channel(self) -> None:
         layer = groups.layer(self._consumer.channel_layer_alias)
         while True:
-            self._take_event(await layer.receive(self._consumer.channel_name))
+            self.queue(await layer.receive(self._consumer.channel_name))
 
-    def _take_event(self, event: Event) -> None:
+    def queue(self, event: Event) -> None:
         """Queue an event of the layer, or the news of the eviction."""
         if self.connection.gone and event.get("type") == "realtime.evicted":
             # A running handler may finish, but must not keep the consumer of a dead connection for ever.
@@ -272,7 +285,7 @@ class Runner(Watcher):
         """
         task = self._idle_task
         if task is None or not self._inbox.empty or self.connection.gone or not self._is_for_handlers(event):
-            self._take_event(event)
+            self.queue(event)
             return
         self._idle_task, self.closed_old_connections = None, True
         try:
@@ -295,10 +308,78 @@ class Runner(Watcher):
         if isinstance(begun, Suspended):
             rest = stepping.finish(begun) if cancelled is None else stepping.cancel(begun, cancelled)
             return await self._handle(rest)
-        going_on = begun is None or await self._handle(_raise(begun))
+        going_on = not isinstance(begun, BaseException) or await self._handle(_raise(begun))
         if cancelled is not None:
             raise cancelled
+        if isinstance(begun, Borrower):
+            return await self._handle(begun.rest())
         return going_on
+
+    # -- lending -----------------------------------------------------------------------------------
+
+    @property
+    def context(self) -> Context:
+        """The context of all handlers."""
+        return self._context
+
+    @property
+    def lent_to(self) -> object:
+        """The borrower, while the consumer is lent and its task waits for an event."""
+        return self._begun
+
+    def wake(self) -> None:
+        """Wake the task of the connection, which waits for an event, to go on with the borrower."""
+        self._inbox.wake()
+
+    def accepts(self, event: Event) -> bool:
+        """Return True if a group event has a handler, and nothing waits before it."""
+        if not self._inbox.empty or self.connection.gone or not is_for_handlers(event):
+            return False
+        consumer: type = type(self._consumer)
+        return handlers.target(consumer, event["type"]) is Target.HANDLER
+
+    def lend(self, borrower: "Borrower", event: Event) -> "asyncio.Task[Any] | None":
+        """Lend the consumer to a caller of its handlers. If it is busy, queue the event.
+
+        Args:
+            borrower: Calls the handler of the event, and gives the consumer back. Until then, no other
+                handler runs.
+            event: A group event.
+
+        Returns:
+            The task of the connection, for `take_back`; None if the event was queued.
+        """
+        task = self._idle_task
+        if task is None or not self.accepts(event):
+            self.queue(event)
+            return None
+        self._idle_task, self._begun, self.waits_for_thread = None, borrower, True
+        return task
+
+    def take_back(self, borrower: "Borrower", task: "asyncio.Task[Any]", error: BaseException | None) -> bool:
+        """Take the consumer back from a borrower.
+
+        Args:
+            borrower: The borrower.
+            task: The task that `lend` returned.
+            error: The exception of a handler.
+
+        Returns:
+            False if the task waits for the borrower or has ended. Then the exception is left to the borrower.
+        """
+        if self._begun is not borrower:
+            return False
+        self._begun, self.waits_for_thread = error, False
+        if error is None and (settling := borrower.settling()) is not None:
+            try:
+                self._begun = stepping.step_as(task, self._context, settling)
+            except BaseException as failure:
+                self._begun = failure
+        if self._begun is None:
+            self._idle_task = task
+        else:
+            self._inbox.wake()
+        return True
 
     def _is_over(self) -> bool:
         """Return True if the events that still wait are skipped.

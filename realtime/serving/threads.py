@@ -26,8 +26,8 @@ from realtime import conf
 from realtime.closing import CloseReason
 from realtime.errors import ConnectionGone
 from realtime.hub.connection import Connection
-from realtime.process import tasks
-from realtime.serving import lifecycle
+from realtime.process import old_connections, tasks
+from realtime.serving import batches, lifecycle
 from realtime.serving.runner import Runner
 from realtime.transports.asgi import Event
 
@@ -55,7 +55,7 @@ os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def pool(thread_sensitive: bool) -> ThreadPoolExecutor | None:
-    """Return the pool in which handlers run; None for the thread that all synchronous code shares.
+    """Return the pool for handlers; None for the thread that all synchronous code shares.
 
     Args:
         thread_sensitive: True keeps the handlers in that thread even if the setting THREADS is not None.
@@ -91,10 +91,10 @@ def call(
 async def handle(consumer: Any, runner: Runner, handler: Callable[[Event], object], event: Event) -> None:
     """Call the handler of an event in a thread, and wait for it and for what it sent.
 
-    The time in which no thread is free counts against no limit.
+    The time until a thread is free counts against no limit.
 
     Args:
-        consumer: Says in which thread, and if stale database connections are closed there.
+        consumer: Its attributes choose the thread, and say if stale database connections are closed there.
         runner: The runner of the consumer.
         handler: The handler.
         event: Its argument.
@@ -132,7 +132,7 @@ def _begin(
     try:
         handler(event)
     except (StopConsumer, ConnectionGone) as error:
-        # The usual end of a connection. Without the traceback, whose frames keep each other and the consumer
+        # The usual end of a connection. Without the traceback: its frames keep each other and the consumer
         # until the garbage collector runs.
         return type(error)()
     except Exception as error:
@@ -163,6 +163,31 @@ def _log_failure(connection: Connection, task: "asyncio.Task[Exception | None]")
     error = None if task.cancelled() else task.result()
     if error is not None and not isinstance(error, StopConsumer):
         logger.error("A handler failed", exc_info=error, extra=connection.log_fields())
+
+
+def prepare(consumer: Any, runner: Runner, *, batched: bool) -> "Sender":
+    """Prepare a synchronous consumer; return its `base_send`.
+
+    Args:
+        consumer: The consumer.
+        runner: Its runner.
+        batched: True if handlers of group events may be called without `dispatch`.
+    """
+    connection, settings = runner.connection, conf.get()
+    # A visit of `handle` or of a batch closes them.
+    connection.closes_old_connections = False
+    # With a limit, each handler has a clock of its own.
+    if (
+        batched
+        and settings.HANDLER_TIMEOUT is None
+        and not old_connections.has_own_thread(runner.context)
+        and batches.is_possible()
+    ):
+        executor = pool(consumer.thread_sensitive)
+        threads = 1 if executor is None else settings.THREADS or 1
+        kind = batches.batches_for(executor, threads, consumer.closes_old_connections)
+        connection.on_group_event = batches.GroupHandlers(runner, consumer, kind).take
+    return Sender(runner)
 
 
 # -- sending ---------------------------------------------------------------------------------------
@@ -249,10 +274,20 @@ class Sender:
         size = len(event.get("bytes") or b"") if text is None else len(text.encode())
         if connection.gone:
             return
-        if self._ahead > self._most_ahead and asyncio._get_running_loop() is None:
+        if self.is_full and asyncio._get_running_loop() is None:
             call(self.loop, self._wait_for_client)
         self._ahead += size + PER_FRAME
         self._outbox.put(connection, event)
+
+    @property
+    def is_ahead(self) -> bool:
+        """True if a handler has sent something since the last `settled`."""
+        return self._ahead > 0
+
+    @property
+    def is_full(self) -> bool:
+        """True if the next frame waits until the client has read."""
+        return self._ahead > self._most_ahead
 
     async def settled(self) -> None:
         """Wait until the client has read most of what the last handler sent."""
