@@ -117,6 +117,9 @@ class Settings:
     #: The default of `on_commit` for `publish` and `apublish`: messages wait for the commit of the open
     #: transaction.
     PUBLISH_ON_COMMIT: Switch = False
+    #: The number of threads for the handlers of synchronous consumers. None runs them in the one thread that
+    #: all synchronous code of the process shares, as Channels does.
+    THREADS: Whole | None = None
     #: Dotted path to `policy(scope, action, group) -> bool`, sync or async. `action` is "join" or "publish".
     POLICY: DottedPath = "realtime.policy.default_policy"
 

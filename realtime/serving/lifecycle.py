@@ -298,7 +298,8 @@ def evict(connection: Connection, reason: CloseReason, event: Event | None = Non
         was_open = connection.state is State.OPEN
         connection.end(reason)
         # The task begins to run when this function has returned, even if a line below raises.
-        connection.eviction = tasks.start(_evict(connection, reason, was_open=was_open))
+        evicting = _evict(connection, reason, was_open=was_open)
+        connection.eviction = tasks.start(evicting, context=tasks.outliving())
         connection.close_code = reason.code if event is None else event.get("code", reason.code)
         if connection.hub is not None:
             connection.hub.remove(connection)

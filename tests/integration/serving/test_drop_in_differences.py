@@ -186,7 +186,7 @@ async def test_a_synchronous_consumer_works_beside_ours_on_one_layer(
 
 
 def test_a_synchronous_consumer_cannot_be_mixed_in() -> None:
-    with pytest.raises(TypeError, match="synchronous consumer, which is not supported"):
+    with pytest.raises(TypeError, match="use SyncRealtimeConsumer"):
 
         class Mixed(RealtimeConsumer, WebsocketConsumer):
             pass

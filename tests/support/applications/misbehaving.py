@@ -24,11 +24,24 @@ from django.contrib.auth import get_user_model  # noqa: E402
 from django.core.asgi import get_asgi_application  # noqa: E402
 from django.urls import path  # noqa: E402
 
-from realtime.consumers import RealtimeConsumer  # noqa: E402
+from realtime.consumers import RealtimeConsumer, SyncRealtimeConsumer  # noqa: E402
 
 logger = logging.getLogger("tests.misbehaving")
 
 GROUP = "public.room"
+
+
+class Blocking(SyncRealtimeConsumer):
+    """A synchronous consumer, whose handler blocks its thread for as many seconds as the client says."""
+
+    groups = (GROUP,)
+
+    def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+        time.sleep(float(text_data or 0))
+        self.send(text_data='{"type":"blocked"}')
+
+    def disconnect(self, code: int) -> None:
+        logger.info("disconnected with %s", code)
 
 
 class Misbehaving(RealtimeConsumer):
@@ -109,6 +122,7 @@ application = ProtocolTypeRouter(
         "websocket": URLRouter(
             [
                 path("ws/", Misbehaving.as_asgi()),
+                path("sync/", Blocking.as_asgi()),
                 path("connect/<connect>/", Misbehaving.as_asgi()),
                 path("disconnect/<disconnect>/", Misbehaving.as_asgi()),
             ]
