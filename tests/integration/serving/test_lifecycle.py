@@ -449,10 +449,18 @@ async def test_a_hung_layer_does_not_keep_an_end_from_being_announced(
 
 
 async def test_ends_that_are_recorded_late_in_the_drain_are_announced(
-    monkeypatch: pytest.MonkeyPatch, closings: list[tuple[Any, CloseReason]]
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     peers = [await Peer().open("g") for _ in range(3)]
     home, close = await lifecycle.hub(), connection_rows.close_connections
+    told = []
+
+    async def takes_its_time(connection: Opening, **_: Any) -> None:
+        await asyncio.sleep(0.2)
+        told.append(connection.id)
+
+    signals.connection_closed.connect(takes_its_time)
+    request.addfinalizer(lambda: signals.connection_closed.disconnect(takes_its_time))
 
     def slow(*arguments: Any) -> Any:
         time.sleep(0.3)
@@ -462,7 +470,7 @@ async def test_ends_that_are_recorded_late_in_the_drain_are_announced(
     for peer in peers:
         lifecycle.evict(peer.connection, CloseReason.SERVER_RESTART)
     await lifecycle._hubs_here()._retire(home, patience=0.05)
-    assert {id for id, _ in closings} == {peer.connection.id for peer in peers}
+    assert set(told) == {peer.connection.id for peer in peers}
 
 
 async def test_many_that_end_together_leave_their_group_once(
