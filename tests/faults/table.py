@@ -246,7 +246,7 @@ ROWS = (
     ),
     Row(
         "churn",
-        "open sockets = open records = memberships in the layer; no growth",
+        "open sockets = open records = memberships in the layer; signals = closed records; no growth",
         ("churn of",),
         "test_churn",
         (
