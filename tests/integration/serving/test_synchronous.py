@@ -140,9 +140,13 @@ async def test_disconnect_runs_once_after_other_endings(where: str) -> None:
 
 
 async def test_disconnect_runs_when_a_thread_is_free_again(
-    gate: threading.Event, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    gate: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+    realtime_settings: Any,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(Runner, "times", Times(server_report=0.1, handler_grace=0.2, thread=0.2))
+    monkeypatch.setattr(Runner, "times", Times(server_report=0.1, thread=0.2))
+    realtime_settings(DISCONNECT_TIMEOUT=0.3)
     begun = threading.Event()
 
     class Blocks(Recording):
