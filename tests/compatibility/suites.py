@@ -80,10 +80,10 @@ CHANNELS_REDIS = Suite(
     name="channels_redis",
     gets=frozenset(
         {
-            "tests.test_core.RedisChannelLayer",
-            "tests.test_sentinel.RedisChannelLayer",
-            "tests.test_pubsub.RedisPubSubChannelLayer",
-            "tests.test_pubsub_sentinel.RedisPubSubChannelLayer",
+            "test_core.RedisChannelLayer",
+            "test_sentinel.RedisChannelLayer",
+            "test_pubsub.RedisPubSubChannelLayer",
+            "test_pubsub_sentinel.RedisPubSubChannelLayer",
         }
     ),
     exceptions={
