@@ -323,3 +323,20 @@ async def test_a_flood_of_events_waits_in_the_inbox(
     for client in clients:
         assert [await client.receive_from() for _ in range(20)] == [str(number) for number in range(20)]
     await leave(clients)
+
+
+async def test_an_event_goes_behind_those_in_the_inbox(
+    monkeypatch: pytest.MonkeyPatch, gate: threading.Event
+) -> None:
+    (client,) = await open_clients(Member, "/")
+    (connection,) = (await lifecycle.hub()).connections.values()
+    blocking = asyncio.create_task(sync_to_async(gate.wait)(PATIENCE))
+    await asyncio.sleep(0.01)
+    # In one turn of the loop, so that the connection's own task does not see the inbox meanwhile.
+    for number, most in ((0, 1), (1, 1), (2, 100)):
+        monkeypatch.setattr(batches, "MAX_EVENTS", most)
+        connection.on_group_event({"type": "note", "text": number})
+    gate.set()
+    await blocking
+    assert [await client.receive_from() for _ in range(3)] == ["0", "1", "2"]
+    await leave([client])

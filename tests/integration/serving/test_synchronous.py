@@ -189,9 +189,8 @@ async def test_a_disconnect_that_fails_late_is_logged(
     await all_is_left()
 
 
-async def test_waiting_for_a_thread_counts_against_no_limit(
-    realtime_settings: Any, gate: threading.Event
-) -> None:
+@pytest.mark.parametrize("by_event", [False, True])
+async def test_waiting_for_a_thread_counts_against_no_limit(realtime_settings: Any, by_event: bool) -> None:
     realtime_settings(HANDLER_TIMEOUT=0.3)
 
     class Slow(Recording):
@@ -199,9 +198,15 @@ async def test_waiting_for_a_thread_counts_against_no_limit(
             time.sleep(0.1)
             self.send(text_data="done")
 
+        def note(self, event: Any) -> None:
+            self.receive()
+
     clients = [await open_client(Slow) for _ in range(8)]
-    for client in clients:
-        await client.send_to(text_data="x")
+    if by_event:
+        await get_channel_layer().group_send("g", {"type": "note"})
+    else:
+        for client in clients:
+            await client.send_to(text_data="x")
     for client in clients:
         assert await client.receive_from() == "done"
         await client.disconnect()
