@@ -132,6 +132,7 @@ class Hub:
         self.memberships = Memberships(ADDRESS)
         self.ledger = Ledger(world)
         self.evictions: set[asyncio.Task[None]] = set()
+        self.endings: set[asyncio.Task[None]] = set()
         self.cleanups: set[asyncio.Task[None]] = set()
 
     def remove(self, connection: Connection) -> None:

@@ -233,7 +233,7 @@ def test_a_frame_goes_to_the_socket_while_nothing_is_queued() -> None:
     assert opened.transport.unsent == 0
 
 
-def test_frames_that_are_held_back_leave_together() -> None:
+def test_held_back_frames_leave_together() -> None:
     opened = Opened()
     opened.transport.hold()
     opened.write("one")
@@ -252,7 +252,7 @@ def test_frames_that_are_held_back_leave_together() -> None:
         (lambda transport: transport.write_shared(Shared(["all"])), b"\x81\x03all"),
     ],
 )
-def test_frames_that_are_held_back_keep_their_place(other: Any, expected: bytes) -> None:
+def test_held_back_frames_keep_their_place(other: Any, expected: bytes) -> None:
     opened = Opened()
     opened.transport.hold()
     opened.write("one")
@@ -262,7 +262,7 @@ def test_frames_that_are_held_back_keep_their_place(other: Any, expected: bytes)
     assert opened.in_socket == b"\x81\x03one" + expected + b"\x81\x03two"
 
 
-async def test_frames_that_are_held_back_leave_before_another_way_is_taken() -> None:
+async def test_held_back_frames_leave_before_another_way_is_taken() -> None:
     opened = Opened()
     opened.transport.hold()
     opened.write("one")
@@ -285,7 +285,7 @@ def test_a_bounded_number_of_bytes_is_held_back() -> None:
     assert opened.in_socket.count(b"x") == 3 * (HIGH_WATER - 1000)
 
 
-def test_frames_that_are_held_back_for_a_peer_that_is_gone_are_dropped() -> None:
+def test_held_back_frames_for_a_peer_that_is_gone_are_dropped() -> None:
     opened = Opened()
     opened.transport.hold()
     opened.write("one")
