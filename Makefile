@@ -1,5 +1,5 @@
 # `make run` starts everything on this machine; `make test` checks everything once. Nothing is installed outside this folder.
-.PHONY: run test test-all lint format lock docs clean
+.PHONY: run test test-all versions lint format lock docs clean
 .DEFAULT_GOAL := run
 PYTHON := .venv/bin/python
 # Two modules at a time: they wait for clocks more than they compute, and have servers and ports of their own.
@@ -18,6 +18,11 @@ test: lint
 # Every test with every pairing.
 test-all: lint
 	$(PYTEST)
+
+# The tests with the lowest and the newest versions of everything, on each Python that is on PATH.
+# `make versions RUNS="lowest newest-3.12-*"` makes only these runs.
+versions: .venv/development
+	@$(PYTHON) -m tests.support.versions $(RUNS)
 
 lint: .venv/development
 	$(PYTHON) -m ruff check .

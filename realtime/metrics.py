@@ -8,6 +8,10 @@ Private: docs/reference.md lists the public names.
 from prometheus_client import Counter, Gauge, Histogram
 
 connections = Gauge("realtime_connections", "Connections that this process holds.")
+unpinged = Gauge(
+    "realtime_connections_unpinged",
+    "Connections that neither this process nor, as far as it knows, the server pings.",
+)
 opened = Counter("realtime_connections_opened", "Connections that this process admitted.")
 closed = Counter(
     "realtime_connections_closed", "Connections that ended in this process, by close reason.", ["reason"]
@@ -35,7 +39,8 @@ queued_bytes = Gauge(
 deliveries = Counter("realtime_deliveries", "Frames that fan-out handed to transports.")
 published = Counter("realtime_messages_published", "Messages that this process published.")
 subscribe_unconfirmed = Counter(
-    "realtime_subscribe_unconfirmed", "Groups for which the first mark did not come back within a second."
+    "realtime_subscribe_unconfirmed",
+    "Subscriptions to a group that Redis did not acknowledge within a second.",
 )
 echoes_missed = Counter(
     "realtime_echoes_missed", "Echoes that this process sent to itself and that did not come back in time."

@@ -19,9 +19,10 @@ from django.urls import Resolver404, path, re_path
 
 from realtime.auth import deny
 from realtime.consumers import GroupConsumer
+from realtime.process import drain
 from realtime.transports.asgi import Receive, Send
 
-__all__ = ["ProtocolTypeRouter", "URLRouter", "websocket_urlpatterns"]
+__all__ = ["ProtocolTypeRouter", "URLRouter", "lifespan", "websocket_urlpatterns"]
 
 logger = logging.getLogger("realtime.routing")
 
@@ -34,8 +35,30 @@ websocket_urlpatterns = [
 ]
 
 
+async def lifespan(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    """Answer the lifespan protocol of ASGI: when the server stops, drain this process.
+
+    Servers send `lifespan.shutdown` and wait for the answer. It is given when every connection is evicted and
+    recorded, or after DRAIN_TIMEOUT.
+
+    Args:
+        scope: The ASGI scope of the type "lifespan".
+        receive: The server's `receive`.
+        send: The server's `send`.
+    """
+    while True:
+        event = await receive()
+        if event["type"] == "lifespan.shutdown":
+            await drain.finish()
+        await send({"type": f"{event['type']}.complete"})
+        if event["type"] == "lifespan.shutdown":
+            return
+
+
 class ProtocolTypeRouter(channels_routing.ProtocolTypeRouter):
-    """Call the application for the type of the scope: "http" or "websocket".
+    """Call the application for the type of the scope: "http", "websocket" or "lifespan".
+
+    If the mapping has no application for "lifespan", `lifespan` is called.
 
     Channels' class keeps the server's scope as long as the connection, in addition to the copies that the
     middlewares make. This class does not.
@@ -49,9 +72,11 @@ class ProtocolTypeRouter(channels_routing.ProtocolTypeRouter):
         """Run the application of `scope["type"]`.
 
         Raises:
-            ValueError: There is none. Servers take this as the answer that there is no lifespan.
+            ValueError: There is none.
         """
         application = self.application_mapping.get(scope["type"])
+        if application is None and scope["type"] == "lifespan":
+            application = lifespan
         if application is None:
             raise ValueError(f"No application configured for scope type {scope['type']!r}")
         running = application(scope, receive, send)

@@ -1,4 +1,4 @@
-"""The ASGI application of the Channels tutorial, and the same with the consumer that writes rows."""
+"""The ASGI application of the Channels tutorial, and the same with other consumers."""
 
 import os
 from typing import Any
@@ -14,6 +14,7 @@ django_asgi_app = get_asgi_application()
 
 from benchmarks.plain.consumers import ChatConsumer  # noqa: E402
 from benchmarks.plain.recording import RecordingChatConsumer  # noqa: E402
+from benchmarks.plain.synchronous import ChatConsumer as SyncChatConsumer  # noqa: E402
 
 
 def serving(consumer: Any) -> ProtocolTypeRouter:
@@ -28,3 +29,4 @@ def serving(consumer: Any) -> ProtocolTypeRouter:
 
 application = serving(ChatConsumer)
 recording = serving(RecordingChatConsumer)
+synchronous = serving(SyncChatConsumer)

@@ -49,7 +49,8 @@ class DisconnectAction(admin.ModelAdmin):  # type: ignore[type-arg]  # takes non
 
         The latter permits only this action here.
         """
-        return any(request.user.has_perm(f"realtime.{verb}_connection") for verb in ("disconnect", "change"))
+        label = self.opts.app_label
+        return any(request.user.has_perm(f"{label}.{verb}_connection") for verb in ("disconnect", "change"))
 
     def response_action(
         self, request: HttpRequest, queryset: QuerySet[Any], *arguments: Any, **options: Any

@@ -61,13 +61,15 @@ def chips(names: Iterable[str], more: str = "") -> SafeString:
 
 def process_link(process: Process, site: str) -> SafeString:
     """Return a link to the page of a process. `site` is the name of the admin site."""
-    address = reverse("admin:realtime_process_change", args=[process.pk], current_app=site)
+    address = reverse(f"admin:{process._meta.app_label}_process_change", args=[process.pk], current_app=site)
     return format_html('<a href="{}">{}</a>', address, process)
 
 
 def connection_link(connection: Connection, site: str) -> SafeString:
     """Return a link to the page of a connection. `site` is the name of the admin site."""
-    address = reverse("admin:realtime_connection_change", args=[connection.pk], current_app=site)
+    address = reverse(
+        f"admin:{connection._meta.app_label}_connection_change", args=[connection.pk], current_app=site
+    )
     return format_html(
         '<a class="rt-id" href="{}" title="{}">{}</a>', address, connection.pk, short(connection)
     )
@@ -80,7 +82,7 @@ def short(connection: Connection) -> str:
 
 def list_address(model: str, site: str, **query: Any) -> str:
     """Return the URL of the list of a model, narrowed by `query`. `site` is the name of the admin site."""
-    address = reverse(f"admin:realtime_{model}_changelist", current_app=site)
+    address = reverse(f"admin:{Process._meta.app_label}_{model}_changelist", current_app=site)
     return f"{address}?{urlencode(query)}" if query else address
 
 

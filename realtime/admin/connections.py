@@ -40,6 +40,9 @@ class ConnectionChangeList(BoundedChangeList):
 
 @admin.register(Connection)
 class ConnectionAdmin(DisconnectAction, ReadOnlyAdmin):
+    # Named here, because Django would look for them under a label that a project may have changed.
+    change_form_template = "admin/realtime/connection/change_form.html"
+    change_list_template = "admin/realtime/connection/change_list.html"
     list_display = (
         "connection",
         "user_and_groups",

@@ -19,6 +19,7 @@ NEWEST = 20
 
 @admin.register(Process)
 class ProcessAdmin(ReadOnlyAdmin):
+    change_form_template = "admin/realtime/process/change_form.html"
     list_display = ("process", "state", "last_answer", "open_connections", "lag", "missed", "started")
     list_display_links = None
     list_filter = (filters.ProcessStateFilter,)

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 
 from channels import DEFAULT_CHANNEL_LAYER
 
+from realtime import metrics
 from realtime.closing import CloseReason
 from realtime.errors import LayerUnavailable
 from realtime.fleet import differences, snapshot
+from realtime.fleet.announcements import Announcements
 from realtime.fleet.database import on_shared_thread as database
 from realtime.fleet.differences import Difference, Held, Kind, LayerSnapshot, Stored
 from realtime.fleet.mailbox import Mailbox
@@ -88,6 +90,7 @@ class Explainer:
         """The pages that answer the request, by process and number."""
         self._wanted: dict[str, int] = {}
         self._news = asyncio.Event()
+        self._announcements = Announcements(own_thread=True)
         self.compared = ""
         """Says what the last look compared."""
 
@@ -138,6 +141,7 @@ class Explainer:
         """Stop receiving answers."""
         if self._mailbox is not None:
             await self._mailbox.close()
+        await self._announcements.finish()
 
     # -- looking -----------------------------------------------------------------------------------
 
@@ -185,7 +189,9 @@ class Explainer:
             by_kind[difference.kind].append(difference)
         if gone := by_kind[Kind.RECORD_WITHOUT_SOCKET]:
             closings = [Closing(uuid.UUID(each.connection), CloseReason.SERVER_LOST, None) for each in gone]
-            await database(connection_rows.close_connections, closings, uuid.uuid4())
+            closed = await database(connection_rows.close_connections, closings, uuid.uuid4())
+            metrics.closed.labels(reason=CloseReason.SERVER_LOST.value).inc(len(closed))
+            self._announcements.add(await database(connection_rows.openings, closed))
         if unrecorded := by_kind[Kind.MEMBER_WITHOUT_ROW]:
             joins = [
                 Join(uuid.UUID(each.connection), uuid.UUID(each.process), each.group) for each in unrecorded

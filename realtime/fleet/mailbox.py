@@ -14,7 +14,7 @@ from typing import Self
 from realtime import metrics
 from realtime.errors import BadMessage
 from realtime.layers import groups, messages
-from realtime.layers.messages import Control, EchoPart, GroupMessage, Mark
+from realtime.layers.messages import Control, EchoPart, GroupMessage
 from realtime.process import tasks
 from realtime.transports.asgi import Event
 
@@ -205,8 +205,8 @@ class Mailbox:
         match message:
             case EchoPart():
                 self.returned(message)
-            case Mark() | GroupMessage():
-                # These go to groups only, and no mailbox is in a group.
+            case GroupMessage():
+                # It goes to groups only, and no mailbox is in a group.
                 pass
             case _ if self._take is None:
                 self._waiting.append(message)

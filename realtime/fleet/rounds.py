@@ -21,6 +21,7 @@ from realtime import conf, metrics
 from realtime.closing import CloseReason
 from realtime.errors import LayerUnavailable, RoundFailed
 from realtime.fleet import sweep
+from realtime.fleet.announcements import FINISH_TIMEOUT, STOP_TIMEOUT, Announcements
 from realtime.fleet.database import on_shared_thread as database
 from realtime.fleet.mailbox import Mailbox
 from realtime.fleet.sweep import Swept
@@ -153,6 +154,7 @@ class Reaper:
         self._poll: Poll | None = None
         """The question that is waiting for answers."""
         self._answer_came = asyncio.Event()
+        self._announcements = Announcements(own_thread=True)
 
     @classmethod
     def as_configured(cls, interval: float | None = None, timeout: float | None = None) -> "Reaper":
@@ -269,9 +271,10 @@ class Reaper:
         self._answer_came.set()
 
     async def close(self) -> None:
-        """Stop receiving answers."""
+        """Stop receiving answers, and wait for the receivers of `connection_closed` for a limited time."""
         if self._mailbox is not None:
             await self._mailbox.close()
+        await self._announcements.finish(STOP_TIMEOUT if self.stopping.is_set() else FINISH_TIMEOUT)
 
     # -- ask ---------------------------------------------------------------------------------------
 
@@ -372,7 +375,9 @@ class Reaper:
             What was swept, and the number of memberships of which living processes were told.
         """
         ended = await database(process_rows.lost_processes_to_sweep)
-        swept = await sweep.sweep(ended, database, self.stopping.is_set, keep_closed=self.keep_closed)
+        swept = await sweep.sweep(
+            ended, database, self.stopping.is_set, self._announcements, keep_closed=self.keep_closed
+        )
         failures += swept.failures
         # A layer that is down must not keep the processes of another layer from being told.
         kicked, not_told = await self._kick(await database(connection_rows.leftovers))

@@ -17,11 +17,13 @@ from django.db import Error as DatabaseFailure
 from realtime import conf, metrics
 from realtime.closing import CloseReason
 from realtime.errors import LayerUnavailable, NoSuchLayer
+from realtime.fleet.announcements import Announcements
 from realtime.fleet.database import Database, OwnThread
 from realtime.layers import groups
 from realtime.process import pids
 from realtime.records import connection_rows, process_rows
 from realtime.records.batch import is_row_error
+from realtime.records.entries import Opening
 from realtime.records.process_rows import LostProcess
 
 logger = logging.getLogger("realtime.fleet")
@@ -75,6 +77,7 @@ async def sweep(
     processes: Sequence[LostProcess],
     database: Database,
     stopping: Callable[[], bool],
+    announcements: Announcements,
     *,
     keep_closed: float | None,
 ) -> Swept:
@@ -87,6 +90,7 @@ async def sweep(
         processes: The ended processes.
         database: Runs each call of `realtime.records`.
         stopping: Once it returns True, no new batch is begun.
+        announcements: Takes the records that this sweep closed.
         keep_closed: Seconds from the end of a process until its memberships in a channel layer that no
             longer exists are written off; None means `WRITE_OFF_AFTER`.
     """
@@ -95,7 +99,7 @@ async def sweep(
     failures: list[Exception] = []
     for process in processes:
         try:
-            reaped += await _close_records(process, database, stopping)
+            reaped += await _close_records(process, database, stopping, announcements)
             if (missing := _missing_layer(process)) is None:
                 discarded += await _leave_groups(process, database, stopping)
             else:
@@ -120,7 +124,7 @@ async def sweep_predecessors(within: float = START_TIMEOUT) -> None:
         within: Seconds after which the sweep is given up.
     """
     # A thread of its own, so that no client of this process waits for a sweep.
-    database = OwnThread("realtime-sweep")
+    database, announcements = OwnThread("realtime-sweep"), Announcements(own_thread=False)
     try:
         async with asyncio.timeout(within):
             here = pids.own()
@@ -129,7 +133,9 @@ async def sweep_predecessors(within: float = START_TIMEOUT) -> None:
             await declare_gone(database)
             # Includes processes that an earlier start declared lost and did not finish to sweep.
             ended = await database(process_rows.neighbours_to_sweep, here.host, here.namespace)
-            done = await sweep(ended, database, lambda: False, keep_closed=conf.get().KEEP_CLOSED)
+            done = await sweep(
+                ended, database, lambda: False, announcements, keep_closed=conf.get().KEEP_CLOSED
+            )
         for failure in done.failures:
             logger.error("%s; rounds will sweep them: %s", NOT_SWEPT, failure)
         if ended:
@@ -143,15 +149,33 @@ async def sweep_predecessors(within: float = START_TIMEOUT) -> None:
         logger.exception("%s; rounds will sweep them", NOT_SWEPT)
     finally:
         database.shut()
+    await announcements.finish()
 
 
-async def _close_records(process: LostProcess, database: Database, stopping: Callable[[], bool]) -> int:
+async def _close_records(
+    process: LostProcess, database: Database, stopping: Callable[[], bool], announcements: Announcements
+) -> int:
     """Close records in batches, each in a transaction: other processes must not wait long for the tables."""
-    stamp, closed = uuid.uuid4(), 0
-    while not stopping() and (batch := await database(connection_rows.close_lost_records, process.id, stamp)):
-        closed += batch
-    metrics.closed.labels(reason=CloseReason.SERVER_LOST.value).inc(closed)
+    closed = 0
+    while not stopping() and announcements.has_room and (batch := await _close_some(process, database)):
+        closed += len(batch)
+        # Per batch, because a later one may fail.
+        metrics.closed.labels(reason=CloseReason.SERVER_LOST.value).inc(len(batch))
+        announcements.add(batch)
     return closed
+
+
+async def _close_some(process: LostProcess, database: Database) -> list[Opening]:
+    stamp = uuid.uuid4()
+    try:
+        return await database(connection_rows.close_lost_records, process.id, stamp)
+    except DatabaseFailure as error:
+        if is_row_error(error):
+            raise
+        # If only the answer to the COMMIT was lost, no later call would return these records.
+        if closed := await database(connection_rows.lost_records_closed_by, process.id, stamp):
+            return closed
+        raise
 
 
 async def _leave_groups(process: LostProcess, database: Database, stopping: Callable[[], bool]) -> int:

@@ -1,4 +1,4 @@
-"""Take what the channel layer brings to the channel of this process: messages, marks, echoes and events."""
+"""Take what the channel layer brings to the channel of this process: messages, echoes and events."""
 
 import asyncio
 import logging
@@ -49,6 +49,9 @@ class Events:
             try:
                 event = await layer.receive_stamped(channel)
                 self.taking = True
+                if not isinstance(event, dict):
+                    self._log_once("A message that is no dict was sent to a group of this process.")
+                    continue
                 metrics.events.labels(type=event.get("type", "")).inc()
                 await self._take(event)
             except Exception:
@@ -64,8 +67,11 @@ class Events:
         match event.get("type"):
             case messages.MESSAGE if group is not None:
                 await self._fanout.put(group, event["text"])
-            case messages.MARK | messages.ECHO:
-                self._take_own(event)
+            case messages.ECHO:
+                self._take_echo(event)
+            case messages.MARK:
+                # A process of an older version sends it to itself, through a group that it joins.
+                pass
             case _ if group is not None:
                 await self._lanes.put(group, event)
             case kind:
@@ -77,18 +83,15 @@ class Events:
                     "that sends configured with a layer of realtime.layers?"
                 )
 
-    def _take_own(self, event: Event) -> None:
-        """Note a mark or a part of an echo that came back."""
+    def _take_echo(self, event: Event) -> None:
+        """Note a part of an echo that came back."""
         try:
             message = messages.decode(event)
         except BadMessage as error:
             self._log_once(str(error))
             return
-        match message:
-            case messages.Mark(number, address) if address == self._memberships.address:
-                self._memberships.mark_returned(number)
-            case messages.EchoPart():
-                self._mailbox.returned(message)
+        if isinstance(message, messages.EchoPart):
+            self._mailbox.returned(message)
 
     def _log_once(self, sentence: str) -> None:
         if sentence not in self._logged:

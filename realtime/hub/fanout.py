@@ -9,12 +9,12 @@ written immediately.
 import asyncio
 import logging
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from realtime import metrics
 from realtime.hub.connection import Connection
 from realtime.hub.heartbeat import Heartbeat
 from realtime.hub.run_queue import Run, RunQueue
+from realtime.hub.window import Window
 from realtime.transports.asgi import Shared
 
 logger = logging.getLogger("realtime.hub")
@@ -23,21 +23,11 @@ logger = logging.getLogger("realtime.hub")
 SLICE = 0.005
 #: Members that are written to between two readings of the clock.
 STRIDE = 8
-#: Shorter sleeps, in seconds, are not worth their cost.
-SHORTEST_SLEEP = 0.001
 #: If more characters wait here, further messages stay in the channel layer: the pub/sub layer keeps up to
 #: MAX_QUEUED_BYTES of them in this process, the core layer up to its `capacity` in Redis.
 MAX_WAITING = 4 * 1024 * 1024
 
 Members = Mapping[Connection, None]
-
-
-class LastWrite(NamedTuple):
-    """The last write to a group: the loop time at which it ended, and its duration in seconds."""
-
-    group: str
-    ended_at: float
-    took: float
 
 
 class Fanout:
@@ -62,14 +52,13 @@ class Fanout:
     ) -> None:
         self._members = members
         self._heartbeat = heartbeat
-        self._window = window
         self._slice = slice
         self._max_waiting = max_waiting
         self._waiting: RunQueue[Connection] = RunQueue()
         self._something = asyncio.Event()
         self._room = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._last = LastWrite("", 0.0, 0.0)
+        self._window = Window(window)
         self._pause_at = 0.0
         self._idle = False
         """True while `run` waits for a message."""
@@ -102,10 +91,7 @@ class Fanout:
 
         A message right after another one is queued, so that both can leave in one write.
         """
-        if self._waiting or not self._idle:
-            return False
-        last = self._last
-        return group != last.group or self._loop.time() - last.ended_at > max(self._window, SHORTEST_SLEEP)
+        return self._idle and not self._waiting and self._window.is_quiet(group, self._loop.time())
 
     def _write_to_few(self, group: str, members: Members, text: str) -> None:
         shared, count, began = Shared((text,)), 0, self._loop.time()
@@ -118,8 +104,7 @@ class Fanout:
         except Exception:
             _log_unwritten(group)
         metrics.deliveries.inc(count)
-        ended = self._loop.time()
-        self._last = LastWrite(group, ended, ended - began)
+        self._window.wrote(group, began, self._loop.time())
 
     async def _pause(self) -> None:
         """Give the loop a turn if it has had none for a while."""
@@ -137,7 +122,7 @@ class Fanout:
                 self._idle = False
                 self._pause_at = self._loop.time() + self._slice
                 continue
-            if (wait := self._window_of(run.group)) > 0:
+            if (wait := self._window.left(run.group, self._loop.time())) > 0:
                 await asyncio.sleep(wait)
                 self._pause_at = self._loop.time() + self._slice
             run = self._waiting.take()
@@ -150,25 +135,11 @@ class Fanout:
                 _log_unwritten(run.group)
             finally:
                 self._waiting.finish()
-            ended = self._loop.time()
-            self._last = LastWrite(run.group, ended, ended - began)
+            self._window.wrote(run.group, began, self._loop.time())
             for start in range(0, len(to_ask), STRIDE):
                 for connection in to_ask[start : start + STRIDE]:
                     self._heartbeat.ask(connection, since=asked_at)
                 await self._pause()
-
-    def _window_of(self, group: str) -> float:
-        """Return the seconds to wait for more messages of this group before the next write.
-
-        The wait is at most half of the time that the last write took: a second write for messages that came
-        meanwhile would take as long as the first. So a group that is quiet or small does not wait.
-        """
-        last = self._last
-        window = min(self._window, last.took / 2)
-        # Selectors sleep whole milliseconds.
-        if group != last.group or window < SHORTEST_SLEEP:
-            return 0.0
-        return last.ended_at + window - self._loop.time()
 
     async def _write_to_all(self, run: Run[Connection], to_ask: list[Connection]) -> None:
         """Write a run to each member of its group.

@@ -64,6 +64,7 @@ class Heartbeat:
         tick: float = TICK,
     ) -> None:
         self._limits = limits
+        self._limits_of_unpinged = limits.of_unpinged
         self._max_unsent = max_unsent
         self._evict = evict
         self._tick = tick
@@ -89,10 +90,14 @@ class Heartbeat:
         """Watch a connection that has been accepted: from now on the client must prove that it lives."""
         spread = connection.id.int % 1024 / 1024
         # Clients without `realtime.v1` get RFC 6455 pings if the transport can send them. Otherwise the
-        # server's own keepalive counts.
+        # server's own keepalive counts, if it has one.
         pingable = connection.speaks_v1 or connection.transport.can_ping
-        connection.liveness = Liveness(self._limits, self.now(), spread=spread, pingable=pingable)
+        unpinged = not (pingable or connection.transport.server_pings)
+        limits = self._limits_of_unpinged if unpinged else self._limits
+        connection.liveness = Liveness(limits, self.now(), spread=spread, pingable=pingable)
         self._schedule.set(connection, connection.liveness.look_at)
+        if unpinged:
+            metrics.unpinged.inc()
 
     def forget(self, connection: Connection) -> None:
         """Stop watching a connection that ended, and count the messages that its client never read."""
@@ -103,6 +108,10 @@ class Heartbeat:
             metrics.zombie_lifetime.labels(reason=connection.reason.value).observe(silence)
             if connection.reason in _ZOMBIES:
                 _count_what_was_lost(connection.liveness, connection.reason)
+        if connection.liveness is not None and not (
+            connection.liveness.pingable or connection.transport.server_pings
+        ):
+            metrics.unpinged.dec()
         # A last write to it must not bring it back into the schedule.
         connection.liveness = None
 

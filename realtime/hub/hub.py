@@ -65,6 +65,7 @@ class Hub:
         admitting: Connections during the write of their record.
         ending: The reason for which its connections end, once it takes no more.
         evictions: Evictions under way. The hub outlives them.
+        endings: The clean-up steps that close a record and announce its end.
         cleanups: Clean-up steps under way. A step that hangs when the hub stops is left to a round.
         names_per_page: Names of connections and groups in one message that says what this process holds.
     """
@@ -79,6 +80,7 @@ class Hub:
         self.connections: dict[uuid.UUID, Connection] = {}
         self.admitting: set[Connection] = set()
         self.evictions: set[asyncio.Task[None]] = set()
+        self.endings: set[asyncio.Task[None]] = set()
         self.cleanups: set[asyncio.Task[None]] = set()
         self.names_per_page = NAMES_PER_PAGE
         self._owner = owner
@@ -87,7 +89,7 @@ class Hub:
         self.heartbeat = Heartbeat(settings.limits(), settings.MAX_UNSENT_TOTAL_BYTES, owner.evict)
         self.memberships = Memberships(self.channel)
         self.fanout = Fanout(self.memberships.groups, self.heartbeat, settings.COALESCE_WINDOW)
-        self.lanes = Lanes(self.memberships.groups)
+        self.lanes = Lanes(self.memberships.groups, settings.COALESCE_WINDOW)
         self.events = Events(self.memberships, self.fanout, self.lanes, mailbox)
         self.healer = Healer(
             self.memberships,

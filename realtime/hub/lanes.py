@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from realtime.hub.connection import Connection
 from realtime.hub.fanout import Members
+from realtime.hub.window import Window
 from realtime.process import old_connections
 from realtime.transports.asgi import Event
 
@@ -37,17 +38,22 @@ class GroupEvent(NamedTuple):
     event: Event
     members: Sequence[Connection]
 
+    def is_for_those_of(self, other: "GroupEvent") -> bool:
+        """Return True if the other event has the same group and members."""
+        return self.group == other.group and self.members == other.members
+
 
 class Lanes:
     """The two lanes to the handlers of all members.
 
     Args:
         members: The members of each group. It is read at the arrival of each event.
+        window: The setting COALESCE_WINDOW, in seconds.
     """
 
-    def __init__(self, members: Mapping[str, Members]) -> None:
+    def __init__(self, members: Mapping[str, Members], window: float) -> None:
         self._members = members
-        self._lanes = (Lane(closes_old_connections=False), Lane(closes_old_connections=True))
+        self._lanes = tuple(Lane(window, closes_old_connections=closes) for closes in (False, True))
 
     def __iter__(self) -> Iterator["Lane"]:
         return iter(self._lanes)
@@ -66,10 +72,12 @@ class Lane:
     """Events that are handled one after the other.
 
     Args:
+        window: The setting COALESCE_WINDOW, in seconds.
         closes_old_connections: Close stale database connections before handlers run.
     """
 
-    def __init__(self, *, closes_old_connections: bool) -> None:
+    def __init__(self, window: float, *, closes_old_connections: bool) -> None:
+        self._window = Window(window)
         self._closes_old_connections = closes_old_connections
         self._waiting: deque[GroupEvent] = deque()
         self._something = asyncio.Event()
@@ -96,13 +104,27 @@ class Lane:
             while not self._waiting:
                 self._something.clear()
                 await self._something.wait()
-            self._pause_at = self._loop.time() + SLICE
+            if (wait := self._window.left(self._waiting[0].group, self._loop.time())) > 0:
+                await asyncio.sleep(wait)
             if self._closes_old_connections:
                 await self._close_old_connections()
-            # Events that arrive from now on may come after a pause of any length.
-            for _ in range(len(self._waiting)):
-                await self._call(self._waiting.popleft())
+            self._pause_at = self._loop.time() + SLICE
+            # Events that arrive from now on may come after a pause of any length, so they wait.
+            left = len(self._waiting)
+            while left:
+                events = self._take(left)
+                left -= len(events)
                 self._changed.set()
+                began = self._loop.time()
+                await self._call(events)
+                self._window.wrote(events[0].group, began, self._loop.time())
+
+    def _take(self, most: int) -> list[GroupEvent]:
+        """Remove and return the next event, with those behind it that are for the same members."""
+        events = [self._waiting.popleft()]
+        while len(events) < most and self._waiting[0].is_for_those_of(events[0]):
+            events.append(self._waiting.popleft())
+        return events
 
     async def _close_old_connections(self) -> None:
         self._closing = True
@@ -114,13 +136,22 @@ class Lane:
         finally:
             self._closing = False
 
-    async def _call(self, event: GroupEvent) -> None:
-        copied = copier(event.event)
-        for start in range(0, len(event.members), STRIDE):
-            for connection in event.members[start : start + STRIDE]:
-                # Check again: the membership may have ended since the event arrived.
-                if event.group in connection.groups:
-                    connection.on_group_event(copied())
+    async def _call(self, events: Sequence[GroupEvent]) -> None:
+        """Call the handlers of each member for events that have the same group and members."""
+        group, members = events[0].group, events[0].members
+        copiers = [copier(each.event) for each in events]
+        for start in range(0, len(members), STRIDE):
+            for connection in members[start : start + STRIDE]:
+                connection.transport.hold()
+                try:
+                    for copied in copiers:
+                        # Check again: the membership may have ended since the event arrived.
+                        if group in connection.groups:
+                            connection.on_group_event(copied())
+                except Exception:
+                    logger.exception("An event of group %s could not be handed to a handler", group)
+                finally:
+                    connection.transport.release()
             if self._loop.time() > self._pause_at:
                 await asyncio.sleep(0)
                 self._pause_at = self._loop.time() + SLICE

@@ -1,12 +1,15 @@
 """The groups of one process: their members here, and the process's own membership in the channel layer.
 
-The process is a member of a group in the layer while it has a local member of that group. Changes of one
-group take turns, so a membership that is left never removes one that is joined at the same moment.
+The process is a member of a group in the layer while it has a local member of that group whose row is
+committed. Changes of one group take turns, so a membership that is left never removes one that is joined at
+the same moment.
+
+A connection that joins a group which the process is in receives from the moment of the call: it rides on the
+members whose rows are committed. A rider holds nothing in the layer. When the last recorded member leaves,
+the process leaves the group. The riders receive again when their own rows are committed.
 """
 
 import asyncio
-import itertools
-import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, nullcontext
 
@@ -15,25 +18,20 @@ from realtime.errors import LayerUnavailable
 from realtime.hub.connection import Connection
 from realtime.layers import groups
 
-logger = logging.getLogger("realtime.hub")
-
-#: Seconds to wait for the first mark of a group. A SUBSCRIBE that was written is not yet active.
-MARK_TIMEOUT = 1.0
-
 
 class Memberships:
     """The local members of each group, and the groups that this process is in.
 
     Args:
         address: The address of this process in its channel layer.
-        mark_timeout: Seconds to wait for the first mark of a group.
     """
 
-    def __init__(self, address: str, *, mark_timeout: float = MARK_TIMEOUT) -> None:
+    def __init__(self, address: str) -> None:
         self.address = address
-        self._mark_timeout = mark_timeout
         self.groups: dict[str, dict[Connection, None]] = {}
         """The local members of each group. A dict keeps their order and may be read while members leave."""
+        # Members whose rows are not committed yet.
+        self._riders: dict[str, set[Connection]] = {}
         self.leave_failed = False
         """True if the layer failed to let this process leave a group: some membership rows are still open."""
         # Groups that the layer may have this process in: from before it is asked to add the process until a
@@ -41,13 +39,58 @@ class Memberships:
         self._in_layer: set[str] = set()
         self._closed = False
         self._locks: dict[str, _Lock] = {}
-        self._marks: dict[int, asyncio.Future[None]] = {}
-        self._numbers = itertools.count(1)
 
     # -- join --------------------------------------------------------------------------------------
 
+    def is_recorded(self, connection: Connection, group: str) -> bool:
+        """Return True if the connection is a member of the group, and its row is committed."""
+        return group in connection.groups and connection not in self._riders.get(group, ())
+
+    def ride(self, connection: Connection, group: str) -> None:
+        """Let the connection receive from now on, if the process is in the group for a recorded member.
+
+        A layer in the memory of this process ends with it, so no row has to name a membership there: the
+        process joins the group now. The caller commits the row and then calls `add`, or calls `stop_riding`.
+        """
+        if group in connection.groups or self._closed:
+            return
+        if not self._has_recorded(group):
+            if not groups.add_now(group, self.address):
+                return
+            self._in_layer.add(group)
+        self._riders.setdefault(group, set()).add(connection)
+        self._put(connection, group)
+
+    def stop_riding(self, connection: Connection, group: str) -> bool:
+        """Remove a member whose row could not be committed.
+
+        Returns:
+            False if it is none: the caller need not call `leave`.
+        """
+        rides = connection in self._riders.get(group, ())
+        if rides:
+            self.remove(connection, group)
+        return rides
+
+    def _has_recorded(self, group: str) -> bool:
+        return len(self.groups.get(group, ())) > len(self._riders.get(group, ()))
+
+    def _put(self, connection: Connection, group: str) -> None:
+        if group not in self.groups:
+            self.groups[group] = {}
+            metrics.groups.inc()
+        self.groups[group][connection] = None
+        connection.groups.add(group)
+
+    def _end_ride(self, connection: Connection, group: str) -> None:
+        riders = self._riders.get(group)
+        if riders is not None:
+            riders.discard(connection)
+            if not riders:
+                del self._riders[group]
+
     async def add(self, connection: Connection, group: str) -> None:
-        """Add the connection to the group; return when it receives what is sent there.
+        """Add the connection, whose row is committed, to the group; return when it receives.
 
         Raises:
             LayerUnavailable: The layer did not take the membership.
@@ -56,46 +99,23 @@ class Memberships:
             if connection.gone:
                 # Its eviction may have left the group already.
                 return
-            if not self.groups.get(group):
+            if not self._has_recorded(group):
                 self._in_layer.add(group)
                 await groups.add(group, self.address)
-                await self._confirm(group)
             if connection.gone or self._closed:
                 # It ended while the layer worked. Its eviction waits for this lock to leave the group.
                 return
-            if group not in self.groups:
-                self.groups[group] = {}
-                metrics.groups.inc()
-            self.groups[group][connection] = None
-            connection.groups.add(group)
+            self._end_ride(connection, group)
+            self._put(connection, group)
             # Added again: a `group_discard` that held the lock until now has removed it.
             connection.joined.add(group)
-
-    async def _confirm(self, group: str) -> None:
-        """Wait until a mark that is sent to the group comes back: the membership is active."""
-        number = next(self._numbers)
-        mark = self._marks[number] = asyncio.get_running_loop().create_future()
-        try:
-            await groups.mark(group, number, self.address)
-            async with asyncio.timeout(self._mark_timeout):
-                await mark
-        except TimeoutError:
-            metrics.subscribe_unconfirmed.inc()
-            logger.warning("A mark sent to group %s did not come back within %s s", group, self._mark_timeout)
-        finally:
-            del self._marks[number]
-
-    def mark_returned(self, number: int) -> None:
-        """Note that the mark with this number came back."""
-        mark = self._marks.get(number)
-        if mark is not None and not mark.done():
-            mark.set_result(None)
 
     # -- leave -------------------------------------------------------------------------------------
 
     def remove(self, connection: Connection, group: str) -> None:
         """Stop writing to this member; `leave` tells the layer."""
         connection.groups.discard(group)
+        self._end_ride(connection, group)
         members = self.groups.get(group)
         if members is not None:
             members.pop(connection, None)
@@ -107,6 +127,8 @@ class Memberships:
         """Remove the connection from all of its groups without waiting. There may be thousands."""
         emptied = 0
         for group in connection.groups:
+            if self._riders:
+                self._end_ride(connection, group)
             members = self.groups.get(group)
             if members is not None:
                 members.pop(connection, None)
@@ -123,7 +145,7 @@ class Memberships:
             self.remove_from_all(connection)
 
     async def leave(self, group: str) -> None:
-        """Leave the layer's group unless it has a local member.
+        """Leave the layer's group unless it has a local member whose row is committed.
 
         Raises:
             LayerUnavailable: The layer did not let this process leave.
@@ -132,7 +154,15 @@ class Memberships:
             async with self.locked(group):
                 # Check again under the lock: a connection may have joined while this call waited. If many
                 # members end together, the first of them leaves for all.
-                if not self.groups.get(group) and group in self._in_layer:
+                if self._has_recorded(group):
+                    return
+                if self.groups.get(group) and groups.ends_with_process(self.address):
+                    return
+                # The caller writes that the last recorded member has left. A membership that only riders kept
+                # alive would then be named by no row, if the process were killed before theirs are committed.
+                for rider in tuple(self._riders.get(group, ())):
+                    self.remove(rider, group)
+                if group in self._in_layer:
                     await groups.discard(group, self.address)
                     self._in_layer.discard(group)
         except LayerUnavailable:

@@ -16,6 +16,9 @@ from realtime.process import drain, tasks
 
 logger = logging.getLogger("realtime.hub")
 
+#: Seconds for which a stop waits for the receivers of the ends that were recorded last.
+ENDINGS_TIMEOUT = 1.0
+
 Evict = Callable[[Connection, CloseReason], object]
 Kick = Callable[[Hub, messages.Kick], Coroutine[Any, Any, None]]
 
@@ -179,6 +182,10 @@ class Supervisor:
             await old.ledger.stop_process(old.process)
         except RecordsUnavailable as error:
             logger.warning("The end of this process was not recorded; rounds will find it lost: %s", error)
+        else:
+            # The records are closed by now, because the ledger writes in order. Their receivers are told yet.
+            if old.endings:
+                await asyncio.wait(tuple(old.endings), timeout=ENDINGS_TIMEOUT)
         # A step that still hangs is on the to-do list, and the next round does it.
         for step in tuple(old.cleanups):
             step.cancel()

@@ -8,16 +8,25 @@ Above the limit, the oldest messages are dropped.
 import asyncio
 import logging
 import weakref
+from typing import NamedTuple
 
 from realtime import metrics
 
 logger = logging.getLogger("realtime.layers")
 
-#: Bytes that a waiting message takes in addition to its content.
-OVERHEAD = 64
+#: Bytes that a waiting message takes in addition to its content: the objects, and the name of its group.
+OVERHEAD = 192
 
 
-class BoundedQueue(asyncio.Queue[bytes]):
+class Received(NamedTuple):
+    """A message as Redis brought it."""
+
+    group: str | None
+    """The group that it was sent to; None for a message to a channel."""
+    content: bytes
+
+
+class BoundedQueue(asyncio.Queue[Received]):
     """An `asyncio.Queue` of messages that holds at most `max_bytes`, but always at least one message.
 
     Args:
@@ -37,9 +46,9 @@ class BoundedQueue(asyncio.Queue[bytes]):
         """The bytes of memory that the waiting messages take."""
         return self._bytes
 
-    def _put(self, item: bytes) -> None:
+    def _put(self, item: Received) -> None:
         super()._put(item)
-        self._bytes += len(item) + OVERHEAD
+        self._bytes += len(item.content) + OVERHEAD
         while self._bytes > self._max_bytes and self.qsize() > 1:
             self._take()
             metrics.messages_dropped.inc()
@@ -51,16 +60,16 @@ class BoundedQueue(asyncio.Queue[bytes]):
                     self._max_bytes,
                 )
 
-    def _get(self) -> bytes:
+    def _get(self) -> Received:
         item = self._take()
         if self._dropped and self._bytes < self._max_bytes / 2:
             logger.error("This process keeps up again; %d messages were dropped", self._dropped)
             self._dropped = 0
         return item
 
-    def _take(self) -> bytes:
-        item: bytes = super()._get()
-        self._bytes -= len(item) + OVERHEAD
+    def _take(self) -> Received:
+        item: Received = super()._get()
+        self._bytes -= len(item.content) + OVERHEAD
         return item
 
 

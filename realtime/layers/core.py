@@ -6,17 +6,18 @@ The library's `receive` raises when Redis restarts, which would end every consum
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from channels_redis.core import RedisChannelLayer
 from redis import asyncio as aioredis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from realtime.layers.contents import StoredMembers
 from realtime.layers.redis_pool import CONNECT_TIMEOUT, Outage, pool
-from realtime.layers.stamped import CAPACITY, Message, StampedLayer
+from realtime.layers.stamped import CAPACITY, STAMP, Message, StampedLayer
 
 #: Seconds for which a queued message is kept. The age of a message is the difference between the clocks of
 #: two senders. With the library's minute, a sender with a clock that is five minutes ahead would remove the
@@ -25,6 +26,12 @@ EXPIRY = 3600
 
 #: Seconds until a receiver checks again if another receiver has found Redis back.
 CHECK_AGAIN_AFTER = 0.5
+
+#: Seconds until a receiver repeats a command that its user in Redis may not run.
+REFUSED_PAUSE = 1.0
+
+#: The commands in the scripts of channels_redis. Redis does not say which of them it refused.
+IN_SCRIPTS = "DEL, EXPIRE, ZADD, ZCOUNT and ZRANGE"
 
 
 class CoreLayer(StampedLayer, RedisChannelLayer):
@@ -44,11 +51,22 @@ class CoreLayer(StampedLayer, RedisChannelLayer):
     def create_pool(self, index: int) -> aioredis.ConnectionPool:
         return pool(self.hosts[index])
 
+    async def group_send(self, group: str, message: Message) -> None:
+        # Anything that is no mapping is left to the library, which raises as it does in plain Channels.
+        stamped = {**message, STAMP: group} if isinstance(message, Mapping) else message
+        with _script_refusals_named():
+            await super().group_send(group, stamped)
+
     async def receive_stamped(self, channel: str) -> Message:
         while True:
             try:
                 if not self._outage.lasts or await self._is_back(channel):
-                    return await super().receive_stamped(channel)
+                    # A copy, because the library hands one and the same object to all receivers of a process.
+                    return {**await RedisChannelLayer.receive(self, channel)}
+            except NoPermissionError as error:
+                # No outage: the other commands work.
+                self._outage.refused(error)
+                await asyncio.sleep(REFUSED_PAUSE)
             except (RedisError, OSError) as error:
                 await self._outage.pause(error)
 
@@ -78,7 +96,8 @@ class CoreLayer(StampedLayer, RedisChannelLayer):
             async with asyncio.timeout(None) as limit:
                 self._reads.add(limit)
                 try:
-                    content: bytes | None = await super()._brpop_with_clean(index, channel, timeout)
+                    with _script_refusals_named():
+                        content: bytes | None = await super()._brpop_with_clean(index, channel, timeout)
                 finally:
                     self._reads.discard(limit)
             self._received[channel] += content is not None
@@ -88,6 +107,19 @@ class CoreLayer(StampedLayer, RedisChannelLayer):
                 raise
             self._call_on_back()
             return None
+
+    async def _clean_receive_backup(self, index: int, channel: str) -> None:
+        """Remove a message that was taken from its backup. If this fails, the message comes again.
+
+        No caller awaits this task of the library; its exceptions would be logged as tracebacks.
+        """
+        try:
+            await super()._clean_receive_backup(index, channel)
+        except NoPermissionError as error:
+            self._outage.refused(error)
+        except (RedisError, OSError):
+            # The receiver notices an outage by itself.
+            pass
 
     async def rebuild(self, parts: Collection[int]) -> None:
         for limit in self._reads:
@@ -134,3 +166,14 @@ class CoreLayer(StampedLayer, RedisChannelLayer):
         for group in groups:
             by_host.setdefault(self.consistent_hash(group), []).append(group)
         return by_host
+
+
+@contextmanager
+def _script_refusals_named() -> Iterator[None]:
+    """Turn the refusal of a command in a script into the exception of all other refusals."""
+    try:
+        yield
+    except ResponseError as error:
+        if "user executing the script can't" not in str(error):
+            raise
+        raise NoPermissionError(f"{error} The scripts of the core layer run {IN_SCRIPTS}.") from error

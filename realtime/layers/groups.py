@@ -214,13 +214,31 @@ async def receive_control(address: str) -> Message:
 
 
 async def add(group: str, address: str) -> None:
-    """Add the channel at this address to a group.
+    """Add the channel at this address to a group; return when it receives what is sent there.
 
     Raises:
         LayerUnavailable: The layer failed, or did not answer in time.
     """
     home, channel = at(address)
     await call("add to a group", home.group_add(group, channel))
+
+
+def add_now(group: str, address: str) -> bool:
+    """Add the channel at this address to a group without waiting.
+
+    Returns:
+        False if its layer cannot do so: then nothing was changed. A layer in the memory of this process can.
+    """
+    home, channel = at(address)
+    if home.ends_with_process:
+        home.add_now(group, channel)
+    return home.ends_with_process
+
+
+def ends_with_process(address: str) -> bool:
+    """Return True if the layer of this address ends with its process, and needs no cleanup after it."""
+    home, _ = at(address)
+    return home.ends_with_process
 
 
 async def discard(group: str, address: str) -> None:
@@ -253,16 +271,6 @@ async def holds(group: str, address: str) -> bool:
     return await call("look for a membership", home.holds(group, channel))
 
 
-async def mark(group: str, number: int, address: str) -> None:
-    """Send a mark through a group. It comes back to this address once the membership is active.
-
-    Raises:
-        LayerUnavailable: The layer failed, or did not answer in time.
-    """
-    home, _ = at(address)
-    await call("mark a group", home.group_send(group, messages.encode(messages.Mark(number, address))))
-
-
 async def contents(alias: str) -> Contents:
     """Return the groups that the layer of this alias knows. Stored members are given as addresses.
 
@@ -275,7 +283,7 @@ async def contents(alias: str) -> Contents:
         async with asyncio.timeout(LISTING_TIMEOUT):
             found = await home.contents()
     except LAYER_ERRORS as error:
-        raise LayerUnavailable(f"The channel layer failed to list its groups ({error!r}).") from error
+        raise unavailable("list its groups", error) from error
     if isinstance(found, StoredMembers):
         return StoredMembers(frozenset((group, _address(alias, channel)) for group, channel in found.pairs))
     return found
@@ -291,7 +299,7 @@ async def check(alias: str = DEFAULT_CHANNEL_LAYER) -> None:
         LayerUnavailable: The layer failed, or did not answer in time.
     """
     home = layer(alias)
-    await call("send", home.group_send("realtime.check", messages.encode(messages.Mark(0, ""))))
+    await call("send", home.group_send("realtime.check", messages.encode(messages.GroupMessage(""))))
 
 
 async def echo(address: str, channels: Sequence[str], number: int) -> int:

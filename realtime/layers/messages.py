@@ -16,8 +16,10 @@ from realtime.errors import BadMessage
 # The types of events that come over the channel for messages of groups. The hub tells them apart before it
 # decodes anything.
 MESSAGE = "realtime.message"
-MARK = "realtime.mark"
 ECHO = "realtime.echo"
+#: Processes of older versions send it through a group that they join. Processes of this version send none and
+#: ignore it, because processes of two versions run side by side during a deploy.
+MARK = "realtime.mark"
 
 
 class _Message(msgspec.Struct, frozen=True, tag_field="type"):
@@ -144,18 +146,6 @@ class EchoPart(_Message, frozen=True, tag=ECHO):
     part: int
 
 
-class Mark(_Message, frozen=True, tag=MARK):
-    """Goes through a group. It comes back to the process that sent it once its membership is active.
-
-    Attributes:
-        number: The number of the mark.
-        channel: The address of the process that sent it.
-    """
-
-    number: int
-    channel: str
-
-
 # To all members of a group.
 
 
@@ -172,7 +162,7 @@ class GroupMessage(_Message, frozen=True, tag=MESSAGE):
 
 
 Control: TypeAlias = Ask | Kick | Explain | Heal | Answer | Holdings
-AnyMessage: TypeAlias = Control | EchoPart | Mark | GroupMessage
+AnyMessage: TypeAlias = Control | EchoPart | GroupMessage
 
 _TYPES: dict[str, type[AnyMessage]] = {str(each.__struct_config__.tag): each for each in get_args(AnyMessage)}
 

@@ -1,22 +1,30 @@
 """channels_redis's pub/sub layer, with the additions that a hub needs.
 
-Its subscriber connections can be replaced.
+Its subscriber connections can be replaced. `group_add` returns when Redis has acknowledged the subscription,
+so what is sent afterwards arrives. The layer stamps a message when it receives it, by the name of the Redis
+channel that brought it, so it does not matter which layer the sender has.
 """
 
 import asyncio
-from collections.abc import Collection, Iterable, Sequence
+import logging
+import weakref
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from channels_redis.pubsub import RedisPubSubChannelLayer, RedisPubSubLoopLayer, RedisSingleShardConnection
 from channels_redis.utils import decode_hosts
 from redis import asyncio as aioredis
+from redis.exceptions import NoPermissionError
 
-from realtime import conf
+from realtime import conf, metrics
 from realtime.layers import messages
-from realtime.layers.bounded_queue import BoundedQueue
+from realtime.layers.bounded_queue import BoundedQueue, Received
 from realtime.layers.contents import Listeners
 from realtime.layers.redis_pool import Outage, pool
-from realtime.layers.stamped import StampedLayer
+from realtime.layers.stamped import STAMP, Message, StampedLayer
+
+logger = logging.getLogger("realtime.layers")
 
 
 class PubSubLayer(RedisPubSubChannelLayer):
@@ -38,6 +46,59 @@ class PubSubLoopLayer(StampedLayer, RedisPubSubLoopLayer):
     def __init__(self, hosts: Any = None, **options: Any) -> None:
         super().__init__(hosts=hosts, **options)
         self._shards = [_Shard(host, self) for host in decode_hosts(hosts)]
+        self._group_prefix = self._get_group_channel_name("")
+
+    async def receive_stamped(self, channel: str) -> Message:
+        if channel not in self.channels:
+            await self._subscribe_to_channel(channel)
+        try:
+            group, content = await self.channels[channel].get()
+        except (asyncio.CancelledError, TimeoutError, GeneratorExit):
+            # As in the library: a receiver that stops is gone.
+            if self.channels.pop(channel, None) is not None:
+                try:
+                    await self._get_shard(channel).unsubscribe(channel)
+                except BaseException:
+                    # Not raised: the caller is cancelled, and must learn of that.
+                    logger.exception("The channel of a receiver that stopped is still subscribed")
+            raise
+        message: Message = self.channel_layer.deserialize(content)
+        if group is not None and isinstance(message, dict):
+            # The sender may have any layer. A sender of an older version stamps the same name.
+            message[STAMP] = group
+        return message
+
+    def put(self, name: str, content: bytes) -> None:
+        """Queue a message for the channels of this process that it is for.
+
+        Args:
+            name: The Redis channel that brought it.
+            content: The encoded message.
+        """
+        if (queue := self.channels.get(name)) is not None:
+            queue.put_nowait(Received(None, content))
+        elif (members := self.groups.get(name)) is not None:
+            received = Received(name[len(self._group_prefix) :], content)
+            for channel in members:
+                if (queue := self.channels.get(channel)) is not None:
+                    queue.put_nowait(received)
+
+    async def group_add(self, group: str, channel: str) -> None:
+        """Add the channel to the group; return when Redis has acknowledged the subscription.
+
+        If Redis does not acknowledge it within a second, the layer logs and counts this, and the call
+        returns. The subscription is on its way, and redis-py repeats it on a new connection.
+        """
+        await super().group_add(group, channel)
+        name = self._get_group_channel_name(group)
+        shard = self._get_shard(name)
+        if not await shard.acknowledged(name):
+            metrics.subscribe_unconfirmed.inc()
+            logger.warning(
+                "Redis did not acknowledge the subscription to group %s within %s s",
+                group,
+                shard.acknowledged_within,
+            )
 
     async def group_discard(self, group: str, channel: str) -> None:
         await super().group_discard(group, channel)
@@ -111,6 +172,9 @@ class _Shard(RedisSingleShardConnection):
     It waits for messages instead of polling ten times a second, and it outlives outages.
     """
 
+    acknowledged_within = 1.0
+    """Seconds to wait for the answer to a SUBSCRIBE. Redis normally answers in less than a millisecond."""
+
     _redis: Any
     _pubsub: Any
 
@@ -119,11 +183,24 @@ class _Shard(RedisSingleShardConnection):
         self._outage = Outage("subscriber connection", channel_layer._call_on_back)
         self.received = 0
         """The number of messages that the subscriber connection brought."""
+        # Subscriptions that Redis has not acknowledged yet. All that wait for one share its future.
+        self._unacknowledged: dict[str, asyncio.Future[None]] = {}
+        # UNSUBSCRIBEs that were written to this socket and not answered yet.
+        self._leaving: Counter[str] = Counter()
+        # A weak reference: one that is kept alive would be reported as never closed.
+        self._socket: Callable[[], object] = lambda: None
+        self._refusal: NoPermissionError | None = None
+        """The last refusal of a SUBSCRIBE, until a caller gets it. Redis answers to the reader only."""
 
     def _ensure_redis(self) -> None:
         if self._redis is None:
             self._redis = aioredis.Redis(connection_pool=pool(self.host))
             self._pubsub = self._redis.pubsub()
+
+    def _raise_refusal(self) -> None:
+        if self._refusal is not None:
+            refusal, self._refusal = self._refusal, None
+            raise refusal
 
     async def publish(self, channel: str, message: bytes) -> None:
         # Without the lock: a task that holds it may be waiting for a Redis that hangs.
@@ -140,6 +217,92 @@ class _Shard(RedisSingleShardConnection):
         self._ensure_redis()
         found = await self._redis.pubsub_numsub(*names) if names else []
         return {name.decode(): int(number) for name, number in found}
+
+    # -- subscriptions -----------------------------------------------------------------------------
+
+    async def subscribe(self, channel: str) -> None:
+        self._raise_refusal()
+        async with self._lock:
+            if channel in self._subscribed_to:
+                return
+            self._ensure_redis()
+            self._ensure_receiver()
+            # Before the command is written: its answer may be read before the call returns.
+            self._unacknowledged.setdefault(channel, asyncio.get_running_loop().create_future())
+            try:
+                await self._pubsub.subscribe(channel)
+            except BaseException:
+                self._is_acknowledged(channel)
+                raise
+            self._subscribed_to.add(channel)
+
+    async def unsubscribe(self, channel: str) -> None:
+        async with self._lock:
+            if channel in self._subscribed_to:
+                self._ensure_redis()
+                self._ensure_receiver()
+                await self._send_unsubscribe(channel)
+                self._subscribed_to.discard(channel)
+                self._is_acknowledged(channel)
+
+    async def acknowledged(self, channel: str) -> bool:
+        """Wait until Redis has acknowledged a subscription.
+
+        Returns:
+            False if that takes too long.
+
+        Raises:
+            NoPermissionError: Redis has refused it.
+        """
+        waiting = self._unacknowledged.get(channel)
+        if waiting is None:
+            return True
+        done, _ = await asyncio.wait([waiting], timeout=self.acknowledged_within)
+        self._raise_refusal()
+        return bool(done)
+
+    async def _send_unsubscribe(self, *channels: str) -> None:
+        self._check_socket()
+        # Before the command is written, like `_unacknowledged`.
+        self._leaving.update(channels)
+        await self._pubsub.unsubscribe(*channels)
+
+    def _answered(self, kind: str, channel: str) -> None:
+        """Note the answer to a SUBSCRIBE or UNSUBSCRIBE."""
+        self._check_socket()
+        if kind == "unsubscribe":
+            self._leaving[channel] -= 1
+            if self._leaving[channel] <= 0:
+                del self._leaving[channel]
+        elif channel not in self._leaving:
+            # Otherwise it answers a SUBSCRIBE before the UNSUBSCRIBE, and another one may follow.
+            self._is_acknowledged(channel)
+
+    def _is_acknowledged(self, channel: str) -> None:
+        """Wake all that wait for this subscription, also if it was given up."""
+        waiting = self._unacknowledged.pop(channel, None)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
+
+    def _check_socket(self) -> None:
+        """Forget the UNSUBSCRIBEs of a connection that was replaced: they are answered no more.
+
+        redis-py repeats every SUBSCRIBE on the new connection, so these are still acknowledged.
+        """
+        socket = getattr(self._pubsub.connection, "_writer", None)
+        if socket is not self._socket():
+            self._socket = (lambda: None) if socket is None else weakref.ref(socket)
+            self._leaving.clear()
+
+    def _wake_all(self) -> None:
+        """Wake all that wait for a subscription: the answers do not come."""
+        for channel in tuple(self._unacknowledged):
+            self._is_acknowledged(channel)
+
+    async def flush(self) -> None:
+        await super().flush()
+        self._wake_all()
+        self._leaving.clear()
 
     async def subscribe_again(self, names: Collection[str]) -> None:
         """Send SUBSCRIBE again. It changes nothing for a name that Redis still has."""
@@ -165,14 +328,31 @@ class _Shard(RedisSingleShardConnection):
                     await self._unsubscribe_left_names()
                     self._outage.over()
                 if self._pubsub is not None and self._pubsub.subscribed:
-                    message = await self._pubsub.get_message(ignore_subscribe_messages=True, timeout=None)
+                    message = await self._pubsub.get_message(timeout=None)
                     self.received += 1
                     self._receive_message(message)
                 else:
                     await asyncio.sleep(0.05)
+            except NoPermissionError as error:
+                # No outage: the connection works, and an outage would end with the same SUBSCRIBE again.
+                self._outage.refused(error)
+                self._refusal = error
+                # Redis does not say which SUBSCRIBE it refused.
+                self._wake_all()
             except Exception as error:
                 # Any exception at all: if this loop ended, the process would never receive a message again.
                 await self._outage.pause(error)
+
+    def _receive_message(self, message: dict[str, Any] | None) -> None:
+        if message is None:
+            return
+        name, kind = message["channel"], message["type"]
+        if isinstance(name, bytes):
+            name = name.decode()
+        if kind == "message":
+            self.channel_layer.put(name, message["data"])
+        elif kind in ("subscribe", "unsubscribe"):
+            self._answered(kind, name)
 
     async def _unsubscribe_left_names(self) -> None:
         """Unsubscribe from names that were left while the connection broke.
@@ -182,4 +362,4 @@ class _Shard(RedisSingleShardConnection):
         async with self._lock:
             left = {name.decode() for name in self._pubsub.channels} - self._subscribed_to
             if left:
-                await self._pubsub.unsubscribe(*left)
+                await self._send_unsubscribe(*left)

@@ -1,8 +1,9 @@
 """The additions to Channels' channel layers that a hub needs.
 
 A message in a channel layer does not say which group it was sent to. A hub has one channel for all its groups
-and must know. Therefore `group_send` stamps the name of the group on the message, and `receive` takes the
-stamp off, so that all other code sees plain Channels. Only a hub reads stamps, through `receive_stamped`.
+and must know. Therefore a message of a group carries a stamp, the name of its group. The pub/sub layer stamps
+what it receives. The core layer and the in-memory layer stamp what they send. `receive` takes the stamp off,
+so that all other code sees plain Channels. Only a hub reads stamps, through `receive_stamped`.
 
 A hub must also find out if its memberships still hold, and repair them (see `realtime.hub.healing`).
 """
@@ -47,6 +48,9 @@ class Layer(Protocol):
     group_expiry: float
     on_back: set[Callable[[], None]]
 
+    ends_with_process: bool
+
+    def add_now(self, group: str, channel: str) -> None: ...
     async def open_channel(self, channel: str) -> None: ...
     async def echo(self, channels: Sequence[str], number: int) -> int: ...
     def received(self, channels: Sequence[str]) -> Sequence[int]: ...
@@ -59,32 +63,38 @@ class Layer(Protocol):
 class StampedLayer:
     """Mixin for a channel layer of Channels that adds stamps of groups and the checks that a hub needs.
 
-    `MESSAGE` and `MARK` events in groups are delivered to hubs only. Any other consumer in the group, such as
-    one of plain Channels, has no handler for them and would end with an exception.
+    `MESSAGE` events in groups are delivered to hubs only, and so are the `MARK` events of older versions. Any
+    other consumer in the group, such as one of plain Channels, has no handler for them and would end with an
+    exception.
     """
 
     group_expiry = math.inf
     """Seconds after which the layer forgets a membership that was not added again."""
+
+    ends_with_process = False
+    """True if the layer is in the memory of this process: then it has `add_now`."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.on_back: set[Callable[[], None]] = set()
         """Called when the layer receives again after an outage that may have cost memberships."""
 
-    async def group_send(self, group: str, message: Message) -> None:
-        await super().group_send(group, {**message, STAMP: group})  # type: ignore[misc]
-
     async def receive(self, channel: str) -> Message:
         while True:
             message = await self.receive_stamped(channel)
+            if not isinstance(message, dict):
+                # The pub/sub layer carries anything that can be encoded, as in channels_redis.
+                return message
             if message.pop(STAMP, None) is None or message.get("type") not in (MESSAGE, MARK):
                 return message
 
     async def receive_stamped(self, channel: str) -> Message:
         """Wait for the next message on the channel. If it was sent to a group, it carries `STAMP`."""
-        message: Message = await super().receive(channel)  # type: ignore[misc]
-        # A copy, because the core layer hands one and the same object to all receivers of a process.
-        return {**message}
+        raise NotImplementedError
+
+    def add_now(self, group: str, channel: str) -> None:
+        """Add the channel to the group without waiting."""
+        raise NotImplementedError
 
     async def forget_channel(self, channel: str) -> None:
         """Remove what the layer stores for the channel of a process that no longer exists."""

@@ -18,7 +18,7 @@ vanished takes nothing, and is found as soon as any other.
 """
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import NamedTuple
 
@@ -42,6 +42,14 @@ class Limits:
     """Above `max_unacked_bytes`, a connection is slow once its oldest unanswered ping is this old."""
     idle_timeout: float | None
     """A client that sends no frame of its own for this long is idle; None means never."""
+    unpinged_idle_timeout: float | None = None
+    """The same for a client that neither this process nor the server pings. The shorter time counts."""
+
+    @property
+    def of_unpinged(self) -> "Limits":
+        """The limits of a connection that neither this process nor the server pings."""
+        times = [each for each in (self.idle_timeout, self.unpinged_idle_timeout) if each is not None]
+        return replace(self, idle_timeout=min(times, default=None))
 
     @property
     def line_every(self) -> float:

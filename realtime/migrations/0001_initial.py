@@ -5,6 +5,8 @@ import uuid
 import django.db.models.deletion
 from django.db import migrations, models
 
+from realtime.migrations import LABEL
+
 
 class Migration(migrations.Migration):
     initial = True
@@ -66,7 +68,7 @@ class Migration(migrations.Migration):
                     models.ForeignKey(
                         on_delete=django.db.models.deletion.CASCADE,
                         related_name="records",
-                        to="realtime.process",
+                        to=f"{LABEL}.process",
                     ),
                 ),
             ],
@@ -102,7 +104,7 @@ class Migration(migrations.Migration):
                     models.ForeignKey(
                         on_delete=django.db.models.deletion.CASCADE,
                         related_name="memberships",
-                        to="realtime.connection",
+                        to=f"{LABEL}.connection",
                     ),
                 ),
                 (
@@ -110,7 +112,7 @@ class Migration(migrations.Migration):
                     models.ForeignKey(
                         on_delete=django.db.models.deletion.CASCADE,
                         related_name="memberships",
-                        to="realtime.process",
+                        to=f"{LABEL}.process",
                     ),
                 ),
             ],

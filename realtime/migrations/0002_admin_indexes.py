@@ -3,9 +3,11 @@
 import django.db.models.deletion
 from django.db import migrations, models
 
+from realtime.migrations import LABEL
+
 
 class Migration(migrations.Migration):
-    dependencies = [("realtime", "0001_initial")]
+    dependencies = [(LABEL, "0001_initial")]
 
     operations = [
         migrations.AlterModelOptions(
@@ -21,7 +23,7 @@ class Migration(migrations.Migration):
                 db_index=False,
                 on_delete=django.db.models.deletion.CASCADE,
                 related_name="records",
-                to="realtime.process",
+                to=f"{LABEL}.process",
             ),
         ),
         migrations.AddIndex(

@@ -2,9 +2,11 @@
 
 from django.db import migrations, models
 
+from realtime.migrations import LABEL
+
 
 class Migration(migrations.Migration):
-    dependencies = [("realtime", "0002_admin_indexes")]
+    dependencies = [(LABEL, "0002_admin_indexes")]
 
     operations = [
         migrations.AddField(

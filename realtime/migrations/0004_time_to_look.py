@@ -4,9 +4,11 @@ from datetime import timedelta
 
 from django.db import migrations, models
 
+from realtime.migrations import LABEL
+
 
 class Migration(migrations.Migration):
-    dependencies = (("realtime", "0003_rounds_and_purge"),)
+    dependencies = ((LABEL, "0003_rounds_and_purge"),)
 
     operations = (
         migrations.AddField("process", "look_every", models.DurationField(default=timedelta)),

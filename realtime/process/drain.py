@@ -1,12 +1,18 @@
 """The drain: the planned stop of this process, and its time limit.
 
-The drain runs before the server's own shutdown, because neither server ends its connections properly. Daphne
+The drain runs before the server's own shutdown, because no server ends its connections properly. Daphne
 cancels consumers, waits for the first only and sends no close frame; if a connection is younger than a
-second, it raises KeyError. uvicorn closes with 1012. The server's own shutdown stays in place. The drain is
+second, it raises KeyError. uvicorn closes with 1012. hypercorn closes with 1011,
+granian without a close frame. The server's own shutdown stays in place. The drain is
 started
 
 - on Daphne: by a trigger of the Twisted reactor before its shutdown, which waits for the trigger's Deferred;
 - on uvicorn: by a wrapper around its `Server.shutdown`;
+- on a server that handles SIGTERM on asyncio's own loop (granian, and hypercorn without workers): by that
+  handler, which the server's own one follows when the drain has ended;
+- on hypercorn: by its event `terminated`, which a connection leads to;
+- on any server with the lifespan protocol: by `lifespan.shutdown`, which comes when the server has ended its
+  connections. The server then waits until the drain is recorded;
 - in any process, at its exit: then the drain does what is still possible while the loop runs on in another
   thread. `runserver` with autoreload gives no other notice.
 
@@ -15,6 +21,7 @@ Anything that is not done in time stays on the to-do list in the database, as af
 
 import asyncio
 import atexit
+import functools
 import logging
 import os
 import signal
@@ -24,6 +31,7 @@ import time
 import weakref
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
 from typing import Any
 
 from realtime import conf
@@ -108,6 +116,8 @@ class Drain:
 
 #: The drain of each event loop. Nothing in a drain may refer to its loop, or the loop would be kept for ever.
 _drains: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Drain] = weakref.WeakKeyDictionary()
+#: The event loops with a task that waits until the server says that it stops.
+_waiting: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
 
 
 def prepare(begin: Begin) -> None:
@@ -120,8 +130,35 @@ def prepare(begin: Begin) -> None:
     # that of the threads that write records.
     atexit.unregister(_at_exit)
     atexit.register(_at_exit)
-    if not _hook_twisted(drain):
-        _hook_uvicorn(drain)
+    if not (_hook_twisted(drain) or _hook_uvicorn(drain)):
+        _hook_signals(loop, drain)
+
+
+async def finish() -> None:
+    """Start the drain of the running event loop if it has not begun, and wait for its end."""
+    drain = _drains.get(asyncio.get_running_loop())
+    if drain is not None:
+        await drain.start()
+        _end_without_threads()
+
+
+def begin_after(stopping: Callable[[], Coroutine[Any, Any, object]]) -> None:
+    """Start the drain of the running event loop as soon as the server says that it stops.
+
+    Args:
+        stopping: Returns a coroutine that ends when the server begins to stop. It is called once.
+    """
+    loop = asyncio.get_running_loop()
+    if loop not in _waiting:
+        _waiting.add(loop)
+        tasks.start(_begin_after(stopping()))
+
+
+async def _begin_after(stopping: Coroutine[Any, Any, object]) -> None:
+    await stopping
+    drain = _drains.get(asyncio.get_running_loop())
+    if drain is not None:
+        drain.start()
 
 
 def under_way() -> bool:
@@ -158,17 +195,17 @@ def _hook_twisted(drain: Drain) -> bool:
 # -- uvicorn ---------------------------------------------------------------------------------------
 
 
-def _hook_uvicorn(drain: Drain) -> None:
-    """If uvicorn serves this process, have its shutdown start the drain and wait for it.
+def _hook_uvicorn(drain: Drain) -> bool:
+    """Have uvicorn's shutdown start the drain and wait for it. Return False if uvicorn does not serve here.
 
     The server is found by its signal handler. The handler of another program is left alone. Outside the main
     thread uvicorn sets no handler and is not found.
     """
     if threading.current_thread() is not threading.main_thread():
-        return
+        return False
     server: Any = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
     if not type(server).__module__.startswith("uvicorn."):
-        return
+        return False
     shutdown = server.shutdown
 
     async def drain_first(*arguments: Any, **options: Any) -> None:
@@ -180,6 +217,48 @@ def _hook_uvicorn(drain: Drain) -> None:
         await shutdown(*arguments, **options)
 
     server.shutdown = drain_first
+    return True
+
+
+# -- other servers on asyncio's own loop -----------------------------------------------------------
+
+
+def _hook_signals(loop: asyncio.AbstractEventLoop, drain: Drain) -> None:
+    """Have SIGTERM and SIGINT start the drain, and the server's own handlers follow it.
+
+    Only handlers that the server has set with `loop.add_signal_handler` are replaced. uvloop does not tell
+    them. There the drain starts before them, and they do not wait for it.
+    """
+    handlers: dict[int, asyncio.Handle] = getattr(loop, "_signal_handlers", None) or {}
+    for number in (signal.SIGTERM, signal.SIGINT):
+        handle: Any = handlers.get(number)
+        call, arguments = getattr(handle, "_callback", None), getattr(handle, "_args", ())
+        if call is not None:
+            loop.add_signal_handler(number, _drain_then, drain, functools.partial(call, *arguments))
+        elif getattr(signal.getsignal(number), "__self__", None) is loop:
+            _drain_before(number, loop, drain)
+
+
+def _drain_then(drain: Drain, handle: Callable[[], object]) -> None:
+    # Each signal is passed on, but not before the drain has ended. A worker may get a second signal: one from
+    # its parent and one from the service manager.
+    def ended(_: asyncio.Task[None]) -> None:
+        _end_without_threads()
+        handle()
+
+    drain.start().add_done_callback(ended)
+
+
+def _drain_before(number: int, loop: asyncio.AbstractEventLoop, drain: Drain) -> None:
+    before: Any = signal.getsignal(number)
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        # The loop runs this before the handler of the signal, of which it learns by its wakeup descriptor.
+        loop.call_soon_threadsafe(drain.start)
+        before(number, frame)
+
+    signal.signal(number, on_signal)
+    signal.siginterrupt(number, False)
 
 
 # -- the exit --------------------------------------------------------------------------------------

@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import Coroutine
-from contextvars import Context
+from contextvars import Context, copy_context
 from typing import Any, TypeVar
+
+from asgiref.sync import AsyncToSync, SyncToAsync
 
 Result = TypeVar("Result")
 
@@ -36,6 +38,21 @@ def keep_reference(task: asyncio.Task[Any], among: set[asyncio.Task[Any]]) -> No
     """Keep the task in this set until it is done."""
     among.add(task)
     task.add_done_callback(among.discard)
+
+
+def outliving() -> Context | None:
+    """Return a context for a task that may outlive its caller; None if the caller's own will do.
+
+    In a thread, `async_to_sync` makes all synchronous code of its coroutine run in that thread, as long as
+    the thread waits. Tasks inherit this with the context. A task that goes on longer would get an error.
+    """
+    waiting = getattr(AsyncToSync.executors, "current", None) is not None
+    if not waiting and not SyncToAsync.deadlock_context.get(False):
+        return None
+    context = copy_context()
+    context.run(setattr, AsyncToSync.executors, "current", None)
+    context.run(SyncToAsync.deadlock_context.set, False)
+    return context
 
 
 async def shielded(task: asyncio.Task[None]) -> None:

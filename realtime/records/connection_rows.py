@@ -11,12 +11,12 @@ import uuid
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import Any, NamedTuple
 
 from django.db import transaction
-from django.db.models import F, Q
+from django.db.models import F, Q, QuerySet
 from django.db.models.functions import Now
 
 from realtime.closing import CloseReason
@@ -152,22 +152,51 @@ def touch_connections(ids: Iterable[uuid.UUID]) -> None:
 # Rows of ended processes, and old rows
 
 
-def close_lost_records(process_id: uuid.UUID, stamp: uuid.UUID, limit: int = BATCH) -> int:
+def close_lost_records(process_id: uuid.UUID, stamp: uuid.UUID, limit: int = BATCH) -> list[Opening]:
     """Close up to `limit` open records of an ended process as SERVER_LOST.
 
     Rows that another writer is closing at this moment are passed over.
 
+    Args:
+        process_id: The ended process.
+        stamp: A value that no other call has. If the answer of the database is lost,
+            `lost_records_closed_by` finds by it what the call did.
+        limit: The largest number of records.
+
     Returns:
-        The number of closed records. Call the function until it returns 0.
+        The records that this call closed; each record is returned to one caller only. Call the function until
+        it returns none.
     """
     using = rows.database()
     ended = Process.objects.using(using).ended().filter(pk=process_id)
-    records = Connection.objects.using(using).open()
+    records = Connection.objects.using(using)
     with transaction.atomic(using=using):
-        batch = rows.lock_some(records.filter(process__in=ended), limit)
-        return records.filter(pk__in=batch).update(
+        batch = rows.lock_some(records.open().filter(process__in=ended), limit)
+        if not batch:
+            return []
+        records.open().filter(pk__in=batch).update(
             closed_at=Now(), close_reason=CloseReason.SERVER_LOST.value, closed_by=stamp
         )
+        # The stamp again, because SQLite locks no rows: another writer may have closed some of them.
+        return _openings(records.filter(pk__in=batch, closed_by=stamp))
+
+
+def lost_records_closed_by(process_id: uuid.UUID, stamp: uuid.UUID) -> list[Opening]:
+    """Return the records that a call of `close_lost_records` with this stamp closed."""
+    records = Connection.objects.using(rows.database()).closed()
+    return _openings(
+        records.filter(process=process_id, close_reason=CloseReason.SERVER_LOST.value, closed_by=stamp)
+    )
+
+
+def openings(ids: Collection[uuid.UUID]) -> list[Opening]:
+    """Return the records with these ids."""
+    using = rows.database()
+    return [
+        opening
+        for batch in rows.batches(ids)
+        for opening in _openings(Connection.objects.using(using).filter(pk__in=batch))
+    ]
 
 
 def groups_to_leave(process_id: uuid.UUID, limit: int = BATCH) -> list[str]:
@@ -271,6 +300,11 @@ def forget_user(user_id: str, limit: int = BATCH) -> Forgotten:
 def count_open_records(process_id: uuid.UUID) -> int:
     """Return the number of open records of a process. The query reads as many rows of an index."""
     return Connection.objects.using(rows.database()).open().filter(process=process_id).count()
+
+
+def _openings(records: QuerySet[Connection]) -> list[Opening]:
+    columns = [field.name for field in fields(Opening)]
+    return [Opening(*row) for row in records.values_list(*columns)]
 
 
 def _code(code: int | None) -> int | None:

@@ -2,14 +2,13 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from asgiref.sync import sync_to_async
 
 from realtime.records import batch
 from realtime.records.ledger import Ledger
+from realtime.records.transactions import off_the_loop
 from realtime.records.write_queue import Write
 
 
@@ -32,7 +31,7 @@ class InlineLedger(Ledger):
         async with self._lock:
             if threading.current_thread() is threading.main_thread():
                 # pytest-asyncio: the loop runs in the thread that holds the test's transaction.
-                with _off_the_loop():
+                with off_the_loop():
                     (outcome,) = batch.write_batch([write])
             else:
                 # Django's TestCase: the loop runs beside that thread, and this is the way into it.
@@ -40,17 +39,3 @@ class InlineLedger(Ledger):
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
-
-
-@contextmanager
-def _off_the_loop() -> Iterator[None]:
-    """Hide the running loop from Django, which has other connections on a loop and refuses to use them.
-
-    Meanwhile nothing may wait for the loop; a write does not.
-    """
-    loop = asyncio.get_running_loop()
-    asyncio._set_running_loop(None)
-    try:
-        yield
-    finally:
-        asyncio._set_running_loop(loop)

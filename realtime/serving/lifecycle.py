@@ -1,13 +1,14 @@
 """The life of a connection as sequences of writes, and why they stand in that order.
 
     admit          record (committed) → hub
-    group_add      membership row (committed) → layer's group → receives
+    group_add      receives, if others here do → membership row (committed) → layer's group → receives
     group_discard  receives no more → layer's group → membership row says left
     evict          out of the hub, immediately → close frame → layer's groups → rows say left and closed
 
 A membership row outlives the membership: it is committed before the layer's `group_add`, and `left_at` is
 set only after a `group_discard` that returned. A process that dies between two steps leaves rows that say
-what must still be done.
+what must still be done. If the process is in the group already, a new member receives before its own row is
+committed, because the rows of the others name the membership in the layer.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from channels import DEFAULT_CHANNEL_LAYER
@@ -31,6 +32,7 @@ from realtime.hub.hub import Hub
 from realtime.hub.supervisor import Supervisor
 from realtime.layers import groups, messages
 from realtime.process import tasks
+from realtime.records import connection_rows
 from realtime.records.entries import Closing, Join, Opening
 from realtime.transports.asgi import Event
 from realtime.wire import frames
@@ -44,8 +46,11 @@ LEAVE_TRIES = 2
 #: Groups that a clean-up step leaves together, and connections that a kick evicts together. Between two
 #: slices the event loop gets a turn.
 SLICE = 100
-#: Seconds for the receivers of a signal. Admission and eviction wait for them.
-RECEIVERS_TIMEOUT = 5.0
+#: Seconds for which `connection_closed` waits until the groups were left, in case the layer hangs.
+LEAVING_TIMEOUT = 1.0
+
+
+Result = TypeVar("Result")
 
 
 # -- the hub of this process -----------------------------------------------------------------------
@@ -136,7 +141,7 @@ async def _admit(connection: Connection) -> None:
         home.add(connection)
         connection.state = State.OPEN
         metrics.opened.inc()
-        await _send_signal(signals.connection_opened, connection=opening)
+        await _send_signal(signals.connection_opened, opening)
     # Removed, because a finished task would keep all its local names alive as long as the connection.
     connection.admission = None
 
@@ -162,6 +167,9 @@ def accepted(connection: Connection) -> None:
 async def group_add(connection: Connection, group: str) -> None:
     """Add the connection to a group; return when it receives what is sent there.
 
+    If another connection of this process is in the group, the connection receives from the call on, before it
+    waits for the first time.
+
     Raises:
         BadGroup: No group can have this name.
         LayerUnavailable: The channel layer is down.
@@ -172,11 +180,15 @@ async def group_add(connection: Connection, group: str) -> None:
     if connection.state is State.CONNECTING and connection.admission is None:
         # Not awaited here, so that record and membership are written in one batch.
         _admission(connection)
-    else:
+    elif connection.state is not State.OPEN:
         await admit(connection)
+    if connection.state is State.OPEN:
         _require_home(connection)
-        if group in connection.groups:
+        memberships = _home(connection).memberships
+        if memberships.is_recorded(connection, group):
             return
+        # Nothing is awaited from here until the task below exists. It commits the row, or ends the ride.
+        memberships.ride(connection, group)
     # Added now, so that a `group_discard` that follows finds it and an eviction leaves it.
     connection.joined.add(group)
     # In a task of its own, like every sequence here: if it were cancelled half-way, it would be unknown
@@ -188,6 +200,16 @@ async def group_add(connection: Connection, group: str) -> None:
 
 
 async def _group_add(connection: Connection, group: str) -> None:
+    try:
+        await _record_and_add(connection, group)
+    finally:
+        home = connection.hub
+        # It still rides only if this failed.
+        if home is not None and home.memberships.stop_riding(connection, group):
+            _clean(home, _try_leave_layer(home, group))
+
+
+async def _record_and_add(connection: Connection, group: str) -> None:
     async with _turn(connection):
         admission = connection.admission
         if connection.hub is None and admission is not None:
@@ -197,6 +219,8 @@ async def _group_add(connection: Connection, group: str) -> None:
             # It ended during an earlier change, and its eviction may be done with this group.
             return
         home = _home(connection)
+        # Added again: an earlier `group_discard` that had its turn until now has removed it.
+        connection.joined.add(group)
         # The row goes first. After a crash between the two, a row names a membership that does not exist,
         # and to discard that is harmless. In the other order, a membership would exist that no row names.
         try:
@@ -274,7 +298,8 @@ def evict(connection: Connection, reason: CloseReason, event: Event | None = Non
         was_open = connection.state is State.OPEN
         connection.end(reason)
         # The task begins to run when this function has returned, even if a line below raises.
-        connection.eviction = tasks.start(_evict(connection, reason, was_open=was_open))
+        evicting = _evict(connection, reason, was_open=was_open)
+        connection.eviction = tasks.start(evicting, context=tasks.outliving())
         connection.close_code = reason.code if event is None else event.get("code", reason.code)
         if connection.hub is not None:
             connection.hub.remove(connection)
@@ -298,23 +323,21 @@ async def _evict(connection: Connection, reason: CloseReason, *, was_open: bool)
         if connection.admission is not None:
             await asyncio.wait([connection.admission])
         if connection.opening is not None:
-            await _clean_up(connection, connection.opening, reason)
-            if was_open:
-                await _send_signal(signals.connection_closed, connection=connection.opening, reason=reason)
+            await _clean_up(connection, connection.opening, reason, was_open=was_open)
     finally:
         connection.state = State.CLOSED
 
 
-async def _clean_up(connection: Connection, opening: Opening, reason: CloseReason) -> None:
+async def _clean_up(connection: Connection, opening: Opening, reason: CloseReason, *, was_open: bool) -> None:
     """Close the record and leave all groups."""
     home, fields = _home(connection), connection.log_fields()
     closing = Closing(id=opening.id, reason=reason, code=connection.close_code)
     # Side by side, because neither may wait for the other: a hung Redis must not keep the record open, and
     # a hung database must not keep the membership alive.
-    steps = [
-        _clean(home, _close_record(home, closing)),
-        _clean(home, _leave_many(home, dict.fromkeys(connection.joined, (connection.id,)))),
-    ]
+    leaving = _clean(home, _leave_many(home, dict.fromkeys(connection.joined, (connection.id,))))
+    ending = _clean(home, _close_record(home, opening, closing, leaving, was_announced=was_open))
+    tasks.keep_reference(ending, home.endings)
+    steps = [ending, leaving]
     done, _ = await asyncio.wait(steps, timeout=CLEANUP_TIMEOUT)
     for step in done:
         if error := step.exception():
@@ -322,10 +345,36 @@ async def _clean_up(connection: Connection, opening: Opening, reason: CloseReaso
     logger.info("Connection closed: %s", reason.value, extra=fields)
 
 
-async def _close_record(home: Hub, closing: Closing) -> None:
-    # Only the process that closed the record counts the ending, so that none is counted twice.
+async def _close_record(
+    home: Hub, opening: Opening, closing: Closing, leaving: asyncio.Task[None], *, was_announced: bool
+) -> None:
+    """Close a record, however long that takes, and announce the end if this call closed it.
+
+    Args:
+        home: The hub that the connection was admitted to.
+        opening: The values of the record.
+        closing: The end of the connection.
+        leaving: The task that leaves the groups.
+        was_announced: True if `connection_opened` was sent.
+    """
+    # Only the process that closed the record counts the ending and announces it, so that none is counted or
+    # announced twice. If the database is down, the end is announced when it is recorded, here or elsewhere.
     if await home.ledger.close(closing):
         metrics.closed.labels(reason=closing.reason.value).inc()
+    elif not was_announced or await _is_recorded(home, opening):
+        # Another process closed it, or it was never written.
+        return
+    # A record that was deleted while it was open is closed by no other process.
+    if not was_announced:
+        # The connection ended during the write of its record. A receiver that counts must see both signals.
+        await _send_signal(signals.connection_opened, opening)
+    if signals.connection_closed.receivers:
+        await asyncio.wait([leaving], timeout=LEAVING_TIMEOUT)
+        await _send_signal(signals.connection_closed, opening, reason=closing.reason)
+
+
+async def _is_recorded(home: Hub, opening: Opening) -> bool:
+    return bool(await home.ledger.call(connection_rows.openings, (opening.id,)))
 
 
 async def _leave_many(home: Hub, leaving: Mapping[str, Collection[UUID]]) -> None:
@@ -384,8 +433,10 @@ async def _leave_one(connection: Connection, group: str) -> None:
     """Leave one group of a connection that may go on."""
     home = _home(connection)
     async with connection.changing:
-        # Removed again, because a `group_add` that held the lock until now may have added it.
-        home.memberships.remove(connection, group)
+        # Removed again, because a `group_add` that held the lock until now may have added it. A rider was
+        # added by a later call, whose turn comes after this one.
+        if home.memberships.is_recorded(connection, group):
+            home.memberships.remove(connection, group)
         if await _try_leave_layer(home, group):
             connection.joined.discard(group)
             # Before the lock is released: a `group_add` that follows must find the row left, or it would take
@@ -468,23 +519,12 @@ async def _turn(connection: Connection) -> AsyncIterator[None]:
         connection.changing.release()
 
 
-async def _send_signal(signal: Signal, **what: Any) -> None:
-    if not signal.receivers:
-        return
-    try:
-        async with asyncio.timeout(RECEIVERS_TIMEOUT):
-            answers = await signal.asend_robust(Connection, **what)
-    except TimeoutError:
-        logger.error(
-            "The receivers of a signal took more than %s s and are no longer waited for", RECEIVERS_TIMEOUT
-        )
-        return
-    for receiver, error in answers:
-        if isinstance(error, Exception):
-            logger.error("A receiver of a signal failed: %r", receiver, exc_info=error)
+async def _send_signal(signal: Signal, opening: Opening, **what: Any) -> None:
+    if not await signals.send(signal, opening, **what):
+        logger.error(signals.TOO_SLOW, signals.RECEIVERS_TIMEOUT)
 
 
-def _clean(home: Hub, step: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+def _clean(home: Hub, step: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
     """Begin a clean-up step. It goes on when its caller stops waiting, as long as the hub lives."""
     task = tasks.start(step)
     tasks.keep_reference(task, home.cleanups)

@@ -6,9 +6,9 @@ consumer of an application may have methods and attributes of any name.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,7 +22,9 @@ from realtime.hub.connection import Connection
 from realtime.layers import groups
 from realtime.process import old_connections, stepping, tasks
 from realtime.process.stepping import Suspended
-from realtime.serving import lifecycle
+from realtime.records.transactions import prepare_test
+from realtime.serving import handlers, lifecycle
+from realtime.serving.handlers import Target
 from realtime.serving.inbox import Inbox, is_for_handlers
 from realtime.transports import transport_for
 from realtime.transports.asgi import Event, Options, Receive, Send, Watcher, is_test_client
@@ -48,16 +50,30 @@ class Consumer(Protocol):
     async def dispatch(self, message: Event) -> None: ...
 
 
+class Borrower:
+    """Calls handlers of a consumer that was lent to it."""
+
+    __slots__ = ()
+
+    async def rest(self) -> None:
+        """Wait for the handlers that were called, and raise their exception."""
+
+    def settling(self) -> Coroutine[Any, Any, None] | None:
+        """Return a coroutine that waits until the client has read; None if nothing was sent."""
+
+
 @dataclass(frozen=True, slots=True)
 class Times:
     """The time limits of a runner that are not settings, in seconds."""
 
     server_report: float = 2.0
     """For the server to report that a connection has ended. Then `disconnect` runs without the report."""
-    handler_grace: float = 10.0
-    """For a running handler to go on after its connection has ended."""
     cleanup: float = 5.0
     """For a consumer to wait for its own clean-up. Then the clean-up goes on without it."""
+    cleanup_at_least: float = 0.5
+    """The same after handlers that took the whole DISCONNECT_TIMEOUT."""
+    thread: float = 3.0
+    """For a thread to become free for a synchronous `disconnect`. Then the consumer ends without waiting."""
 
 
 class Runner(Watcher):
@@ -76,43 +92,49 @@ class Runner(Watcher):
         connection: The connection.
         closed_old_connections: True while a handler is called for which the hub has closed stale database
             connections already.
+        waits_for_thread: True while a synchronous handler waits for a free thread.
     """
 
     times = Times()
 
     __slots__ = (
+        "_at_the_end",
         "_begun",
         "_consumer",
         "_context",
         "_disconnect_owed",
         "_failure",
         "_handler_limit",
-        "_handlers_until",
         "_idle_task",
         "_inbox",
+        "_over_since",
         "_raises",
         "_settings",
         "closed_old_connections",
         "connection",
+        "waits_for_thread",
     )
 
     def __init__(self, consumer: Consumer, scope: dict[str, Any], send: Send) -> None:
         self._consumer = consumer
         self._settings = conf.get()
         self._handler_limit: asyncio.Timeout | None = None
-        self._handlers_until = 0.0
-        """Set when the connection ends: the loop time until which queued events may still be handled."""
+        self._over_since = 0.0
+        """The loop time at which the connection ended."""
         self._disconnect_owed = False
+        self._at_the_end = False
+        """True from the call of `disconnect` on."""
         self._failure: Exception | None = None
+        self.waits_for_thread = False
         self._raises = is_test_client(send)
         self._context = copy_context()
         """All handlers run in it, so that each sees the context variables that earlier ones have set."""
         self._idle_task: asyncio.Task[Any] | None = None
         """The task that serves the connection, while it waits for an event."""
-        self._begun: Suspended | BaseException | None = None
-        """What is left to the task of a handler that `_take_group_event` called."""
+        self._begun: Suspended | BaseException | Borrower | None = None
+        """The rest of a handler that another task called: the connection's own task goes on with it."""
         self.closed_old_connections = False
-        self.connection = Connection(scope, self._take_event, consumer.channel_layer_alias)
+        self.connection = Connection(scope, self.queue, consumer.channel_layer_alias)
         if not old_connections.has_own_thread(self._context):
             self.connection.on_group_event = self._take_group_event
             self.connection.closes_old_connections = consumer.closes_old_connections
@@ -123,7 +145,9 @@ class Runner(Watcher):
             close_timeout=self._settings.CLOSE_TIMEOUT,
             close_limit=self._settings.CLOSE_LIMIT,
         )
-        self.connection.transport = transport_for(send, options, self, direct=self._settings.DIRECT_WRITES)
+        self.connection.transport = transport_for(
+            send, options, self, scope=scope, direct=self._settings.DIRECT_WRITES
+        )
 
     async def run(self, receive: Receive) -> None:
         """Serve the connection until it has ended and its handlers are done.
@@ -131,7 +155,10 @@ class Runner(Watcher):
         Raises:
             Exception: The exception of a handler, but only if the client is Channels' test client, because
                 its users expect that.
+            RecordsUnavailable: A test holds a transaction that its connection cannot be recorded in.
         """
+        if self._raises:
+            await prepare_test()
         if (task := asyncio.current_task()) is not None:
             lifecycle.track_consumer(task)
         readers = [self._start_reader(self._inbox.read(receive))]
@@ -148,7 +175,8 @@ class Runner(Watcher):
             if self._disconnect_owed:
                 # In a task of its own: a server that cancels may cancel again while `disconnect` runs.
                 readers.append(tasks.start(self._tell_disconnect(self._report()), context=self._context))
-            _, unfinished = await asyncio.wait([eviction, *readers], timeout=self.times.cleanup)
+            rest = max(self._time_left(at_the_end=True), self.times.cleanup_at_least)
+            _, unfinished = await asyncio.wait([eviction, *readers], timeout=min(self.times.cleanup, rest))
             if not unfinished:
                 self._break_cycles()
         if self._failure is not None and self._raises:
@@ -204,17 +232,24 @@ class Runner(Watcher):
     async def _read_channel(self) -> None:
         layer = groups.layer(self._consumer.channel_layer_alias)
         while True:
-            self._take_event(await layer.receive(self._consumer.channel_name))
+            self.queue(await layer.receive(self._consumer.channel_name))
 
-    def _take_event(self, event: Event) -> None:
+    def queue(self, event: Event) -> None:
         """Queue an event of the layer, or the news of the eviction."""
         if self.connection.gone and event.get("type") == "realtime.evicted":
             # A running handler may finish, but must not keep the consumer of a dead connection for ever.
-            self._handlers_until = asyncio.get_running_loop().time() + self.times.handler_grace
-            if self._handler_limit is not None:
-                self._handler_limit.reschedule(self._handlers_until)
-        if not self._inbox.put(event):
+            self._over_since = asyncio.get_running_loop().time()
+            if self._handler_limit is not None and not self._handler_limit.expired():
+                self._handler_limit.reschedule(self._over_since + self._time_left())
+        if not self._is_for_handlers(event) or not self._inbox.put(event):
             ignore(type(self._consumer), event.get("type"))
+
+    def _is_for_handlers(self, event: Event) -> bool:
+        """Return False for an event of the channel layer that must not come to `dispatch`.
+
+        Decided here and not in `dispatch`, because base classes of other packages may override that.
+        """
+        return is_for_handlers(event) and handlers.admits(self._consumer, event["type"])
 
     # -- handling ----------------------------------------------------------------------------------
 
@@ -259,8 +294,8 @@ class Runner(Watcher):
         task switch nor a timer. The connection's own task goes on with one that suspends or raises.
         """
         task = self._idle_task
-        if task is None or not self._inbox.empty or not is_for_handlers(event) or self.connection.gone:
-            self._take_event(event)
+        if task is None or not self._inbox.empty or self.connection.gone or not self._is_for_handlers(event):
+            self.queue(event)
             return
         self._idle_task, self.closed_old_connections = None, True
         try:
@@ -283,10 +318,78 @@ class Runner(Watcher):
         if isinstance(begun, Suspended):
             rest = stepping.finish(begun) if cancelled is None else stepping.cancel(begun, cancelled)
             return await self._handle(rest)
-        going_on = begun is None or await self._handle(_raise(begun))
+        going_on = not isinstance(begun, BaseException) or await self._handle(_raise(begun))
         if cancelled is not None:
             raise cancelled
+        if isinstance(begun, Borrower):
+            return await self._handle(begun.rest())
         return going_on
+
+    # -- lending -----------------------------------------------------------------------------------
+
+    @property
+    def context(self) -> Context:
+        """The context of all handlers."""
+        return self._context
+
+    @property
+    def lent_to(self) -> object:
+        """The borrower, while the consumer is lent and its task waits for an event."""
+        return self._begun
+
+    def wake(self) -> None:
+        """Wake the task of the connection, which waits for an event, to go on with the borrower."""
+        self._inbox.wake()
+
+    def accepts(self, event: Event) -> bool:
+        """Return True if a group event has a handler, and nothing waits before it."""
+        if not self._inbox.empty or self.connection.gone or not is_for_handlers(event):
+            return False
+        consumer: type = type(self._consumer)
+        return handlers.target(consumer, event["type"]) is Target.HANDLER
+
+    def lend(self, borrower: "Borrower", event: Event) -> "asyncio.Task[Any] | None":
+        """Lend the consumer to a caller of its handlers. If it is busy, queue the event.
+
+        Args:
+            borrower: Calls the handler of the event, and gives the consumer back. Until then, no other
+                handler runs.
+            event: A group event.
+
+        Returns:
+            The task of the connection, for `take_back`; None if the event was queued.
+        """
+        task = self._idle_task
+        if task is None or not self.accepts(event):
+            self.queue(event)
+            return None
+        self._idle_task, self._begun, self.waits_for_thread = None, borrower, True
+        return task
+
+    def take_back(self, borrower: "Borrower", task: "asyncio.Task[Any]", error: BaseException | None) -> bool:
+        """Take the consumer back from a borrower.
+
+        Args:
+            borrower: The borrower.
+            task: The task that `lend` returned.
+            error: The exception of a handler.
+
+        Returns:
+            False if the task waits for the borrower or has ended. Then the exception is left to the borrower.
+        """
+        if self._begun is not borrower:
+            return False
+        self._begun, self.waits_for_thread = error, False
+        if error is None and (settling := borrower.settling()) is not None:
+            try:
+                self._begun = stepping.step_as(task, self._context, settling)
+            except BaseException as failure:
+                self._begun = failure
+        if self._begun is None:
+            self._idle_task = task
+        else:
+            self._inbox.wake()
+        return True
 
     def _is_over(self) -> bool:
         """Return True if the events that still wait are skipped.
@@ -294,8 +397,20 @@ class Runner(Watcher):
         What a client sent before it closed is handled for a while: it may have sent a message and left.
         """
         if self.connection.reason in (CloseReason.CLIENT_CLOSED, CloseReason.CLIENT_LOST):
-            return asyncio.get_running_loop().time() > self._handlers_until
+            return self._time_left() <= 0
         return self.connection.gone
+
+    def _time_left(self, *, at_the_end: bool = False) -> float:
+        """Return the seconds that handlers have after the end of the connection, or that `disconnect` has.
+
+        The whole is bounded, because a server kills a consumer that goes on for too long: Daphne after 10 s.
+        The last quarter is kept for `disconnect`. A handler that waits for a hung Redis or database in
+        `group_add` is answered within the rest.
+        """
+        budget = self._settings.DISCONNECT_TIMEOUT
+        if not at_the_end:
+            budget *= 0.75
+        return max(0.0, self._over_since + budget - asyncio.get_running_loop().time())
 
     async def _disconnect_event(self, event: Event) -> Event:
         """Return the server's report that the connection is over, or a report in its place.
@@ -306,7 +421,8 @@ class Runner(Watcher):
             # The test client waits for the exception and sends no report.
             return self._report()
         with suppress(TimeoutError):
-            async with asyncio.timeout(self.times.server_report):
+            patience = min(self.times.server_report, self._settings.DISCONNECT_TIMEOUT / 2)
+            async with asyncio.timeout_at(self._over_since + patience):
                 while event["type"] != "websocket.disconnect":
                     while self._inbox.empty:
                         await self._inbox.arrival()
@@ -318,14 +434,13 @@ class Runner(Watcher):
         return {"type": "websocket.disconnect", "code": self.connection.close_code}
 
     async def _tell_disconnect(self, event: Event) -> None:
-        self._disconnect_owed = False
+        self._disconnect_owed, self._at_the_end = False, True
         await self._handle(self._consumer.dispatch(event))
 
     async def _handle(self, handling: Awaitable[None]) -> bool:
         """Await the handling of an event; return True if the next event may be handled."""
-        allowed = self.times.handler_grace if self.connection.gone else self._settings.HANDLER_TIMEOUT
         try:
-            async with asyncio.timeout(allowed) as self._handler_limit:
+            async with asyncio.timeout(self._time_allowed()) as self._handler_limit:
                 try:
                     await handling
                 except asyncio.CancelledError as error:
@@ -334,6 +449,7 @@ class Runner(Watcher):
                     raise RuntimeError("Something that a handler waited for was cancelled.") from error
                 finally:
                     limit, self._handler_limit = self._handler_limit, None
+                    never_began, self.waits_for_thread = self.waits_for_thread, False
         except StopConsumer:
             lifecycle.evict(self.connection, CloseReason.APPLICATION_CLOSED)
         except ConnectionGone:
@@ -342,6 +458,9 @@ class Runner(Watcher):
             await self._unavailable(error)
         except Exception as error:
             timed_out = isinstance(error, TimeoutError) and limit.expired()
+            if timed_out and never_began:
+                # The connection has ended, and no thread became free for what its client had sent.
+                return False
             reason = CloseReason.HANDLER_TIMEOUT if timed_out else CloseReason.HANDLER_ERROR
             # Logged and not raised: an exception that leaves the application can end Daphne's own watchdog
             # for good.
@@ -351,6 +470,34 @@ class Runner(Watcher):
         else:
             return True
         return False
+
+    def _time_allowed(self) -> float | None:
+        """Return the seconds for a handler that begins now; None for no limit."""
+        if self.connection.gone:
+            return self._time_left(at_the_end=self._at_the_end)
+        return None if self.waits_for_thread else self._settings.HANDLER_TIMEOUT
+
+    def wait_for_thread(self, *, without_limit: bool) -> None:
+        """Stop the clock of the running handler, because it waits until a thread is free.
+
+        Args:
+            without_limit: Stop it even if the connection has ended.
+        """
+        self.waits_for_thread = True
+        if self._handler_limit is not None and (without_limit or not self.connection.gone):
+            self._handler_limit.reschedule(None)
+
+    @property
+    def is_limited(self) -> bool:
+        """True if the time of the running handler is limited."""
+        return self.connection.gone or self._settings.HANDLER_TIMEOUT is not None
+
+    def limit_handler(self) -> None:
+        """Start the clock of the running handler, because its thread has begun."""
+        allowed = self._time_allowed()
+        limit = self._handler_limit
+        if limit is not None and not limit.expired() and allowed is not None:
+            limit.reschedule(asyncio.get_running_loop().time() + allowed)
 
     async def _unavailable(self, error: Exception) -> None:
         logger.warning("A connection could not be served: %s", error, extra=self.connection.log_fields())
@@ -452,18 +599,32 @@ class _LayerOfConsumer:
     def __init__(self, layer: Any, connection: Connection) -> None:
         self._layer = layer
         self._connection = connection
+        self._loop = asyncio.get_running_loop()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._layer, name)
 
     async def group_add(self, group: str, channel: str) -> None:
         if channel == self._connection.channel_name:
-            await lifecycle.group_add(self._connection, group)
+            await self._on_the_loop(lifecycle.group_add, group)
         else:
             await self._layer.group_add(group, channel)
 
     async def group_discard(self, group: str, channel: str) -> None:
         if channel == self._connection.channel_name:
-            await lifecycle.group_discard(self._connection, group)
+            await self._on_the_loop(lifecycle.group_discard, group)
         else:
             await self._layer.group_discard(group, channel)
+
+    async def _on_the_loop(
+        self, change: Callable[[Connection, str], Coroutine[Any, Any, None]], group: str
+    ) -> None:
+        """Change a group on the loop of the connection.
+
+        In a thread that an author started, `async_to_sync` runs another loop.
+        """
+        changing = change(self._connection, group)
+        if asyncio.get_running_loop() is self._loop:
+            await changing
+        else:
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(changing, self._loop))

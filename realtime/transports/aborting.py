@@ -5,12 +5,14 @@ waiting for a peer that does not read.
 """
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from realtime.closing import CloseReason
 from realtime.transports import tcp
-from realtime.transports.asgi import STOPPED_READING, AsgiTransport, Event
+from realtime.transports.asgi import STOPPED_READING, AsgiTransport, Event, Shared
 
 #: The longest time, in seconds, between two checks that a client that is being closed still reads.
 LOOK_AT_CLOSE = 0.5
@@ -30,6 +32,21 @@ class AbortingTransport(AsgiTransport):
         """The bytes that wait in this process, queued here or buffered by the server."""
         return self._queued + self._buffered()
 
+    def write_shared(self, shared: Shared) -> None:
+        """Send messages that many connections are sent. If they must wait, they count as one message.
+
+        A client that reads may be sent one message above the cap, and fan-out writes many at once.
+        """
+        if self._prompt or len(shared.events) == 1:
+            super().write_shared(shared)
+        elif not self.closed:
+            self._enqueue(functools.partial(self._send_in_turn, shared), shared.size)
+
+    async def _send_in_turn(self, shared: Shared) -> None:
+        for event, _ in shared.events:
+            await self._room()
+            await self._send(event)
+
     def line(self) -> tcp.Line | None:
         """Return the line as the kernel knows it, plus the unsent bytes of this process."""
         connection = self._socket()
@@ -44,7 +61,9 @@ class AbortingTransport(AsgiTransport):
         """
         if self.closed:
             return
-        backlog = self._buffered() > 0
+        # After a failed write the queue says nothing: a middleware may have raised.
+        failed = event.get("code") == CloseReason.SEND_FAILED.code
+        backlog = self._buffered() > 0 or (self._queued > 0 and not failed)
         super().close(event, goodbye)
         if not self.accepted:
             return
@@ -54,7 +73,7 @@ class AbortingTransport(AsgiTransport):
             self.abort()
         else:
             # The client's kernel may have taken everything, although the client reads nothing.
-            self._cut_off_later(self._options.close_timeout)
+            self._cut_off_later(self._options.close_timeout, even_if_held_back=True)
 
     def abandon(self) -> None:
         """Drop everything that waits. If the server has buffered anything, abort the connection later."""
@@ -62,31 +81,46 @@ class AbortingTransport(AsgiTransport):
         if self.accepted and self._buffered():
             self._cut_off_later(self._options.close_limit)
 
-    def _cut_off_later(self, limit: float) -> None:
+    def _cut_off_later(self, limit: float, *, even_if_held_back: bool = False) -> None:
         """Abort the connection when the peer has taken nothing for CLOSE_TIMEOUT, or after `limit` seconds.
 
         A peer that has taken everything is not aborted before the limit, because a RST would discard bytes
         that it has not read yet.
+
+        Args:
+            limit: Seconds.
+            even_if_held_back: Abort also if a middleware has not passed the close on. By default, the
+                connection is then the middleware's: it may serve others on the same socket.
         """
         loop = asyncio.get_running_loop()
         # The time starts in the next iteration of the loop, which writes the close frames of this one. A stop
         # closes thousands of connections in one iteration.
-        loop.call_soon(self._begin_to_look, loop, limit)
+        loop.call_soon(self._begin_to_look, loop, limit, even_if_held_back)
 
-    def _begin_to_look(self, loop: asyncio.AbstractEventLoop, limit: float) -> None:
+    def _begin_to_look(self, loop: asyncio.AbstractEventLoop, limit: float, even_if_held_back: bool) -> None:
         if self._is_over():
             return
         now = loop.time()
-        self._look_again(loop, now + limit, now, self._waiting())
+        self._look_again(loop, now + limit, now, self._waiting(), even_if_held_back)
 
     def _look_again(
-        self, loop: asyncio.AbstractEventLoop, until: float, moved_at: float, waiting: int
+        self,
+        loop: asyncio.AbstractEventLoop,
+        until: float,
+        moved_at: float,
+        waiting: int,
+        even_if_held_back: bool,
     ) -> None:
         every = min(LOOK_AT_CLOSE, self._options.close_timeout / 4)
-        loop.call_later(every, self._look_at_close, loop, until, moved_at, waiting)
+        loop.call_later(every, self._look_at_close, loop, until, moved_at, waiting, even_if_held_back)
 
     def _look_at_close(
-        self, loop: asyncio.AbstractEventLoop, until: float, moved_at: float, last: int
+        self,
+        loop: asyncio.AbstractEventLoop,
+        until: float,
+        moved_at: float,
+        last: int,
+        even_if_held_back: bool,
     ) -> None:
         """Abort the connection if its time is up, otherwise look again later.
 
@@ -95,10 +129,15 @@ class AbortingTransport(AsgiTransport):
             until: The loop's time at which the connection is aborted in any case.
             moved_at: The loop's time at which the peer last took bytes.
             last: The bytes that waited at the last look.
+            even_if_held_back: See `_cut_off_later`.
         """
         if self._is_over():
             return
         now, waiting = loop.time(), self._waiting()
+        if not even_if_held_back and self._is_held_back():
+            if now < until:
+                self._look_again(loop, until, now, waiting, even_if_held_back)
+            return
         # Nothing more is written, so the waiting bytes only shrink, and only if the peer takes them.
         if waiting < last:
             moved_at = now
@@ -106,7 +145,7 @@ class AbortingTransport(AsgiTransport):
         if stuck or now >= until:
             self.abort()
         else:
-            self._look_again(loop, until, moved_at, waiting)
+            self._look_again(loop, until, moved_at, waiting, even_if_held_back)
 
     def _waiting(self) -> int:
         """Return the bytes that the peer has not acknowledged. If that is unknown, return the unsent ones."""
@@ -149,3 +188,7 @@ class AbortingTransport(AsgiTransport):
     def _is_over(self) -> bool:
         """Return True if the connection has ended."""
         raise NotImplementedError
+
+    def _is_held_back(self) -> bool:
+        """Return True if a middleware has not passed the close on to the server."""
+        return False

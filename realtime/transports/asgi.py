@@ -157,9 +157,6 @@ class AsgiTransport:
         "closed",
     )
 
-    can_ping = False
-    """True if pings of RFC 6455 can be sent, and their pongs come back."""
-
     def __init__(self, send: Send, options: Options, watcher: Watcher) -> None:
         self._send = send
         self._prompt = finishes_in_one_step(send)
@@ -174,6 +171,16 @@ class AsgiTransport:
         """The bytes of the messages in the queue."""
         self.accepted = False
         self.closed = False
+
+    @property
+    def can_ping(self) -> bool:
+        """True if pings of RFC 6455 can be sent, and their pongs come back. It is set after `accept`."""
+        return False
+
+    @property
+    def server_pings(self) -> bool:
+        """True if the server itself pings its clients, and ends the connection if no pong comes back."""
+        return False
 
     @property
     def unsent(self) -> int:
@@ -237,6 +244,12 @@ class AsgiTransport:
         for event, size in shared.events:
             self.write(event, size)
 
+    def hold(self) -> None:
+        """Keep small writes back until `release`, so that they leave together. A transport may ignore it."""
+
+    def release(self) -> None:
+        """Write what was kept back."""
+
     def ping(self, ping: Ping) -> None:
         """Send a ping.
 
@@ -283,7 +296,10 @@ class AsgiTransport:
                 return
             ending = stepping.finish(Suspended(ending, waits_for))
         # A middleware may suspend before it passes the close on.
-        finishing = self._finish(ending)
+        # A client that has stopped reading will not read the close frame either.
+        stopped = event.get("code") in STOPPED_READING
+        limit = self._options.close_timeout if stopped else self._options.close_limit
+        finishing = self._finish(ending, limit)
         self._closing = tasks.create(finishing, context=self._context)
 
     def abandon(self) -> None:
@@ -334,9 +350,9 @@ class AsgiTransport:
             return False
         return True
 
-    async def _finish(self, ending: Awaitable[None]) -> None:
+    async def _finish(self, ending: Awaitable[None], limit: float) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._options.close_limit):
+            async with asyncio.timeout(limit):
                 await ending
 
     def _enqueue(self, send: Callable[[], Awaitable[None]], size: int) -> None:
@@ -360,6 +376,7 @@ class AsgiTransport:
         try:
             while self._queue:
                 send, size = self._queue[0]
+                await self._room()
                 async with self._send_limit():
                     await send()
                 # Only now, so that messages written meanwhile queue behind this one.
@@ -371,6 +388,9 @@ class AsgiTransport:
             self._fail(CloseReason.SEND_FAILED, error)
         finally:
             self._writer = None
+
+    async def _room(self) -> None:
+        """Wait until the server may be given the next message. Most servers say so by suspending `send`."""
 
     @asynccontextmanager
     async def _send_limit(self) -> AsyncIterator[None]:
@@ -407,4 +427,7 @@ def _module(send: Send) -> str:
         target = wrapper.real_send
     while isinstance(target, functools.partial):
         target = target.func
+    if hasattr(target, "__wrapped__"):
+        # A middleware's wrapper that looks like the server's `send`, by functools.wraps.
+        return ""
     return str(getattr(target, "__module__", ""))

@@ -34,19 +34,22 @@ logger = logging.getLogger("realtime.transports")
 HIGH_WATER = 64 * 1024
 #: Seconds between two checks of a handler that waits.
 LOOK_INTERVAL = 0.01
-#: The most digits that the number of a ping has in a pong.
-LONGEST_NUMBER = 15
 
 #: Twisted's transports that are a plain stream socket, without TLS.
 _PLAIN = {("twisted.internet.tcp", "Server"), ("twisted.internet.unix", "Server")}
 
 
-class DaphneTransport(AbortingTransport):
-    """A transport that writes directly to the socket while nothing is queued, otherwise behind the queue."""
+class OnDaphne(AbortingTransport):
+    """The base of the transports on Daphne: the abilities that do not depend on the way of messages.
 
-    __slots__ = ("_allowed", "_largest", "_protocol", "_ready", "_send_now", "_twisted")
+    Args:
+        send: The ASGI `send` of the connection.
+        protocol: Autobahn's protocol of the connection, as `is_usable` wants it.
+        options: The limits of the transport.
+        watcher: The owner, told about failures, pongs and bytes that wait.
+    """
 
-    can_ping = True
+    __slots__ = ("_allowed", "_protocol", "_ready", "_send_now", "_twisted")
 
     def __init__(
         self,
@@ -60,10 +63,12 @@ class DaphneTransport(AbortingTransport):
         self._twisted = protocol.transport
         self._send_now = protocol.transport.socket.send
         self._allowed = options.max_unsent
-        # Daphne's own limit holds in both directions. A larger message goes to Daphne, which refuses it.
-        self._largest: int = protocol.maxMessagePayloadSize or sys.maxsize
         self._ready = False
         """True if frames made here may be written: from the handshake to the end of the connection."""
+
+    @property
+    def can_ping(self) -> bool:
+        return True
 
     def _buffered(self) -> int:
         twisted, chopped = self._twisted, self._protocol.send_queue
@@ -74,48 +79,28 @@ class DaphneTransport(AbortingTransport):
         """Complete the handshake as on any server, with the protocol's pongs and close frames led here."""
         if not self.closed:
             # Before the handshake is answered, because a close frame may already wait to be read.
-            self._protocol.onPong = self._ponged
-            self._protocol.onCloseFrame = functools.partial(self._peer_closes, self._protocol.onCloseFrame)
+            self._listen()
         await super().accept(event, first)
 
     def _opened(self) -> None:
         # Daphne negotiates no compression. If it did, the client could not read frames made here.
         self._ready = not self.closed and self._protocol._perMessageCompress is None
         if self._ready and _reads_as_known(self._protocol):
-            self._protocol.dataReceived = functools.partial(self._received, self._protocol.dataReceived)
+            self._listen_to_reads()
+
+    def _listen(self) -> None:
+        self._protocol.onPong = self._ponged
+        self._protocol.onCloseFrame = functools.partial(self._peer_closes, self._protocol.onCloseFrame)
+
+    def _listen_to_reads(self) -> None:
+        self._protocol.dataReceived = functools.partial(self._received, self._protocol.dataReceived)
+
+    def _stop_listening(self) -> None:
+        # These refer to this transport, which refers to the protocol.
+        for name in ("onPong", "onCloseFrame", "dataReceived"):
+            vars(self._protocol).pop(name, None)
 
     # -- writing -----------------------------------------------------------------------------------
-
-    def write(self, event: Event, size: int) -> None:
-        """Write the message as a frame made here. Before the handshake, or behind a queue, use ASGI."""
-        text, data = event.get("text"), event.get("bytes")
-        # Other events, and lone surrogates, go to Daphne, which refuses them.
-        with suppress(UnicodeEncodeError):
-            if isinstance(text, str) and text and not data:
-                return self._write_frame(rfc6455.TEXT, text.encode(), event, size)
-            if isinstance(data, bytes) and data and not text:
-                return self._write_frame(rfc6455.BINARY, data, event, size)
-        return super().write(event, size)
-
-    def _write_frame(self, opcode: int, payload: bytes, event: Event, size: int) -> None:
-        if self._ready and not self._queue and len(payload) <= self._largest:
-            self._write(rfc6455.frame(opcode, payload))
-        else:
-            super().write(event, size)
-
-    def write_shared(self, shared: Shared) -> None:
-        """Write the frames of all messages together. Before the handshake, or behind a queue, use `write`."""
-        if self._ready and not self._queue and shared.size <= self._largest:
-            self._write(shared.wire)
-        else:
-            super().write_shared(shared)
-
-    def ping(self, ping: Ping) -> None:
-        """Send a ping of either kind. Before the handshake, a ping of RFC 6455 is dropped."""
-        if self._ready and (ping.event is None or not self._queue):
-            self._write(ping.wire)
-        elif ping.event is not None:
-            self.write(ping.event, ping.size)
 
     def _write(self, wire: bytes) -> None:
         """Write frames, in order with all frames that are sent on this connection."""
@@ -168,9 +153,7 @@ class DaphneTransport(AbortingTransport):
         """Drop everything that waits, and remove the callbacks of this transport from the protocol."""
         super().abandon()
         self._ready = False
-        # These refer to this transport, which refers to the protocol.
-        for name in ("onPong", "onCloseFrame", "dataReceived"):
-            vars(self._protocol).pop(name, None)
+        self._stop_listening()
 
     def abort(self) -> None:
         self._twisted.abortConnection()
@@ -220,11 +203,13 @@ class DaphneTransport(AbortingTransport):
             # Daphne sends pings of its own to clients that have sent it no message for a while.
             self._protocol.last_ping = time.time()
             return True
-        return opcode == rfc6455.PONG and _is_number(payload) and self._watcher.ponged(int(payload), v1=False)
+        if opcode != rfc6455.PONG or not rfc6455.is_number(payload):
+            return False
+        return self._watcher.ponged(int(payload), v1=False)
 
     def _ponged(self, payload: bytes) -> None:
         # It answers a ping of ours or of Daphne's, or none.
-        if _is_number(payload):
+        if rfc6455.is_number(payload):
             self._watcher.ponged(int(payload), v1=False)
 
     def _peer_closes(self, answer: Callable[..., object], code: object, reason: object) -> object:
@@ -235,8 +220,202 @@ class DaphneTransport(AbortingTransport):
         return done
 
 
-def _is_number(payload: bytes) -> bool:
-    return payload.isdigit() and len(payload) <= LONGEST_NUMBER
+class DaphneTransport(OnDaphne):
+    """A transport that writes directly to the socket while nothing is queued, otherwise behind the queue."""
+
+    __slots__ = ("_held", "_largest")
+
+    def __init__(
+        self,
+        send: Send,
+        protocol: Any,
+        options: Options,
+        watcher: Watcher,
+    ) -> None:
+        super().__init__(send, protocol, options, watcher)
+        # Daphne's own limit holds in both directions. A larger message goes to Daphne, which refuses it.
+        self._largest: int = protocol.maxMessagePayloadSize or sys.maxsize
+        self._held: bytes | None = None
+        """The frames that are kept back since `hold`; None if frames are not kept back."""
+
+    def hold(self) -> None:
+        """Keep frames back until `release`, up to `HIGH_WATER` bytes of them."""
+        self._held = b""
+
+    def release(self) -> None:
+        """Write the frames that were kept back."""
+        self._write_held()
+        self._held = None
+
+    def _write_held(self) -> None:
+        if self._held:
+            held, self._held = self._held, b""
+            self._write(held)
+
+    def write(self, event: Event, size: int) -> None:
+        """Write the message as a frame made here. Before the handshake, or behind a queue, use ASGI."""
+        text, data = event.get("text"), event.get("bytes")
+        # Other events, and lone surrogates, go to Daphne, which refuses them.
+        with suppress(UnicodeEncodeError):
+            if isinstance(text, str) and text and not data:
+                return self._write_frame(rfc6455.TEXT, text.encode(), event, size)
+            if isinstance(data, bytes) and data and not text:
+                return self._write_frame(rfc6455.BINARY, data, event, size)
+        self._write_held()
+        return super().write(event, size)
+
+    def _write_frame(self, opcode: int, payload: bytes, event: Event, size: int) -> None:
+        if self._ready and not self._queue and len(payload) <= self._largest:
+            wire = rfc6455.frame(opcode, payload)
+            if self._held is None:
+                self._write(wire)
+                return
+            self._held += wire
+            if len(self._held) > HIGH_WATER:
+                self._write_held()
+        else:
+            self._write_held()
+            super().write(event, size)
+
+    def write_shared(self, shared: Shared) -> None:
+        """Write the frames of all messages together. Before the handshake, or behind a queue, use `write`."""
+        self._write_held()
+        if self._ready and not self._queue and shared.size <= self._largest:
+            self._write(shared.wire)
+        else:
+            super().write_shared(shared)
+
+    def ping(self, ping: Ping) -> None:
+        """Send a ping of either kind. Before the handshake, a ping of RFC 6455 is dropped."""
+        self._write_held()
+        if self._ready and (ping.event is None or not self._queue):
+            self._write(ping.wire)
+        elif ping.event is not None:
+            self.write(ping.event, ping.size)
+
+    def close(self, event: Event, goodbye: Event | None = None) -> None:
+        self._write_held()
+        super().close(event, goodbye)
+
+    def abandon(self) -> None:
+        super().abandon()
+        if self._held:
+            self._held = b""
+
+
+class WrappedDaphneTransport(OnDaphne):
+    """A transport behind a middleware: each message goes through the middleware's `send`, in order.
+
+    Pings of RFC 6455 do not, because ASGI has none. They are written whole, behind the frames that Daphne has
+    buffered. A message that a middleware holds back does not hold them back: the question is if the client
+    lives.
+    """
+
+    __slots__ = ("_listens",)
+
+    def __init__(
+        self,
+        send: Send,
+        protocol: Any,
+        options: Options,
+        watcher: Watcher,
+    ) -> None:
+        super().__init__(send, protocol, options, watcher)
+        self._allowed += HIGH_WATER
+        self._listens = True
+        """False if another transport takes the pongs of this protocol: a middleware may serve several
+        consumers on one connection.
+        """
+
+    @property
+    def can_ping(self) -> bool:
+        return self._listens
+
+    def _opened(self) -> None:
+        # A middleware may delay the handshake, so the compression is not known. Pings are never compressed.
+        self._ready = not self.closed
+        if self._ready and self._listens and _reads_as_known(self._protocol):
+            self._listen_to_reads()
+
+    async def accept(self, event: Event, first: Event | None = None) -> None:
+        self._listens = "onPong" not in vars(self._protocol)
+        await super().accept(event, first)
+
+    def _listen(self) -> None:
+        if self._listens:
+            super()._listen()
+
+    def _stop_listening(self) -> None:
+        if self._listens:
+            super()._stop_listening()
+
+    def _is_pong(self, opcode: int, payload: bytes) -> bool:
+        # A pong of `realtime.v1` is a message, which the middleware may want to see.
+        return opcode != rfc6455.TEXT and super()._is_pong(opcode, payload)
+
+    def write(self, event: Event, size: int) -> None:
+        """Hand the message to the writer, which waits for its turn and for room."""
+        self._allow(size)
+        if self._may_write():
+            super().write(event, size)
+
+    def write_shared(self, shared: Shared) -> None:
+        """Hand the messages to the writer, as `write` does."""
+        self._allow(shared.size)
+        if self._may_write():
+            super().write_shared(shared)
+
+    def _allow(self, size: int) -> None:
+        # A client that reads may be sent a message above the cap.
+        allowed = self._options.max_unsent + HIGH_WATER + size
+        is_behind = self._queue or self._buffered()
+        self._allowed = max(self._allowed, allowed) if is_behind else allowed
+
+    def _may_write(self) -> bool:
+        """Return False if a message would be sent to nobody: the connection has ended, or must end now."""
+        protocol = self._protocol
+        if not self._ready or protocol.state == protocol.STATE_CONNECTING:
+            return True
+        if protocol.state != protocol.STATE_OPEN:
+            # A protocol that is still closing has its end reported by Daphne.
+            if protocol.state == protocol.STATE_CLOSED and not protocol.wasClean:
+                self._fail(CloseReason.SEND_FAILED, None)
+            return False
+        if self._buffered() > self._allowed:
+            # A middleware may pass messages on later than its `send` returns, and send messages of its own.
+            self._fail(CloseReason.SLOW_CONSUMER, None)
+            return False
+        return True
+
+    def _fail(self, reason: CloseReason, error: BaseException | None) -> None:
+        if reason is CloseReason.SEND_FAILED and self._protocol.wasClean:
+            # The message waited for the middleware while the client closed.
+            reason = CloseReason.CLIENT_CLOSED
+        super()._fail(reason, error)
+
+    def ping(self, ping: Ping) -> None:
+        """Send a ping. Before the handshake, and after the close, a ping of RFC 6455 is dropped."""
+        if ping.event is not None:
+            self.write(ping.event, ping.size)
+        elif self._ready and self._may_write() and self._protocol.state == self._protocol.STATE_OPEN:
+            allowed = self._allowed
+            self._write(ping.wire)
+            # The messages that still wait for the middleware count, not the rest of a ping.
+            self._allowed = allowed
+
+    async def _room(self) -> None:
+        """Wait until at most `HIGH_WATER` bytes are buffered.
+
+        The queue of this transport is bounded, and the buffer of Daphne is not.
+        """
+        if self._buffered() > HIGH_WATER:
+            # One turn of the loop is enough if the client reads.
+            await asyncio.sleep(0)
+        while self._buffered() > HIGH_WATER and not self._is_over():  # noqa: ASYNC110 - Twisted has no such event
+            await asyncio.sleep(LOOK_INTERVAL)
+
+    def _is_held_back(self) -> bool:
+        return bool(self._protocol.state == self._protocol.STATE_OPEN)
 
 
 def _reads_as_known(protocol: Any) -> bool:
@@ -262,11 +441,36 @@ def protocol_behind(send: Any) -> Any:
     if names != ("daphne.server", "handle_reply"):
         return None
     (protocol,) = send.args
+    return protocol if is_usable(protocol) else None
+
+
+def is_usable(protocol: Any) -> bool:
+    """Return True if this is Daphne's protocol, and everything that is used here is as known."""
     try:
-        return protocol if _is_known(protocol) and _is_plain(protocol.transport) else None
+        return _is_known(protocol) and _is_plain(protocol.transport)
     except (AttributeError, TypeError) as error:
         logger.debug("Not a known version of Daphne: %s", error)
-        return None
+        return False
+
+
+def uses_tls(protocol: Any) -> bool:
+    """Return True if Daphne itself ends the TLS of this connection."""
+    twisted = getattr(protocol, "transport", None)
+    in_tls = type(twisted).__module__ == "twisted.protocols.tls" or bool(getattr(twisted, "TLS", False))
+    return is_protocol(protocol) and in_tls
+
+
+def scope_of(protocol: Any) -> dict[str, Any]:
+    """Return the values in the scope that Daphne made for this connection alone; none for other objects."""
+    if not is_protocol(protocol):
+        return {}
+    names = {"headers": "clean_headers", "client": "client_addr", "server": "server_addr"}
+    return {key: getattr(protocol, name, None) for key, name in names.items()}
+
+
+def is_protocol(protocol: Any) -> bool:
+    """Return True if this is Daphne's protocol of a WebSocket, of any version."""
+    return type(protocol).__module__ == "daphne.ws_protocol"
 
 
 def _is_known(protocol: Any) -> bool:
@@ -277,6 +481,8 @@ def _is_known(protocol: Any) -> bool:
         and isinstance(vars(protocol), dict)
         and isinstance(protocol.state, int)
         and isinstance(protocol.STATE_OPEN, int)
+        and isinstance(protocol.STATE_CLOSED, int)
+        and isinstance(protocol.STATE_CONNECTING, int)
         and isinstance(protocol.wasClean, bool)
         and isinstance(protocol.failedByMe, bool)
         and isinstance(protocol.wasMaxMessagePayloadSizeExceeded, bool)

@@ -24,10 +24,24 @@ _REASONS = {
 }
 
 
-class UvicornTransport(AbortingTransport):
-    """An `AsgiTransport` that knows the protocol and the asyncio transport of its connection."""
+#: The modules of uvicorn's protocols for WebSocket.
+MODULES = tuple(
+    f"uvicorn.protocols.websockets.{name}_impl" for name in ("websockets", "websockets_sansio", "wsproto")
+)
 
-    __slots__ = ("_asyncio", "_protocol")
+
+class UvicornTransport(AbortingTransport):
+    """An `AsgiTransport` that knows the protocol and the asyncio transport of its connection.
+
+    Args:
+        send: The ASGI `send` of the connection.
+        protocol: uvicorn's protocol of the connection.
+        options: The limits of the transport.
+        watcher: The owner, told about failures and bytes that wait.
+        wrapped: True if `send` is a middleware's, and not that of the protocol.
+    """
+
+    __slots__ = ("_asyncio", "_protocol", "_wrapped")
 
     def __init__(
         self,
@@ -35,10 +49,19 @@ class UvicornTransport(AbortingTransport):
         protocol: Any,
         options: Options,
         watcher: Watcher,
+        *,
+        wrapped: bool = False,
     ) -> None:
         super().__init__(send, options, watcher)
+        self._wrapped = wrapped
         self._protocol = protocol
         self._asyncio: asyncio.Transport = protocol.transport
+
+    @property
+    def server_pings(self) -> bool:
+        # The options --ws-ping-interval and --ws-ping-timeout; either may be None.
+        config = getattr(self._protocol, "config", None)
+        return all(getattr(config, name, True) for name in ("ws_ping_interval", "ws_ping_timeout"))
 
     def write(self, event: Event, size: int) -> None:
         """Write through ASGI, and tell the watcher if uvicorn has buffered anything."""
@@ -63,6 +86,15 @@ class UvicornTransport(AbortingTransport):
     def _is_over(self) -> bool:
         # A transport that is closing writes its whole buffer before it ends.
         return self._asyncio.is_closing() and not self._buffered()
+
+    def _is_held_back(self) -> bool:
+        # uvicorn itself holds a close back while the client does not read.
+        return self._wrapped and not self._buffered() and self._state() == "OPEN"
+
+    def _state(self) -> str:
+        """Return the name of the state of the WebSocket. Each library has its own class for it."""
+        connection = getattr(self._protocol, "conn", self._protocol)
+        return str(getattr(getattr(connection, "state", None), "name", ""))
 
     def _end_seen(self, reported: int | None = None) -> CloseReason | None:
         # uvicorn reports 1005 both for a broken connection and for a close frame without a code.
@@ -95,13 +127,27 @@ def _of_wsproto(state: str, reported: int | None, *, keepalive: bool) -> CloseRe
 
 
 def protocol_behind(send: Any) -> Any:
-    """Return uvicorn's protocol of the connection if this is its `send`, otherwise None.
+    """Return uvicorn's protocol of the connection if this is its `send`, otherwise None."""
+    protocol = getattr(send, "__self__", None)
+    return protocol if is_usable(protocol) else None
+
+
+def is_usable(protocol: Any) -> bool:
+    """Return True if this is a protocol of uvicorn with a usable transport.
 
     The event loop may be asyncio's own or uvloop.
     """
-    protocol = getattr(send, "__self__", None)
-    if not type(protocol).__module__.startswith("uvicorn.protocols.websockets."):
-        return None
-    transport = getattr(protocol, "transport", None)
-    usable = hasattr(transport, "abort") and hasattr(transport, "get_write_buffer_size")
-    return protocol if usable else None
+    transport = getattr(protocol, "transport", None) if _is_protocol(protocol) else None
+    return hasattr(transport, "abort") and hasattr(transport, "get_write_buffer_size")
+
+
+def scope_of(protocol: Any) -> dict[str, Any]:
+    """Return the values in the scope that uvicorn made for this connection alone; none for other objects."""
+    scope = getattr(protocol, "scope", None) if _is_protocol(protocol) else None
+    if not isinstance(scope, dict):
+        return {}
+    return {key: scope.get(key) for key in ("headers", "subprotocols", "extensions", "state", "client")}
+
+
+def _is_protocol(protocol: Any) -> bool:
+    return type(protocol).__module__.startswith("uvicorn.protocols.websockets.")

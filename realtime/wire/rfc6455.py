@@ -13,6 +13,8 @@ _HEADER = 2 + _MASK
 _SHORT = 125
 #: Bytes of the longest short frame of a client.
 LONGEST_SHORT = _HEADER + _SHORT
+#: The most digits that the number of a ping has in a pong.
+LONGEST_NUMBER = 15
 
 
 def frame(opcode: int, payload: bytes) -> bytes:
@@ -37,3 +39,8 @@ def short_frame(data: bytes) -> tuple[int, bytes] | None:
     mask = (data[2:_HEADER] * (size // _MASK + 1))[:size]
     payload = (int.from_bytes(data[_HEADER:]) ^ int.from_bytes(mask)).to_bytes(size)
     return data[0] ^ _FIN, payload
+
+
+def is_number(payload: bytes) -> bool:
+    """Return True if the payload of a pong can be the number of a ping."""
+    return payload.isdigit() and len(payload) <= LONGEST_NUMBER

@@ -184,6 +184,46 @@ async def test_frames_before_a_disconnect_are_handled(both: Any, site: Site) -> 
     assert await both(conversation, prefixes) == [f'{{"message": "{number}"}}' for number in range(5)]
 
 
+# -- synchronous consumers -------------------------------------------------------------------------
+
+
+SYNC = ("plain-sync", "ours-sync")
+
+
+async def test_two_browsers_in_a_synchronous_chat(both: Any) -> None:
+    async def conversation(open_at: Open) -> Any:
+        async with open_at("/ws/chat/lobby/") as anne, open_at("/ws/chat/lobby/") as bob:
+            said = []
+            for client, word in ((anne, "hello"), (bob, "hi"), (anne, "bye")):
+                await client.send(word)
+                said.append([await heard(anne), await heard(bob)])
+            return said
+
+    assert await both(conversation, SYNC) == [[word, word] for word in ("hello", "hi", "bye")]
+
+
+async def test_a_synchronous_consumer_is_told_the_clients_code(both: Any) -> None:
+    async def conversation(open_at: Open) -> Any:
+        async with open_at("/told/") as stays, open_at("/told/") as goes:
+            await goes.close(4123)
+            return await heard(stays)
+
+    assert await both(conversation, SYNC) == "somebody left with 4123"
+
+
+async def test_a_synchronous_report_arrives_whole_before_the_close(both: Any) -> None:
+    """The thread waits for the client, which would otherwise be evicted as slow."""
+
+    async def conversation(open_at: Open) -> Any:
+        async with open_at("/report/", max_size=None) as client:
+            await client.send(json.dumps({"count": 200, "size": 50_000, "close": 4002}))
+            numbers = [int(str(await heard(client)).split()[0]) for _ in range(200)]
+            return numbers, await ending(client)
+
+    numbers, end = await both(conversation, SYNC)
+    assert (numbers, end) == (list(range(200)), (4002, ""))
+
+
 async def test_a_killed_process_leaves_its_groups_of_a_second_layer(site: Site) -> None:
     with serving(site) as doomed:
         async with connect(doomed.websocket("/ours/other/"), proxy=None) as client:

@@ -104,6 +104,14 @@ async def test_every_call_publishes(library: str, listener: Listener, environmen
 
 
 @both_libraries
+async def test_messages_wait_for_the_commit_of_their_greenlet(
+    library: str, listener: Listener, environment: dict[str, str]
+) -> None:
+    await run(library, "commits", environment)
+    assert sorted(map(str, await listener.hear(3))) == ["0", "2", "without a transaction"]
+
+
+@both_libraries
 @both_layers
 async def test_many_greenlets_publish(library: str, listener: Listener, environment: dict[str, str]) -> None:
     await run(library, "many_greenlets", environment)

@@ -6,6 +6,7 @@ controls from outside what is written to them.
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -13,6 +14,7 @@ import socket
 import ssl
 import struct
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from tests.support.applications.middlewares import SHAPES
 from tests.support.assertions.eventually import eventually_async
 from tests.support.clients.raw import CLOSE, frame
 from tests.support.programs.servers import DaphneServer, UvicornServer, WebServer
@@ -37,6 +40,7 @@ ENVIRONMENT = {
 }
 KILOBYTE = 1024
 MEGABYTE = 1024 * KILOBYTE
+FULL = 0.5  # seconds until the kernels have taken what they can of messages that go through a middleware
 TCP_CLOSE = 7  # the state of a TCP connection that has ended (include/net/tcp_states.h)
 
 Seen = dict[str, Any]
@@ -56,6 +60,18 @@ def uvicorn_on(implementation: str, *options: str, log: Path) -> UvicornServer:
     return UvicornServer(
         "--ws", implementation, *options, log=log, environment=ENVIRONMENT, application=APPLICATION
     )
+
+
+class LateUvicorn(UvicornServer):
+    """uvicorn in a program that loads the application first, as gunicorn's worker does."""
+
+    def command_for(self, application: str) -> list[str]:
+        module, name = application.split(":")
+        program = (
+            f"from {module} import {name}; import uvicorn;"
+            f" uvicorn.run({name}, host={self.interface!r}, port={self.port}, lifespan='off')"
+        )
+        return [sys.executable, "-c", program]
 
 
 class _InFolder(DaphneServer):
@@ -236,18 +252,22 @@ wsproto = _uvicorn("wsproto")
         "DaphneTransport on daphne",
         "AsgiTransport on daphne",
         "UvicornTransport on uvicorn",
+        "WrappedDaphneTransport on daphne behind closure",
+        "UvicornTransport on uvicorn behind closure",
+        pytest.param("WrappedDaphneTransport on daphne behind suspending", marks=pytest.mark.matrix),
         pytest.param("AsgiTransport on uvicorn", marks=pytest.mark.matrix),
         pytest.param("UvicornTransport on wsproto", marks=pytest.mark.matrix),
     ]
 )
 async def hold(request: pytest.FixtureRequest) -> Open:
     """Return a function that opens a connection, for each of the transports in turn."""
-    kind, _, name = request.param.split()
+    kind, _, name, *behind = request.param.split()
+    path = behind[-1] if behind else "held"
     server = request.getfixturevalue(name)
 
     @contextlib.asynccontextmanager
     async def held(**options: Any) -> AsyncIterator[Held]:
-        async with holding(server, direct=int(kind != "AsgiTransport"), **options) as connection:
+        async with holding(server, path, direct=int(kind != "AsgiTransport"), **options) as connection:
             assert (await connection.tell("look"))["kind"] == kind
             yield connection
 
@@ -332,32 +352,34 @@ async def test_a_handler_that_waits_for_a_slow_reader_goes_on(hold: Open) -> Non
 # -- promises of the transports for known servers ------------------------------------------------------
 
 
-@pytest.fixture(params=["daphne", "uvicorn", "wsproto"])
-def server(request: pytest.FixtureRequest) -> WebServer:
-    known: WebServer = request.getfixturevalue(request.param)
-    return known
+@pytest.fixture(params=["daphne", "uvicorn", "wsproto", "daphne behind closure", "uvicorn behind closure"])
+def known(request: pytest.FixtureRequest) -> Open:
+    """Return a function that opens a connection on each of the known servers, behind a middleware or not."""
+    name, *behind = request.param.split()
+    return functools.partial(holding, request.getfixturevalue(name), behind[-1] if behind else "held")
 
 
-async def test_a_client_that_reads_nothing_is_slow_above_the_cap(server: WebServer) -> None:
-    async with holding(server, max_unsent=300 * KILOBYTE) as held:
+async def test_a_client_that_reads_nothing_is_slow_above_the_cap(known: Open) -> None:
+    async with known(max_unsent=300 * KILOBYTE) as held:
         held.stop_reading()
         seen = await held.tell("fill", 64 * KILOBYTE, 400)
         assert set(seen["failures"]) == {"slow_consumer"}
         assert 300 * KILOBYTE < seen["unsent"] < 300 * KILOBYTE + 4 * 64 * KILOBYTE
 
 
-async def test_one_message_above_the_cap_reaches_a_client_that_reads(server: WebServer) -> None:
-    async with holding(server, max_unsent=10 * KILOBYTE) as held:
+async def test_one_message_above_the_cap_reaches_a_client_that_reads(known: Open) -> None:
+    async with known(max_unsent=10 * KILOBYTE) as held:
         await held.tell("write", "x" * 900 * KILOBYTE)
         await held.tell("write", "and another one")
         assert [len(text) for text in await held.receive(2)] == [900 * KILOBYTE, 15]
         assert (await held.tell("look"))["failures"] == []
 
 
-async def test_a_client_that_closes_and_reads_no_more_is_gone_soon(server: WebServer) -> None:
-    async with holding(server, max_unsent=50 * MEGABYTE) as held:
+async def test_a_client_that_closes_and_reads_no_more_is_gone_soon(known: Open) -> None:
+    async with known(max_unsent=50 * MEGABYTE) as held:
         held.stop_reading()
         assert (await held.tell("fill", 64 * KILOBYTE, 200))["unsent"] > MEGABYTE
+        await asyncio.sleep(FULL)
         await _send_close_frame(held.client)
         # Without an abort both servers would wait for ever here.
         await eventually_async(held.is_reset, within=5)
@@ -376,10 +398,8 @@ async def test_a_client_that_closes_and_reads_no_more_is_gone_soon(server: WebSe
     ],
     ids=["close", "close-without-a-code", "bad-frame", "too-much", "reset"],
 )
-async def test_the_transport_knows_which_side_ended_it_and_why(
-    server: WebServer, last: bytes, reason: str
-) -> None:
-    async with holding(server) as held:
+async def test_the_transport_knows_which_side_ended_it_and_why(known: Open, last: bytes, reason: str) -> None:
+    async with known() as held:
         if last:
             held.client.transport.write(last)
         else:
@@ -397,8 +417,8 @@ async def test_a_missing_keepalive_answer_on_uvicorn_is_no_close(folder: Path, i
             assert seen["ended_by"] == "ping_timeout"
 
 
-async def test_a_write_after_an_orderly_close_is_no_send_failure(server: WebServer) -> None:
-    async with holding(server) as held:
+async def test_a_write_after_an_orderly_close_is_no_send_failure(known: Open) -> None:
+    async with known() as held:
         held.client.transport.write(frame("tell me") + frame(struct.pack("!H", 4321), CLOSE))
         seen = await held.until(lambda seen: seen["disconnected"] is not None)
         # In one packet: the application writes its answer after the close frame was read.
@@ -408,16 +428,17 @@ async def test_a_write_after_an_orderly_close_is_no_send_failure(server: WebServ
 
 
 @pytest.mark.parametrize("code", [4008, 4009, 4010])
-async def test_a_client_that_reads_no_more_is_aborted_immediately(server: WebServer, code: int) -> None:
-    async with holding(server, max_unsent=50 * MEGABYTE) as held:
+async def test_a_client_that_reads_no_more_is_aborted_immediately(known: Open, code: int) -> None:
+    async with known(max_unsent=50 * MEGABYTE) as held:
         held.stop_reading()
         await held.tell("fill", 64 * KILOBYTE, 200)
+        await asyncio.sleep(FULL)
         await held.tell("close", code)
         await eventually_async(held.is_reset, within=1.5)
 
 
-async def test_a_closed_client_has_a_moment_to_read_its_backlog(server: WebServer) -> None:
-    async with holding(server, max_unsent=50 * MEGABYTE) as held:
+async def test_a_closed_client_has_a_moment_to_read_its_backlog(known: Open) -> None:
+    async with known(max_unsent=50 * MEGABYTE) as held:
         held.stop_reading()
         await held.tell("fill", 64 * KILOBYTE, 100)
         await held.tell("close", 4504, "goodbye")
@@ -426,8 +447,8 @@ async def test_a_closed_client_has_a_moment_to_read_its_backlog(server: WebServe
         assert held.client.close_code == 4504
 
 
-async def test_a_close_is_sent_even_if_the_turn_of_the_loop_is_long(server: WebServer) -> None:
-    async with holding(server) as held:
+async def test_a_close_is_sent_even_if_the_turn_of_the_loop_is_long(known: Open) -> None:
+    async with known() as held:
         await held.tell("close_and_stall", 4504, "goodbye", 2.5)
         assert (await held.rest())[-1:] == ["goodbye"]
         assert held.client.close_code == 4504
@@ -515,6 +536,93 @@ async def test_a_client_that_reads_nothing_before_a_close_is_gone_soon(
         await held.until(lambda seen: seen["disconnected"] is not None, within=10)
 
 
+# -- behind a middleware that wraps `send` ---------------------------------------------------------------
+
+
+#: The others have the mark `matrix`: the tests of faults have all shapes.
+EVERYDAY = ("closure", "queue", "sentry", "opentelemetry")
+
+
+@pytest.fixture(
+    params=[pytest.param(shape, marks=() if shape in EVERYDAY else pytest.mark.matrix) for shape in SHAPES]
+)
+def wrapped(request: pytest.FixtureRequest) -> str:
+    """Return the name of each shape of middleware in turn."""
+    return str(request.param)
+
+
+async def test_behind_any_middleware_pings_leave_and_pongs_are_seen(daphne: WebServer, wrapped: str) -> None:
+    async with holding(daphne, wrapped) as held:
+        seen = await held.tell("ping", 17)
+        assert (seen["kind"], seen["can_ping"]) == ("WrappedDaphneTransport", True)
+        await held.until(lambda seen: seen["pongs"] == [17])
+        await held.client.send("a message")
+        await held.tell("ping", 18)
+        seen = await held.until(lambda seen: seen["pongs"] == [17, 18])
+        assert seen["received"] == ["a message"]
+
+
+@pytest.mark.parametrize("on", ["daphne", "uvicorn"])
+async def test_a_middleware_sees_every_message_once_in_order(
+    on: str, wrapped: str, request: pytest.FixtureRequest
+) -> None:
+    numbers = [str(number) for number in range(200)]
+    async with holding(request.getfixturevalue(on), wrapped) as held:
+        await held.tell("mix", 200)
+        assert await held.receive(200) == numbers
+        await held.tell("close", 4000, "goodbye")
+        assert await held.rest() == ["goodbye"]
+        assert held.client.close_code == 4000
+        seen = await held.until(lambda seen: seen["disconnected"] is not None)
+    assert seen["passed"] == ["websocket.accept", *["websocket.send"] * 201, "websocket.close"]
+    # Every fourth message is binary.
+    texts = [number for number in numbers if int(number) % 4 != 2]
+    assert seen["texts_passed"] == [*texts, "goodbye"]
+    assert seen["failures"] == []
+
+
+async def test_a_flood_behind_a_middleware_is_bounded_by_the_cap(daphne: WebServer, wrapped: str) -> None:
+    async with holding(daphne, wrapped, max_unsent=MEGABYTE) as held:
+        held.stop_reading()
+        highest = 0
+        for _ in range(100):
+            seen = await held.tell("share", "x" * 64 * KILOBYTE)
+            highest = max(highest, seen["unsent"])
+            if seen["failures"]:
+                break
+        assert set(seen["failures"]) == {"slow_consumer"}
+        assert highest < MEGABYTE + 4 * 64 * KILOBYTE
+        await held.tell("close", 4010)
+        await eventually_async(held.is_reset, within=1.5)
+
+
+async def test_a_reader_of_many_megabytes_behind_a_middleware_stays(daphne: WebServer, wrapped: str) -> None:
+    async with holding(daphne, wrapped, max_unsent=MEGABYTE) as held:
+        await held.tell("start_handling", 100 * KILOBYTE, 100)
+        assert len(await held.receive(100)) == 100
+        assert (await held.until(lambda seen: not seen["handler_waits"]))["failures"] == []
+
+
+async def test_the_first_connection_of_a_late_server_is_known(folder: Path) -> None:
+    with LateUvicorn(log=folder / "late.log", environment=ENVIRONMENT, application=APPLICATION) as server:
+        # The first is found by the search, and the second, for which no search helps, by the note.
+        for shape in ("closure", "queue"):
+            async with holding(server, shape) as held:
+                assert (await held.tell("share", "hello"))["kind"] == "UvicornTransport"
+                assert await held.receive(1) == ["hello"]
+        assert "cannot be pinged" not in server.log_text()
+
+
+async def test_a_middleware_that_keeps_the_socket_keeps_it(daphne: WebServer) -> None:
+    async with holding(daphne, "keeping", close_limit=1) as held:
+        await held.tell("close", 4000)
+        await asyncio.sleep(2.5)  # longer than the limit: nothing may happen
+        seen = await held.tell("look")
+        assert (seen["open"], seen["disconnected"]) == (True, None)
+        await held.client.send("still here")
+        await held.until(lambda seen: seen["received"] == ["still here"])
+
+
 # -- cases without the fast way -------------------------------------------------------------------
 
 
@@ -522,13 +630,6 @@ async def test_the_setting_switches_the_fast_way_off(daphne: WebServer) -> None:
     async with holding(daphne, direct=0) as held:
         seen = await held.tell("share", "hello")
         assert (seen["kind"], seen["can_ping"]) == ("AsgiTransport", False)
-        assert await held.receive(1) == ["hello"]
-
-
-async def test_an_unknown_middleware_sees_everything_that_is_sent(daphne: WebServer) -> None:
-    async with holding(daphne, path="wrapped") as held:
-        seen = await held.tell("share", "hello")
-        assert seen["kind"] == "AsgiTransport"
         assert await held.receive(1) == ["hello"]
 
 
@@ -544,6 +645,9 @@ async def test_with_tls_the_fast_way_is_not_taken(folder: Path) -> None:
             seen = await control.tell("tls", "share", "hello")
             assert seen["kind"] == "AsgiTransport"
             assert await asyncio.wait_for(client.recv(), 10) == "hello"
+            async with connect(server.websocket("/held/again/"), ssl=trusting, proxy=None):
+                await control.tell("again", "look")
+        assert server.log_text().count("cannot be pinged, because Daphne itself ends TLS") == 1
 
 
 async def test_on_a_unix_socket_the_fast_way_is_taken(folder: Path) -> None:

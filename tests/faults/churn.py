@@ -3,7 +3,8 @@
     python -m tests.faults.churn --minutes 30 --seed 7 --layer core --server daphne --database sqlite
 
 The actions follow from the seed (`tests.support.faults.churn_plan`). When nothing is broken any more, open
-sockets, open records and the memberships in the layer must be exactly the same. The program prints its
+sockets, open records and the memberships in the layer must be exactly the same. Each closed record must have
+been announced once by `connection_closed`, in one of all servers and reapers. The program prints its
 progress, and after a failure the command that repeats it.
 """
 
@@ -26,6 +27,7 @@ import redis
 
 from realtime.errors import LayerUnavailable
 from tests.support.assertions.agreement import Agreement, Witnesses
+from tests.support.assertions.announced import Announced, signals_equal_records
 from tests.support.assertions.growth import (
     MANY_WAVES,
     WAVES,
@@ -75,6 +77,7 @@ LARGEST_GROUP = """
     SELECT "group" AS name, count(*) AS members FROM realtime_membership
     WHERE left_at IS NULL GROUP BY "group" ORDER BY members DESC, name LIMIT 1
 """
+OPEN_RECORDS = "SELECT id FROM realtime_connection WHERE closed_at IS NULL"
 
 Say = Callable[[str], None]
 
@@ -102,6 +105,10 @@ class Outcome:
     """The growth after the churn, in waves of connections; half of them are closed and half vanish."""
     growth_blocks_per_connection: float
     """The same in blocks of Python's objects; an open connection has about 700."""
+    announced: int
+    """Ends that `connection_closed` announced, once each; also the closed records."""
+    cut_off: int
+    """Ends that were not announced, because the process that closed the record was killed at that moment."""
 
 
 class Churn:
@@ -110,8 +117,12 @@ class Churn:
     def __init__(self, site: Site, say: Say) -> None:
         self.site = site
         self.say = say
-        self.servers: list[WebServer] = [site.serve() for _ in range(SERVERS)]
-        self.reaper: Program = site.reaper()
+        self.signals = site.folder / "signals.jsonl"
+        log = {"SIGNALS_LOG": str(self.signals)}
+        self.servers: list[WebServer] = [site.serve(**log) for _ in range(SERVERS)]
+        self.reaper: Program = site.reaper(**log)
+        self.kills: list[float] = []
+        """The times at which servers and reapers were killed, as seconds since 1970."""
         self.phones: dict[str, Phone] = {}
         self.done: Counter[str] = Counter()
         self.burst_messages = 0
@@ -206,6 +217,8 @@ class Churn:
 
     async def _restart(self, program: Program, seconds: float, *, gently: bool) -> None:
         await asyncio.to_thread(program.stop if gently else program.kill)
+        if not gently:
+            self.kills.append(time.time())
         await asyncio.sleep(seconds)
         await asyncio.to_thread(program.start)
 
@@ -244,6 +257,8 @@ async def churn(site: Site, *, seed: int, seconds: float, say: Say) -> Outcome:
         await nothing_is_left(site, witnesses)
         grown, had = (await memory(steady)).resident - before, connections_had(steady) - had
         growth = await memory_is_kept(steady, grown, had, long=seconds >= LONG, say=say)
+        announced = await all_announced(chaos)
+        say(f"signals equal records: {announced}")
     finally:
         chaos.close()
     return Outcome(
@@ -258,7 +273,19 @@ async def churn(site: Site, *, seed: int, seconds: float, say: Say) -> Outcome:
         grown_mib=grown / 2**20,
         growth_bytes_per_connection=growth.bytes,
         growth_blocks_per_connection=growth.blocks,
+        announced=announced.closed,
+        cut_off=announced.cut_off,
     )
+
+
+async def all_announced(chaos: Churn) -> Announced:
+    """Wait until no record is open, and compare the signals with the records."""
+    async with asyncio.timeout(QUIESCENCE):
+        while await asyncio.to_thread(chaos.site.database.query, OPEN_RECORDS):
+            await asyncio.sleep(0.5)
+    # The last records were closed just now.
+    await asyncio.sleep(2.0)
+    return signals_equal_records(chaos.site, chaos.signals, chaos.kills)
 
 
 async def at_rest(site: Site, witnesses: Witnesses, say: Say) -> tuple[Agreement, float, dict[str, int]]:

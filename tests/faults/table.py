@@ -47,6 +47,16 @@ ROWS = (
         ),
     ),
     Row(
+        "half-open peers behind each shape of middleware, scaled down",
+        "gone 3.5 s after the last answer, 2.5 s after the first write; the healthy lose nothing",
+        ("behind middlewares",),
+        "test_wrapped_send",
+        (
+            ("behind middlewares, written to", "evicted_after"),
+            ("behind middlewares, idle", "evicted_after"),
+        ),
+    ),
+    Row(
         "readers that stop; the same that go on sending; slow but honest ones",
         "evicted at `MAX_UNSENT_BYTES` or `MAX_UNACKED_BYTES`, memory comes back; the honest ones stay",
         ("readers that stop", "slow but honest"),
@@ -118,9 +128,20 @@ ROWS = (
     Row(
         "Redis restarted",
         "sockets stay open, receiving again 2 s after it is back, publishers get an error",
-        ("Redis restarted",),
+        ("Redis restarted", "Valkey restarted", "one of two Redis restarted"),
         "test_redis_restart",
         (("Redis restarted", "receiving_again_after"),),
+    ),
+    Row(
+        "Sentinel promotes the replica: the master is killed, hangs, or is switched by hand",
+        "sockets stay open, receiving again 2 s after the promotion, publishers get an error",
+        ("Sentinel failover",),
+        "test_sentinel_failover",
+        (
+            ("Sentinel failover on redis, kill", "promoted_after"),
+            ("Sentinel failover on redis, kill", "receiving_again_after"),
+            ("Sentinel failover on redis, hang", "receiving_again_after"),
+        ),
     ),
     Row(
         "the database is down",
@@ -225,7 +246,7 @@ ROWS = (
     ),
     Row(
         "churn",
-        "open sockets = open records = memberships in the layer; no growth",
+        "open sockets = open records = memberships in the layer; signals = closed records; no growth",
         ("churn of",),
         "test_churn",
         (

@@ -257,7 +257,7 @@ async def test_plain_clients_are_found_by_pings_of_the_transport(
 async def test_plain_clients_are_found_by_the_keepalive_of_the_server(
     pairing: Pairing, start_site: StartSite, network: NetworkNamespace, tmp_path: Path
 ) -> None:
-    bound = 20.0 + 15.0  # the options of docs/howto/run-uvicorn.md
+    bound = 20.0 + 15.0  # the options of docs/howto/servers.md
     site = start_site(pairing)
     scene = Scene(site, network, tmp_path, plain=True)
     with scene.inside:

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -10,10 +11,12 @@ import pytest_asyncio
 from tests.support.assertions.eventually import eventually_async
 from tests.support.assertions.measured import measured
 from tests.support.clients.websocket import Client, crowd
+from tests.support.faults.network import ClientProcess, NetworkNamespace, require_namespaces
 from tests.support.fixtures import StartSite
 from tests.support.pairings import Pairing, pairings
-from tests.support.programs.servers import WebServer
+from tests.support.programs.servers import Publisher, WebServer
 from tests.support.programs.site import Site
+from tests.support.repeating import Repeating
 
 pytestmark = pytest.mark.faults
 
@@ -23,6 +26,7 @@ SLACK = 2.0  # seconds for a busy machine, on top of a bound
 #: Twice as long as a client may be silent, as 60 s are at the default settings.
 LONG = 2 * (PING_INTERVAL + PONG_TIMEOUT)
 APPLICATION = "tests.support.applications.misbehaving:application"
+GROUP = "public.room"  # of every client
 
 pairs = pairings("pubsub-daphne-sqlite", "core-uvicorn-sqlite")
 
@@ -262,6 +266,89 @@ async def test_a_handler_above_its_timeout_is_evicted(pairing: Pairing, start_si
         assert await watch.reason(client) == "handler_timeout"
     assert watch.log.count("A handler failed (handler_timeout)") == 1
     await watch.nothing_is_left()
+
+
+# -- synchronous consumers -------------------------------------------------------------------------
+
+
+BLOCKED = 100  # connections whose handler blocks its thread for a second
+
+
+@pytest.fixture
+def network() -> Iterator[NetworkNamespace]:
+    require_namespaces()
+    with NetworkNamespace() as network:
+        yield network
+
+
+class Load(Repeating):
+    """Publishes to the group of all clients, and measures in how many seconds a client's ping is answered."""
+
+    def __init__(self, publisher: Publisher, client: Client) -> None:
+        self.publisher = publisher
+        self.client = client
+        self.sent = 0
+        self.slowest = 0.0
+
+    async def step(self) -> None:
+        self.publisher.send(str(self.sent))
+        asked, n = time.monotonic(), self.sent
+        await self.client.send({"type": "ping", "n": n})
+        await self.client.seen(lambda frame: frame == {"type": "pong", "n": n})
+        self.slowest = max(self.slowest, time.monotonic() - asked)
+        self.sent += 1
+        await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("threads", [None, pytest.param(20, marks=pytest.mark.matrix)])
+@pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite"))
+async def test_handlers_that_block_threads_hold_up_no_ping(
+    pairing: Pairing, threads: int | None, start_site: StartSite, network: NetworkNamespace, tmp_path: Path
+) -> None:
+    bound = 2 * PING_INTERVAL + PONG_TIMEOUT
+    site = start_site(pairing, PING_INTERVAL=PING_INTERVAL, PONG_TIMEOUT=PONG_TIMEOUT, THREADS=threads)
+    server = site.serve(application=APPLICATION, interface=network.host_address)
+    url = server.websocket("/sync/")
+    # uvicorn sends no pings of RFC 6455, which clients without `realtime.v1` would answer.
+    plain = pairing.server == "daphne"
+    with ClientProcess(network, url, 5, plain=plain, log=tmp_path / "clients.log") as inside:
+        await eventually_async(inside.is_ready, within=10)
+        async with crowd(BLOCKED, url) as clients, Client(url) as zombie, Client(url) as pinging:
+            await eventually_async(lambda: site.open_connections(server) == BLOCKED + 7, within=10)
+            async with Load(site.publisher(GROUP), pinging) as load:
+                for client in (*clients, zombie):
+                    await client.send("1")
+                await eventually_async(lambda: any(map(blocked, clients)), within=5)
+                network.drop()
+                zombie.answers_pings = False
+                began = time.monotonic()
+                assert await zombie.closes(within=bound + SLACK) == 4008
+                await eventually_async(lambda: site.close_reasons().get("ping_timeout") == 6, within=bound)
+                took = time.monotonic() - began
+                # In one thread most handlers still wait.
+                if threads is None:
+                    assert not all(map(blocked, clients))
+                else:
+                    await eventually_async(lambda: all(map(blocked, clients)), within=BLOCKED / threads + 5)
+            await eventually_async(lambda: all(len(client.data) == load.sent for client in clients), within=5)
+            measured(
+                f"handler blocks its thread, THREADS={threads}",
+                pairing,
+                blocked=BLOCKED,
+                evicted=sum(not client.is_open for client in clients),
+                slowest_pong=load.slowest,
+                dead_found_after=took,
+                bound=bound,
+            )
+            assert all(client.is_open for client in (*clients, pinging))
+            assert all(client.data == list(range(load.sent)) for client in clients)
+            assert load.slowest < 1.0
+            assert took < bound + SLACK
+    assert "Traceback" not in server.log_text()
+
+
+def blocked(client: Client) -> bool:
+    return client.of_type("blocked") != []
 
 
 @pytest.mark.matrix

@@ -4,8 +4,10 @@ import asyncio
 import subprocess
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+from channels_redis.utils import _consistent_hash
 
 from tests.support.assertions.eventually import eventually_async
 from tests.support.assertions.measured import measuring
@@ -13,6 +15,7 @@ from tests.support.clients.numbers import Attempt, Numbers, same_layer
 from tests.support.clients.websocket import Client, Frame, crowd
 from tests.support.fixtures import StartSite
 from tests.support.pairings import Pairing, pairings
+from tests.support.programs.servers import RedisServer, SeveralRedis, redis_program
 from tests.support.programs.site import Site
 
 pytestmark = pytest.mark.faults
@@ -73,12 +76,10 @@ async def nothing_more_is_lost(numbers: Numbers, clients: list[Client]) -> None:
     assert all(numbers.nothing_lost_after(client, recovered_at) for client in clients)
 
 
-@pytest.mark.parametrize("pairing", pairings("core-uvicorn-sqlite"))
-async def test_sockets_stay_open_and_receive_again_within_two_seconds(
-    pairing: Pairing, start_site: StartSite
-) -> None:
+async def restart(pairing: Pairing, start_site: StartSite, redis: RedisServer, name: str) -> None:
+    """Restart Redis under load, and look at all clients."""
     # The settings are the defaults: within two seconds it is over without a round.
-    site = start_site(pairing)
+    site = start_site(pairing, redis=redis)
     server, other = site.serve(), site.serve()
     site.reaper().wait_for_a_round()
     url = f"/ws/{GROUP}/"
@@ -91,7 +92,7 @@ async def test_sockets_stay_open_and_receive_again_within_two_seconds(
             clients = first + second
             await numbers.all_back_after(clients, time.monotonic(), within=10)
 
-            with measuring("Redis restarted", pairing) as m:
+            with measuring(name, pairing) as m:
                 m.clients = len(clients)
                 await asyncio.to_thread(site.redis.stop)
                 stopped_at = time.monotonic()
@@ -110,6 +111,20 @@ async def test_sockets_stay_open_and_receive_again_within_two_seconds(
             assert site.open_connections(server) == site.open_connections(other) == CLIENTS
             assert site.open_memberships(server) == site.open_memberships(other) == CLIENTS
             assert site.database.value("SELECT count(*) FROM realtime_connection") == 2 * CLIENTS
+
+
+@pytest.mark.parametrize("pairing", pairings("core-uvicorn-sqlite"))
+async def test_sockets_stay_open_and_receive_again_within_two_seconds(
+    pairing: Pairing, start_site: StartSite, tmp_path: Path
+) -> None:
+    await restart(pairing, start_site, RedisServer(tmp_path), "Redis restarted")
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("pairing", pairings(server="daphne"))
+async def test_the_same_with_valkey(pairing: Pairing, start_site: StartSite, tmp_path: Path) -> None:
+    valkey = RedisServer(tmp_path, program=redis_program("valkey"))
+    await restart(pairing, start_site, valkey, "Valkey restarted")
 
 
 @pytest.mark.parametrize("pairing", pairings("pubsub-uvicorn-postgres"))
@@ -141,3 +156,56 @@ async def test_a_client_that_comes_while_redis_is_down_is_sent_away(
     await eventually_async(
         lambda: site.open_memberships(server) == site.open_connections(server) == 0, within=10
     )
+
+
+def groups_of(redis: SeveralRedis) -> list[str]:
+    """Return the name of a group on each of the Redis."""
+    names = [f"public.{number}" for number in range(20)]
+    shards = [_consistent_hash(f"asgi__group__{name}", len(redis.members)) for name in names]
+    return [names[shards.index(number)] for number in range(len(redis.members))]
+
+
+@pytest.mark.matrix
+async def test_one_redis_of_two_is_down_for_longer_than_a_round(
+    start_site: StartSite, tmp_path: Path
+) -> None:
+    redis = SeveralRedis(tmp_path)
+    pairing = Pairing("pubsub", "daphne", "sqlite")
+    site = start_site(pairing, redis=redis)
+    server, other = site.serve(), site.serve()
+    site.reaper().wait_for_a_round()
+    here, there = groups_of(redis)
+    with same_layer(site):
+        async with (
+            crowd(10, server.websocket(f"/ws/{here}/")) as unaffected,
+            crowd(10, other.websocket(f"/ws/{there}/")) as affected,
+            crowd(10, server.websocket(f"/ws/{there}/")) as affected_too,
+            Numbers(here) as numbers,
+            Numbers(there) as others,
+        ):
+            cut_off = affected + affected_too
+            await numbers.all_back_after(unaffected, time.monotonic(), within=10)
+            await others.all_back_after(cut_off, time.monotonic(), within=10)
+
+            with measuring("one of two Redis restarted", pairing) as m:
+                down_at = time.monotonic()
+                await asyncio.to_thread(redis.members[1].kill)
+                await asyncio.sleep(15)  # longer than a round
+                async with crowd(1, server.websocket(f"/ws/{here}/")) as (newcomer,):
+                    await newcomer.welcomed()
+                m.down_for = time.monotonic() - down_at
+                await asyncio.to_thread(redis.members[1].start)
+                back_at = time.monotonic()
+                m.receiving_again_after = await others.all_back_after(cut_off, back_at, within=BOUND + SLACK)
+                m.bound = BOUND
+                m.publishes_failed = len(others.failed)
+
+            failed = [each for each in others.failed if down_at < each.began < back_at]
+            assert len(failed) > 100
+            assert not numbers.failed, "groups on the other Redis notice nothing"
+            for each in (numbers, others):
+                await each.stop()
+            await numbers.arrive(unaffected)
+            assert all(numbers.nothing_lost_after(client, 0.0) for client in unaffected)
+            assert all(client.is_open for client in unaffected + cut_off)
+            assert set(site.close_reasons()) <= {"client_closed"}

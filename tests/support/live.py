@@ -1,6 +1,8 @@
 """Settings of the programs that tests start: those of the demo project, with REALTIME from REALTIME_JSON.
 
-There is a second channel layer, and SIGUSR2 has the program tidy its memory.
+The hosts of the channel layers come from REDIS_HOSTS_JSON, otherwise from REDIS_URL. There is a second
+channel layer, and SIGUSR2 has the program tidy its memory. With LIBRARY_LAYER, the default layer is that of
+channels_redis.
 """
 
 import json
@@ -10,11 +12,26 @@ import os
 os.environ.setdefault("SECRET_KEY", "tests")
 
 from project.settings import *  # noqa: F403 - a settings module extends another by importing all of it
-from project.settings import CHANNEL_LAYERS, REDIS_URL
+from project.settings import CHANNEL_LAYERS, INSTALLED_APPS, REDIS_URL
 from tests.support.programs.tidy import tidy_when_told
 
 tidy_when_told()
 
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 REALTIME = json.loads(os.environ.get("REALTIME_JSON") or "{}")
-CHANNEL_LAYERS["other"] = {**CHANNEL_LAYERS["default"], "CONFIG": {"hosts": [REDIS_URL], "prefix": "other"}}
+HOSTS = json.loads(os.environ.get("REDIS_HOSTS_JSON") or json.dumps([REDIS_URL]))
+CHANNEL_LAYERS["default"]["CONFIG"]["hosts"] = HOSTS
+CHANNEL_LAYERS["other"] = {**CHANNEL_LAYERS["default"], "CONFIG": {"hosts": HOSTS, "prefix": "other"}}
+
+if os.environ.get("LIBRARY_LAYER"):
+    # A process from before the move to `realtime`: Channels' consumers on the layer of channels_redis itself.
+    CHANNEL_LAYERS["default"] = {
+        **CHANNEL_LAYERS["default"],
+        "BACKEND": {
+            "realtime.layers.PubSubLayer": "channels_redis.pubsub.RedisPubSubChannelLayer",
+            "realtime.layers.CoreLayer": "channels_redis.core.RedisChannelLayer",
+        }[str(CHANNEL_LAYERS["default"]["BACKEND"])],
+    }
+
+if "SIGNALS_LOG" in os.environ:
+    INSTALLED_APPS += ["tests.support.applications.signals_log.SignalsLog"]

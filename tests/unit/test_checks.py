@@ -1,6 +1,8 @@
 """The system checks: each wrong setting has an id and a hint that says what to do."""
 
 import importlib.metadata
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from realtime import checks
 
 PUBSUB = {"BACKEND": "realtime.layers.PubSubLayer", "CONFIG": {"hosts": ["redis://localhost"]}}
 CORE = {"BACKEND": "realtime.layers.CoreLayer", "CONFIG": {"hosts": ["redis://localhost"]}}
+SENTINEL = {"sentinels": [("a", 26379)], "master_name": "m"}
 GOOD_SQLITE = {
     "transaction_mode": "IMMEDIATE",
     "init_command": "PRAGMA journal_mode = WAL; PRAGMA synchronous=NORMAL;",
@@ -67,6 +70,18 @@ def with_config(layer: dict[str, Any], **config: Any) -> dict[str, Any]:
         (with_config(CORE, hosts=[{"host": "a", "socket_keepalive": False}]), ["realtime.W006"]),
         (with_config(CORE, hosts=[("a", 6379)]), []),
         (with_config(CORE, hosts="redis://a"), ["realtime.E006"]),
+        (with_config(CORE, hosts=[SENTINEL]), []),
+        (with_config(PUBSUB, hosts=["rediss://a:6380/0", "unix:///run/redis.sock"]), []),
+        (with_config(CORE, hosts=["a:6379"]), ["realtime.E006"]),
+        (with_config(CORE, hosts=["redis+cluster://a"]), ["realtime.E007"]),
+        (with_config(PUBSUB, hosts=["rediss+cluster://a"]), ["realtime.E007"]),
+        (with_config(PUBSUB, hosts=["rediss://clustercfg.x.cache.amazonaws.com:6379"]), ["realtime.E007"]),
+        (with_config(CORE, hosts=[{"startup_nodes": [("a", 6379)]}]), ["realtime.E007"]),
+        (with_config(CORE, hosts=[{"host": "clustercfg.x", "port": 6379}]), ["realtime.E007"]),
+        (with_config(CORE, hosts=[{"sentinels": [("a", 26379)]}]), ["realtime.E008"]),
+        (with_config(CORE, hosts=[{"master_name": "m"}]), ["realtime.E008"]),
+        (with_config(CORE, hosts=[{**SENTINEL, "address": "redis://a"}]), ["realtime.E008"]),
+        (with_config(CORE, hosts=[{**SENTINEL, "socket_timeout": 5}]), ["realtime.E004"]),
         (None, ["realtime.E003"]),
         ({"BACKEND": "channels_redis.core.RedisChannelLayer"}, ["realtime.E003"]),
         ({"BACKEND": "channels.layers.InMemoryChannelLayer"}, ["realtime.E003"]),
@@ -90,6 +105,14 @@ def test_channel_layer(layer: dict[str, Any] | None, expected: list[str]) -> Non
 def test_a_second_layer_of_other_code_is_allowed(other: dict[str, Any], expected: list[str]) -> None:
     with override_settings(CHANNEL_LAYERS={"default": PUBSUB, "other": other}, DEBUG=False):
         assert ids(checks.check_layer(None)) == expected
+
+
+def test_no_sentence_has_a_password() -> None:
+    layer = with_config(CORE, hosts=["tcp://user:secret@a:6379"])
+    with override_settings(CHANNEL_LAYERS={"default": layer}):
+        (message,) = checks.check_layer(None)
+    assert "tcp://…@a:6379" in message.msg
+    assert "secret" not in message.msg
 
 
 def test_the_sentence_names_the_setting_that_was_meant() -> None:
@@ -161,6 +184,49 @@ def test_another_distribution_of_the_import_name(monkeypatch: pytest.MonkeyPatch
     names = {"realtime": ["django-channels-realtime", "realtime"]}
     monkeypatch.setattr(importlib.metadata, "packages_distributions", lambda: names)
     assert ids(checks.check_installation(None)) == ["realtime.W002"]
+
+
+@pytest.mark.parametrize("name", ["realtime/__init__.py", "realtime/consumers.py", "realtime.py"])
+def test_a_package_of_our_name_is_reported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "realtime").mkdir()
+    monkeypatch.setattr("sys.path", [*sys.path, str(tmp_path)])
+    assert ids(checks.check_installation(None)) == []
+    (tmp_path / name).touch()
+    (warning,) = checks.check_installation(None)
+    assert warning.id == "realtime.W011"
+    assert str(tmp_path / name.partition("/")[0]) in warning.msg
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(9.0, []), (9.5, ["realtime.W009"])])
+def test_a_budget_above_daphnes_limit(settings: Any, seconds: float, expected: list[str]) -> None:
+    settings.REALTIME = {"DISCONNECT_TIMEOUT": seconds}
+    assert ids(checks.check_budget(None)) == expected
+
+
+@pytest.mark.parametrize(
+    ("servers", "realtime", "expected"),
+    [
+        (["granian"], {}, ["realtime.W010"]),
+        (["granian"], {"UNPINGED_IDLE_TIMEOUT": 3600}, []),
+        (["granian"], {"IDLE_TIMEOUT": 3600}, []),
+        (["granian", "hypercorn"], {}, []),
+        (["daphne"], {}, []),
+        (["uvicorn"], {"DIRECT_WRITES": False}, ["realtime.W010"]),
+        ([], ["no dict"], []),
+    ],
+)
+def test_clients_that_nothing_pings(
+    servers: list[str], realtime: Any, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def distribution(name: str) -> None:
+        if name not in servers:
+            raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", distribution)
+    with override_settings(REALTIME=realtime):
+        assert ids(checks.check_server(None)) == expected
 
 
 def test_this_project_passes_all_checks() -> None:

@@ -1,5 +1,6 @@
-"""pyproject.toml, the locked requirements, and the workflow for a public host agree with each other."""
+"""pyproject.toml, the lock, the runs with other versions, and the workflow for a public host agree."""
 
+import fnmatch
 import re
 import tomllib
 from collections.abc import Iterator
@@ -10,12 +11,14 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import realtime
+from tests.support import versions
 
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 GROUPS = PYPROJECT["dependency-groups"]
 WORKFLOW = (ROOT / ".github/workflows/ci.yml").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 
 
@@ -35,8 +38,7 @@ def members(group: str) -> Iterator[Requirement]:
 
 
 def run_requirements() -> list[Requirement]:
-    extra = PROJECT["optional-dependencies"]["daphne"]
-    return [*map(Requirement, [*PROJECT["dependencies"], *extra]), *members("run")]
+    return [*versions.package_requirements(), *members("run")]
 
 
 RUN = locked("requirements.txt")
@@ -69,6 +71,47 @@ def test_every_locked_version_is_exact_and_stands_in_one_file() -> None:
     assert {pin.name for pin in RUN} & {pin.name for pin in DEV} == set()
 
 
+@pytest.mark.parametrize("requirement", versions.package_requirements(), ids=lambda each: each.name)
+def test_the_wheel_has_one_lower_and_no_upper_bound(requirement: Requirement) -> None:
+    """An upper bound would keep an application from a release that this package has not seen."""
+    assert [each.operator for each in requirement.specifier] == [">="]
+
+
+def test_each_lower_bound_is_what_the_lowest_run_installs() -> None:
+    (lowest,) = [run for run in versions.RUNS if run.lowest]
+    assert lowest.python == PYTHONS[0]
+    assert lowest.tests == versions.FAST
+    bounds = {each.name: versions.lower_bound(each) for each in versions.package_requirements()}
+    assert versions.differences(lowest, {**bounds, "redis": "8.1.0"}) == [
+        f"redis=={bounds['redis']}, not 8.1.0"
+    ]
+    (recorded,) = re.findall(
+        r"^\| `lowest` \| 3\.11\.\d+ \| (.*) \| \d+ passed \|$", CONTRIBUTING, re.MULTILINE
+    )
+    assert recorded.split(" | ") == [bounds[name] for name in versions.SHOWN]
+
+
+def test_the_lowest_run_pins_what_only_the_tests_need() -> None:
+    lowest, newest = versions.RUNS[:2]
+    own = {str(each) for each in versions.package_requirements()}
+    assert own <= set(versions.requirements(lowest)) & set(versions.requirements(newest))
+    assert str(versions.locked()["pytest"]) in versions.requirements(lowest)
+    assert "pytest" in versions.requirements(newest)
+    # The group `run` names the series of the locked Django, which would keep each run from the others.
+    assert "django~=5.2.0" not in versions.requirements(lowest)
+
+
+def test_the_table_has_every_run_and_declared_versions_passed() -> None:
+    declared = set(re.findall(r"(Python|Django) :: (\d+\.\d+)", "\n".join(PROJECT["classifiers"])))
+    table = re.findall(r"^\| `([^`]+)` \| (.*) \|$", CONTRIBUTING, re.MULTILINE)
+    assert [name for name, _ in table] == [run.name for run in versions.RUNS]
+    passed = [name.split("-") for name, cells in table if " passed" in cells and "failed" not in cells]
+    newest = [parts for parts in passed if parts[0] == "newest"]
+    assert declared == {
+        each for _, python, _, django in newest for each in (("Python", python), ("Django", django))
+    }
+
+
 def test_the_newest_release_of_the_changelog_is_the_version() -> None:
     releases = re.findall(r"^## \[(\d[^\]]*)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert releases[:1] in ([], [realtime.__version__])
@@ -87,3 +130,10 @@ def test_the_workflow_runs_every_python_that_is_declared() -> None:
     declared = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
     assert tuple(pythons) == PYTHONS
     assert set(declared) <= set(pythons)
+
+
+def test_the_workflow_makes_every_run_with_its_python() -> None:
+    jobs = re.findall(r'image: "([\d.]+)", runs: "([^"]+)"', WORKFLOW)
+    for run in versions.RUNS:
+        patterns = [each for python, runs in jobs if python == run.python for each in runs.split()]
+        assert any(fnmatch.fnmatch(run.name, each) for each in patterns), run.name

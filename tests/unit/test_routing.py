@@ -1,6 +1,6 @@
 """Tests of `realtime.routing`: its routers answer like Channels', but keep nothing of a connection."""
 
-import asyncio
+import inspect
 import weakref
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
@@ -75,8 +75,25 @@ class TestProtocolTypeRouter:
         assert called == [(scope, "receive", "send")]
 
     def test_an_unknown_protocol_is_refused_by_name(self) -> None:
-        with pytest.raises(ValueError, match="'lifespan'"):
-            serving({"type": "lifespan"}, ProtocolTypeRouter({"http": None})).send(None)
+        with pytest.raises(ValueError, match="'webtransport'"):
+            serving({"type": "webtransport"}, ProtocolTypeRouter({"http": None})).send(None)
+
+    async def test_lifespan_needs_no_application(self) -> None:
+        arriving = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
+        answers: list[dict[str, Any]] = []
+
+        async def receive() -> dict[str, Any]:
+            return arriving.pop(0)
+
+        async def send(event: dict[str, Any]) -> None:
+            answers.append(event)
+
+        await ProtocolTypeRouter({"http": None})({"type": "lifespan"}, receive, send)
+        assert answers == [{"type": "lifespan.startup.complete"}, {"type": "lifespan.shutdown.complete"}]
+
+    def test_an_application_for_lifespan_is_called(self) -> None:
+        router = ProtocolTypeRouter({"lifespan": lambda scope, receive, send: Waits()})
+        assert serving({"type": "lifespan"}, router).send(None) == "suspended"
 
     def test_the_servers_scope_is_not_kept(self) -> None:
         scope = Scope(type="websocket")
@@ -90,7 +107,7 @@ class TestProtocolTypeRouter:
     def test_servers_take_it_for_an_asgi_3_application(self) -> None:
         router = ProtocolTypeRouter({})
 
-        assert asyncio.iscoroutinefunction(router.__call__)  # uvicorn
+        assert inspect.iscoroutinefunction(router.__call__)  # uvicorn
         assert not is_double_callable(router)  # asgiref
 
 

@@ -29,7 +29,7 @@ class Command(BaseCommand):
             if not line.strip():
                 continue
             try:
-                publishing.publish(group, json.loads(line))
+                publishing.publish(group, json.loads(line), on_commit=False)
             except json.JSONDecodeError as error:
                 where = "" if given is not None else f"line {number}: "
                 raise CommandError(

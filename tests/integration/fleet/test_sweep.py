@@ -18,11 +18,12 @@ from django.db import IntegrityError, OperationalError
 
 from realtime.closing import CloseReason
 from realtime.fleet import sweep
+from realtime.fleet.announcements import Announcements
 from realtime.fleet.rounds import Reaper
 from realtime.layers import groups
 from realtime.models import Connection, Membership, Process, Round
 from realtime.process import pids
-from realtime.records import connection_rows, process_rows
+from realtime.records import Opening, connection_rows, process_rows
 from realtime.serving import lifecycle
 from tests.support.assertions.eventually import eventually_async
 from tests.support.doubles import rows
@@ -193,7 +194,7 @@ async def test_a_failing_layer_does_not_stop_other_sweeps(
     await Process.objects.filter(pk=stuck).aupdate(channel_name="elsewhere:specific.0!1")
     kill(neighbour)
     lost = await sweep.declare_gone(database)
-    swept = await sweep.sweep(lost, database, lambda: False, keep_closed=3600)
+    swept = await sweep.sweep(lost, database, lambda: False, Announcements(own_thread=True), keep_closed=3600)
     (failure,) = swept.failures
     assert 'no "elsewhere" layer' in str(failure)
     assert (swept.reaped, swept.discarded, swept.written_off) == (2, 2, 0)
@@ -216,14 +217,16 @@ async def test_a_refused_row_does_not_stop_other_sweeps(
     lost = await sweep.declare_gone(database)
     close = connection_rows.close_lost_records
 
-    def refuse(process: uuid.UUID, stamp: uuid.UUID) -> int:
+    def refuse(process: uuid.UUID, stamp: uuid.UUID) -> list[Opening]:
         if process == poisoned:
             raise error
         return close(process, stamp)
 
     monkeypatch.setattr(connection_rows, "close_lost_records", refuse)
     in_order = sorted(lost, key=lambda each: each.id != poisoned)
-    swept = await sweep.sweep(in_order, database, lambda: False, keep_closed=None)
+    swept = await sweep.sweep(
+        in_order, database, lambda: False, Announcements(own_thread=True), keep_closed=None
+    )
     assert swept.failures == (error,)
     assert await nothing_left(other) is others_are_swept
 

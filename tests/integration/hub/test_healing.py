@@ -133,6 +133,16 @@ async def test_the_first_publish_after_a_restart_is_carried_out(home: Hub, serve
         await publishing.apublish("g", number)
 
 
+@pytest.mark.parametrize("home", ["PubSubLayer"], indirect=True)
+async def test_a_message_that_is_no_dict_is_logged_once(home: Hub, caplog: pytest.LogCaptureFixture) -> None:
+    peer = await member("g")
+    for _ in range(3):
+        await get_channel_layer().group_send("g", "text")
+    await peer.receives("g", within=5)
+    assert caplog.text.count("A message that is no dict") == 1
+    assert "could not take an event" not in caplog.text
+
+
 @one_layer
 async def test_without_redis_a_publisher_gets_an_error_immediately(home: Hub, server: RedisServer) -> None:
     await asyncio.to_thread(server.stop)

@@ -1,4 +1,4 @@
-"""The hub and events that are not messages: rounds, kicks, marks, and events that make no sense."""
+"""The hub and events that are not messages: rounds, kicks, and events that make no sense."""
 
 import asyncio
 import logging
@@ -16,13 +16,13 @@ from realtime.closing import CloseReason
 from realtime.errors import LayerUnavailable
 from realtime.fleet.mailbox import Mailbox
 from realtime.hub import fanout, hub
-from realtime.hub.memberships import Memberships
 from realtime.layers import groups, messages
 from realtime.models import Process
 from realtime.records import process_rows
 from realtime.serving import lifecycle
 from tests.support.assertions.eventually import eventually_async
 from tests.support.assertions.in_process import value_of
+from tests.support.doubles.peer import Peer
 
 pytestmark = pytest.mark.usefixtures("site")
 
@@ -74,9 +74,7 @@ async def test_a_group_event_without_a_stamp_is_logged_once(
     assert "did not say which group" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "event", [{"type": messages.MESSAGE}, {"type": messages.MARK}, {"type": messages.ECHO}, {}]
-)
+@pytest.mark.parametrize("event", [{"type": messages.MESSAGE}, {"type": messages.ECHO}, {}])
 async def test_an_event_that_makes_no_sense_does_not_make_the_hub_deaf(event: dict[str, Any]) -> None:
     home = await lifecycle.hub()
     await get_channel_layer().group_add("g", home.channel)
@@ -84,16 +82,13 @@ async def test_an_event_that_makes_no_sense_does_not_make_the_hub_deaf(event: di
     assert isinstance(await answers_to(home, 0), messages.Answer)
 
 
-async def test_a_lost_mark_is_waited_for_a_second_at_most(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    members = Memberships((await lifecycle.hub()).channel, mark_timeout=0.1)
-
-    async def lost(*_: Any) -> None: ...
-
-    monkeypatch.setattr(groups, "mark", lost)
-    async with asyncio.timeout(5):
-        await members._confirm("g")
+async def test_a_mark_of_an_older_version_is_ignored(caplog: pytest.LogCaptureFixture) -> None:
+    home, before = await lifecycle.hub(), value_of(metrics.unstamped)
+    await get_channel_layer().group_add("g", home.channel)
+    await get_channel_layer().group_send("g", {"type": messages.MARK, "number": 1, "channel": home.channel})
+    assert isinstance(await answers_to(home, 0), messages.Answer)
+    assert value_of(metrics.unstamped) == before
+    assert "realtime.hub" not in [each.name for each in caplog.records]
 
 
 async def test_a_hub_with_a_task_that_ended_is_replaced(
@@ -222,3 +217,13 @@ async def test_a_planned_stop_is_recorded() -> None:
     row = await Process.objects.aget(pk=home.process)
     assert row.stopped_at is not None
     assert not row.lost
+
+
+async def test_connections_that_nothing_pings_are_counted() -> None:
+    before = value_of(metrics.unpinged)
+    plain, page = await Peer(v1=False).open(), await Peer().open()
+    assert value_of(metrics.unpinged) - before == 1
+    await lifecycle.evict(page.connection, CloseReason.KICKED)
+    assert value_of(metrics.unpinged) - before == 1
+    await lifecycle.evict(plain.connection, CloseReason.KICKED)
+    assert value_of(metrics.unpinged) == before

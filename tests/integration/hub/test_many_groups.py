@@ -45,10 +45,11 @@ async def is_in(peer: Peer, *names: str) -> None:
     connection, home = peer.connection, await lifecycle.hub()
     joins = [Join(connection.id, home.process, name) for name in names]
     await database_sync_to_async(connection_rows.open_memberships)(joins)
-    for name in names:
-        home.memberships._in_layer.add(name)
-        await groups.add(name, home.channel)
-        home.memberships.groups[name] = {connection: None}
+    home.memberships._in_layer.update(names)
+    for first in range(0, len(names), 500):
+        # Together: each waits until Redis has acknowledged its subscription.
+        await asyncio.gather(*(groups.add(name, home.channel) for name in names[first : first + 500]))
+    home.memberships.groups |= {name: {connection: None} for name in names}
     connection.groups.update(names)
     connection.joined.update(names)
 

@@ -11,20 +11,28 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import redis
+from channels_redis.pubsub import RedisPubSubChannelLayer
 
+from realtime import metrics
 from realtime.layers import CoreLayer, MemoryLayer, PubSubLayer
 from realtime.layers.messages import MARK, MESSAGE
 from realtime.layers.redis_pool import shake_hands
 from realtime.layers.stamped import STAMP
 from tests.support.assertions.eventually import eventually_async
-from tests.support.programs.servers import RedisServer
+from tests.support.assertions.in_process import value_of
+from tests.support.programs.servers import RedisServer, redis_program
 
 pytestmark = pytest.mark.acceptance  # for the real Redis, and the seconds that its restarts take
 
 
+@pytest.fixture(scope="module", params=["redis", pytest.param("valkey", marks=pytest.mark.matrix)])
+def program(request: pytest.FixtureRequest) -> str:
+    return redis_program(request.param)
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with RedisServer(tmp_path_factory.mktemp("redis")) as running:
+def server(program: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("redis"), program=program) as running:
         yield running
 
 
@@ -46,7 +54,6 @@ async def within(seconds: float, what: Any) -> Any:
 async def joined(layer: Any, group: str) -> str:
     channel: str = await layer.new_channel()
     await layer.group_add(group, channel)
-    await asyncio.sleep(0.1)  # a SUBSCRIBE that was sent may not be active yet; a hub sends a mark
     return channel
 
 
@@ -54,6 +61,15 @@ async def test_a_hub_learns_the_group_of_a_message(layer: Any) -> None:
     channel = await joined(layer, "g")
     await layer.group_send("g", {"type": "x", "n": 1})
     assert await within(5, layer.receive_stamped(channel)) == {"type": "x", "n": 1, STAMP: "g"}
+
+
+async def test_a_member_receives_as_soon_as_it_is_added(layer: Any) -> None:
+    channel = await layer.new_channel()
+    for number in range(100):
+        await layer.group_add(f"g{number}", channel)
+        await layer.group_send(f"g{number}", {"type": "x", "n": number})
+        assert (await within(5, layer.receive_stamped(channel)))["n"] == number
+        await layer.group_discard(f"g{number}", channel)
 
 
 async def test_other_receivers_see_plain_channels(layer: Any) -> None:
@@ -73,7 +89,7 @@ async def test_two_receivers_of_one_process_have_a_message_each(layer: Any) -> N
 
 
 @pytest.mark.parametrize("kind", [MARK, MESSAGE])
-async def test_marks_and_messages_reach_hubs_only(layer: Any, kind: str) -> None:
+async def test_old_marks_and_messages_reach_hubs_only(layer: Any, kind: str) -> None:
     hub, consumer = await joined(layer, "g"), await joined(layer, "g")
     await layer.group_send("g", {"type": kind})
     await layer.group_send("g", {"type": "x"})
@@ -95,9 +111,78 @@ async def test_the_message_of_the_sender_is_not_changed(layer: Any) -> None:
     assert message == {"type": "x"}
 
 
+async def test_a_hub_learns_the_group_of_a_plain_sender(server: RedisServer) -> None:
+    layer, plain = PubSubLayer(hosts=[server.url]), RedisPubSubChannelLayer(hosts=[server.url])
+    channel = await joined(layer, "g")
+    await plain.group_send("g", {"type": "x"})
+    await plain.group_send("g", {"type": "x", STAMP: "g"})  # as older versions stamp it
+    for _ in range(2):
+        assert await within(5, layer.receive_stamped(channel)) == {"type": "x", STAMP: "g"}
+    for each in (layer, plain):
+        await each.flush()
+
+
+async def test_a_plain_receiver_gets_the_event_of_the_sender(server: RedisServer) -> None:
+    layer, plain = PubSubLayer(hosts=[server.url]), RedisPubSubChannelLayer(hosts=[server.url])
+    channel = await plain.new_channel()
+    await plain.group_add("g", channel)
+    await eventually_sent(layer, plain, channel)
+    for each in (layer, plain):
+        await each.flush()
+
+
+async def eventually_sent(layer: Any, plain: Any, channel: str) -> None:
+    receiving = asyncio.ensure_future(plain.receive(channel))
+    while not receiving.done():  # channels_redis does not wait until its subscription is active
+        await layer.group_send("g", {"type": "x"})
+        await asyncio.sleep(0.01)
+    assert receiving.result() == {"type": "x"}
+
+
+async def test_a_join_waits_for_a_redis_that_hangs(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    layer = PubSubLayer(hosts=[server.url])
+    channel, before = await joined(layer, "g"), value_of(metrics.subscribe_unconfirmed)
+    server.freeze()
+    try:
+        adding = asyncio.ensure_future(layer.group_add("h", channel))
+        await asyncio.sleep(0.3)
+        assert not adding.done()
+        layer._shards[0].acknowledged_within = 0.1
+        await within(5, layer.group_add("i", channel))
+    finally:
+        server.thaw()
+    assert value_of(metrics.subscribe_unconfirmed) == before + 1
+    assert "did not acknowledge the subscription to group i" in caplog.text
+    await within(5, adding)
+    assert value_of(metrics.subscribe_unconfirmed) == before + 1
+    await layer.flush()
+
+
+async def test_a_join_outlives_its_connection(server: RedisServer) -> None:
+    layer, before = PubSubLayer(hosts=[server.url]), value_of(metrics.subscribe_unconfirmed)
+    layer._shards[0].acknowledged_within = 5.0
+    channel = await joined(layer, "g")
+    server.freeze()
+    try:
+        adding = asyncio.ensure_future(layer.group_add("h", channel))
+        await asyncio.sleep(0.1)
+        await layer.rebuild([0])
+        await asyncio.sleep(0.1)
+        assert not adding.done()
+    finally:
+        server.thaw()
+    await within(5, adding)
+    await layer.group_send("h", {"type": "x"})
+    assert await within(5, layer.receive_stamped(channel)) == {"type": "x", STAMP: "h"}
+    assert value_of(metrics.subscribe_unconfirmed) == before
+    await layer.flush()
+
+
 @pytest.mark.parametrize("backend", [CoreLayer, PubSubLayer])
-async def test_a_receiver_outlives_a_restart_of_redis(backend: Any, tmp_path: Path) -> None:
-    with RedisServer(tmp_path) as server:
+async def test_a_receiver_outlives_a_restart_of_redis(backend: Any, program: str, tmp_path: Path) -> None:
+    with RedisServer(tmp_path, program=program) as server:
         layer = backend(hosts=[server.url])
         channel = await joined(layer, "g")
         receiving = asyncio.ensure_future(layer.receive_stamped(channel))
@@ -211,8 +296,10 @@ async def test_a_failed_discard_is_repeated_by_the_next_one(server: RedisServer)
     await layer.flush()
 
 
-async def test_only_the_dead_connection_of_several_is_rebuilt(server: RedisServer, tmp_path: Path) -> None:
-    with RedisServer(tmp_path) as second:
+async def test_only_the_dead_connection_of_several_is_rebuilt(
+    server: RedisServer, program: str, tmp_path: Path
+) -> None:
+    with RedisServer(tmp_path, program=program) as second:
         layer = PubSubLayer(hosts=[server.url, second.url])
         channel = await layer.new_channel()
         echoes: list[dict[str, Any]] = []
@@ -263,8 +350,8 @@ async def test_a_name_left_during_a_break_is_not_subscribed(server: RedisServer)
     await layer.flush()
 
 
-async def test_one_of_many_receivers_asks_if_redis_is_back(tmp_path: Path) -> None:
-    with RedisServer(tmp_path) as server:
+async def test_one_of_many_receivers_asks_if_redis_is_back(program: str, tmp_path: Path) -> None:
+    with RedisServer(tmp_path, program=program) as server:
         layer = CoreLayer(hosts=[server.url])
         channels = [await layer.new_channel() for _ in range(50)]
         receiving = [asyncio.ensure_future(layer.receive(channel)) for channel in channels]

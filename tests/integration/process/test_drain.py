@@ -26,6 +26,7 @@ from realtime.models import Connection as Record
 from realtime.models import Membership, Process
 from realtime.process import drain
 from realtime.process.drain import Drain
+from realtime.routing import lifespan
 from realtime.serving import lifecycle
 from realtime.serving.runner import Runner, Times
 from tests.support.assertions.eventually import eventually_async
@@ -375,6 +376,81 @@ async def test_a_loop_in_another_thread_is_not_uvicorns(server: Server) -> None:
 
 async def never_ends() -> None:
     await asyncio.Event().wait()
+
+
+# -- other servers -----------------------------------------------------------------------------------
+
+SERVER = """
+import asyncio, os, signal, sys
+from realtime.process import drain
+
+async def serve():
+    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lambda: (print("the server stops", flush=True), stopped.set()))
+
+    async def record():
+        await asyncio.sleep(0.3)
+        print("recorded", flush=True)
+
+    def begin():
+        print("begun", flush=True)
+        return record()
+
+    drain.prepare(begin)
+    os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+    await stopped.wait()
+    await drain.finish()
+
+if sys.argv[1] == "uvloop":
+    import uvloop
+    uvloop.run(serve())
+else:
+    asyncio.run(serve())
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_server_on_asyncios_loop_stops_after_the_drain(name: str) -> None:
+    assert said_by_a_server("asyncio", name) == ["begun", "recorded", "the server stops"]
+
+
+def test_on_uvloop_the_drain_begins_before_the_server_stops() -> None:
+    pytest.importorskip("uvloop")
+    assert said_by_a_server("uvloop", "SIGTERM") == ["begun", "the server stops", "recorded"]
+
+
+def said_by_a_server(loop: str, number: str) -> list[str]:
+    """Run a program that sets handlers as granian and hypercorn do, and tells itself to stop."""
+    code = "import django; django.setup()" + SERVER
+    result = subprocess.run(
+        [sys.executable, "-c", code, loop, number], capture_output=True, text=True, timeout=30, check=True
+    )
+    return result.stdout.splitlines()
+
+
+@DATABASE
+async def test_lifespan_shutdown_is_answered_when_the_stop_is_recorded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(drain, "_end_without_threads", lambda: None)
+    peer = await Peer().open("g")
+    answers: list[str] = []
+    arriving = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
+
+    async def receive() -> dict[str, Any]:
+        return arriving.pop(0)
+
+    async def send(event: dict[str, Any]) -> None:
+        if event["type"] == "lifespan.shutdown.complete":
+            assert await Record.objects.filter(close_reason="server_restart").acount() == 1
+        else:
+            assert not drain.under_way()
+        answers.append(event["type"])
+
+    await lifespan({"type": "lifespan"}, receive, send)
+    assert answers == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert peer.connection.reason is CloseReason.SERVER_RESTART
 
 
 # -- the exit ----------------------------------------------------------------------------------------

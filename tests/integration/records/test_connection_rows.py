@@ -170,7 +170,12 @@ def test_of_racing_writers_one_closes_each_connection():
         forwards, backwards, reaped = race(
             lambda: connection_rows.close_connections(endings, stamps[0]),
             lambda: connection_rows.close_connections(endings[::-1], stamps[1]),
-            lambda: sum(iter(lambda: connection_rows.close_lost_records(process, stamps[2], limit=30), 0)),
+            lambda: sum(
+                len(closed)
+                for closed in iter(
+                    lambda: connection_rows.close_lost_records(process, stamps[2], limit=30), []
+                )
+            ),
         )
 
         assert not forwards & backwards
@@ -254,7 +259,7 @@ def test_an_ended_process_is_swept_until_it_holds_nothing():
 
     assert {process.id for process in process_rows.lost_processes_to_sweep()} == {lost, stopped}
     for process in (lost, stopped):
-        assert connection_rows.close_lost_records(process, uuid.uuid4()) == 1
+        assert len(connection_rows.close_lost_records(process, uuid.uuid4())) == 1
     assert {process.id for process in process_rows.lost_processes_to_sweep()} == {lost}
     assert connection_rows.mark_groups_left(lost, connection_rows.groups_to_leave(lost)) == {"news"}
     assert process_rows.lost_processes_to_sweep() == []
@@ -269,7 +274,12 @@ def test_what_a_lost_process_held_is_closed_in_batches():
     make_lost(process)
     stamp = uuid.uuid4()
 
-    assert [connection_rows.close_lost_records(process, stamp, limit=4) for _ in range(3)] == [4, 2, 0]
+    batches = [connection_rows.close_lost_records(process, stamp, limit=4) for _ in range(3)]
+
+    assert [len(batch) for batch in batches] == [4, 2, 0]
+    assert {opening.id for batch in batches for opening in batch} == set(ids[1:])
+    by_stamp = connection_rows.lost_records_closed_by(process, stamp)
+    assert sorted(map(str, by_stamp)) == sorted(str(opening) for batch in batches for opening in batch)
 
     reaped = Connection.objects.filter(closed_by=stamp)
     assert set(reaped.values_list("close_reason", "close_code")) == {("server_lost", None)}
@@ -289,7 +299,7 @@ def test_the_records_of_a_running_process_are_not_swept():
     process = a_process()
     open_connections(process, 1)
 
-    assert connection_rows.close_lost_records(process, uuid.uuid4()) == 0
+    assert connection_rows.close_lost_records(process, uuid.uuid4()) == []
 
     assert Connection.objects.open().count() == 1
 

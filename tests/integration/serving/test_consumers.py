@@ -15,9 +15,9 @@ from channels.routing import URLRouter
 from channels.testing import WebsocketCommunicator
 from django.contrib.auth.models import AnonymousUser, User
 
-from realtime import apublish, consumers
+from realtime import apublish
 from realtime.closing import CloseReason
-from realtime.consumers import RealtimeConsumer
+from realtime.consumers import RealtimeConsumer, served
 from realtime.models import Connection as Record
 from realtime.models import Membership
 from realtime.routing import websocket_urlpatterns
@@ -597,7 +597,7 @@ class TestRealtimeConsumer:
 async def test_an_ended_connection_needs_no_garbage_collector(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    served: weakref.WeakSet[Any] = weakref.WeakSet()
+    living: weakref.WeakSet[Any] = weakref.WeakSet()
     begin = Runner.__init__
 
     class Noted(Runner):
@@ -605,17 +605,17 @@ async def test_an_ended_connection_needs_no_garbage_collector(
 
         def __init__(self, consumer: Any, *arguments: Any) -> None:
             begin(self, consumer, *arguments)
-            served.update((self, consumer))
+            living.update((self, consumer))
 
-    monkeypatch.setattr(consumers, "Runner", Noted)
+    monkeypatch.setattr(served, "Runner", Noted)
     client = groups_app("/ws/public.lobby/", v1=True)
     await client.connect()
     await receive(client)
-    assert len(served) == 2
+    assert len(living) == 2
     gc.disable()
     try:
         await client.disconnect()
         del client
-        await eventually_async(lambda: not served, within=5)
+        await eventually_async(lambda: not living, within=5)
     finally:
         gc.enable()

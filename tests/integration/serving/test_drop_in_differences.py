@@ -118,9 +118,10 @@ async def test_a_burst_to_a_group_reaches_every_member_whole(use_layers: Any) ->
 
 
 async def test_events_after_the_end_do_not_give_a_handler_more_time(
-    use_layers: Any, monkeypatch: pytest.MonkeyPatch
+    use_layers: Any, monkeypatch: pytest.MonkeyPatch, realtime_settings: Any
 ) -> None:
-    monkeypatch.setattr(Runner, "times", Times(server_report=0.1, handler_grace=0.3))
+    realtime_settings(DISCONNECT_TIMEOUT=0.6)
+    monkeypatch.setattr(Runner, "times", Times(server_report=0.1))
     names: Calls = []
 
     class Stuck(RealtimeConsumer):
@@ -185,7 +186,7 @@ async def test_a_synchronous_consumer_works_beside_ours_on_one_layer(
 
 
 def test_a_synchronous_consumer_cannot_be_mixed_in() -> None:
-    with pytest.raises(TypeError, match="synchronous consumer, which is not supported"):
+    with pytest.raises(TypeError, match="use SyncRealtimeConsumer"):
 
         class Mixed(RealtimeConsumer, WebsocketConsumer):
             pass

@@ -393,14 +393,6 @@ CASES = [pytest.param(at, way, id=f"{at}-{way}") for at, (_, ways) in MOMENTS.it
 
 #: Moments without a record: it is not written yet, or it was deleted.
 NO_RECORD = {"before_admit", "the_hub_being_started", "its_record_deleted"}
-#: Moments before the opening is announced: then the end is not announced either.
-NOT_ANNOUNCED = {
-    "before_admit",
-    "the_hub_being_started",
-    "its_record_being_written",
-    "its_record_committed_and_the_answer_lost",
-    "its_record_waiting_behind_a_write_that_hangs",
-}
 
 
 class Announced:
@@ -466,7 +458,8 @@ async def test_each_way_out_at_each_moment_leaves_nothing(
     elif record is not None or at != "its_record_waiting_behind_a_write_that_hangs":
         assert record is not None
         assert (record.close_reason, record.closed_at is None) == (reason.value, False)
-    assert announced.closed == ([] if at in NOT_ANNOUNCED else [reason])
+    was_recorded = record is not None or at == "its_record_deleted"
+    assert announced.closed == ([reason] if was_recorded else [])
     assert announced.opened == len(announced.closed)
     deaths = {label: count - counted[label] for label, count in _counted().items() if count != counted[label]}
     assert deaths == ({} if record is None else {reason.value: 1})

@@ -3,7 +3,9 @@
 import asyncio
 import gc
 import threading
-from collections.abc import Callable
+import time
+import uuid
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -21,8 +23,9 @@ from realtime.layers import groups, messages
 from realtime.models import Connection as Record
 from realtime.models import Membership, Process
 from realtime.records import connection_rows, process_rows
-from realtime.records.entries import Opening
+from realtime.records.entries import Closing, Opening
 from realtime.records.ledger import Ledger
+from realtime.records.retry import Retry
 from realtime.serving import lifecycle
 from tests.support.assertions.eventually import eventually_async
 from tests.support.assertions.in_process import eventually_left, members_in_layer
@@ -90,6 +93,31 @@ async def test_the_row_is_committed_before_the_layer_is_asked(monkeypatch: pytes
     monkeypatch.setattr(groups, "add", watching)
     await Peer().open("g")
     assert seen == [1]
+
+
+async def test_on_the_memory_layer_a_member_receives_from_the_call_on() -> None:
+    peer = await Peer().open()
+    joining = asyncio.ensure_future(lifecycle.group_add(peer.connection, "g"))
+    await asyncio.sleep(0)
+    assert not joining.done()
+    await publishing.apublish("g", 1)
+    await joining
+    await eventually_async(lambda: len(peer.texts) == 1, within=5)
+    await lifecycle.group_discard(peer.connection, "g")
+    assert not await members_in_layer("g")
+
+
+async def test_a_refused_row_leaves_no_membership_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    peer = await Peer().open()
+
+    async def failing(*_: Any) -> None:
+        raise RecordsUnavailable("down")
+
+    monkeypatch.setattr(Ledger, "join", failing)
+    with pytest.raises(RecordsUnavailable):
+        await lifecycle.group_add(peer.connection, "g")
+    assert peer.connection.groups == set()
+    await eventually_async(lambda: not get_channel_layer().groups.get("g"), within=5)
 
 
 async def test_a_message_reaches_every_member_and_no_other_client() -> None:
@@ -330,7 +358,7 @@ async def test_a_connection_that_opens_during_a_stop_is_closed() -> None:
 
 
 async def test_each_opening_and_each_end_is_announced_once(
-    request: pytest.FixtureRequest,
+    request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
     seen: list[tuple[str, Any]] = []
 
@@ -349,6 +377,7 @@ async def test_each_opening_and_each_end_is_announced_once(
     peer = await Peer().open("g")
     await asyncio.gather(*(lifecycle.evict(peer.connection, CloseReason.KICKED) for _ in range(3)))
     assert seen == [("opened", peer.connection.id), ("kicked", peer.connection.id)]
+    assert caplog.text.count("Traceback") == 1
 
 
 def _connected(opened: Callable[..., Any], closed: Callable[..., Any], broken: Callable[..., Any]) -> Any:
@@ -357,6 +386,91 @@ def _connected(opened: Callable[..., Any], closed: Callable[..., Any], broken: C
         (signals.connection_opened, opened),
         (signals.connection_closed, closed),
     ]
+
+
+@pytest.fixture
+def closings() -> Iterator[list[tuple[Any, CloseReason]]]:
+    """Return the ids and reasons that a receiver of `connection_closed` was sent so far."""
+    seen: list[tuple[Any, CloseReason]] = []
+
+    async def closed(connection: Opening, reason: CloseReason, **_: Any) -> None:
+        seen.append((connection.id, reason))
+
+    signals.connection_closed.connect(closed)
+    yield seen
+    signals.connection_closed.disconnect(closed)
+
+
+async def test_an_end_that_another_process_recorded_is_announced_there(
+    closings: list[tuple[Any, CloseReason]],
+) -> None:
+    peer, other = await Peer().open("g"), await Peer().open("g")
+    by_a_reaper = [Closing(peer.connection.id, CloseReason.SERVER_LOST, None)]
+    await database_sync_to_async(connection_rows.close_connections)(by_a_reaper, uuid.uuid4())
+    for each in (peer, other):
+        await lifecycle.evict(each.connection, CloseReason.CLIENT_LOST)
+    assert closings == [(other.connection.id, CloseReason.CLIENT_LOST)]
+
+
+async def test_an_end_is_announced_when_it_is_recorded(
+    monkeypatch: pytest.MonkeyPatch, closings: list[tuple[Any, CloseReason]]
+) -> None:
+    monkeypatch.setattr(lifecycle, "CLEANUP_TIMEOUT", 0.1)
+    monkeypatch.setattr("realtime.hub.hub.make_ledger", lambda: Ledger(retry=Retry(longest=0.03)))
+    peer = await Peer().open("g")
+    close, is_down = connection_rows.close_connections, [True]
+
+    def closing(*arguments: Any) -> Any:
+        if is_down[0]:
+            raise OperationalError("down")
+        return close(*arguments)
+
+    monkeypatch.setattr(connection_rows, "close_connections", closing)
+    await lifecycle.evict(peer.connection, CloseReason.CLIENT_LOST)
+    assert closings == []
+    is_down[0] = False
+    await eventually_async(lambda: len(closings) == 1, within=5)
+    assert closings == [(peer.connection.id, CloseReason.CLIENT_LOST)]
+
+
+async def test_a_hung_layer_does_not_keep_an_end_from_being_announced(
+    monkeypatch: pytest.MonkeyPatch,
+    hung_layer: Callable[[], None],
+    closings: list[tuple[Any, CloseReason]],
+) -> None:
+    monkeypatch.setattr(lifecycle, "LEAVING_TIMEOUT", 0.1)
+    peer = await Peer().open("g")
+    hung_layer()
+    monkeypatch.setattr(groups, "CALL_TIMEOUT", 5.0)
+    eviction = lifecycle.evict(peer.connection, CloseReason.CLIENT_LOST)
+    await eventually_async(lambda: len(closings) == 1, within=2)
+    assert not eviction.done()
+    monkeypatch.setattr(lifecycle, "CLEANUP_TIMEOUT", 0.1)
+
+
+async def test_ends_that_are_recorded_late_in_the_drain_are_announced(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    peers = [await Peer().open("g") for _ in range(3)]
+    home, close = await lifecycle.hub(), connection_rows.close_connections
+    told = []
+
+    async def takes_its_time(connection: Opening, **_: Any) -> None:
+        await asyncio.sleep(0.2)
+        told.append(connection.id)
+
+    signals.connection_closed.connect(takes_its_time)
+    request.addfinalizer(lambda: signals.connection_closed.disconnect(takes_its_time))
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.3)
+        return close(*arguments)
+
+    monkeypatch.setattr(connection_rows, "close_connections", slow)
+    for peer in peers:
+        lifecycle.evict(peer.connection, CloseReason.SERVER_RESTART)
+    await lifecycle._hubs_here()._retire(home, patience=0.05)
+    assert set(told) == {peer.connection.id for peer in peers}
 
 
 async def test_many_that_end_together_leave_their_group_once(
@@ -446,7 +560,7 @@ async def test_the_last_call_decides_though_the_first_is_not_done() -> None:
 async def test_a_receiver_that_hangs_blocks_no_connection(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(lifecycle, "RECEIVERS_TIMEOUT", 0.05)
+    monkeypatch.setattr(signals, "RECEIVERS_TIMEOUT", 0.05)
 
     async def hanging(**_: Any) -> None:
         await asyncio.Event().wait()

@@ -1,5 +1,7 @@
 """An ASGI application with each consumer twice: on Channels' base class in `/plain/`, on ours in `/ours/`.
 
+Some are there again as synchronous consumers, in `/plain-sync/` and `/ours-sync/`.
+
 Served by a `WebServer(application="tests.support.applications.drop_in:application")`.
 """
 
@@ -13,16 +15,24 @@ _http = get_asgi_application()
 
 # isort: split
 
+from asgiref.sync import async_to_sync  # noqa: E402
 from channels.generic.websocket import (  # noqa: E402
     AsyncJsonWebsocketConsumer,
     AsyncWebsocketConsumer,
+    WebsocketConsumer,
 )
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
 from channels.security.websocket import WebsocketDenier  # noqa: E402
 from django.urls import path, re_path  # noqa: E402
 
-from realtime.consumers import RealtimeConsumer, RealtimeJsonConsumer  # noqa: E402
-from tests.support.applications.tutorial import CHAT_AFTER, CHAT_BEFORE, websocket_urlpatterns  # noqa: E402
+from realtime.consumers import RealtimeConsumer, RealtimeJsonConsumer, SyncRealtimeConsumer  # noqa: E402
+from tests.support.applications.tutorial import (  # noqa: E402
+    CHAT_AFTER,
+    CHAT_BEFORE,
+    SYNC_CHAT_AFTER,
+    SYNC_CHAT_BEFORE,
+    websocket_urlpatterns,
+)
 
 
 def routes(base: Any, json_base: Any, chat: Any) -> list[Any]:
@@ -103,6 +113,34 @@ def routes(base: Any, json_base: Any, chat: Any) -> list[Any]:
     ]
 
 
+def sync_routes(base: Any, chat: Any) -> list[Any]:
+    """Return the routes of the synchronous consumers on this base class."""
+
+    class Told(base):
+        # One group for each base class: the last client of one conversation leaves during the next one.
+        groups = (f"told-{base.__name__}",)
+
+        def disconnect(self, code: int) -> None:
+            left = {"type": "somebody.left", "code": code}
+            async_to_sync(self.channel_layer.group_send)(self.groups[0], left)
+
+        def somebody_left(self, event: Any) -> None:
+            self.send(text_data=f"somebody left with {event['code']}")
+
+    class Report(base):
+        def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+            wanted = json.loads(text_data or "{}")
+            for number in range(wanted["count"]):
+                self.send(text_data=f"{number} {'x' * wanted['size']}")
+            self.close(wanted["close"])
+
+    return [
+        *websocket_urlpatterns(chat),
+        path("told/", Told.as_asgi()),
+        path("report/", Report.as_asgi()),
+    ]
+
+
 application = ProtocolTypeRouter(
     {
         "http": _http,
@@ -113,6 +151,8 @@ application = ProtocolTypeRouter(
                     URLRouter(routes(AsyncWebsocketConsumer, AsyncJsonWebsocketConsumer, CHAT_BEFORE)),
                 ),
                 path("ours/", URLRouter(routes(RealtimeConsumer, RealtimeJsonConsumer, CHAT_AFTER))),
+                path("plain-sync/", URLRouter(sync_routes(WebsocketConsumer, SYNC_CHAT_BEFORE))),
+                path("ours-sync/", URLRouter(sync_routes(SyncRealtimeConsumer, SYNC_CHAT_AFTER))),
                 re_path("", WebsocketDenier.as_asgi()),
             ]
         ),

@@ -20,14 +20,28 @@ from channels.db import database_sync_to_async  # noqa: E402
 from channels.exceptions import StopConsumer  # noqa: E402
 from channels.layers import get_channel_layer  # noqa: E402
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
+from django.contrib.auth import get_user_model  # noqa: E402
 from django.core.asgi import get_asgi_application  # noqa: E402
 from django.urls import path  # noqa: E402
 
-from realtime.consumers import RealtimeConsumer  # noqa: E402
+from realtime.consumers import RealtimeConsumer, SyncRealtimeConsumer  # noqa: E402
 
 logger = logging.getLogger("tests.misbehaving")
 
 GROUP = "public.room"
+
+
+class Blocking(SyncRealtimeConsumer):
+    """A synchronous consumer, whose handler blocks its thread for as many seconds as the client says."""
+
+    groups = (GROUP,)
+
+    def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+        time.sleep(float(text_data or 0))
+        self.send(text_data='{"type":"blocked"}')
+
+    def disconnect(self, code: int) -> None:
+        logger.info("disconnected with %s", code)
 
 
 class Misbehaving(RealtimeConsumer):
@@ -88,6 +102,8 @@ class Misbehaving(RealtimeConsumer):
             case ["block", seconds]:
                 time.sleep(float(seconds))  # noqa: ASYNC251 - the fault under test
                 await self.send(text_data='{"type":"blocked"}')
+            case ["write"]:
+                await database_sync_to_async(_write)()
             case ["echo"]:
                 await self.send(text_data='{"type":"echo"}')
 
@@ -96,12 +112,17 @@ def _raise() -> None:
     raise ZeroDivisionError("a bug")
 
 
+def _write() -> None:
+    get_user_model().objects.filter(pk=0).update(is_active=True)
+
+
 application = ProtocolTypeRouter(
     {
         "http": get_asgi_application(),
         "websocket": URLRouter(
             [
                 path("ws/", Misbehaving.as_asgi()),
+                path("sync/", Blocking.as_asgi()),
                 path("connect/<connect>/", Misbehaving.as_asgi()),
                 path("disconnect/<disconnect>/", Misbehaving.as_asgi()),
             ]

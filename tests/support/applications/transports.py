@@ -1,9 +1,9 @@
 """An ASGI application with connections that are only a transport, and that a test controls from outside.
 
-`/held/<name>/` is a connection behind Channels' session middleware, as consumers are. `/wrapped/<name>/` is
-one behind a middleware that `realtime` does not know. Query parameters: `direct` (0 or 1), `max_unsent` and
-`close_limit`. `/control/` takes JSON lists `[name, command, *arguments]`, and answers each with the state of
-the connection.
+`/held/<name>/` is a connection behind Channels' session middleware, as consumers are. `/<shape>/<name>/` is
+one behind a middleware of `tests.support.applications.middlewares`. Query parameters: `direct` (0 or 1),
+`max_unsent` and `close_limit`. `/control/` takes JSON lists `[name, command, *arguments]`, and answers each
+with the state of the connection.
 
 Served by a `WebServer(application="tests.support.applications.transports:application")`.
 """
@@ -29,7 +29,8 @@ from channels.sessions import SessionMiddlewareStack  # noqa: E402
 from realtime.closing import CloseReason  # noqa: E402
 from realtime.transports import transport_for  # noqa: E402
 from realtime.transports.asgi import Options, Ping, Shared, Watcher  # noqa: E402
-from realtime.transports.daphne import DaphneTransport  # noqa: E402
+from realtime.transports.daphne import OnDaphne  # noqa: E402
+from tests.support.applications.middlewares import SHAPES, Keeping, Passed  # noqa: E402
 
 Held = dict[str, Any]
 
@@ -47,6 +48,7 @@ class _Held(Watcher):
         self.disconnected: int | None = None
         self.ended_by = ""
         self.handler_waits = False
+        self.passed: Passed = scope.get("passed", [])
         self.transport = transport_for(
             send,
             Options(
@@ -55,6 +57,7 @@ class _Held(Watcher):
                 close_limit=float(options.get("close_limit", 60.0)),
             ),
             self,
+            scope=scope,
             direct=options.get("direct", "1") == "1",
         )
 
@@ -70,7 +73,7 @@ class _Held(Watcher):
             event = await receive()
             if event["type"] == "websocket.connect":
                 await self.transport.accept({"type": "websocket.accept"})
-                if isinstance(self.transport, DaphneTransport):
+                if isinstance(self.transport, OnDaphne):
                     self.transport._protocol.onPong = self._count(self.transport._protocol.onPong)
             elif event["type"] == "websocket.receive":
                 self.received.append(event.get("text"))
@@ -168,7 +171,7 @@ class _Held(Watcher):
 
     def share_when_dropped(self, text: str) -> None:
         """Write after autobahn has dropped the connection, as it does if its own ping is not answered."""
-        assert isinstance(self.transport, DaphneTransport)
+        assert isinstance(self.transport, OnDaphne)
         self.transport._protocol.dropConnection(abort=True)
         self.share(text)
 
@@ -181,7 +184,7 @@ class _Held(Watcher):
             "kind": type(self.transport).__name__,
             "can_ping": self.transport.can_ping,
             "unsent": self.transport.unsent,
-            "open": not isinstance(self.transport, DaphneTransport) or self.transport._protocol.state == 3,
+            "open": not isinstance(self.transport, OnDaphne) or self.transport._protocol.state == 3,
             "failures": self.failures,
             "pongs": self.pongs,
             "pongs_of_the_server": self.pongs_of_the_server,
@@ -189,6 +192,8 @@ class _Held(Watcher):
             "disconnected": self.disconnected,
             "ended_by": self.ended_by,
             "handler_waits": self.handler_waits,
+            "passed": [kind for kind, _ in self.passed],
+            "texts_passed": [text for _, text in self.passed if text is not None],
         }
 
 
@@ -204,13 +209,6 @@ async def _hold(scope: Any, receive: Any, send: Any) -> None:
     name = scope["path"].strip("/").split("/")[-1]
     held = _held[name] = _Held(name, scope, send)
     await held.serve(receive)
-
-
-async def _hold_wrapped(scope: Any, receive: Any, send: Any) -> None:
-    async def unknown(event: Any) -> None:
-        await send(event)
-
-    await _hold(scope, receive, unknown)
 
 
 async def _control(receive: Any, send: Any) -> None:
@@ -229,12 +227,13 @@ async def _control(receive: Any, send: Any) -> None:
 
 
 _behind_sessions = SessionMiddlewareStack(_hold)
+_behind = {shape: wrap(_hold) for shape, wrap in SHAPES.items()}
+_behind["keeping"] = Keeping(_hold)
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:
     if scope["path"].startswith("/control/"):
         await _control(receive, send)
-    elif scope["path"].startswith("/wrapped/"):
-        await _hold_wrapped(scope, receive, send)
     elif scope["type"] == "websocket":
-        await _behind_sessions(scope, receive, send)
+        shape = scope["path"].strip("/").split("/")[0]
+        await _behind.get(shape, _behind_sessions)(scope, receive, send)

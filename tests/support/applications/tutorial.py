@@ -26,9 +26,11 @@ def _consumer(source: str) -> Any:
     return names["ChatConsumer"]
 
 
-(_DIFF,) = blocks("move-an-existing-project.md", "diff")
+_DIFF, _SYNC_DIFF = blocks("move-an-existing-project.md", "diff")
 CHAT_BEFORE = _consumer(side(_DIFF, "-"))
 CHAT_AFTER = _consumer(side(_DIFF, "+"))
+SYNC_CHAT_BEFORE = _consumer(side(_SYNC_DIFF, "-"))
+SYNC_CHAT_AFTER = _consumer(side(_SYNC_DIFF, "+"))
 
 
 def websocket_urlpatterns(consumer: Any) -> list[Any]:

@@ -15,11 +15,18 @@ import pytest_asyncio
 from channels.generic.websocket import (
     AsyncJsonWebsocketConsumer,
     AsyncWebsocketConsumer,
+    JsonWebsocketConsumer,
+    WebsocketConsumer,
 )
 from channels.layers import channel_layers, get_channel_layer
 from channels.testing import WebsocketCommunicator
 
-from realtime.consumers import RealtimeConsumer, RealtimeJsonConsumer
+from realtime.consumers import (
+    RealtimeConsumer,
+    RealtimeJsonConsumer,
+    SyncRealtimeConsumer,
+    SyncRealtimeJsonConsumer,
+)
 from realtime.models import Connection, Membership
 from realtime.serving import lifecycle
 from realtime.serving.runner import Runner, Times
@@ -27,6 +34,14 @@ from realtime.serving.runner import Runner, Times
 LAYER_OF = {
     "plain": "channels.layers.InMemoryChannelLayer",
     "ours": "realtime.layers.MemoryLayer",
+}
+
+#: Channels' base class and ours, by (sync, json).
+BASES = {
+    (False, False): (AsyncWebsocketConsumer, RealtimeConsumer),
+    (False, True): (AsyncJsonWebsocketConsumer, RealtimeJsonConsumer),
+    (True, False): (WebsocketConsumer, SyncRealtimeConsumer),
+    (True, True): (JsonWebsocketConsumer, SyncRealtimeJsonConsumer),
 }
 
 PATIENCE = 5.0  # seconds
@@ -106,11 +121,11 @@ async def both(use_layers: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         conversation: Conversation,
         *,
         json: bool = False,
+        sync: bool = False,
         layers: tuple[str, ...] = ("default",),
         same_wire: bool = True,
     ) -> tuple[Run, Run]:
-        plain = Run(AsyncJsonWebsocketConsumer if json else AsyncWebsocketConsumer)
-        ours = Run(RealtimeJsonConsumer if json else RealtimeConsumer)
+        plain, ours = (Run(base) for base in BASES[sync, json])
         use_layers(LAYER_OF["plain"], *layers)
         seen = await conversation(plain)
         use_layers(LAYER_OF["ours"], *layers)

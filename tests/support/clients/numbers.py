@@ -22,7 +22,7 @@ BACKENDS = {"core": "realtime.layers.CoreLayer", "pubsub": "realtime.layers.PubS
 @contextlib.contextmanager
 def same_layer(site: Site) -> Iterator[None]:
     """Let the process of the test publish through the site's Redis, like one more server process."""
-    layer = {"BACKEND": BACKENDS[site.pairing.layer], "CONFIG": {"hosts": [site.redis.url]}}
+    layer = {"BACKEND": BACKENDS[site.pairing.layer], "CONFIG": {"hosts": site.redis.hosts}}
     with override_settings(CHANNEL_LAYERS={"default": layer}):
         yield
 

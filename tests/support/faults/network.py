@@ -130,21 +130,28 @@ def _free_addresses() -> tuple[str, str]:
 
 
 class ClientProcess(Program):
-    """`count` clients in a process of their own.
+    """`count` clients for each address in a process of their own.
 
     Args:
         namespace: The network of the process; None for that of the host.
         url: The address that the clients connect to.
-        count: The number of clients.
+        count: The number of clients for each address.
+        more: More addresses.
         log: The file for the output of the process.
         plain: The clients do not offer `realtime.v1`.
     """
 
     def __init__(
-        self, namespace: NetworkNamespace | None, url: str, count: int, *, log: Path, plain: bool = False
+        self,
+        namespace: NetworkNamespace | None,
+        url: str,
+        count: int,
+        *more: str,
+        log: Path,
+        plain: bool = False,
     ) -> None:
-        self.count = count
-        command = [sys.executable, "-m", "tests.support.clients.process", url, "--count", str(count)]
+        self.count = count * (1 + len(more))
+        command = [sys.executable, "-m", "tests.support.clients.process", url, *more, "--count", str(count)]
         command += ["--plain"] if plain else []
         super().__init__([*(namespace.prefix if namespace else ()), *command], log=log)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from asgiref.sync import async_to_sync
 from channels.layers import get_channel_layer
+from django.db import transaction
 
 from realtime import publish, publishing
 from realtime.errors import BadGroup, LayerUnavailable, RealtimeError, UnpublishableData
@@ -28,6 +29,17 @@ def _say(what: object) -> None:
 def every_call(library: Library) -> None:
     for number in range(5):
         publish("g", number)
+
+
+def commits(library: Library) -> None:
+    def change(number: int, fails: bool) -> None:
+        with transaction.atomic():
+            publish("g", number, on_commit=True)
+            transaction.set_rollback(fails)
+
+    for wait in [library.spawn(change, number, number % 2 == 1) for number in range(4)]:
+        wait()
+    publish("g", "without a transaction", on_commit=True)
 
 
 def many_greenlets(library: Library) -> None:

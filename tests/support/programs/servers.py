@@ -149,6 +149,11 @@ class Program:
         self.stop()
 
 
+def redis_program(kind: str) -> str:
+    """Return the path of a server program: for "valkey" that of Valkey, for "redis" the one of `make run`."""
+    return private_redis.server_program(*([["valkey-server"]] if kind == "valkey" else []))
+
+
 class RedisServer(Program):
     """A private Redis (or Valkey) without persistence.
 
@@ -157,12 +162,26 @@ class RedisServer(Program):
         tcp: It listens on a TCP port. Otherwise it listens on a unix socket.
         interface: The address that it listens on.
         prefix: Words before its command line, to start it in a network namespace.
+        program: The path of the server program; by default, the one that `make run` would start.
+        options: More words of its command line.
+        password: The password of its default user.
+        name: The name of its log, without the suffix.
     """
 
     def __init__(
-        self, folder: Path, *, tcp: bool = False, interface: str = "127.0.0.1", prefix: Sequence[str] = ()
+        self,
+        folder: Path,
+        *,
+        tcp: bool = False,
+        interface: str = "127.0.0.1",
+        prefix: Sequence[str] = (),
+        program: str | None = None,
+        options: Sequence[str] = (),
+        password: str = "",
+        name: str = "redis",
     ) -> None:
         self.interface = interface
+        self.password = password
         self.port = free_port() if tcp else 0
         # Not under pytest's folder: the kernel refuses a socket path of 108 bytes and more.
         self.folder = Path(tempfile.mkdtemp(prefix="redis-"))
@@ -175,26 +194,43 @@ class RedisServer(Program):
         super().__init__(
             [
                 *prefix,
-                private_redis.server_program(),
+                program or private_redis.server_program(),
                 *("--port", str(self.port), *address),
                 *("--save", "", "--appendonly", "no", "--dir", str(self.folder)),
+                *(("--requirepass", password) if password else ()),
+                *options,
             ],
-            log=folder / "redis.log",
+            log=folder / f"{name}.log",
         )
 
     @property
     def url(self) -> str:
-        return f"redis://{self.interface}:{self.port}/0" if self.port else f"unix://{self.socket}"
+        login = f":{self.password}@" if self.password else ""
+        return (
+            f"redis://{login}{self.interface}:{self.port}/0" if self.port else f"unix://{login}{self.socket}"
+        )
+
+    @property
+    def hosts(self) -> list[Any]:
+        """The value of `hosts` in CHANNEL_LAYERS."""
+        return [self.url]
 
     def client(self) -> redis.Redis:
         return redis.Redis.from_url(self.url, decode_responses=True)
 
     def is_ready(self) -> bool:
+        if not self.port and not self._accepts():
+            return False
         with self.client() as client:
             try:
                 return bool(client.ping())
             except (redis.ConnectionError, redis.TimeoutError):
                 return False
+
+    def _accepts(self) -> bool:
+        """Return True if the unix socket takes connections. Before 5.1, redis-py leaks a refused one."""
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self.socket)) == 0
 
     def restart(self) -> None:
         """Stop and start at the same address; it is empty then."""
@@ -206,6 +242,31 @@ class RedisServer(Program):
     ) -> None:
         super().__exit__(kind, error, trace)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class SeveralRedis:
+    """Two Redis over which the pub/sub layer spreads its groups. They stop at the end of the block."""
+
+    def __init__(self, folder: Path) -> None:
+        self.members = [RedisServer(folder, name=f"redis-{number}") for number in range(2)]
+
+    @property
+    def url(self) -> str:
+        return self.members[0].url
+
+    @property
+    def hosts(self) -> list[Any]:
+        """The value of `hosts` in CHANNEL_LAYERS."""
+        return [each.url for each in self.members]
+
+    def __enter__(self) -> Self:
+        for each in self.members:
+            each.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        for each in self.members:
+            each.__exit__(None, None, None)
 
 
 class WebServer(Program):
@@ -231,6 +292,11 @@ class WebServer(Program):
     def address(self) -> str:
         return f"{self.interface}:{self.port}"
 
+    @property
+    def serving_pid(self) -> int:
+        """The pid of the process that holds the connections."""
+        return self.pid
+
     def http(self, path: str = "/") -> str:
         return f"http://{self.address}{path}"
 
@@ -239,7 +305,7 @@ class WebServer(Program):
 
     def sockets(self) -> int:
         """Return the number of its TCP connections; a PostgreSQL or Redis on a unix socket does not count."""
-        held = psutil.Process(self.pid).net_connections("tcp")
+        held = psutil.Process(self.serving_pid).net_connections("tcp")
         return sum(each.status not in (psutil.CONN_LISTEN, psutil.CONN_NONE) for each in held)
 
     def is_ready(self) -> bool:
@@ -271,7 +337,7 @@ def _flags_of_the_procfile() -> list[str]:
 
 
 class UvicornServer(WebServer):
-    """uvicorn with one worker and the options of docs/howto/run-uvicorn.md; `options` override them."""
+    """uvicorn with one worker and the options of docs/howto/servers.md; `options` override them."""
 
     def __init__(self, *options: str, **more: Any) -> None:
         self.options = options
@@ -281,7 +347,7 @@ class UvicornServer(WebServer):
         return [
             str(Path(sys.executable).with_name("uvicorn")),
             application,
-            *_options_of_the_howto(),
+            *_options_in_the_howto("uvicorn"),
             # Otherwise uvicorn would take uvloop, which the benchmarks install.
             *("--loop", "asyncio"),
             *("--host", self.interface, "--port", str(self.port)),
@@ -289,11 +355,69 @@ class UvicornServer(WebServer):
         ]
 
 
-def _options_of_the_howto() -> list[str]:
-    """Return the options after the application in the command of that page."""
-    lines = (CHECKOUT / "docs/howto/run-uvicorn.md").read_text().splitlines()
-    (command,) = [line for line in lines if line.startswith("uvicorn project.")]
+def _options_in_the_howto(server: str) -> list[str]:
+    """Return the options after the application in the command of that page for this server."""
+    lines = (CHECKOUT / "docs/howto/servers.md").read_text().splitlines()
+    (command,) = [line for line in lines if line.startswith(f"{server} project.")]
     return shlex.split(command)[2:]
+
+
+class GranianServer(WebServer):
+    """granian with one worker and the options of docs/howto/servers.md; `options` override them."""
+
+    def __init__(self, *options: str, **more: Any) -> None:
+        self.options = options
+        super().__init__(**more)
+
+    def command_for(self, application: str) -> list[str]:
+        return [
+            str(Path(sys.executable).with_name("granian")),
+            application,
+            *_options_in_the_howto("granian"),
+            *("--host", self.interface, "--port", str(self.port)),
+            *self.options,
+        ]
+
+    @property
+    def serving_pid(self) -> int:
+        """The pid of the worker: granian's own process serves nothing."""
+        return _workers(self)[0].pid
+
+    def kill(self) -> None:
+        """Kill the worker too: it would serve on."""
+        workers = _workers(self)
+        super().kill()
+        for worker in workers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                worker.kill()
+
+
+def _workers(server: WebServer) -> list[psutil.Process]:
+    """Return the worker processes of this server; none if it has ended."""
+    if not server.is_alive:
+        return []
+    children = psutil.Process(server.pid).children()
+    return [each for each in children if "resource_tracker" not in " ".join(each.cmdline())]
+
+
+class HypercornServer(WebServer):
+    """hypercorn in one process with the options of docs/howto/servers.md; `options` override them."""
+
+    def __init__(self, *options: str, **more: Any) -> None:
+        self.options = options
+        super().__init__(**more)
+
+    def command_for(self, application: str) -> list[str]:
+        return [
+            str(Path(sys.executable).with_name("hypercorn")),
+            application,
+            # A second --bind would add an address.
+            *(
+                self.address if each == "127.0.0.1:8000" else each
+                for each in _options_in_the_howto("hypercorn")
+            ),
+            *self.options,
+        ]
 
 
 class Runserver(WebServer):

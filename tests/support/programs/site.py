@@ -9,22 +9,31 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from tests.support.pairings import Pairing
 from tests.support.programs.databases import Database
+from tests.support.programs.sentinel import RedisWithSentinel
 from tests.support.programs.servers import (
     CHECKOUT,
     DaphneServer,
+    GranianServer,
+    HypercornServer,
     Publisher,
     ReaperProcess,
     RedisServer,
     Runserver,
+    SeveralRedis,
     UvicornServer,
     WebServer,
 )
 
-SERVERS: dict[str, Callable[..., WebServer]] = {"daphne": DaphneServer, "uvicorn": UvicornServer}
+SERVERS: dict[str, Callable[..., WebServer]] = {
+    "daphne": DaphneServer,
+    "uvicorn": UvicornServer,
+    "granian": GranianServer,
+    "hypercorn": HypercornServer,
+}
 
 
 class Site:
@@ -46,13 +55,13 @@ class Site:
         database: Database,
         *,
         debug: bool = True,
-        redis: RedisServer | None = None,
+        redis: RedisServer | SeveralRedis | RedisWithSentinel | None = None,
         **realtime: object,
     ) -> None:
         self.folder = folder
         self.pairing = pairing
         self.database = database
-        self.redis = redis or RedisServer(folder)
+        self.redis: Any = redis or RedisServer(folder)
         self._numbers = itertools.count(1)
         self._running = contextlib.ExitStack()
         self.environment = {
@@ -60,6 +69,7 @@ class Site:
             "DJANGO_SETTINGS_MODULE": "tests.support.live",
             "DATABASE_URL": database.url,
             "REDIS_URL": self.redis.url,
+            "REDIS_HOSTS_JSON": json.dumps(self.redis.hosts),
             "CHANNEL_LAYER_BACKEND": pairing.layer,
             "REALTIME_JSON": json.dumps(realtime),
             "DEBUG": str(debug),
@@ -164,7 +174,7 @@ class Site:
         return {row["close_reason"]: row["number"] for row in rows}
 
     def _count(self, server: WebServer, by_pid: str) -> int:
-        return {row["pid"]: row["number"] for row in self.database.query(by_pid)}.get(server.pid, 0)
+        return {row["pid"]: row["number"] for row in self.database.query(by_pid)}.get(server.serving_pid, 0)
 
     def _log(self, name: str) -> Path:
         return self.folder / f"{name}-{next(self._numbers)}.log"

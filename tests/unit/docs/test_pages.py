@@ -2,13 +2,14 @@
 
 import dataclasses
 import importlib.util
+import inspect
 import re
 from pathlib import Path
 from typing import get_args
 
 import msgspec
 import pytest
-from channels.generic.websocket import AsyncWebsocketConsumer
+from channels.generic.websocket import AsyncJsonWebsocketConsumer, JsonWebsocketConsumer
 from channels.testing import WebsocketCommunicator
 from django.utils.module_loading import import_string
 from prometheus_client.metrics import MetricWrapperBase
@@ -16,7 +17,8 @@ from prometheus_client.metrics import MetricWrapperBase
 from realtime import errors, metrics
 from realtime.closing import CloseReason
 from realtime.conf import Settings
-from realtime.consumers import RealtimeConsumer, RealtimeJsonConsumer
+from realtime.consumers import RealtimeJsonConsumer, SyncRealtimeJsonConsumer
+from realtime.consumers.served import Served
 from realtime.errors import ErrorCode
 from realtime.fleet.differences import Kind
 from realtime.testing import Client
@@ -121,8 +123,10 @@ def test_every_system_check_is_listed_with_its_level() -> None:
 
 
 def test_every_name_that_our_consumers_add_is_listed() -> None:
-    ours = {*vars(RealtimeConsumer), *RealtimeConsumer.__annotations__, *vars(RealtimeJsonConsumer)}
-    added = {name for name in ours - {*dir(AsyncWebsocketConsumer)} if not name.startswith("_")}
+    ours = {*dir(RealtimeJsonConsumer), *inspect.get_annotations(Served)}
+    ours |= {*dir(SyncRealtimeJsonConsumer)}
+    theirs = {*dir(AsyncJsonWebsocketConsumer), *dir(JsonWebsocketConsumer)}
+    added = {name for name in ours - theirs if not name.startswith("_")}
     assert {row[0] for row in rows(REFERENCE, "Consumers")} == added
     page = (ROOT / "docs/howto/move-an-existing-project.md").read_text()
     (sentence,) = re.findall(r"^The names (.*?) are new on the base class", page, re.DOTALL | re.MULTILINE)
@@ -147,7 +151,7 @@ def _exists(dotted: str) -> bool:
 
 def test_uvicorn_takes_larger_messages_than_clients_may_send() -> None:
     command = re.search(
-        r"^uvicorn project.*--ws-max-size (\d+)", (ROOT / "docs/howto/run-uvicorn.md").read_text(), re.M
+        r"^uvicorn project.*--ws-max-size (\d+)", (ROOT / "docs/howto/servers.md").read_text(), re.M
     )
     assert command is not None
     assert int(command[1]) > Settings().MAX_MESSAGE_BYTES

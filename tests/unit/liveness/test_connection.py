@@ -334,6 +334,16 @@ def test_without_pings_a_connection_can_only_become_idle():
     assert live.verdict(60.0) is Verdict.IDLE
 
 
+@pytest.mark.parametrize(
+    ("idle", "unpinged", "expected"),
+    [(None, None, None), (None, 9.0, 9.0), (60.0, None, 60.0), (60.0, 9.0, 9.0), (5.0, 9.0, 5.0)],
+)
+def test_the_shorter_idle_time_counts_without_pings(idle, unpinged, expected):
+    limits = replace(Settings().limits(), idle_timeout=idle, unpinged_idle_timeout=unpinged)
+    assert limits.of_unpinged.idle_timeout == expected
+    assert limits.of_unpinged.ping_interval == limits.ping_interval
+
+
 @given(spread=spreads, wrote_at=durations(0, 60))
 def test_a_fan_out_is_probed_at_the_spread_of_each_connection(spread, wrote_at):
     live = opened(spread=spread, ping_interval=1000.0)

@@ -1,6 +1,8 @@
 """The transport for Daphne: the `send` that gets it, its writes, its pongs and its pings."""
 
+import asyncio
 import functools
+import sys
 from collections import deque
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -12,7 +14,7 @@ from channels.sessions import InstanceSessionWrapper
 from realtime.closing import CloseReason
 from realtime.transports import transport_for
 from realtime.transports.asgi import AsgiTransport, Options, Ping, Shared, Watcher
-from realtime.transports.daphne import DaphneTransport
+from realtime.transports.daphne import HIGH_WATER, DaphneTransport, OnDaphne, WrappedDaphneTransport
 from tests.support.clients.raw import BINARY, PING, PONG, TEXT, frame
 from tests.support.doubles.watching import Watching
 
@@ -58,7 +60,7 @@ Server.__module__ = "twisted.internet.tcp"
 class Protocol:
     """A stand-in for autobahn's protocol, as Daphne extends it."""
 
-    STATE_OPEN = 3
+    STATE_CLOSED, STATE_CONNECTING, STATE_OPEN = 0, 1, 3
     maskServerFrames = logOctets = logFrames = wasClean = failedByMe = False
     wasMaxMessagePayloadSizeExceeded = wasMaxFramePayloadSizeExceeded = False
     autoFragmentSize = maxMessagePayloadSize = 0
@@ -71,6 +73,7 @@ class Protocol:
         self.data, self.current_frame, self.inside_message = b"", None, False
         self.last_ping = 1.0
         self.received = b""
+        self.clean_headers = [(b"host", b"localhost")]
 
     def dataReceived(self, data: bytes) -> None:
         self.received += data
@@ -101,7 +104,7 @@ handle_reply.__module__ = "daphne.server"
 
 def chosen(send: Any, *, direct: bool = True) -> type[AsgiTransport]:
     options = Options(max_unsent=1, send_timeout=1.0)
-    return type(transport_for(send, options, Watcher(), direct=direct))
+    return type(transport_for(send, options, Watcher(), scope={}, direct=direct))
 
 
 def daphnes(protocol: Any = None) -> Any:
@@ -193,14 +196,18 @@ def test_a_protocol_that_differs_from_daphnes_is_unknown(change: Callable[[Proto
 class Opened:
     """A transport after its handshake, and the calls that it made to its watcher."""
 
-    def __init__(self, **attributes: Any) -> None:
-        self.protocol = Protocol()
+    def __init__(self, send: Any = None, protocol: Protocol | None = None, **attributes: Any) -> None:
+        self.protocol = protocol or Protocol()
         self.watcher = Watching()
         self.failures = self.watcher.failures
         transport = transport_for(
-            daphnes(self.protocol), Options(max_unsent=100, send_timeout=1.0), self.watcher, direct=True
+            send or daphnes(self.protocol),
+            Options(max_unsent=100, send_timeout=1.0),
+            self.watcher,
+            scope={"headers": self.protocol.clean_headers},
+            direct=True,
         )
-        assert isinstance(transport, DaphneTransport)
+        assert isinstance(transport, OnDaphne)
         self.transport = transport
         vars(self.protocol).update(attributes)
         with pytest.raises(StopIteration):
@@ -224,6 +231,67 @@ def test_a_frame_goes_to_the_socket_while_nothing_is_queued() -> None:
     opened.transport.write_shared(Shared(["one", "two"]))
     assert opened.in_socket == b"\x81\x05hello\x81\x03one\x81\x03two"
     assert opened.transport.unsent == 0
+
+
+def test_held_back_frames_leave_together() -> None:
+    opened = Opened()
+    opened.transport.hold()
+    opened.write("one")
+    opened.write("two")
+    assert opened.in_socket == b""
+    opened.transport.release()
+    assert opened.in_socket == b"\x81\x03one\x81\x03two"
+    opened.write("now")
+    assert opened.in_socket.endswith(b"now")
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        (lambda transport: transport.ping(Ping(7, speaks_v1=False)), b"\x89\x017"),
+        (lambda transport: transport.write_shared(Shared(["all"])), b"\x81\x03all"),
+    ],
+)
+def test_held_back_frames_keep_their_place(other: Any, expected: bytes) -> None:
+    opened = Opened()
+    opened.transport.hold()
+    opened.write("one")
+    other(opened.transport)
+    opened.write("two")
+    opened.transport.release()
+    assert opened.in_socket == b"\x81\x03one" + expected + b"\x81\x03two"
+
+
+async def test_held_back_frames_leave_before_another_way_is_taken() -> None:
+    opened = Opened()
+    opened.transport.hold()
+    opened.write("one")
+    # An empty message goes to Daphne, and so does the close.
+    opened.write("")
+    opened.write("two")
+    opened.transport.close({"type": "websocket.close"})
+    opened.transport.release()
+    assert opened.in_socket == b"\x81\x03one"
+    assert opened.in_twisted == b"[by Daphne]\x81\x03two[by Daphne]"
+
+
+def test_a_bounded_number_of_bytes_is_held_back() -> None:
+    opened = Opened()
+    opened.transport.hold()
+    for _ in range(3):
+        opened.write("x" * (HIGH_WATER - 1000))
+    assert len(opened.in_socket) > HIGH_WATER
+    opened.transport.release()
+    assert opened.in_socket.count(b"x") == 3 * (HIGH_WATER - 1000)
+
+
+def test_held_back_frames_for_a_peer_that_is_gone_are_dropped() -> None:
+    opened = Opened()
+    opened.transport.hold()
+    opened.write("one")
+    opened.transport.abandon()
+    opened.transport.release()
+    assert opened.in_socket + opened.in_twisted == b""
 
 
 @pytest.mark.parametrize("room", range(10))
@@ -286,6 +354,7 @@ def test_too_much_behind_the_current_message_is_a_slow_consumer() -> None:
 )
 def test_events_that_daphne_refuses_are_passed_to_daphne(event: dict[str, Any]) -> None:
     opened = Opened()
+    assert isinstance(opened.transport, DaphneTransport)
     opened.transport._largest = 10
     opened.transport.write({"type": "websocket.send", **event}, 1)
     assert (opened.in_socket, opened.in_twisted) == (b"", b"[by Daphne]")
@@ -445,3 +514,180 @@ def test_the_reason_for_which_autobahn_dropped_a_client(failed: dict[str, bool],
     assert opened.transport.ended_by({"type": "websocket.disconnect", "code": 1006}) is seen
     opened.write("hello")
     assert opened.failures == [CloseReason.SEND_FAILED if seen is CloseReason.CLIENT_LOST else seen]
+
+
+# -- behind a middleware ----------------------------------------------------------------------------------
+
+
+def behind(protocol: Protocol | None = None, **attributes: Any) -> Opened:
+    """Return a transport behind a middleware that wraps `send`."""
+    protocol = protocol or Protocol()
+    send = daphnes(protocol)
+
+    async def wrapped(event: Any) -> None:
+        await send(event)
+
+    opened = Opened(wrapped, protocol, **attributes)
+    assert isinstance(opened.transport, WrappedDaphneTransport)
+    return opened
+
+
+def test_behind_a_middleware_only_pings_go_to_the_socket() -> None:
+    opened = behind()
+    opened.transport.ping(Ping(7, False))
+    assert opened.in_socket == b"\x89\x017"
+    assert opened.transport.can_ping
+
+
+def test_a_ping_waits_behind_what_the_middleware_has_passed_on() -> None:
+    opened = behind()
+    opened.protocol.transport.write(b"[by Daphne]")
+    opened.transport.ping(Ping(7, False))
+    assert (opened.in_socket, opened.in_twisted) == (b"", b"[by Daphne]\x89\x017")
+
+
+async def test_messages_and_pings_of_v1_go_through_the_middleware() -> None:
+    opened = behind()
+    opened.write("hello")
+    opened.transport.write_shared(Shared(["one", "two"]))
+    opened.transport.ping(Ping(7, True))
+    assert opened.transport.unsent > 0
+    await opened.transport.drained()
+    assert (opened.in_socket, opened.in_twisted) == (b"", b"[by Daphne]" * 4)
+
+
+def test_pongs_of_v1_go_through_the_middleware_and_others_not() -> None:
+    opened = behind()
+    opened.protocol.dataReceived(masked(b"16", PONG))
+    opened.protocol.onPong(b"17")
+    opened.protocol.dataReceived(masked(V1_PONG, TEXT))
+    assert (opened.watcher.pongs, opened.watcher.v1_pongs) == ([16, 17], [])
+    assert opened.protocol.received == masked(V1_PONG, TEXT)
+
+
+async def test_the_queue_waits_while_daphne_has_buffered_much() -> None:
+    opened = behind()
+    opened.protocol.transport.dataBuffer = b"x" * (HIGH_WATER + 1)
+    opened.write("hello")
+    await asyncio.sleep(0.03)
+    assert opened.in_twisted[-1:] == b"x"
+    opened.protocol.transport.dataBuffer = b""
+    await opened.transport.drained()
+    assert opened.in_twisted == b"[by Daphne]"
+
+
+async def test_more_than_the_cap_in_the_queue_is_a_slow_consumer() -> None:
+    opened = behind()
+    opened.protocol.transport.dataBuffer = b"x" * (HIGH_WATER + 1)
+    opened.transport.write_shared(Shared(["x" * 90, "x" * 90]))
+    opened.write("x" * 90)
+    assert opened.failures == []
+    opened.write("x" * 90)
+    assert opened.failures == [CloseReason.SLOW_CONSUMER]
+    opened.transport.abandon()
+
+
+def test_what_a_middleware_writes_by_itself_is_bounded_too() -> None:
+    opened = behind()
+    opened.protocol.transport.dataBuffer = b"x" * (HIGH_WATER + 101)
+    opened.transport.ping(Ping(7, False))
+    assert opened.failures == [CloseReason.SLOW_CONSUMER]
+
+
+@pytest.mark.parametrize(
+    ("state", "clean", "failures"),
+    [(0, False, [CloseReason.SEND_FAILED]), (0, True, []), (2, False, [])],
+)
+def test_behind_a_middleware_an_end_is_seen(state: int, clean: bool, failures: list[CloseReason]) -> None:
+    opened = behind()
+    opened.protocol.state, opened.protocol.wasClean = state, clean
+    opened.write("hello")
+    opened.transport.ping(Ping(7, False))
+    assert set(opened.failures) == set(failures)
+    assert (opened.in_socket, opened.in_twisted, opened.transport.unsent) == (b"", b"", 0)
+
+
+def test_a_handshake_that_a_middleware_delays_is_no_failure() -> None:
+    opened = behind()
+    opened.protocol.state = opened.protocol.STATE_CONNECTING
+    opened.transport.ping(Ping(7, False))
+    assert (opened.in_socket, opened.failures) == (b"", [])
+
+
+def test_of_two_consumers_on_one_connection_the_first_pings() -> None:
+    first = behind()
+    second = behind(first.protocol)
+    assert (first.transport.can_ping, second.transport.can_ping) == (True, False)
+    second.transport.abandon()
+    first.protocol.onPong(b"1")
+    assert (first.watcher.pongs, second.watcher.pongs) == ([1], [])
+
+
+# -- connections that cannot be pinged --------------------------------------------------------------------
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "realtime.transports"]
+
+
+def open_on(send: Any, protocol: Protocol | None = None, *, direct: bool = True, v1: bool = False) -> None:
+    scope = {
+        "headers": protocol.clean_headers if protocol else [],
+        "subprotocols": ["realtime.v1"] if v1 else [],
+        "asgi": {"version": "3.0"},
+    }
+    transport_for(send, Options(max_unsent=1, send_timeout=1.0), Watcher(), scope=scope, direct=direct)
+
+
+@pytest.fixture
+def unwarned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("realtime.transports._warned", set())
+
+
+@pytest.mark.usefixtures("unwarned")
+def test_one_warning_for_each_reason_names_the_consequence(caplog: pytest.LogCaptureFixture) -> None:
+    tls, new = Protocol(), Protocol()
+    tls.transport.TLS, new.state = True, "open"  # type: ignore[assignment,misc]
+    for _ in range(2):
+        open_on(daphnes(tls), tls)
+        open_on(daphnes(new), new)
+        open_on(daphnes(), direct=False)
+    reasons = ["Daphne itself ends TLS", "this version of the server", "DIRECT_WRITES"]
+    assert len(warnings_of(caplog)) == len(reasons)
+    for warning, reason in zip(warnings_of(caplog), reasons, strict=True):
+        assert reason in warning
+        assert "If such a client vanishes, this process does not find out" in warning
+
+
+@pytest.mark.usefixtures("unwarned")
+@pytest.mark.parametrize(
+    ("modules", "reason"),
+    [
+        ({}, "this server is not known"),
+        ({"twisted.internet.reactor": SimpleNamespace(running=False)}, "this server is not known"),
+        ({"twisted.internet.reactor": SimpleNamespace(running=True)}, "a middleware hides"),
+        ({"uvicorn.protocols.websockets.wsproto_impl": SimpleNamespace()}, "a middleware hides"),
+        ({"hypercorn.protocol.ws_stream": SimpleNamespace()}, "a middleware hides"),
+        ({"granian._granian": SimpleNamespace()}, "granian sends no pings"),
+    ],
+)
+def test_the_warning_tells_a_server_from_a_middleware(
+    modules: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in list(sys.modules):
+        if name.startswith(("twisted.internet.reactor", "uvicorn.protocols.websockets.", "hypercorn.")):
+            monkeypatch.delitem(sys.modules, name)
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    open_on(unknown)
+    (warning,) = warnings_of(caplog)
+    assert reason in warning
+    assert f"{__name__}.unknown" in warning
+
+
+@pytest.mark.usefixtures("unwarned")
+def test_a_client_of_v1_and_a_test_client_cause_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    open_on(unknown, v1=True)
+    open_on(daphnes())
+    assert chosen(asyncio.Queue().put) is AsgiTransport
+    assert warnings_of(caplog) == []

@@ -1,5 +1,6 @@
 """The transport for uvicorn: the reason for an end, from the close frames that were sent and received."""
 
+import functools
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,6 +35,8 @@ class Protocol:
         self.close_sent = marked
         self.conn = SimpleNamespace(**conn)
         self.raises: Exception | None = None
+        self.scope = {"headers": [(b"host", b"localhost")]}
+        self.config = SimpleNamespace(ws_ping_interval=20.0, ws_ping_timeout=15.0)
 
     async def send(self, event: Any) -> None:
         if self.raises is not None:
@@ -48,6 +51,7 @@ def transport_on(protocol: Protocol, failures: list[CloseReason] | None = None) 
         protocol.send,
         Options(max_unsent=1000, send_timeout=1.0),
         Watching(lambda reason: (failures if failures is not None else []).append(reason)),
+        scope={},
         direct=True,
     )
     assert isinstance(transport, UvicornTransport)
@@ -139,3 +143,39 @@ def test_other_implementations_tell_only_the_code() -> None:
 def test_a_write_after_a_close_frame_is_no_failure(received: Close | None, reason: CloseReason) -> None:
     protocol = Protocol(close_sent=None, close_rcvd=received)
     assert failures_of_a_write(protocol) == [reason]
+
+
+def wrapped(protocol: Protocol) -> UvicornTransport:
+    """Return a transport behind a middleware that looks like the server's `send`."""
+
+    @functools.wraps(protocol.send)
+    async def send(event: Any) -> None:
+        await protocol.send(event)
+
+    transport = transport_for(
+        send, Options(max_unsent=1000, send_timeout=1.0), Watching(), scope=dict(protocol.scope), direct=True
+    )
+    assert isinstance(transport, UvicornTransport)
+    return transport
+
+
+def test_behind_a_middleware_the_end_is_seen() -> None:
+    transport = wrapped(Protocol(close_sent=None, close_rcvd=THEIRS))
+    assert transport.ended_by(REPORT) is CloseReason.CLIENT_CLOSED
+    # Driven by hand, a middleware could cancel another task than its own.
+    assert not transport._prompt
+
+
+@pytest.mark.parametrize("state", list(ConnectionState))
+def test_a_close_that_a_middleware_keeps_is_seen(state: ConnectionState) -> None:
+    protocol = Protocol(state=state)
+    assert wrapped(protocol)._is_held_back() is (state is ConnectionState.OPEN)
+    assert not transport_on(protocol)._is_held_back()
+
+
+@pytest.mark.parametrize("option", ["ws_ping_interval", "ws_ping_timeout"])
+def test_uvicorn_pings_unless_an_option_says_no(option: str) -> None:
+    protocol = Protocol()
+    assert transport_on(protocol).server_pings
+    setattr(protocol.config, option, None)
+    assert not transport_on(protocol).server_pings

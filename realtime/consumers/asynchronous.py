@@ -1,0 +1,76 @@
+"""The base classes for consumers with `async def` methods.
+
+Private: docs/reference.md lists the public names.
+"""
+
+from typing import Any
+
+from channels.consumer import SyncConsumer
+from channels.generic.websocket import AsyncJsonWebsocketConsumer, AsyncWebsocketConsumer
+
+from realtime.closing import CloseReason
+from realtime.consumers.served import HANDLERS, Served, warn_of_methods
+from realtime.serving import lifecycle
+
+
+class RealtimeMixin(Served):
+    """The mixin for an `AsyncConsumer` that speaks WebSocket and is no `AsyncWebsocketConsumer`.
+
+    Write `class Chat(RealtimeMixin, TheirConsumer)`. Its connection is served as that of a
+    `RealtimeConsumer`.
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if issubclass(cls, SyncConsumer):
+            raise TypeError(
+                f"{cls.__name__} mixes an asynchronous base class of realtime with a synchronous consumer: "
+                "use SyncRealtimeConsumer, or write its methods as `async def` with `database_sync_to_async` "
+                "around the ORM."
+            )
+        warn_of_methods(
+            cls,
+            HANDLERS,
+            True,
+            "{} is not `async def`, and RealtimeConsumer awaits it. SyncRealtimeConsumer calls plain ones.",
+        )
+
+    async def group_add(self, group: str) -> None:
+        """Join a group. The connection receives what is sent to the group from when this returns.
+
+        Raises:
+            BadGroup: No group can have this name.
+            LayerUnavailable: The channel layer is down. It ends the connection unless the handler catches it.
+            RecordsUnavailable: The database is down. It ends the connection unless the handler catches it.
+        """
+        await lifecycle.group_add(self._Served__serving.connection, group)
+
+    async def group_discard(self, group: str) -> None:
+        """Leave a group. The connection receives nothing more from it from the moment of the call."""
+        await lifecycle.group_discard(self._Served__serving.connection, group)
+
+    async def refuse(self, reason: CloseReason) -> None:
+        """Accept the handshake, say goodbye, and close. No record is made.
+
+        Use it instead of `close()` before `accept()`: for that, a server answers 403, which a browser sees as
+        1006, and its client reconnects for ever.
+
+        Args:
+            reason: Gives the close code, and the text of the goodbye frame.
+        """
+        await self._Served__serving.refuse(reason)
+
+
+class RealtimeConsumer(RealtimeMixin, AsyncWebsocketConsumer):
+    """An `AsyncWebsocketConsumer` that treats every ending of a connection alike.
+
+    Write `connect`, `disconnect`, `receive` and event handlers as in Channels. `disconnect` runs after every
+    ending, including those for which Channels skips it: an exception, a cancellation, a dead peer. The socket
+    is read all the time, so the server sees a pong while a handler runs. Events reach the handlers one at a
+    time. The client receives only the frames that the author sends, unless it offers the subprotocol
+    `realtime.v1`: then it also receives `welcome`, `ping`, `pong` and `goodbye`.
+    """
+
+
+class RealtimeJsonConsumer(RealtimeConsumer, AsyncJsonWebsocketConsumer):
+    """A `RealtimeConsumer` with `receive_json` and `send_json`, as in `AsyncJsonWebsocketConsumer`."""

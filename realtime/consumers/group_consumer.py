@@ -1,0 +1,112 @@
+"""The consumer that speaks the JSON protocol.
+
+Private: docs/reference.md lists the public names.
+"""
+
+import asyncio
+import logging
+from collections import deque
+
+from realtime import policy, publishing
+from realtime.closing import CloseReason
+from realtime.consumers.asynchronous import RealtimeConsumer
+from realtime.errors import BadFrame, ErrorCode, LayerUnavailable
+from realtime.serving import lifecycle
+from realtime.wire import frames
+
+logger = logging.getLogger("realtime.consumers")
+
+
+class GroupConsumer(RealtimeConsumer):
+    """The JSON protocol: clients join, leave and publish by frames, as far as the policy allows.
+
+    If the URL route has a `group`, the connection joins that group when it connects.
+    """
+
+    own_channel = False
+    closes_old_connections = False
+
+    #: More error frames than this in a minute end the connection.
+    MAX_ERRORS_PER_MINUTE = 10
+
+    _error_times: deque[float] | None = None
+    """Made with the first error: most clients make none, and an empty deque is not small."""
+
+    async def connect(self) -> None:
+        group = self.scope.get("url_route", {}).get("kwargs", {}).get("group")
+        if group is not None:
+            if not frames.valid_group(group):
+                await self.refuse(CloseReason.PROTOCOL_ERROR)
+                return
+            if not await policy.allows(self.scope, "join", group):
+                known = bool(self.connection.user_id)
+                await self.refuse(CloseReason.FORBIDDEN if known else CloseReason.NOT_AUTHENTICATED)
+                return
+            await self.group_add(group)
+        await self.accept()
+
+    async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+        if text_data is None:
+            lifecycle.evict(self.connection, CloseReason.PROTOCOL_ERROR)
+            return
+        try:
+            frame = frames.parse(text_data)
+        except BadFrame as bad:
+            self._refuse_frame(bad.code, bad.detail, bad.ref)
+            return
+        match frame:
+            case frames.Join():
+                await self._join(frame)
+            case frames.Leave():
+                await self._leave(frame)
+            case frames.Publish():
+                await self._publish(frame)
+            case frames.ClientPresence(ref=ref) | frames.ClientRefresh(ref=ref):
+                detail = "This type is reserved for a later version."
+                self._refuse_frame(ErrorCode.UNKNOWN_TYPE, detail, ref)
+            case frames.ClientPing():
+                # The inbox has answered the pings of `realtime.v1` already. Other clients get no pong.
+                detail = "Offer the subprotocol realtime.v1 to be answered pings."
+                self._refuse_frame(ErrorCode.UNKNOWN_TYPE, detail, None)
+
+    async def _join(self, frame: frames.Join) -> None:
+        if not await policy.allows(self.scope, "join", frame.group):
+            self._refuse_frame(ErrorCode.FORBIDDEN, f"You may not join {frame.group}.", frame.ref)
+            return
+        await self.group_add(frame.group)
+        lifecycle.write(self.connection, frames.Joined(ref=frame.ref, group=frame.group))
+
+    async def _leave(self, frame: frames.Leave) -> None:
+        if frame.group not in self.connection.groups:
+            self._refuse_frame(ErrorCode.NOT_JOINED, f"You are not in {frame.group}.", frame.ref)
+            return
+        await self.group_discard(frame.group)
+        lifecycle.write(self.connection, frames.Left(ref=frame.ref, group=frame.group))
+
+    async def _publish(self, frame: frames.Publish) -> None:
+        if not await policy.allows(self.scope, "publish", frame.group):
+            self._refuse_frame(ErrorCode.FORBIDDEN, f"You may not publish to {frame.group}.", frame.ref)
+            return
+        try:
+            await publishing.apublish(
+                frame.group,
+                frame.data,
+                alias=self.channel_layer_alias,
+                on_commit=False,
+                sender=self.connection.user_id or None,
+            )
+        except LayerUnavailable as error:
+            logger.warning("A publish failed: %s", error, extra=self.connection.log_fields())
+            self._refuse_frame(ErrorCode.INTERNAL, "The message was not published; try again.", frame.ref)
+            return
+        lifecycle.write(self.connection, frames.Published(ref=frame.ref, group=frame.group))
+
+    def _refuse_frame(self, code: ErrorCode, detail: str, ref: frames.Ref | None) -> None:
+        """Answer with an error frame. If the client makes too many errors, close the connection."""
+        lifecycle.write(self.connection, frames.Error(code=code, detail=detail, ref=ref))
+        now = asyncio.get_running_loop().time()
+        if self._error_times is None:
+            self._error_times = deque(maxlen=self.MAX_ERRORS_PER_MINUTE + 1)
+        self._error_times.append(now)
+        if len(self._error_times) > self.MAX_ERRORS_PER_MINUTE and now - self._error_times[0] < 60:
+            lifecycle.evict(self.connection, CloseReason.PROTOCOL_ERROR)

@@ -1,0 +1,83 @@
+"""The base classes for consumers with plain methods, which run in threads.
+
+Private: docs/reference.md lists the public names.
+"""
+
+from collections.abc import Callable, Coroutine
+from typing import Any, cast
+
+from channels.consumer import SyncConsumer
+from channels.generic.websocket import AsyncWebsocketConsumer, JsonWebsocketConsumer, WebsocketConsumer
+
+from realtime.closing import CloseReason
+from realtime.consumers.asynchronous import RealtimeMixin
+from realtime.consumers.served import HANDLERS, Served, warn_of_methods
+from realtime.serving import lifecycle, threads
+
+
+class SyncRealtimeMixin(Served, SyncConsumer):
+    """The mixin for a `SyncConsumer` that speaks WebSocket and is no `WebsocketConsumer`.
+
+    Write `class Chat(SyncRealtimeMixin, TheirConsumer)`. Its connection is served as that of a
+    `SyncRealtimeConsumer`.
+    """
+
+    #: True runs the handlers in the thread that all synchronous code of the process shares, even if the
+    #: setting THREADS is not None.
+    thread_sensitive = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if issubclass(cls, (AsyncWebsocketConsumer, RealtimeMixin)):
+            raise TypeError(
+                f"{cls.__name__} mixes a synchronous base class of realtime with an asynchronous consumer: "
+                "use RealtimeConsumer for `async def` methods, and SyncRealtimeConsumer for plain ones."
+            )
+        warn_of_methods(
+            cls,
+            HANDLERS,
+            False,
+            "{} is `async def`, and SyncRealtimeConsumer does not await it. RealtimeConsumer does.",
+        )
+
+    def group_add(self, group: str) -> None:
+        """Join a group. The connection receives what is sent to the group from when this returns.
+
+        Raises:
+            BadGroup: No group can have this name.
+            LayerUnavailable: The channel layer is down. It ends the connection unless the handler catches it.
+            RecordsUnavailable: The database is down. It ends the connection unless the handler catches it.
+        """
+        self.__call_on_loop(lifecycle.group_add, self._Served__serving.connection, group)
+
+    def group_discard(self, group: str) -> None:
+        """Leave a group. The connection receives nothing more from it from the moment of the call."""
+        self.__call_on_loop(lifecycle.group_discard, self._Served__serving.connection, group)
+
+    def refuse(self, reason: CloseReason) -> None:
+        """Accept the handshake, say goodbye, and close. No record is made.
+
+        Use it instead of `close()` before `accept()`: for that, a server answers 403, which a browser sees as
+        1006, and its client reconnects for ever.
+
+        Args:
+            reason: Gives the close code, and the text of the goodbye frame.
+        """
+        self.__call_on_loop(self._Served__serving.refuse, reason)
+
+    def __call_on_loop(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
+        sender = cast(threads.Sender, self.base_send)
+        threads.call(sender.loop, function, *arguments)
+
+
+class SyncRealtimeConsumer(SyncRealtimeMixin, WebsocketConsumer):
+    """A `WebsocketConsumer` that treats every ending of a connection alike.
+
+    Write `connect`, `disconnect`, `receive` and event handlers as in Channels. They run in a thread, and the
+    event loop reads and pings the socket meanwhile. `self.send` does not wait for the event loop, and it may
+    be called in any thread. `RealtimeConsumer` says what holds for both.
+    """
+
+
+class SyncRealtimeJsonConsumer(SyncRealtimeConsumer, JsonWebsocketConsumer):
+    """A `SyncRealtimeConsumer` with `receive_json` and `send_json`, as in `JsonWebsocketConsumer`."""
