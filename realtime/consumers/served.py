@@ -155,13 +155,15 @@ class SyncTerminal(Terminal, SyncConsumer):
 
 
 def _end_with_a_terminal(cls: type) -> None:
-    """Give the class a last base, so that the terminal comes after each base class of another package.
+    """Give the class one more base, so that the terminal comes after each base class of another package.
 
     The method resolution order keeps the order of bases, so the new base comes after all other bases, and it
     comes before the class of Channels that it derives from.
     """
     terminal = SyncTerminal if issubclass(cls, SyncConsumer) else Terminal
-    cls.__bases__ = (*(base for base in cls.__bases__ if base is not terminal), terminal)
+    bases = [base for base in cls.__bases__ if base is not terminal]
+    position = next((i for i, base in enumerate(bases) if issubclass(terminal, base)), len(bases))
+    cls.__bases__ = (*bases[:position], terminal, *bases[position:])
 
 
 def _as_asgi(consumer: type, theirs: Any, initkwargs: dict[str, Any]) -> Any:

@@ -22,6 +22,7 @@ from rest_framework.serializers import ModelSerializer
 from strawberry.channels import GraphQLWSConsumer
 
 from realtime.consumers import RealtimeConsumer, RealtimeMixin
+from realtime.consumers.served import Terminal
 from realtime.models import Connection
 from realtime.serving import lifecycle
 from realtime.testing import connect
@@ -168,6 +169,9 @@ def test_the_class_stays_the_authors_own() -> None:
 
     class Child(Chat, Late): ...
 
+    class Explicit(RealtimeMixin, Overriding, AsyncConsumer): ...
+
+    assert Explicit.__mro__[-3:] == (Terminal, AsyncConsumer, object)
     names = [cls.__name__ for cls in Child.__mro__]
     assert type(Child()) is Child
     assert names.index("Late") < names.index("Terminal") < names.index("AsyncConsumer")
