@@ -32,6 +32,8 @@ PEERS = [
     "ours-core",
     "ours-uvicorn",
     "drop-in",
+    "drop-in-sync",
+    "plain-sync",
     "plain-core",
     "plain-uvicorn",
     "plain-recording",
