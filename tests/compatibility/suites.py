@@ -26,7 +26,6 @@ CAPACITY = (
     "The test expects a default capacity of 100. Ours is 10,000: all connections of a process share one "
     "queue, and a full queue drops group messages without a word. The option `capacity` sets another."
 )
-NO_DICT = "The test sends a str as a message. Channels defines a message as a dict, and ours raise TypeError."
 
 
 @dataclass(frozen=True)
@@ -62,10 +61,13 @@ CHANNELS = Suite(
         {
             "tests.test_generic_websocket.AsyncWebsocketConsumer",
             "tests.test_generic_websocket.AsyncJsonWebsocketConsumer",
+            "tests.test_generic_websocket.WebsocketConsumer",
+            "tests.test_generic_websocket.JsonWebsocketConsumer",
             "tests.test_inmemorychannel.InMemoryChannelLayer",
         }
     ),
     exceptions={
+        "tests.test_generic_websocket::test_websocket_consumer_groups": SERVER_EVENT,
         "tests.test_generic_websocket::test_async_websocket_consumer_groups": SERVER_EVENT,
         "tests.test_generic_websocket::test_async_websocket_consumer_specific_channel_layer": SERVER_EVENT,
         "tests.test_generic_websocket::test_block_underscored_type_function_call": MALFORMED,
@@ -89,7 +91,6 @@ CHANNELS_REDIS = Suite(
     exceptions={
         "tests.test_core::test_receive_buffer_respects_capacity": CAPACITY,
         "tests.test_sentinel::test_receive_buffer_respects_capacity": CAPACITY,
-        "tests.test_pubsub::test_receive_on_non_owned_general_channel": NO_DICT,
     },
     redis=True,
 )

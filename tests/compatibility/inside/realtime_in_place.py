@@ -66,16 +66,13 @@ def pytest_sessionstart() -> None:
 
 
 def _replace(places: dict[Place, Place]) -> None:
-    # Import all of ours before the first is replaced: they extend the classes of Channels. A version of
-    # `realtime` without synchronous consumers leaves those of Channels in place.
+    # Import all of ours before the first is replaced: they extend the classes of Channels.
     found = {
-        place: getattr(importlib.import_module(module), name, None)
-        for place, (module, name) in places.items()
+        place: getattr(importlib.import_module(module), name) for place, (module, name) in places.items()
     }
     for (module, name), ours in found.items():
-        if ours is not None:
-            setattr(importlib.import_module(module), name, ours)
-            _ours.append(ours)
+        setattr(importlib.import_module(module), name, ours)
+        _ours.append(ours)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
