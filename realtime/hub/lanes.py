@@ -108,7 +108,6 @@ class Lane:
                 await asyncio.sleep(wait)
             if self._closes_old_connections:
                 await self._close_old_connections()
-            self._pause_at = self._loop.time() + SLICE
             # Events that arrive from now on may come after a pause of any length, so they wait.
             left = len(self._waiting)
             while left:
@@ -118,6 +117,8 @@ class Lane:
                 began = self._loop.time()
                 await self._call(events)
                 self._window.wrote(events[0].group, began, self._loop.time())
+                # A handler may have woken a task of its own, which runs before the next event.
+                await self._take_turn()
 
     def _take(self, most: int) -> list[GroupEvent]:
         """Remove and return the next event, with those behind it that are for the same members."""
@@ -137,24 +138,37 @@ class Lane:
             self._closing = False
 
     async def _call(self, events: Sequence[GroupEvent]) -> None:
-        """Call the handlers of each member for events that have the same group and members."""
+        """Call the handlers of each member for events that have the same group and members.
+
+        What the handlers of one member send for all these events leaves in one write.
+        """
         group, members = events[0].group, events[0].members
-        copiers = [copier(each.event) for each in events]
-        for start in range(0, len(members), STRIDE):
-            for connection in members[start : start + STRIDE]:
-                connection.transport.hold()
-                try:
-                    for copied in copiers:
+        self._pause_at = self._loop.time() + SLICE
+        try:
+            for event in events:
+                copied, is_last = copier(event.event), event is events[-1]
+                for start in range(0, len(members), STRIDE):
+                    for connection in members[start : start + STRIDE]:
                         # Check again: the membership may have ended since the event arrived.
                         if group in connection.groups:
+                            connection.transport.hold()
                             connection.on_group_event(copied())
-                except Exception:
-                    logger.exception("An event of group %s could not be handed to a handler", group)
-                finally:
-                    connection.transport.release()
-            if self._loop.time() > self._pause_at:
-                await asyncio.sleep(0)
-                self._pause_at = self._loop.time() + SLICE
+                        if is_last:
+                            connection.transport.release()
+                    if self._loop.time() > self._pause_at:
+                        await self._take_turn()
+                if not is_last:
+                    await self._take_turn()
+        except Exception:
+            logger.exception("An event of group %s could not be handed to its handlers", group)
+        finally:
+            for connection in members:
+                connection.transport.release()
+
+    async def _take_turn(self) -> None:
+        """Give the event loop a turn."""
+        await asyncio.sleep(0)
+        self._pause_at = self._loop.time() + SLICE
 
     def _leave_to_members(self) -> None:
         """Let each member queue all events that wait, and close stale connections for itself."""

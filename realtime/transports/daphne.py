@@ -240,7 +240,8 @@ class DaphneTransport(OnDaphne):
 
     def hold(self) -> None:
         """Keep frames back until `release`, up to `HIGH_WATER` bytes of them."""
-        self._held = b""
+        if self._held is None:
+            self._held = b""
 
     def release(self) -> None:
         """Write the frames that were kept back."""

@@ -132,6 +132,44 @@ async def test_time_limits_and_task_groups_in_handlers(both: Both) -> None:
     await both(conversation)
 
 
+@pytest.mark.parametrize("groups", [("g",), ("g", "other")])
+async def test_other_tasks_get_a_turn_between_events(both: Both, groups: tuple[str, ...]) -> None:
+    async def conversation(run: Run) -> None:
+        class Newest(run.base):  # type: ignore[name-defined,misc]
+            """Sends the newest event that waits, in a task of its own."""
+
+            async def connect(self) -> None:
+                for group in groups:
+                    await self.channel_layer.group_add(group, self.channel_name)
+                self.newest, self.news = "", asyncio.Event()
+                self.sending = asyncio.create_task(self.send_newest())
+                await self.accept()
+
+            async def disconnect(self, code: int) -> None:
+                self.sending.cancel()
+
+            async def send_newest(self) -> None:
+                while True:
+                    await self.news.wait()
+                    self.news.clear()
+                    await self.send(text_data=self.newest)
+
+            async def note(self, event: Any) -> None:
+                self.newest = event["text"]
+                self.news.set()
+
+        client = run.client(Newest.as_asgi())
+        await client.connect()
+        numbers = [str(number) for number in range(10)]
+        for number in numbers:
+            group = groups[int(number) % len(groups)]
+            await get_channel_layer().group_send(group, {"type": "note", "text": number})
+        assert [await client.receive_from() for _ in numbers] == numbers
+        await client.disconnect()
+
+    await both(conversation)
+
+
 async def test_a_handler_sees_the_task_of_its_connection(site: None) -> None:
     tasks = []
 
