@@ -7,8 +7,8 @@ Private: docs/reference.md lists the public names.
 """
 
 import enum
-import functools
 import inspect
+import weakref
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction
@@ -16,8 +16,8 @@ from channels.consumer import AsyncConsumer, SyncConsumer
 
 from realtime.serving.inbox import SERVER_EVENTS
 
-#: Answers that are remembered. Types of events come from the network, so the number is bounded.
-MAX_ANSWERS = 4096
+#: Answers that are remembered of one class. Types of events come from the network, so the number is bounded.
+MAX_ANSWERS = 1024
 
 _SERVER_NAMES = frozenset(kind.replace(".", "_") for kind in SERVER_EVENTS)
 
@@ -38,7 +38,11 @@ def name_of(kind: str) -> str:
     return kind.replace(".", "_")
 
 
-@functools.lru_cache(maxsize=MAX_ANSWERS)
+# Weakly: test suites make classes inside tests, and a class that stays alive may still be subscribed to
+# signals of Django.
+_answers: weakref.WeakKeyDictionary[type, dict[str, Target]] = weakref.WeakKeyDictionary()
+
+
 def target(consumer: type, kind: str) -> Target:
     """Find out which attribute the type of an event of the channel layer names.
 
@@ -51,6 +55,18 @@ def target(consumer: type, kind: str) -> Target:
             not seen.
         kind: The type of the event; not one that only servers report.
     """
+    known = _answers.get(consumer)
+    if known is None:
+        known = _answers.setdefault(consumer, {})
+    answer = known.get(kind)
+    if answer is None:
+        if len(known) >= MAX_ANSWERS:
+            known.clear()
+        answer = known[kind] = _find_target(consumer, kind)
+    return answer
+
+
+def _find_target(consumer: type, kind: str) -> Target:
     name = name_of(kind)
     if name.startswith("_") or name in _SERVER_NAMES:
         return Target.FORBIDDEN

@@ -77,7 +77,8 @@ def _replace(places: dict[Place, Place]) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items if apps.ready else ():
-        item.add_marker(pytest.mark.django_db(transaction=True))
+        # Before a mark of the suite, which may ask for a transaction around the test.
+        item.add_marker(pytest.mark.django_db(transaction=True), append=False)
 
 
 def pytest_collection_finish() -> None:
