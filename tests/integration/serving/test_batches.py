@@ -263,7 +263,7 @@ async def test_stale_connections_are_closed_around_each_handler(
     monkeypatch: pytest.MonkeyPatch, closes: bool
 ) -> None:
     calls: list[str] = []
-    monkeypatch.setattr(batches, "close_old_connections", lambda: calls.append("close"))
+    monkeypatch.setattr("channels.db.close_old_connections", lambda: calls.append("close"))
 
     class Some(Member):
         closes_old_connections = closes
