@@ -488,6 +488,11 @@ class Runner(Watcher):
             self._handler_limit.reschedule(None)
 
     @property
+    def patience_for_thread(self) -> float:
+        """The seconds that a synchronous `disconnect` waits for a free thread, within its budget."""
+        return min(self.times.thread, self._time_left(at_the_end=True))
+
+    @property
     def is_limited(self) -> bool:
         """True if the time of the running handler is limited."""
         return self.connection.gone or self._settings.HANDLER_TIMEOUT is not None

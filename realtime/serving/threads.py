@@ -148,7 +148,7 @@ async def _call_surely(runner: Runner, calling: Coroutine[Any, Any, Exception | 
     # If a handler was cancelled, this context may still refer to its thread, which waits no more.
     task = tasks.start(calling, context=tasks.outliving())
     try:
-        await asyncio.wait([task], timeout=runner.times.thread)
+        await asyncio.wait([task], timeout=runner.patience_for_thread)
         if task.done() or not runner.waits_for_thread:
             return await asyncio.shield(task)
     finally:
