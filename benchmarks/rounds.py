@@ -21,6 +21,7 @@ from channels.db import database_sync_to_async  # noqa: E402
 
 from benchmarks import filling  # noqa: E402
 from realtime.fleet import sweep  # noqa: E402
+from realtime.fleet.announcements import Announcements  # noqa: E402
 from realtime.fleet.mailbox import Mailbox  # noqa: E402
 from realtime.fleet.rounds import Reaper  # noqa: E402
 from realtime.layers import groups, messages  # noqa: E402
@@ -103,7 +104,9 @@ async def swept(process: uuid.UUID) -> dict[str, Any]:
     timed = Timed()
     began = time.perf_counter()
     lost = await timed(process_rows.lost_processes_to_sweep)
-    done = await sweep.sweep(lost, timed, lambda: False, keep_closed=None)
+    done = await sweep.sweep(
+        lost, timed, lambda: False, announcements=Announcements(own_thread=True), keep_closed=None
+    )
     seconds = time.perf_counter() - began
     return {
         "seconds": seconds,

@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -328,11 +328,15 @@ async def test_a_reaper_that_receives_nothing_reconnects(
         if channel != mailbox.address:
             await sending(channel, message)
 
+    async def echo(channels: Sequence[str], number: int) -> int:
+        return len(channels)
+
     async def rebuild(address: str, parts: set[int]) -> None:
         assert parts == {0}
         rebuilt.append(address)
 
     monkeypatch.setattr(layer, "send", carry)
+    monkeypatch.setattr(layer, "echo", echo)
     monkeypatch.setattr(groups, "rebuild", rebuild)
     for _ in range(4):
         await next_round(reaper)

@@ -62,6 +62,7 @@ class Site:
         self.pairing = pairing
         self.database = database
         self.redis: Any = redis or RedisServer(folder)
+        alone = self.redis.hosts == [self.redis.url]
         self._numbers = itertools.count(1)
         self._running = contextlib.ExitStack()
         self.environment = {
@@ -69,7 +70,8 @@ class Site:
             "DJANGO_SETTINGS_MODULE": "tests.support.live",
             "DATABASE_URL": database.url,
             "REDIS_URL": self.redis.url,
-            "REDIS_HOSTS_JSON": json.dumps(self.redis.hosts),
+            # A program that a test starts with a URL of its own has that one.
+            **({} if alone else {"REDIS_HOSTS_JSON": json.dumps(self.redis.hosts)}),
             "CHANNEL_LAYER_BACKEND": pairing.layer,
             "REALTIME_JSON": json.dumps(realtime),
             "DEBUG": str(debug),
