@@ -288,6 +288,9 @@ class DaphneTransport(OnDaphne):
 
     def ping(self, ping: Ping) -> None:
         """Send a ping of either kind. Before the handshake, a ping of RFC 6455 is dropped."""
+        if self._held and self._ready and len(self._held) < HIGH_WATER:
+            self._held += ping.wire
+            return
         self._write_held()
         if self._ready and (ping.event is None or not self._queue):
             self._write(ping.wire)
