@@ -127,6 +127,11 @@ def goals(results: Results, number: int) -> list[Goal]:
     left = results.worst("left_open", of=lambda name: name.startswith(("ours", "drop-in")))
     return [
         *found,
+        Goal(
+            "SQLite: a consumer of your own against plain Channels",
+            results.ratio("rate", ("drop-in", f"{number} sqlite"), ("plain", f"{number} sqlite")),
+            1.5,
+        ),
         Goal("storm against `daphne -b -p`", storm, 10),
         Goal("records left open after all were closed", left, 0, most=True),
     ]
