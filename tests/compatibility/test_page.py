@@ -19,6 +19,6 @@ def test_the_page_names_the_version_that_runs(suite: Suite) -> None:
 def test_the_page_names_exactly_the_exceptions() -> None:
     listed = [name for suite in SUITES for name in (*suite.exceptions, *suite.left_out)]
     modules = {name.partition("::")[0].rpartition(".")[2] for name in listed}
-    section = PAGE.partition("## Exceptions")[2].partition("### DjangoChannelsGraphqlWs")[0]
+    section = PAGE.partition("## Exceptions")[2].partition("### channels-demultiplexer")[0]
     on_the_page = set(re.findall(r"`(?:\w+::)?(test_\w+)`", section)) - modules
     assert on_the_page == {name.partition("::")[2] for name in listed}
