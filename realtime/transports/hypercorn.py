@@ -11,24 +11,20 @@ versions of hypercorn, a connection gets an `AsgiTransport`.
 Private: docs/reference.md lists the public names.
 """
 
-import asyncio
-import socket
-import struct
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any
 
 from realtime.closing import CloseReason
 from realtime.process import drain
-from realtime.transports.aborting import AbortingTransport
-from realtime.transports.asgi import Event, Options, Ping, Send, Watcher
+from realtime.transports.asgi import Options, Ping, Send, Watcher
+from realtime.transports.on_asyncio import OnAsyncio
 from realtime.wire import rfc6455
 
 #: The module of hypercorn's streams of WebSockets.
 MODULE = "hypercorn.protocol.ws_stream"
 
 
-class HypercornTransport(AbortingTransport):
+class HypercornTransport(OnAsyncio):
     """An `AsgiTransport` that knows the stream and the asyncio transport of its connection.
 
     Args:
@@ -39,15 +35,14 @@ class HypercornTransport(AbortingTransport):
         wrapped: True if `send` is a middleware's, and not that of the stream.
     """
 
-    __slots__ = ("_asyncio", "_sees_pongs", "_stream", "_wrapped")
+    __slots__ = ("_sees_pongs", "_stream")
 
     def __init__(
         self, send: Send, stream: Any, options: Options, watcher: Watcher, *, wrapped: bool = False
     ) -> None:
-        super().__init__(send, options, watcher)
-        self._wrapped = wrapped
+        writer = stream.send.__self__.send.__self__.writer
+        super().__init__(send, writer.transport, options, watcher, wrapped=wrapped)
         self._stream = stream
-        self._asyncio: asyncio.Transport = stream.send.__self__.send.__self__.writer.transport
         self._sees_pongs = False
         if not wrapped:
             # hypercorn's own `send` suspends only while the client does not read.
@@ -66,12 +61,6 @@ class HypercornTransport(AbortingTransport):
             connection.events = _Events(events, self._ponged)
             self._sees_pongs = True
 
-    def write(self, event: Event, size: int) -> None:
-        """Write through ASGI, and tell the watcher if hypercorn has buffered anything."""
-        super().write(event, size)
-        if self._asyncio.get_write_buffer_size():
-            self._watcher.is_behind()
-
     def ping(self, ping: Ping) -> None:
         """Send a ping of either kind. A ping of RFC 6455 may stand between any two frames."""
         if ping.event is not None:
@@ -86,27 +75,6 @@ class HypercornTransport(AbortingTransport):
         if self._sees_pongs:
             # It refers to this transport, which refers to the stream.
             vars(self._stream.connection).pop("events", None)
-
-    def abort(self) -> None:
-        # Without SO_LINGER the kernel would go on sending the peer what it has buffered.
-        with suppress(Exception):
-            raw = self._asyncio.get_extra_info("socket")
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._asyncio.abort()
-
-    def _buffered(self) -> int:
-        return self._asyncio.get_write_buffer_size()
-
-    def _socket(self) -> Any:
-        return self._asyncio.get_extra_info("socket")
-
-    def _is_over(self) -> bool:
-        # A transport that is closing writes its whole buffer before it ends.
-        return self._asyncio.is_closing() and not self._buffered()
-
-    def _is_held_back(self) -> bool:
-        # hypercorn itself holds a close back while the client does not read.
-        return self._wrapped and not self._buffered() and self._state() == "OPEN"
 
     def _state(self) -> str:
         """Return the name of the state of wsproto's connection; empty before the handshake."""

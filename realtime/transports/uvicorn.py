@@ -4,15 +4,11 @@ Writes go through ASGI. Two things of uvicorn's protocol are used: its asyncio t
 public methods, and the close frames that were sent and received, as the library behind `--ws` keeps them.
 """
 
-import asyncio
-import socket
-import struct
-from contextlib import suppress
 from typing import Any
 
 from realtime.closing import CloseReason
-from realtime.transports.aborting import AbortingTransport
-from realtime.transports.asgi import Event, Options, Send, Watcher
+from realtime.transports.asgi import Options, Send, Watcher
+from realtime.transports.on_asyncio import OnAsyncio
 
 #: The reason for which uvicorn itself closed a connection, by the code of its close frame.
 _REASONS = {
@@ -30,7 +26,7 @@ MODULES = tuple(
 )
 
 
-class UvicornTransport(AbortingTransport):
+class UvicornTransport(OnAsyncio):
     """An `AsgiTransport` that knows the protocol and the asyncio transport of its connection.
 
     Args:
@@ -41,7 +37,7 @@ class UvicornTransport(AbortingTransport):
         wrapped: True if `send` is a middleware's, and not that of the protocol.
     """
 
-    __slots__ = ("_asyncio", "_protocol", "_wrapped")
+    __slots__ = ("_protocol",)
 
     def __init__(
         self,
@@ -52,44 +48,14 @@ class UvicornTransport(AbortingTransport):
         *,
         wrapped: bool = False,
     ) -> None:
-        super().__init__(send, options, watcher)
-        self._wrapped = wrapped
+        super().__init__(send, protocol.transport, options, watcher, wrapped=wrapped)
         self._protocol = protocol
-        self._asyncio: asyncio.Transport = protocol.transport
 
     @property
     def server_pings(self) -> bool:
         # The options --ws-ping-interval and --ws-ping-timeout; either may be None.
         config = getattr(self._protocol, "config", None)
         return all(getattr(config, name, True) for name in ("ws_ping_interval", "ws_ping_timeout"))
-
-    def write(self, event: Event, size: int) -> None:
-        """Write through ASGI, and tell the watcher if uvicorn has buffered anything."""
-        super().write(event, size)
-        if self._asyncio.get_write_buffer_size():
-            self._watcher.is_behind()
-
-    def abort(self) -> None:
-        # Without SO_LINGER the kernel would go on sending the peer what it has buffered. If a loop gives no
-        # socket to set it on, only that is lost.
-        with suppress(Exception):
-            raw = self._asyncio.get_extra_info("socket")
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._asyncio.abort()
-
-    def _buffered(self) -> int:
-        return self._asyncio.get_write_buffer_size()
-
-    def _socket(self) -> Any:
-        return self._asyncio.get_extra_info("socket")
-
-    def _is_over(self) -> bool:
-        # A transport that is closing writes its whole buffer before it ends.
-        return self._asyncio.is_closing() and not self._buffered()
-
-    def _is_held_back(self) -> bool:
-        # uvicorn itself holds a close back while the client does not read.
-        return self._wrapped and not self._buffered() and self._state() == "OPEN"
 
     def _state(self) -> str:
         """Return the name of the state of the WebSocket. Each library has its own class for it."""

@@ -3,6 +3,8 @@
 import asyncio
 import contextvars
 import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -243,17 +245,31 @@ async def test_a_member_that_leaves_in_its_handler_gets_no_more(site: None) -> N
         await client.assert_closed(1000)
 
 
+@asynccontextmanager
+async def busy_thread() -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Keep the thread that all synchronous code shares busy until the value is called, or the block ends."""
+    loop, gate, blocked = asyncio.get_running_loop(), threading.Event(), asyncio.Event()
+
+    def block() -> None:
+        loop.call_soon_threadsafe(blocked.set)
+        gate.wait()
+
+    async def free() -> None:
+        gate.set()
+        await blocking
+
+    blocking = asyncio.create_task(sync_to_async(block)())
+    await blocked.wait()
+    try:
+        yield free
+    finally:
+        await free()
+
+
 class TestWhileTheSharedThreadIsBusy:
-    """Handlers that use the ORM wait for the thread in which stale connections are closed. Others do not."""
+    """Handlers that use the ORM wait for the thread where stale connections are closed. Others do not."""
 
     async def test_members_that_use_no_database_are_not_delayed(self, site: None) -> None:
-        gate, blocked = asyncio.Event(), asyncio.Event()
-        loop = asyncio.get_running_loop()
-
-        def block() -> None:
-            loop.call_soon_threadsafe(blocked.set)
-            asyncio.run_coroutine_threadsafe(gate.wait(), loop).result()
-
         async def note(self: Any, event: Any) -> None:
             await self.send(text_data=event["text"])
 
@@ -263,16 +279,14 @@ class TestWhileTheSharedThreadIsBusy:
             connect(with_orm, "/", subprotocols=()) as waits,
             connect(without, "/", subprotocols=()) as goes_on,
             connect(page_of("g").as_asgi(), "/") as page,
+            busy_thread() as free,
         ):
-            blocking = asyncio.create_task(sync_to_async(block)())
-            await blocked.wait()
             await send("one", "two")
             await apublish("g", "published")
             assert [await goes_on.receive(), await goes_on.receive()] == ["one", "two"]
             await page.receive_message()
             assert waits._communicator.output_queue.qsize() <= 1  # What was published.
-            gate.set()
-            await blocking
+            await free()
             heard = {await waits.receive() for _ in range(3)}
             assert {"one", "two"} < heard
 
@@ -280,25 +294,19 @@ class TestWhileTheSharedThreadIsBusy:
         self, site: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(lanes, "MAX_WAITING", 5)
-        gate, blocked = asyncio.Event(), asyncio.Event()
-        loop = asyncio.get_running_loop()
-
-        def block() -> None:
-            loop.call_soon_threadsafe(blocked.set)
-            asyncio.run_coroutine_threadsafe(gate.wait(), loop).result()
 
         async def note(self: Any, event: Any) -> None:
             await self.send(text_data=event["text"])
 
-        async with connect(member_of(RealtimeConsumer, note).as_asgi(), "/", subprotocols=()) as client:
-            blocking = asyncio.create_task(sync_to_async(block)())
-            await blocked.wait()
+        async with (
+            connect(member_of(RealtimeConsumer, note).as_asgi(), "/", subprotocols=()) as client,
+            busy_thread() as free,
+        ):
             numbers = [str(number) for number in range(40)]
             for number in numbers:
                 await send(number)
                 await asyncio.sleep(0)
-            gate.set()
-            await blocking
+            await free()
             assert [await client.receive() for _ in numbers] == numbers
 
 
