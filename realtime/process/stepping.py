@@ -106,15 +106,18 @@ def in_context(context: Context, coroutine: Coroutine[Any, Any, None]) -> Genera
     Between two steps other code may run in the same context, such as `step_as`. Python 3.11 does not tell the
     context of a task.
     """
-    step: Callable[[], Any] = functools.partial(coroutine.send, None)
+    step: Any
+    sent: Any = None
+    error: BaseException | None = None
     while True:
         try:
-            waits_for = context.run(step)
+            step = coroutine.send if error is None else coroutine.throw
+            waits_for = context.run(step, sent if error is None else error)
         except StopIteration:
             return
+        # Nothing is kept while the coroutine waits: idle connections wait here.
+        step = error = sent = None
         try:
             sent = yield waits_for
-        except BaseException as error:
-            step = functools.partial(coroutine.throw, error)
-        else:
-            step = functools.partial(coroutine.send, sent)
+        except BaseException as raised:
+            error = raised
