@@ -208,7 +208,8 @@ class Ledger:
             result = await self._submit(write, first=first)
         except Error as error:
             metrics.record_errors.inc()
-            raise RecordsUnavailable(f"The database did not take a record ({error!r}).") from error
+            remedy = " Run `manage.py migrate`." if _lacks_a_table(error) else ""
+            raise RecordsUnavailable(f"The database did not take a record ({error!r}).{remedy}") from error
         self._retry.over()
         return result
 
@@ -290,6 +291,12 @@ class Ledger:
         self._write_next()
         for write, outcome in zip(writes, outcomes, strict=True):
             write.answer(outcome)
+
+
+def _lacks_a_table(error: Error) -> bool:
+    """Return True if a table of this package is missing, in the words of SQLite or PostgreSQL."""
+    text = str(error)
+    return "no such table" in text or ("relation" in text and "does not exist" in text)
 
 
 def make() -> Ledger:

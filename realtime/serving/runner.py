@@ -208,7 +208,11 @@ class Runner(Watcher):
         layer = get_channel_layer(alias)
         consumer.channel_layer = None if layer is None else _LayerOfConsumer(layer, self.connection)
         consumer.channel_name = self.connection.channel_name
-        if layer is None or not consumer.own_channel:
+        if layer is None:
+            # As in Channels, the handlers run and fail. Their errors do not say what to set.
+            self._log_missing_layer(alias)
+            return False
+        if not consumer.own_channel:
             return False
         try:
             consumer.channel_name = self.connection.channel_name = await groups.new_channel(alias)
@@ -216,6 +220,12 @@ class Runner(Watcher):
             await self._unavailable(error)
             return False
         return True
+
+    def _log_missing_layer(self, alias: str) -> None:
+        try:
+            groups.layer(alias)
+        except LayerUnavailable as error:
+            logger.warning("A connection cannot be served: %s", error, extra=self.connection.log_fields())
 
     def _start_reader(self, reading: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         reader = tasks.create(reading)

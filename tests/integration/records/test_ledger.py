@@ -270,3 +270,25 @@ async def test_the_failure_of_a_cancelled_write_is_not_logged(
         await ledger.open(an_opening())
     gc.collect()
     assert "never retrieved" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        ("no such table: realtime_process", True),
+        ('relation "realtime_process" does not exist', True),
+        ("database is locked", False),
+    ],
+)
+async def test_a_missing_table_is_named_with_its_remedy(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, error: str, remedy: bool
+) -> None:
+    def fail(*_: object) -> None:
+        raise OperationalError(error)
+
+    monkeypatch.setattr(process_rows, "stop_process", fail)
+    with pytest.raises(RecordsUnavailable) as raised:
+        await ledger.stop_process(uuid.uuid4())
+    assert error in str(raised.value)
+    assert ("Run `manage.py migrate`." in str(raised.value)) is remedy
+    ledger.shut()

@@ -376,7 +376,7 @@ async def test_an_empty_send_and_a_bad_group_raise_in_the_handler(both: Both) ->
     await both(conversation)
 
 
-async def test_groups_without_a_channel_layer(use_layers: Any) -> None:
+async def test_groups_without_a_channel_layer(use_layers: Any, caplog: pytest.LogCaptureFixture) -> None:
     use_layers(None)
     for base in (AsyncWebsocketConsumer, RealtimeConsumer):
         consumer = type("Member", (base,), {"groups": ("g",)})
@@ -384,3 +384,4 @@ async def test_groups_without_a_channel_layer(use_layers: Any) -> None:
         await client.send_input({"type": "websocket.connect"})
         with pytest.raises(InvalidChannelLayerError):
             await client.wait()
+    assert caplog.text.count('CHANNEL_LAYERS has no "default" layer; set its BACKEND') == 1
