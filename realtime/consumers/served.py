@@ -97,7 +97,7 @@ class Served(AsyncConsumer):
         base_send: Any = serving.send
         if self._sync:
             plain = type(self).dispatch is Served.dispatch and not self.__passes_on
-            base_send = threads.prepare(self, serving, batched=plain)
+            base_send = threads.prepare(self, serving, shares_visits=plain)
         self.base_send = base_send
         return serving.run(receive)
 

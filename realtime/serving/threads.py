@@ -27,7 +27,7 @@ from realtime.closing import CloseReason
 from realtime.errors import ConnectionGone
 from realtime.hub.connection import Connection
 from realtime.process import old_connections, tasks
-from realtime.serving import batches, lifecycle
+from realtime.serving import lifecycle, visits
 from realtime.serving.runner import Runner
 from realtime.transports.asgi import Event
 
@@ -165,28 +165,28 @@ def _log_failure(connection: Connection, task: "asyncio.Task[Exception | None]")
         logger.error("A handler failed", exc_info=error, extra=connection.log_fields())
 
 
-def prepare(consumer: Any, runner: Runner, *, batched: bool) -> "Sender":
+def prepare(consumer: Any, runner: Runner, *, shares_visits: bool) -> "Sender":
     """Prepare a synchronous consumer; return its `base_send`.
 
     Args:
         consumer: The consumer.
         runner: Its runner.
-        batched: True if handlers of group events may be called without `dispatch`.
+        shares_visits: True if handlers of group events may be called without `dispatch`.
     """
     connection, settings = runner.connection, conf.get()
-    # A visit of `handle` or of a batch closes them.
+    # Each visit to a thread closes them.
     connection.closes_old_connections = False
     # With a limit, each handler has a clock of its own.
     if (
-        batched
+        shares_visits
         and settings.HANDLER_TIMEOUT is None
         and not old_connections.has_own_thread(runner.context)
-        and batches.is_possible()
+        and visits.is_possible()
     ):
         executor = pool(consumer.thread_sensitive)
         threads = 1 if executor is None else settings.THREADS or 1
-        kind = batches.batches_for(executor, threads, consumer.closes_old_connections)
-        connection.on_group_event = batches.GroupHandlers(runner, consumer, kind).take
+        kind = visits.visits_for(executor, threads, consumer.closes_old_connections)
+        connection.on_group_event = visits.GroupHandlers(runner, consumer, kind).take
     return Sender(runner)
 
 

@@ -35,16 +35,16 @@ SLICE = 0.02
 MAX_EVENTS = 100
 
 #: Makes the context variables of another thread those of this one, as `sync_to_async` does. It is private to
-#: asgiref. Without it, no handlers are batched.
+#: asgiref. Without it, each handler has a visit of its own.
 _restore_context: Any = getattr(sync, "_restore_context", None)
 
 
 def is_possible() -> bool:
-    """Return True if this version of asgiref has what batches need."""
+    """Return True if this version of asgiref has what shared visits need."""
     return _restore_context is not None
 
 
-class Batches:
+class Visits:
     """The group events that wait for threads of one kind, on one event loop.
 
     Args:
@@ -115,11 +115,10 @@ class GroupHandlers(Borrower):
     Args:
         runner: The runner of the consumer.
         consumer: The consumer. No class between it and ours overrides `dispatch`.
-        batches: Calls the handlers.
+        visits: Calls the handlers.
     """
 
     __slots__ = (
-        "_batches",
         "_consumer",
         "_context",
         "_error",
@@ -127,13 +126,14 @@ class GroupHandlers(Borrower):
         "_finished",
         "_runner",
         "_task",
+        "_visits",
         "_waiter",
     )
 
-    def __init__(self, runner: Runner, consumer: Any, batches: Batches) -> None:
+    def __init__(self, runner: Runner, consumer: Any, visits: Visits) -> None:
         self._runner = runner
         self._consumer = consumer
-        self._batches = batches
+        self._visits = visits
         # Not a deque: an empty one takes as much memory as ten of these objects.
         self._events: list[Event] = []
         self._context: Context | None = None
@@ -153,7 +153,7 @@ class GroupHandlers(Borrower):
         elif (task := runner.lend(self, event)) is not None:
             self._task = task
             self._events.append(event)
-            self._batches.put(self)
+            self._visits.put(self)
 
     def call(self) -> None:
         """Call the handlers of the events that wait, in a thread."""
@@ -176,7 +176,7 @@ class GroupHandlers(Borrower):
                 self._error = type(error)()
             except BaseException as error:
                 self._error = error
-            if self._batches.closes_old_connections:
+            if self._visits.closes_old_connections:
                 # By the name that test suites replace, as those of Channels do.
                 db.close_old_connections()
 
@@ -200,7 +200,7 @@ class GroupHandlers(Borrower):
             self._finished = True
             runner.wake()
         else:
-            self._batches.put(self)
+            self._visits.put(self)
 
     def _give_back(self) -> None:
         runner, task, error = self._runner, self._task, self._error
@@ -225,7 +225,7 @@ class GroupHandlers(Borrower):
             await self._consumer.base_send.settled()
             if not self._events:
                 return
-            self._batches.put(self)
+            self._visits.put(self)
 
     async def _wait_for_visit(self) -> None:
         self._waiter = asyncio.get_running_loop().create_future()
@@ -240,14 +240,14 @@ class GroupHandlers(Borrower):
         return sender.settled() if sender.is_ahead else None
 
 
-_by_loop: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[Any, bool], Batches]]"
+_by_loop: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[Any, bool], Visits]]"
 _by_loop = weakref.WeakKeyDictionary()
 
 
-def batches_for(executor: ThreadPoolExecutor | None, threads: int, closes_old_connections: bool) -> Batches:
-    """Return the batches of the running loop for threads of this kind."""
+def visits_for(executor: ThreadPoolExecutor | None, threads: int, closes_old_connections: bool) -> Visits:
+    """Return the visits of the running loop for threads of this kind."""
     found = _by_loop.setdefault(asyncio.get_running_loop(), {})
     key = executor, closes_old_connections
     if key not in found:
-        found[key] = Batches(executor, threads, closes_old_connections)
+        found[key] = Visits(executor, threads, closes_old_connections)
     return found[key]

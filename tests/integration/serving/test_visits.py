@@ -17,9 +17,9 @@ from channels.layers import get_channel_layer
 
 from realtime.consumers import SyncRealtimeConsumer
 from realtime.models import Connection
-from realtime.serving import batches, lifecycle
-from realtime.serving.batches import Batches
+from realtime.serving import lifecycle, visits
 from realtime.serving.runner import Runner, Times
+from realtime.serving.visits import Visits
 from tests.support.assertions.conversation import LAYER_OF, PATIENCE, Client
 from tests.support.assertions.eventually import eventually_async
 
@@ -43,17 +43,17 @@ def gate() -> Iterator[threading.Event]:
 
 
 @pytest.fixture
-def visits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def members_visited(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of members that each visit to a thread has called."""
     sizes: list[int] = []
-    call = Batches._call_handlers
+    call = Visits._call_handlers
 
-    def counted(self: Batches) -> Any:
+    def counted(self: Visits) -> Any:
         done = call(self)
         sizes.append(len(done))
         return done
 
-    monkeypatch.setattr(Batches, "_call_handlers", counted)
+    monkeypatch.setattr(Visits, "_call_handlers", counted)
     return sizes
 
 
@@ -88,16 +88,16 @@ class Member(SyncRealtimeConsumer):
         self.send(text_data=str(event.get("text")))
 
 
-async def test_an_event_for_many_members_takes_few_visits(visits: list[int]) -> None:
+async def test_an_event_for_many_members_takes_few_visits(members_visited: list[int]) -> None:
     clients = await open_clients(Member, *["/"] * 40)
-    visits.clear()
+    members_visited.clear()
     for number in range(3):
         await send(text=number)
     for client in clients:
         assert [await client.receive_from() for _ in range(3)] == ["0", "1", "2"]
     # The handlers send together, so a few visits at most begin before all members wait.
-    assert sum(visits) <= 120
-    assert len(visits) < 12
+    assert sum(members_visited) <= 120
+    assert len(members_visited) < 12
     await leave(clients)
 
 
@@ -266,7 +266,7 @@ async def test_stale_connections_are_closed_around_each_handler(
     calls: list[str] = []
     # Channels' test client replaces the function itself while it runs.
     closing = SimpleNamespace(close_old_connections=lambda: calls.append("close"))
-    monkeypatch.setattr(batches, "db", closing)
+    monkeypatch.setattr(visits, "db", closing)
 
     class Some(Member):
         closes_old_connections = closes
@@ -299,22 +299,22 @@ async def test_a_pool_that_is_shut_down_ends_the_connections(
     await lifecycle.stop()
 
 
-async def test_without_asgirefs_internals_nothing_is_batched(
-    monkeypatch: pytest.MonkeyPatch, visits: list[int]
+async def test_without_asgirefs_internals_no_visit_is_shared(
+    monkeypatch: pytest.MonkeyPatch, members_visited: list[int]
 ) -> None:
-    monkeypatch.setattr(batches, "_restore_context", None)
+    monkeypatch.setattr(visits, "_restore_context", None)
     clients = await open_clients(Member, "/", "/")
     await send(text="x")
     for client in clients:
         assert await client.receive_from() == "x"
-    assert visits == []
+    assert members_visited == []
     await leave(clients)
 
 
 async def test_a_flood_of_events_waits_in_the_inbox(
     monkeypatch: pytest.MonkeyPatch, gate: threading.Event
 ) -> None:
-    monkeypatch.setattr(batches, "MAX_EVENTS", 5)
+    monkeypatch.setattr(visits, "MAX_EVENTS", 5)
     clients = await open_clients(Member, "/", "/")
     blocking = asyncio.create_task(sync_to_async(gate.wait)(PATIENCE))
     await asyncio.sleep(0.01)
@@ -337,7 +337,7 @@ async def test_an_event_goes_behind_those_in_the_inbox(
     await asyncio.sleep(0.01)
     # In one turn of the loop, so that the connection's own task does not see the inbox meanwhile.
     for number, most in ((0, 1), (1, 1), (2, 100)):
-        monkeypatch.setattr(batches, "MAX_EVENTS", most)
+        monkeypatch.setattr(visits, "MAX_EVENTS", most)
         connection.on_group_event({"type": "note", "text": number})
     gate.set()
     await blocking
