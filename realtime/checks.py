@@ -339,9 +339,8 @@ def _shadow(package: Path) -> CheckMessage:
 def check_budget(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
     """W009: Daphne would kill consumers before their handlers are cancelled."""
     given = getattr(settings, "REALTIME", {})
-    if conf.problems(given) or conf.Settings(**given).DISCONNECT_TIMEOUT <= LONGEST_DISCONNECT:
+    if conf.problems(given) or (seconds := conf.Settings(**given).DISCONNECT_TIMEOUT) <= LONGEST_DISCONNECT:
         return []
-    seconds = conf.Settings(**given).DISCONNECT_TIMEOUT
     return [
         Warning(
             f"DISCONNECT_TIMEOUT is {seconds:g} s: Daphne kills a consumer {DAPHNES_LIMIT:g} s after its "

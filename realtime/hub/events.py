@@ -8,7 +8,6 @@ from realtime.errors import BadMessage
 from realtime.fleet.mailbox import Mailbox
 from realtime.hub.fanout import Fanout
 from realtime.hub.lanes import Lanes
-from realtime.hub.memberships import Memberships
 from realtime.layers import groups, messages
 from realtime.layers.stamped import STAMP
 from realtime.transports.asgi import Event
@@ -23,14 +22,14 @@ class Events:
     """The reader of one channel.
 
     Args:
-        memberships: Notes the marks that come back.
+        address: The address of this process in its channel layer.
         fanout: Takes the messages of groups.
         lanes: Take all other group events.
         mailbox: Takes the echoes that come back.
     """
 
-    def __init__(self, memberships: Memberships, fanout: Fanout, lanes: Lanes, mailbox: Mailbox) -> None:
-        self._memberships = memberships
+    def __init__(self, address: str, fanout: Fanout, lanes: Lanes, mailbox: Mailbox) -> None:
+        self._address = address
         self._fanout = fanout
         self._lanes = lanes
         self._mailbox = mailbox
@@ -44,7 +43,7 @@ class Events:
         One long-lived task runs this, and never under a timeout: a `receive` that times out deletes a
         pub/sub channel.
         """
-        layer, channel = groups.at(self._memberships.address)
+        layer, channel = groups.at(self._address)
         while True:
             try:
                 event = await layer.receive_stamped(channel)

@@ -92,7 +92,7 @@ class Heartbeat:
         # Clients without `realtime.v1` get RFC 6455 pings if the transport can send them. Otherwise the
         # server's own keepalive counts, if it has one.
         pingable = connection.speaks_v1 or connection.transport.can_ping
-        unpinged = not (pingable or connection.transport.server_pings)
+        unpinged = _is_unpinged(connection, pingable)
         limits = self._limits_of_unpinged if unpinged else self._limits
         connection.liveness = Liveness(limits, self.now(), spread=spread, pingable=pingable)
         self._schedule.set(connection, connection.liveness.look_at)
@@ -108,9 +108,7 @@ class Heartbeat:
             metrics.zombie_lifetime.labels(reason=connection.reason.value).observe(silence)
             if connection.reason in _ZOMBIES:
                 _count_what_was_lost(connection.liveness, connection.reason)
-        if connection.liveness is not None and not (
-            connection.liveness.pingable or connection.transport.server_pings
-        ):
+        if connection.liveness is not None and _is_unpinged(connection, connection.liveness.pingable):
             metrics.unpinged.dec()
         # A last write to it must not bring it back into the schedule.
         connection.liveness = None
@@ -266,6 +264,11 @@ def pause(next_at: float | None, now: float, tick: float = TICK) -> float:
         tick: The longest pause.
     """
     return tick if next_at is None else min(tick, max(SHORTEST_TICK, next_at - now))
+
+
+def _is_unpinged(connection: Connection, pingable: bool) -> bool:
+    """Return True if neither this process nor the server pings the client."""
+    return not (pingable or connection.transport.server_pings)
 
 
 def _count_what_was_lost(liveness: Liveness, reason: CloseReason) -> None:

@@ -90,7 +90,7 @@ class Hub:
         self.memberships = Memberships(self.channel)
         self.fanout = Fanout(self.memberships.groups, self.heartbeat, settings.COALESCE_WINDOW)
         self.lanes = Lanes(self.memberships.groups, settings.COALESCE_WINDOW)
-        self.events = Events(self.memberships, self.fanout, self.lanes, mailbox)
+        self.events = Events(self.channel, self.fanout, self.lanes, mailbox)
         self.healer = Healer(
             self.memberships,
             mailbox,

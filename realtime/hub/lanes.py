@@ -142,7 +142,7 @@ class Lane:
 
         What the handlers of one member send for all these events leaves in one write.
         """
-        group, members = events[0].group, events[0].members
+        (group, _, members), written = events[0], 0
         self._pause_at = self._loop.time() + SLICE
         try:
             for event in events:
@@ -155,8 +155,9 @@ class Lane:
                             connection.transport.hold()
                             connection.on_group_event(copied())
                     # After the handlers of the others: code runs faster many times in a row.
-                    for connection in some if is_last else ():
-                        connection.transport.release()
+                    if is_last:
+                        release(some)
+                        written = start + STRIDE
                     if self._loop.time() > self._pause_at:
                         await self._take_turn()
                 if not is_last:
@@ -164,8 +165,8 @@ class Lane:
         except Exception:
             logger.exception("An event of group %s could not be handed to its handlers", group)
         finally:
-            for connection in members:
-                connection.transport.release()
+            # After an error, or if the hub stops.
+            release(members[written:])
 
     async def _take_turn(self) -> None:
         """Give the event loop a turn."""
@@ -180,6 +181,12 @@ class Lane:
             for connection in event.members:
                 if event.group in connection.groups:
                     connection.on_event(copied())
+
+
+def release(members: Sequence[Connection]) -> None:
+    """Have the transports of these members write what they held back."""
+    for connection in members:
+        connection.transport.release()
 
 
 def copier(event: Event) -> Callable[[], Event]:

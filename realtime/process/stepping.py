@@ -7,9 +7,8 @@ Private: docs/reference.md lists the public names.
 """
 
 import asyncio
-import functools
 import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
 from typing import Any, NamedTuple
 
@@ -62,26 +61,12 @@ def step_as(
     return Suspended(coroutine, waits_for)
 
 
-@types.coroutine
-def finish(suspended: Suspended) -> Generator[Any, Any, None]:
+def finish(suspended: Suspended) -> Awaitable[None]:
     """Finish a suspended coroutine in the current task."""
-    step: Callable[[], Any]
-    coroutine, waits_for = suspended
-    while True:
-        try:
-            sent = yield waits_for
-        except BaseException as error:
-            step = functools.partial(coroutine.throw, error)
-        else:
-            step = functools.partial(coroutine.send, sent)
-        try:
-            waits_for = step()
-        except StopIteration:
-            return
+    return _drive(suspended.coroutine, lambda _: suspended.waits_for, None)
 
 
-@types.coroutine
-def cancel(suspended: Suspended, error: asyncio.CancelledError) -> Generator[Any, Any, None]:
+def cancel(suspended: Suspended, error: asyncio.CancelledError) -> Awaitable[None]:
     """Finish a suspended coroutine in the current task, which was cancelled before it could begin to.
 
     As in any cancelled task, the coroutine is interrupted where it waits, and what it waits for is cancelled.
@@ -92,32 +77,42 @@ def cancel(suspended: Suspended, error: asyncio.CancelledError) -> Generator[Any
     """
     if isinstance(suspended.waits_for, asyncio.Future):
         suspended.waits_for.cancel()
-    try:
-        waits_for = suspended.coroutine.throw(error)
-    except StopIteration:
-        return
-    yield from finish(Suspended(suspended.coroutine, waits_for))
+    return _drive(suspended.coroutine, suspended.coroutine.throw, error)
 
 
-@types.coroutine
-def in_context(context: Context, coroutine: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:
+def in_context(context: Context, coroutine: Coroutine[Any, Any, None]) -> Awaitable[None]:
     """Run a coroutine in the current task, with each of its steps in a context of its own.
 
     Between two steps other code may run in the same context, such as `step_as`. Python 3.11 does not tell the
     context of a task.
     """
-    step: Any
-    sent: Any = None
-    error: BaseException | None = None
-    while True:
+    return _drive(coroutine, coroutine.send, None, context)
+
+
+@types.coroutine
+def _drive(
+    coroutine: Coroutine[Any, Any, None],
+    step: Callable[[Any], Any] | None,
+    argument: Any,
+    context: Context | None = None,
+) -> Generator[Any, Any, None]:
+    """Drive a coroutine to its end.
+
+    Args:
+        coroutine: The coroutine.
+        step: The first step. It returns what the coroutine waits for.
+        argument: Its argument.
+        context: The context of each step; None for that of the caller.
+    """
+    while step is not None:
         try:
-            step = coroutine.send if error is None else coroutine.throw
-            waits_for = context.run(step, sent if error is None else error)
+            waits_for = step(argument) if context is None else context.run(step, argument)
         except StopIteration:
             return
         # Nothing is kept while the coroutine waits: idle connections wait here.
-        step = error = sent = None
+        step = argument = None
         try:
-            sent = yield waits_for
-        except BaseException as raised:
-            error = raised
+            argument = yield waits_for
+            step = coroutine.send
+        except BaseException as error:
+            step, argument = coroutine.throw, error

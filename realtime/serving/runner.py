@@ -308,11 +308,19 @@ class Runner(Watcher):
             self.queue(event)
             return
         self._idle_task, self.closed_old_connections = None, True
+        self._begin(task, self._consumer.dispatch(event))
+        self.closed_old_connections = False
+        self._leave_to(task)
+
+    def _begin(self, task: "asyncio.Task[Any]", work: Coroutine[Any, Any, None]) -> None:
+        """Take the first step of a coroutine in the place of the connection's own task."""
         try:
-            self._begun = stepping.step_as(task, self._context, self._consumer.dispatch(event))
+            self._begun = stepping.step_as(task, self._context, work)
         except BaseException as error:
             self._begun = error
-        self.closed_old_connections = False
+
+    def _leave_to(self, task: "asyncio.Task[Any]") -> None:
+        """Have the connection's own task go on with what was begun; if nothing is left, it is idle again."""
         if self._begun is None:
             self._idle_task = task
         else:
@@ -391,14 +399,8 @@ class Runner(Watcher):
             return False
         self._begun, self.waits_for_thread = error, False
         if error is None and (settling := borrower.settling()) is not None:
-            try:
-                self._begun = stepping.step_as(task, self._context, settling)
-            except BaseException as failure:
-                self._begun = failure
-        if self._begun is None:
-            self._idle_task = task
-        else:
-            self._inbox.wake()
+            self._begin(task, settling)
+        self._leave_to(task)
         return True
 
     def _is_over(self) -> bool:

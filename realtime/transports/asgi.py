@@ -286,7 +286,8 @@ class AsgiTransport:
             self._queue.append((functools.partial(self._end, event, goodbye), 0))
             return
         self.abandon()
-        ending = self._end(event, goodbye if self.accepted else None)
+        rest: Awaitable[None]
+        rest = ending = self._end(event, goodbye if self.accepted else None)
         # The writer runs in this context already, and a context cannot be entered twice.
         in_writer = self._writer is not None and self._writer is asyncio.current_task()
         if self._prompt and not in_writer:
@@ -294,12 +295,12 @@ class AsgiTransport:
                 waits_for = self._context.run(ending.send, None)
             except StopIteration:
                 return
-            ending = stepping.finish(Suspended(ending, waits_for))
+            rest = stepping.finish(Suspended(ending, waits_for))
         # A middleware may suspend before it passes the close on.
         # A client that has stopped reading will not read the close frame either.
         stopped = event.get("code") in STOPPED_READING
         limit = self._options.close_timeout if stopped else self._options.close_limit
-        finishing = self._finish(ending, limit)
+        finishing = self._finish(rest, limit)
         self._closing = tasks.create(finishing, context=self._context)
 
     def abandon(self) -> None:
