@@ -15,7 +15,7 @@ import asyncio
 import logging
 import random
 import weakref
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -164,6 +164,11 @@ def accepted(connection: Connection) -> None:
         connection.hub.heartbeat.watch(connection)
 
 
+#: The joins under way, counted. An earlier `group_discard` may have removed their group from `joined`, and a
+#: later one must still have its turn.
+_joining: Counter[tuple[Connection, str]] = Counter()
+
+
 async def group_add(connection: Connection, group: str) -> None:
     """Add the connection to a group; return when it receives what is sent there.
 
@@ -191,6 +196,7 @@ async def group_add(connection: Connection, group: str) -> None:
         memberships.ride(connection, group)
     # Added now, so that a `group_discard` that follows finds it and an eviction leaves it.
     connection.joined.add(group)
+    _joining[connection, group] += 1
     # In a task of its own, like every sequence here: if it were cancelled half-way, it would be unknown
     # whether the layer has the membership.
     await tasks.shielded(tasks.start(_group_add(connection, group)))
@@ -203,6 +209,9 @@ async def _group_add(connection: Connection, group: str) -> None:
     try:
         await _record_and_add(connection, group)
     finally:
+        _joining[connection, group] -= 1
+        if not _joining[connection, group]:
+            del _joining[connection, group]
         home = connection.hub
         # It still rides only if this failed.
         if home is not None and home.memberships.stop_riding(connection, group):
@@ -269,7 +278,8 @@ async def group_discard(connection: Connection, group: str) -> None:
     If the layer fails to discard the membership, it stays on the to-do list: the connection's eviction tries
     again, and rounds after that. The call waits at most `CLEANUP_TIMEOUT` for a database that hangs.
     """
-    if connection.hub is None or connection.gone or group not in connection.joined:
+    is_joined = group in connection.joined or (connection, group) in _joining
+    if connection.hub is None or connection.gone or not is_joined:
         # The eviction of a connection that is gone leaves all of its groups.
         return
     connection.hub.memberships.remove(connection, group)
