@@ -1,0 +1,1 @@
+"""The recent messages of groups: where a group stands, what it keeps, and what a client has missed."""
