@@ -7,8 +7,8 @@ Private: docs/reference.md lists the public names.
 """
 
 import difflib
-from dataclasses import dataclass, fields
-from functools import cache
+from dataclasses import dataclass, field, fields
+from functools import cache, lru_cache
 from types import NoneType
 from typing import Annotated, Any, Literal, TypeAlias, get_args, get_type_hints
 
@@ -18,6 +18,8 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from msgspec import Meta
 
+from realtime.history import retention
+from realtime.history.retention import Retention
 from realtime.liveness.connection import Limits
 
 # The type of each setting. Its description completes the sentence "… is 0; set …" about a wrong value.
@@ -35,9 +37,14 @@ Details: TypeAlias = Annotated[
     Literal["full", "network", "none"], Meta(description='"full", "network" or "none"')
 ]
 LedgerKind: TypeAlias = Annotated[Literal["thread", "inline"], Meta(description='"thread" or "inline"')]
+# `retention.problems` looks at the patterns and their values.
+Patterns: TypeAlias = Annotated[
+    dict[str, Any], Meta(description='a dict such as {"public.*": {"size": 300, "ttl": 300}}')
+]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Equal only to itself, so that it can be a key of `_retention`.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Settings:
     """The settings of one project. Times are seconds, sizes are bytes. None switches a limit off."""
 
@@ -117,6 +124,13 @@ class Settings:
     #: The default of `on_commit` for `publish` and `apublish`: messages wait for the commit of the open
     #: transaction.
     PUBLISH_ON_COMMIT: Switch = False
+    #: The groups that keep their recent messages: patterns of names, in which `*` stands for any characters,
+    #: each with the number of messages (`size`) and the seconds after the latest one (`ttl`). The first
+    #: pattern that matches counts.
+    HISTORY: Patterns = field(default_factory=dict)
+    #: Recent messages of all groups together that a server process keeps in memory for clients that come
+    #: back. What is not there is read from Redis.
+    HISTORY_TAIL_BYTES: Whole = 64 * 1024 * 1024
     #: The number of threads for the handlers of synchronous consumers. None runs them in the one thread that
     #: all synchronous code of the process shares, as Channels does.
     THREADS: Whole | None = None
@@ -135,8 +149,17 @@ class Settings:
             unpinged_idle_timeout=self.UNPINGED_IDLE_TIMEOUT,
         )
 
+    def retention(self, group: str) -> Retention | None:
+        """Return how much history a group keeps; None if it keeps none."""
+        return _retention(self, group) if self.HISTORY else None
+
 
 _TYPES = get_type_hints(Settings, include_extras=True)
+
+
+@lru_cache(maxsize=10_000)
+def _retention(settings: Settings, group: str) -> Retention | None:
+    return retention.find(settings.HISTORY, group)
 
 
 def problems(given: Any) -> list[str]:
@@ -180,7 +203,7 @@ def _description(type_: Any) -> str:
 
 def _wrong_relations(settings: Settings) -> list[str]:
     """Find relations with which liveness or rounds would judge wrongly."""
-    found = []
+    found = list(retention.problems(settings.HISTORY))
     if settings.PONG_TIMEOUT >= settings.PING_INTERVAL:
         found.append(
             f"PONG_TIMEOUT ({settings.PONG_TIMEOUT}) must be below PING_INTERVAL ({settings.PING_INTERVAL}): "
@@ -230,6 +253,7 @@ def get() -> Settings:
 def _forget(*, setting: str, **_: Any) -> None:
     if setting == "REALTIME":
         get.cache_clear()
+        _retention.cache_clear()
 
 
 setting_changed.connect(_forget)

@@ -33,6 +33,7 @@ def ids(found: list[django_checks.CheckMessage]) -> list[str | None]:
         ({"PING_INTERVALL": 30}, ["realtime.E001"]),
         ({"PING_INTERVAL": "x", "PONG_TIMEOUT": -1}, ["realtime.E001", "realtime.E001"]),
         ({"PONG_TIMEOUT": 21}, ["realtime.E001"]),
+        ({"HISTORY": {"": {"size": 1, "ttl": 1}, "realtime.x": {}}}, ["realtime.E001", "realtime.E001"]),
         ({"POLICY": "no.such.policy"}, ["realtime.E002"]),
         ({"POLICY": "realtime.policy"}, ["realtime.E002"]),
         (["PING_INTERVAL"], ["realtime.E001"]),

@@ -8,6 +8,7 @@ from django.test import override_settings
 
 from realtime import conf
 from realtime.consumers import RealtimeConsumer
+from realtime.history.retention import Retention
 from realtime.liveness.connection import Limits
 
 
@@ -58,6 +59,10 @@ def test_the_default_limits_of_liveness() -> None:
         ({"MAX_SILENCE": 40.0}, "MAX_SILENCE (40.0) must be above 2 * PING_INTERVAL (40.0)"),
         ({"ROUND_TIMEOUT": 10.0}, "ROUND_TIMEOUT (10.0) must be below ROUND_INTERVAL"),
         ({"PROBE_BYTES": 2**30}, "must not be above MAX_UNACKED_BYTES"),
+        ({"HISTORY": ["g"]}, "HISTORY is ['g']; set a dict such as"),
+        ({"HISTORY": {"a b": {"size": 1, "ttl": 1}}}, "the pattern 'a b': no group has such a name"),
+        ({"HISTORY": {"a": 300}}, """the pattern 'a': its value is 300; set {"size": …, "ttl": …}"""),
+        ({"HISTORY_TAIL_BYTES": 0}, "set a whole number above zero."),
     ],
 )
 def test_wrong_settings_are_named(given: dict[str, Any], words: str) -> None:
@@ -80,6 +85,7 @@ def test_wrong_settings_are_named(given: dict[str, Any], words: str) -> None:
         {"GC_THRESHOLD": None},
         {"GC_THRESHOLD": [700, 10, 10]},
         {"MAX_ECHOES_MISSED": None},
+        {"HISTORY": {"user.*": {"size": 10, "ttl": 0.5}, "*": {"size": 1, "ttl": 60}}},
     ],
 )
 def test_right_settings_are_accepted(given: dict[str, Any]) -> None:
@@ -90,6 +96,14 @@ def test_the_project_settings_are_read_again_when_they_change() -> None:
     with override_settings(REALTIME={"PING_INTERVAL": 9}):
         assert conf.get().PING_INTERVAL == 9
     assert conf.get().PING_INTERVAL == 20
+
+
+def test_the_history_of_a_group_follows_the_settings() -> None:
+    with override_settings(REALTIME={"HISTORY": {"a*": {"size": 2, "ttl": 3}}}):
+        assert conf.get().retention("ab") == Retention(2, 3)
+        assert conf.get().retention("ab") is conf.get().retention("ab")
+        assert conf.get().retention("b") is None
+    assert conf.get().retention("ab") is None
 
 
 def test_wrong_project_settings_raise_all_their_sentences() -> None:
