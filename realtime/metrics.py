@@ -38,6 +38,13 @@ queued_bytes = Gauge(
 )
 deliveries = Counter("realtime_deliveries", "Frames that fan-out handed to transports.")
 published = Counter("realtime_messages_published", "Messages that this process published.")
+history_appended = Counter(
+    "realtime_history_appended", "Messages that this process appended to the history of a group."
+)
+history_unsent = Counter(
+    "realtime_history_unsent",
+    "Messages that the core layer appended to a history but did not send. The hubs read them within a round.",
+)
 subscribe_unconfirmed = Counter(
     "realtime_subscribe_unconfirmed",
     "Subscriptions to a group that Redis did not acknowledge within a second.",

@@ -11,6 +11,7 @@ import weakref
 from typing import NamedTuple
 
 from realtime import metrics
+from realtime.history.positions import Position
 
 logger = logging.getLogger("realtime.layers")
 
@@ -24,6 +25,8 @@ class Received(NamedTuple):
     group: str | None
     """The group that it was sent to; None for a message to a channel."""
     content: bytes
+    position: Position | None = None
+    """The position of a message of a group that keeps history."""
 
 
 class BoundedQueue(asyncio.Queue[Received]):

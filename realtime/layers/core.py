@@ -6,18 +6,21 @@ The library's `receive` raises when Redis restarts, which would end every consum
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from channels_redis.core import RedisChannelLayer
+from channels_redis.serializers import registry
 from redis import asyncio as aioredis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoPermissionError, RedisError, ResponseError
+from redis.exceptions import NoPermissionError, RedisError
 
+from realtime.history.positions import Log, Position
+from realtime.history.retention import Retention
 from realtime.layers.contents import StoredMembers
-from realtime.layers.redis_pool import CONNECT_TIMEOUT, Outage, pool
-from realtime.layers.stamped import CAPACITY, STAMP, Message, StampedLayer
+from realtime.layers.redis_history import RedisHistory
+from realtime.layers.redis_pool import CONNECT_TIMEOUT, Outage, pool, script_refusals_named
+from realtime.layers.stamped import CAPACITY, LAYER_ERRORS, STAMP, KeptUnsent, Message, StampedLayer
 
 #: Seconds for which a queued message is kept. The age of a message is the difference between the clocks of
 #: two senders. With the library's minute, a sender with a clock that is five minutes ahead would remove the
@@ -41,6 +44,13 @@ class CoreLayer(StampedLayer, RedisChannelLayer):
         self, hosts: Any = None, *, capacity: int = CAPACITY, expiry: int = EXPIRY, **options: Any
     ) -> None:
         super().__init__(hosts=hosts, capacity=capacity, expiry=expiry, **options)
+        # A serializer of its own: that of the library refuses an encrypted message which is older than
+        # `expiry`.
+        serializer = registry.get_serializer(
+            options.get("serializer_format", "msgpack"),
+            symmetric_encryption_keys=options.get("symmetric_encryption_keys"),
+        )
+        self._history = RedisHistory(self.prefix, serializer)
         # One for all receivers: they take turns on one queue, and hundreds would each log the same outage.
         self._outage = Outage("receive", self._call_on_back)
         self._asking = False
@@ -54,8 +64,29 @@ class CoreLayer(StampedLayer, RedisChannelLayer):
     async def group_send(self, group: str, message: Message) -> None:
         # Anything that is no mapping is left to the library, which raises as it does in plain Channels.
         stamped = {**message, STAMP: group} if isinstance(message, Mapping) else message
-        with _script_refusals_named():
+        with script_refusals_named(IN_SCRIPTS):
             await super().group_send(group, stamped)
+
+    async def append(
+        self, group: str, message: Message, keep: Retention, once: str | None
+    ) -> tuple[Position, bool]:
+        position, repeated = await self._history.append(
+            self._connection_of(group), group, message, keep, once
+        )
+        if not repeated:
+            try:
+                await self.group_send(group, {**message, "epoch": position.epoch, "offset": position.offset})
+            except LAYER_ERRORS as error:
+                raise KeptUnsent(group, position) from error
+        return position, repeated
+
+    async def read(self, group: str, after: int | None, keep: Retention, limit: int, max_bytes: int) -> Log:
+        client = self._connection_of(group)
+        return await self._history.read(client, group, after, keep, limit, max_bytes)
+
+    async def positions(self, groups: Collection[str]) -> dict[str, Log]:
+        by_client = [(self.connection(index), some) for index, some in self._by_host(groups).items()]
+        return await self._history.positions(by_client)
 
     async def receive_stamped(self, channel: str) -> Message:
         while True:
@@ -96,7 +127,7 @@ class CoreLayer(StampedLayer, RedisChannelLayer):
             async with asyncio.timeout(None) as limit:
                 self._reads.add(limit)
                 try:
-                    with _script_refusals_named():
+                    with script_refusals_named(IN_SCRIPTS):
                         content: bytes | None = await super()._brpop_with_clean(index, channel, timeout)
                 finally:
                     self._reads.discard(limit)
@@ -166,14 +197,3 @@ class CoreLayer(StampedLayer, RedisChannelLayer):
         for group in groups:
             by_host.setdefault(self.consistent_hash(group), []).append(group)
         return by_host
-
-
-@contextmanager
-def _script_refusals_named() -> Iterator[None]:
-    """Turn the refusal of a command in a script into the exception of all other refusals."""
-    try:
-        yield
-    except ResponseError as error:
-        if "user executing the script can't" not in str(error):
-            raise
-        raise NoPermissionError(f"{error} The scripts of the core layer run {IN_SCRIPTS}.") from error

@@ -11,6 +11,7 @@ the name of the channel.
 """
 
 import asyncio
+import logging
 import re
 import uuid
 from collections.abc import Collection, Coroutine, Mapping, Sequence
@@ -22,10 +23,14 @@ from django.conf import settings
 
 from realtime import metrics
 from realtime.errors import BadGroup, LayerUnavailable, NoSuchLayer
+from realtime.history.positions import Log, Position
+from realtime.history.retention import Retention
 from realtime.layers import OURS, messages
 from realtime.layers.contents import Contents, StoredMembers
-from realtime.layers.stamped import LAYER_ERRORS, Layer, Message
+from realtime.layers.stamped import LAYER_ERRORS, KeptUnsent, Layer, Message
 from realtime.wire import frames
+
+logger = logging.getLogger("realtime.layers")
 
 #: Seconds after which a call to the layer is given up. A Redis that works answers in less than a millisecond.
 CALL_TIMEOUT = 5.0
@@ -287,6 +292,70 @@ async def contents(alias: str) -> Contents:
     if isinstance(found, StoredMembers):
         return StoredMembers(frozenset((group, _address(alias, channel)) for group, channel in found.pairs))
     return found
+
+
+# -- history ---------------------------------------------------------------------------------------
+
+
+async def append(
+    home: Layer, group: str, message: Message, keep: Retention, once: str | None
+) -> tuple[Position, bool]:
+    """Append a message to the history of a group, and send it to the group.
+
+    Args:
+        home: The layer.
+        group: The name of the group.
+        message: A `GroupMessage` as a dict, without a position.
+        keep: The part of its history that the group keeps.
+        once: An id. If a message with this id was appended within `keep.ttl`, nothing is done.
+
+    Returns:
+        The position of the message, and True if it was appended by an earlier call.
+
+    Raises:
+        LayerUnavailable: The layer failed, or did not answer in time. The message may be appended.
+    """
+    try:
+        return await call("publish", home.append(group, message, keep, once))
+    except KeptUnsent as error:
+        return kept_unsent(error), False
+
+
+def kept_unsent(error: KeptUnsent) -> Position:
+    """Count and log that the layer did not send a message which it keeps. Return the message's position."""
+    metrics.history_unsent.inc()
+    logger.warning("%s The hubs read it within a round: %r", error, error.__cause__)
+    return error.position
+
+
+async def read(
+    group: str, address: str, after: int | None, keep: Retention, limit: int, max_bytes: int
+) -> Log:
+    """Read messages from the history of a group, oldest first, in the layer of this address.
+
+    Args:
+        group: The name of the group.
+        address: An address in the layer.
+        after: The offset after which to read; None for the newest messages.
+        keep: The part of its history that the group keeps.
+        limit: The largest number of messages.
+        max_bytes: About the largest number of bytes. One message is read even if it is larger.
+
+    Raises:
+        LayerUnavailable: The layer failed, or did not answer in time.
+    """
+    home, _ = at(address)
+    return await call("read a history", home.read(group, after, keep, limit, max_bytes))
+
+
+async def positions(names: Collection[str], address: str) -> dict[str, Log]:
+    """Return the histories of many groups, without messages, in the layer of this address.
+
+    Raises:
+        LayerUnavailable: The layer failed, or did not answer in time.
+    """
+    home, _ = at(address)
+    return await call("look at histories", home.positions(names))
 
 
 # -- health ----------------------------------------------------------------------------------------

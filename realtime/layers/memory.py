@@ -10,8 +10,12 @@ from typing import Any, Self
 from channels.exceptions import ChannelFull
 from channels.layers import InMemoryChannelLayer
 
+from realtime.history.memory import Memory
+from realtime.history.positions import Log, Position
+from realtime.history.retention import Retention
 from realtime.layers import messages
 from realtime.layers.contents import StoredMembers
+from realtime.layers.redis_history import lifetime
 from realtime.layers.stamped import CAPACITY, STAMP, Message, StampedLayer
 
 
@@ -30,6 +34,7 @@ class MemoryLayer(StampedLayer, InMemoryChannelLayer):
     def __init__(self, *, capacity: int = CAPACITY, **options: Any) -> None:
         super().__init__(capacity=capacity, **options)
         self._loops: dict[str, asyncio.AbstractEventLoop] = {}
+        self._history = Memory()
 
     async def group_send(self, group: str, message: Message) -> None:
         # Anything that is no dict is left to Channels, which raises.
@@ -42,6 +47,36 @@ class MemoryLayer(StampedLayer, InMemoryChannelLayer):
             await super().send(channel, message)
         else:
             self._hand_over(home, channel, message)
+
+    async def append(
+        self, group: str, message: Message, keep: Retention, once: str | None
+    ) -> tuple[Position, bool]:
+        position, repeated = self._history.append(group, message["text"], keep, once, time.monotonic())
+        if not repeated:
+            self._clean_expired()
+            sent = _Stamped({**message, "epoch": position.epoch, "offset": position.offset}, group)
+            for channel in tuple(self.groups.get(group, ())):
+                # As in `group_send`, a full queue drops the message.
+                with suppress(ChannelFull):
+                    self._deliver(channel, sent)
+        return position, repeated
+
+    def _deliver(self, channel: str, message: Message) -> None:
+        home = self._loops.get(channel)
+        if home is None or home is asyncio.get_running_loop() or home.is_closed():
+            self._put(channel, message)
+        else:
+            self._hand_over(home, channel, message)
+
+    async def read(self, group: str, after: int | None, keep: Retention, limit: int, max_bytes: int) -> Log:
+        return self._history.read(group, after, keep, limit, max_bytes, time.monotonic())
+
+    async def positions(self, groups: Collection[str]) -> dict[str, Log]:
+        return self._history.positions({group: lifetime(group) for group in groups}, time.monotonic())
+
+    async def flush(self) -> None:
+        await super().flush()
+        self._history.clear()
 
     def _hand_over(self, home: asyncio.AbstractEventLoop, channel: str, message: Message) -> None:
         """Queue a message in the event loop that reads the channel, without waiting for that loop.

@@ -23,7 +23,10 @@ MARK = "realtime.mark"
 
 
 class _Message(msgspec.Struct, frozen=True, tag_field="type"):
-    """A message is sent with all of its fields, also the fields that have their default."""
+    """A message is sent with all of its fields, also the fields that have their default.
+
+    `GroupMessage` is an exception, because most groups keep no history.
+    """
 
 
 class _Control(_Message, frozen=True):
@@ -149,16 +152,21 @@ class EchoPart(_Message, frozen=True, tag=ECHO):
 # To all members of a group.
 
 
-class GroupMessage(_Message, frozen=True, tag=MESSAGE):
+class GroupMessage(_Message, frozen=True, tag=MESSAGE, omit_defaults=True):
     """A message that was published to a group.
 
-    The hub reads `text` from the dict without `decode`, because it does so for every published message.
+    The hub reads the fields from the dict without `decode`, because it does so for every published message.
+    The dict has a position only if the group keeps history.
 
     Attributes:
-        text: The frame for clients, as `realtime.wire.frames.build` makes it.
+        text: The frame for clients, as `realtime.wire.frames.build` makes it, without its position.
+        epoch: The epoch of its position.
+        offset: The offset of its position.
     """
 
     text: str
+    epoch: str | None = None
+    offset: int | None = None
 
 
 Control: TypeAlias = Ask | Kick | Explain | Heal | Answer | Holdings

@@ -18,9 +18,13 @@ from redis import asyncio as aioredis
 from redis.exceptions import NoPermissionError
 
 from realtime import conf, metrics
+from realtime.history import streams
+from realtime.history.positions import Log, Position
+from realtime.history.retention import Retention
 from realtime.layers import messages
 from realtime.layers.bounded_queue import BoundedQueue, Received
 from realtime.layers.contents import Listeners
+from realtime.layers.redis_history import RedisHistory
 from realtime.layers.redis_pool import Outage, pool
 from realtime.layers.stamped import STAMP, Message, StampedLayer
 
@@ -47,12 +51,13 @@ class PubSubLoopLayer(StampedLayer, RedisPubSubLoopLayer):
         super().__init__(hosts=hosts, **options)
         self._shards = [_Shard(host, self) for host in decode_hosts(hosts)]
         self._group_prefix = self._get_group_channel_name("")
+        self._history = RedisHistory(self.prefix, self.channel_layer)
 
     async def receive_stamped(self, channel: str) -> Message:
         if channel not in self.channels:
             await self._subscribe_to_channel(channel)
         try:
-            group, content = await self.channels[channel].get()
+            group, content, position = await self.channels[channel].get()
         except (asyncio.CancelledError, TimeoutError, GeneratorExit):
             # As in the library: a receiver that stops is gone.
             if self.channels.pop(channel, None) is not None:
@@ -66,6 +71,8 @@ class PubSubLoopLayer(StampedLayer, RedisPubSubLoopLayer):
         if group is not None and isinstance(message, dict):
             # The sender may have any layer. A sender of an older version stamps the same name.
             message[STAMP] = group
+            if position is not None:
+                message["epoch"], message["offset"] = position.epoch, position.offset
         return message
 
     def put(self, name: str, content: bytes) -> None:
@@ -78,7 +85,8 @@ class PubSubLoopLayer(StampedLayer, RedisPubSubLoopLayer):
         if (queue := self.channels.get(name)) is not None:
             queue.put_nowait(Received(None, content))
         elif (members := self.groups.get(name)) is not None:
-            received = Received(name[len(self._group_prefix) :], content)
+            position, content = streams.split(content)
+            received = Received(name[len(self._group_prefix) :], content, position)
             for channel in members:
                 if (queue := self.channels.get(channel)) is not None:
                     queue.put_nowait(received)
@@ -106,6 +114,26 @@ class PubSubLoopLayer(StampedLayer, RedisPubSubLoopLayer):
         name = self._get_group_channel_name(group)
         if name not in self.groups:
             await self._get_shard(name).unsubscribe(name)
+
+    async def append(
+        self, group: str, message: Message, keep: Retention, once: str | None
+    ) -> tuple[Position, bool]:
+        name = self._get_group_channel_name(group)
+        return await self._history.append(self._client_of(name), group, message, keep, once, name)
+
+    async def read(self, group: str, after: int | None, keep: Retention, limit: int, max_bytes: int) -> Log:
+        client = self._client_of(self._get_group_channel_name(group))
+        return await self._history.read(client, group, after, keep, limit, max_bytes)
+
+    async def positions(self, groups: Collection[str]) -> dict[str, Log]:
+        by_client: dict[Any, list[str]] = {}
+        for group in groups:
+            by_client.setdefault(self._client_of(self._get_group_channel_name(group)), []).append(group)
+        return await self._history.positions(by_client.items())
+
+    def _client_of(self, name: str) -> Any:
+        """Return a client of the Redis that has the group of this name in Redis."""
+        return self._get_shard(name).client()
 
     async def close_channel(self, channel: str) -> None:
         self.channels.pop(channel, None)
@@ -196,6 +224,11 @@ class _Shard(RedisSingleShardConnection):
         if self._redis is None:
             self._redis = aioredis.Redis(connection_pool=pool(self.host))
             self._pubsub = self._redis.pubsub()
+
+    def client(self) -> Any:
+        """Return the client whose pool is used for all but the subscriptions."""
+        self._ensure_redis()
+        return self._redis
 
     def _raise_refusal(self) -> None:
         if self._refusal is not None:

@@ -6,8 +6,8 @@ A layer reaches Redis by an address, or asks Sentinel for the address of the mas
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from redis import asyncio as aioredis
@@ -15,7 +15,7 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from realtime.process import tasks
@@ -85,6 +85,21 @@ class Outage:
             logger.warning("Redis is back for the %s after %d attempts", self._call, self._failures)
             self._failures = 0
             self._on_back()
+
+
+@contextmanager
+def script_refusals_named(commands: str) -> Iterator[None]:
+    """Turn the refusal of a command in a script into the exception of all other refusals.
+
+    Args:
+        commands: The commands of these scripts, in words. Redis does not say which of them it refused.
+    """
+    try:
+        yield
+    except ResponseError as error:
+        if "user executing the script can't" not in str(error):
+            raise
+        raise NoPermissionError(f"{error} The scripts run {commands}.") from error
 
 
 class Pool(aioredis.BlockingConnectionPool):

@@ -5,6 +5,8 @@ and must know. Therefore a message of a group carries a stamp, the name of its g
 what it receives. The core layer and the in-memory layer stamp what they send. `receive` takes the stamp off,
 so that all other code sees plain Channels. Only a hub reads stamps, through `receive_stamped`.
 
+A group may keep history (`append`, `read`, `positions`). Then an event also carries its position.
+
 A hub must also find out if its memberships still hold, and repair them (see `realtime.hub.healing`).
 """
 
@@ -15,6 +17,8 @@ from typing import Any, Protocol
 from channels.exceptions import ChannelFull
 from redis.exceptions import RedisError
 
+from realtime.history.positions import Log, Position
+from realtime.history.retention import Retention
 from realtime.layers import messages
 from realtime.layers.contents import Contents
 from realtime.layers.messages import MARK, MESSAGE
@@ -58,6 +62,30 @@ class Layer(Protocol):
     async def holds(self, group: str, channel: str) -> bool: ...
     async def re_add(self, groups: Collection[str], channel: str) -> None: ...
     async def contents(self) -> Contents: ...
+
+    async def append(
+        self, group: str, message: Message, keep: Retention, once: str | None
+    ) -> tuple[Position, bool]: ...
+    async def read(
+        self, group: str, after: int | None, keep: Retention, limit: int, max_bytes: int
+    ) -> Log: ...
+    async def positions(self, groups: Collection[str]) -> dict[str, Log]: ...
+
+
+class KeptUnsent(Exception):
+    """A message is in the history of its group, but was not sent. The hubs read it within a round.
+
+    The cause of the exception is the error of the layer.
+
+    Args:
+        group: The name of the group.
+        position: The position of the message.
+    """
+
+    def __init__(self, group: str, position: Position) -> None:
+        super().__init__(f"A message to the group {group} was kept at {position}, but not sent.")
+        self.group = group
+        self.position = position
 
 
 class StampedLayer:
@@ -137,6 +165,44 @@ class StampedLayer:
 
     async def re_add(self, groups: Collection[str], channel: str) -> None:
         """Call `group_add` for all these groups together. The channel should be in them already."""
+
+    async def append(
+        self, group: str, message: Message, keep: Retention, once: str | None
+    ) -> tuple[Position, bool]:
+        """Append a `GroupMessage` to the history of the group, and send it to the group with its position.
+
+        Args:
+            group: The name of the group.
+            message: The message as a dict, without a position.
+            keep: The part of its history that the group keeps.
+            once: An id. If a message with this id was appended within `keep.ttl`, nothing is done.
+
+        Returns:
+            The position of the message, and True if it was appended by an earlier call.
+
+        Raises:
+            KeptUnsent: The message was appended, but not sent.
+        """
+        raise NotImplementedError
+
+    async def read(self, group: str, after: int | None, keep: Retention, limit: int, max_bytes: int) -> Log:
+        """Read messages from the history of the group, oldest first.
+
+        Args:
+            group: The name of the group.
+            after: The offset after which to read; None for the newest messages.
+            keep: The part of its history that the group keeps.
+            limit: The largest number of messages.
+            max_bytes: About the largest number of bytes. One message is read even if it is larger.
+        """
+        raise NotImplementedError
+
+    async def positions(self, groups: Collection[str]) -> dict[str, Log]:
+        """Return the histories of all these groups, without messages.
+
+        The layer keeps the position of a group as long as this is called at least once a day.
+        """
+        raise NotImplementedError
 
     def _call_on_back(self) -> None:
         for call in tuple(self.on_back):

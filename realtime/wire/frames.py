@@ -8,7 +8,7 @@ numbers, the order of keys and escapes reach the receiver unchanged.
 """
 
 import re
-from typing import Annotated, TypeAlias, TypeVar, get_args
+from typing import Annotated, Protocol, TypeAlias, TypeVar, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -23,7 +23,17 @@ _MAX_SAFE_INTEGER = 2**53 - 1
 
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=_MAX_SAFE_INTEGER)]
 ShortText: TypeAlias = Annotated[str, Meta(max_length=64)]
+PublishId: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
 Ref: TypeAlias = Annotated[int, Meta(ge=-_MAX_SAFE_INTEGER, le=_MAX_SAFE_INTEGER)] | ShortText
+
+
+class _Position(Protocol):
+    """A position, as `realtime.history.positions` has it."""
+
+    @property
+    def epoch(self) -> str: ...
+    @property
+    def offset(self) -> int: ...
 
 
 class _Frame(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type"):
@@ -33,12 +43,37 @@ class _Frame(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type"):
 # From the server.
 
 
+class Since(msgspec.Struct, frozen=True):
+    """A position in the history of a group.
+
+    In a join, it is that of the last message that the client has seen.
+    """
+
+    epoch: ShortText
+    offset: Count
+
+
 class Welcome(_Frame, frozen=True, tag="welcome"):
-    """The first frame. If the server sends nothing at all for `max_silence` seconds, the socket is dead."""
+    """The first frame. If the server sends nothing at all for `max_silence` seconds, the socket is dead.
+
+    `positions` has the latest message of each of the groups that keeps history.
+    """
 
     connection: str
     max_silence: float
     groups: list[str]
+    positions: dict[str, Since] = {}
+
+
+class Reset(_Frame, frozen=True, tag="reset"):
+    """Tells the members of a group that its history cannot be continued.
+
+    They have missed messages, and must load their state anew. The next message follows this position.
+    """
+
+    group: str
+    epoch: ShortText
+    offset: Count
 
 
 class Ping(_Frame, frozen=True, tag="ping"):
@@ -48,7 +83,10 @@ class Ping(_Frame, frozen=True, tag="ping"):
 
 
 class Message(_Frame, frozen=True, tag="message"):
-    """Published data. `from` is absent when server code published it, null when an anonymous client did."""
+    """Published data. `from` is absent when server code published it, null when an anonymous client did.
+
+    The last two fields are set if the group keeps history.
+    """
 
     group: str
     data: msgspec.Raw
@@ -117,7 +155,7 @@ class Refresh(_Frame, frozen=True, tag="refresh"):
 
 
 ServerFrame: TypeAlias = (
-    Welcome | Ping | Message | Joined | Left | Published | Error | Pong | Goodbye | Presence | Refresh
+    Welcome | Ping | Message | Joined | Left | Published | Reset | Error | Pong | Goodbye | Presence | Refresh
 )
 
 
@@ -134,13 +172,6 @@ class ClientPing(_Frame, frozen=True, tag="ping"):
     """Asks for a pong. A phone that wakes up checks its socket with this."""
 
     n: Count
-
-
-class Since(msgspec.Struct, frozen=True):
-    """The last message of a group that the client has seen."""
-
-    epoch: ShortText
-    offset: Count
 
 
 class Join(_Frame, frozen=True, tag="join"):
@@ -161,13 +192,13 @@ class Leave(_Frame, frozen=True, tag="leave"):
 class Publish(_Frame, frozen=True, tag="publish"):
     """Asks to send data to a group. The client need not be a member.
 
-    A repeated frame with the same `id` is the same message.
+    In a group that keeps history, a repeated frame with the same `id` is the same message.
     """
 
     group: str
     data: msgspec.Raw
     ref: Ref
-    id: ShortText | None = None
+    id: PublishId | None = None
 
 
 class ClientPresence(_Frame, frozen=True, tag="presence"):
@@ -188,6 +219,16 @@ ClientFrame: TypeAlias = ClientPong | ClientPing | Join | Leave | Publish | Clie
 def build(frame: ServerFrame | ClientFrame) -> str:
     """Return the text of a frame, for a WebSocket text message."""
     return msgspec.json.encode(frame).decode()
+
+
+def with_position(text: str, position: _Position) -> str:
+    """Return a frame with the two fields of a position added. The frame is not encoded again.
+
+    Args:
+        text: A frame from `build` which has no position.
+        position: A position whose epoch this package made, so that it needs no escapes.
+    """
+    return f'{text[:-1]},"offset":{position.offset},"epoch":"{position.epoch}"}}'
 
 
 def parse(text: str) -> ClientFrame:

@@ -48,7 +48,7 @@ def test_every_close_reason_is_listed_with_its_code() -> None:
 
 def test_every_setting_is_listed_with_its_default() -> None:
     listed = {row[0]: row[1] for row in rows(REFERENCE, "Settings")}
-    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
+    defaults = {field.name: getattr(Settings(), field.name) for field in dataclasses.fields(Settings)}
     assert listed == {
         name: f'"{default}"' if isinstance(default, str) else str(default)
         for name, default in defaults.items()

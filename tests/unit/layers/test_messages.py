@@ -42,6 +42,7 @@ all_messages = st.one_of(
     ),
     st.builds(EchoPart, number=numbers, part=numbers),
     st.builds(GroupMessage, text=texts),
+    st.builds(GroupMessage, text=texts, epoch=texts, offset=numbers),
 )
 plain_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),

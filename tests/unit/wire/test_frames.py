@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from realtime.errors import BadFrame, ErrorCode, RealtimeError
+from realtime.history.positions import Position
 from realtime.wire import frames
 from realtime.wire.frames import (
     ClientPing,
@@ -25,6 +26,7 @@ from realtime.wire.frames import (
     Pong,
     Publish,
     Published,
+    Reset,
     Since,
     Welcome,
 )
@@ -34,6 +36,8 @@ MOST = 2**53 - 1
 
 counts = st.integers(0, MOST)
 short_texts = st.text(max_size=64)
+publish_ids = st.text(min_size=1, max_size=64)
+epochs = st.from_regex(r"[A-Za-z0-9_-]{11}", fullmatch=True)
 refs = st.integers(-MOST, MOST) | short_texts
 groups = st.text(st.sampled_from("abcXYZ019-_."), min_size=1, max_size=99).filter(frames.valid_group)
 seconds = st.floats(0, 1e6)
@@ -64,12 +68,19 @@ client_frames = st.one_of(
         Join, group=groups, ref=refs, since=st.none() | st.builds(Since, epoch=short_texts, offset=counts)
     ),
     st.builds(Leave, group=groups, ref=refs),
-    st.builds(Publish, group=groups, data=raws, ref=refs, id=st.none() | short_texts),
+    st.builds(Publish, group=groups, data=raws, ref=refs, id=st.none() | publish_ids),
     st.builds(frames.ClientPresence, ref=st.none() | refs),
     st.builds(frames.ClientRefresh, ref=st.none() | refs),
 )
 server_frames = st.one_of(
-    st.builds(Welcome, connection=st.uuids().map(str), max_silence=seconds, groups=st.lists(groups)),
+    st.builds(
+        Welcome,
+        connection=st.uuids().map(str),
+        max_silence=seconds,
+        groups=st.lists(groups),
+        positions=st.dictionaries(groups, st.builds(Since, epoch=short_texts, offset=counts), max_size=2),
+    ),
+    st.builds(Reset, group=groups, epoch=short_texts, offset=counts),
     st.builds(Ping, n=counts),
     st.builds(
         Message,
@@ -133,7 +144,7 @@ def test_every_type_of_frame_makes_the_round_trip():
     assert tags(frames.ClientFrame) == {"pong", "ping", "join", "leave", "publish", "presence", "refresh"}
     assert tags(frames.ServerFrame) == {
         "welcome", "ping", "message", "joined", "left", "published", "error", "pong", "goodbye",
-        "presence", "refresh",
+        "reset", "presence", "refresh",
     }  # fmt: skip
 
 
@@ -161,6 +172,12 @@ def test_a_client_refuses_a_text_that_is_no_frame(text):
             Welcome("7c9e", 45.0, ["public.a"]),
             '{"type":"welcome","connection":"7c9e","max_silence":45.0,"groups":["public.a"]}',
         ),
+        (
+            Welcome("7c9e", 45.0, ["public.a"], {"public.a": Since("e", 7)}),
+            '{"type":"welcome","connection":"7c9e","max_silence":45.0,"groups":["public.a"],'
+            '"positions":{"public.a":{"epoch":"e","offset":7}}}',
+        ),
+        (Reset("g", "e", 0), '{"type":"reset","group":"g","epoch":"e","offset":0}'),
         (Ping(17), '{"type":"ping","n":17}'),
         (Message("g", msgspec.Raw(b'{"a":1}')), '{"type":"message","group":"g","data":{"a":1}}'),
         (Message("g", msgspec.Raw(b"1"), None), '{"type":"message","group":"g","data":1,"from":null}'),
@@ -190,6 +207,19 @@ def test_a_client_refuses_a_text_that_is_no_frame(text):
 )
 def test_frames_are_written_as_the_protocol_says(frame, text):
     assert frames.build(frame) == text
+
+
+@given(raws, st.just(msgspec.UNSET) | st.none() | st.text(), st.integers(0, 2**53 - 1), epochs)
+def test_a_position_is_added_to_a_frame_that_was_built(raw, sender, offset, epoch):
+    text = frames.build(Message("g", raw, sender))
+    with_position = frames.with_position(text, Position(epoch, offset))
+    assert with_position == frames.build(Message("g", raw, sender, offset, epoch))
+
+
+@pytest.mark.parametrize("id_", ["", "x" * 65, 5])
+def test_a_publish_id_has_1_to_64_characters(id_):
+    with pytest.raises(frames.BadFrame, match="id"):
+        frames.parse(json.dumps({"type": "publish", "group": "g", "data": 1, "ref": 1, "id": id_}))
 
 
 def test_the_error_codes_are_those_of_the_protocol():

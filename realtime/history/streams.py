@@ -1,0 +1,320 @@
+"""Histories in Redis: the scripts that append and read messages, and the code that runs them.
+
+Each group has two keys. Each publish id has one more.
+
+- The position, a hash: the epoch, the offset of the latest message, the forks, and the replication id of the
+  Redis that wrote it last. It outlives the messages.
+- The messages, a stream: the id of an entry is `<offset>-0`, and its only field is the encoded message.
+- A publish id, a string: the position that the message got.
+
+Redis may lose any of them alone, because it evicts single keys. Without a position, a new epoch begins and
+the messages are deleted. Without messages, nothing after the position was lost, but nothing is kept.
+
+A Redis that was restarted or promoted has another replication id (`master_replid` in INFO). It may lack the
+latest messages, so the first call that reaches it begins a new epoch, which remembers where it forked off.
+
+Every script makes all reads, which find keys of a wrong type, before its first write. Its first write is one
+that Redis refuses as long as it takes no writes, as a replica or because its memory is full. Therefore a
+script that fails has changed nothing.
+
+Private: docs/reference.md lists the public names.
+"""
+
+import hashlib
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from redis.exceptions import NoScriptError
+
+from realtime.history.positions import MAX_FORKS, Entry, Log, Position
+from realtime.history.retention import Retention
+
+#: The commands in the scripts. Redis does not say which of them it refused.
+IN_SCRIPTS = "DEL, GET, HMGET, HSET, INFO, PEXPIRE, PUBLISH, SET, XADD, XLEN, XRANGE and XREVRANGE"
+
+#: Begins a message with a position on the pub/sub layer: a byte with which no message begins. msgpack never
+#: uses it, and it is in no UTF-8 text, so in no JSON. Encrypted messages are ASCII.
+MARKER = b"\xc1"
+
+_LARGEST = 2**53 - 1
+
+
+class _Script:
+    """A script in Lua. Redis is sent its text only if it does not know it yet."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+    async def run(self, client: Any, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+        try:
+            return await client.execute_command("EVALSHA", self.sha, len(keys), *keys, *arguments)
+        except NoScriptError:
+            return await client.execute_command("EVAL", self.text, len(keys), *keys, *arguments)
+
+    async def run_all(self, client: Any, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]) -> list[Any]:
+        """Run the script with each of these keys and arguments, in one pipeline.
+
+        Returns:
+            The answers, in the same order.
+
+        Raises:
+            redis.exceptions.RedisError: One of the calls failed. The others were made.
+        """
+        answers = await self._pipeline(client, ("EVALSHA", self.sha), calls)
+        unknown = [number for number, each in enumerate(answers) if isinstance(each, NoScriptError)]
+        if unknown:
+            again = await self._pipeline(client, ("EVAL", self.text), [calls[number] for number in unknown])
+            for number, answer in zip(unknown, again, strict=True):
+                answers[number] = answer
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return answers
+
+    async def _pipeline(
+        self,
+        client: Any,
+        command: tuple[str, str],
+        calls: Sequence[tuple[Sequence[str], Sequence[Any]]],
+    ) -> list[Any]:
+        pipe = client.pipeline(transaction=False)
+        for keys, arguments in calls:
+            pipe.execute_command(*command, len(keys), *keys, *arguments)
+        answers: list[Any] = await pipe.execute(raise_on_error=False)
+        return answers
+
+
+# KEYS: the position, the messages. ARGV: a name for a new epoch, the lifetime of the position in ms.
+# Redis 5 and 6 would otherwise refuse writes after INFO if they are configured to replicate scripts as text.
+_BEGIN = """
+if redis.replicate_commands then redis.replicate_commands() end
+local replid = string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)') or ''
+local stored = redis.call('HMGET', KEYS[1], 'epoch', 'offset', 'replid', 'forks')
+local length = redis.call('XLEN', KEYS[2])
+local epoch, offset, forks = stored[1], tonumber(stored[2]), stored[4] or ''
+local begins = not (epoch and offset)
+if begins then
+  epoch, offset, forks = ARGV[1], 0, ''
+elseif stored[3] ~= replid then
+  begins = true
+  local older, count = string.format('%s:%.0f', epoch, offset), 1
+  for fork in string.gmatch(forks, '%S+') do
+    if count < MAX_FORKS then
+      older, count = older .. ' ' .. fork, count + 1
+    end
+  end
+  epoch, forks = ARGV[1], older
+end
+""".replace("MAX_FORKS", str(MAX_FORKS))
+
+# The same, for readers: a stream that does not end with the latest message holds nothing of use.
+_BEGIN_READING = (
+    _BEGIN
+    + """
+if length > 0 then
+  local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
+  if last[1] ~= string.format('%.0f-0', offset) then
+    redis.call('DEL', KEYS[2])
+    length = 0
+  end
+end
+if begins then
+  redis.call('HSET', KEYS[1], 'epoch', epoch, 'offset', string.format('%.0f', offset),
+    'replid', replid, 'forks', forks)
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+local answer = {epoch, offset, offset - length + 1, forks}
+"""
+)
+
+_POSITION = _Script(_BEGIN_READING + "return answer")
+
+# ARGV, in addition: the offset after which to read, or nothing for the newest; the number of messages; bytes.
+_READ = _Script(
+    _BEGIN_READING
+    + """
+local newest, limit, room = ARGV[3] == '', tonumber(ARGV[4]), tonumber(ARGV[5])
+local bound = newest and '+' or string.format('%.0f-0', tonumber(ARGV[3]) + 1)
+local count, bytes, step = 0, 0, 1
+while length > 0 and count < limit do
+  local wanted = math.min(step, limit - count)
+  local some
+  if newest then
+    some = redis.call('XREVRANGE', KEYS[2], bound, '-', 'COUNT', wanted)
+  else
+    some = redis.call('XRANGE', KEYS[2], bound, '+', 'COUNT', wanted)
+  end
+  local number
+  for _, entry in ipairs(some) do
+    bytes = bytes + #entry[2][2]
+    if count > 0 and bytes > room then return answer end
+    count = count + 1
+    number = tonumber(string.match(entry[1], '^%d+'))
+    answer[#answer + 1] = number
+    answer[#answer + 1] = entry[2][2]
+  end
+  if #some < wanted then break end
+  bound = string.format('%.0f-0', newest and number - 1 or number + 1)
+  -- So many that they should fit.
+  step = math.max(1, math.min(step * 4, math.floor((room - bytes) * count / math.max(bytes, 1))))
+end
+return answer
+"""
+)
+
+# KEYS, in addition: the publish id, if there is one. ARGV: the largest number of messages, their lifetime in
+# ms, the encoded message, the channel for it or nothing.
+_APPEND = _Script(
+    _BEGIN
+    + """
+if KEYS[3] then
+  local earlier = redis.call('GET', KEYS[3])
+  if earlier then return {1, earlier} end
+end
+offset = offset + 1
+local number = string.format('%.0f', offset)
+if begins and forks == '' and length > 0 then redis.call('DEL', KEYS[2]) end
+local added = redis.pcall('XADD', KEYS[2], 'MAXLEN', ARGV[3], number .. '-0', 'm', ARGV[5])
+if type(added) == 'table' and added.err then
+  -- Nothing was written. If the stream goes on beyond the position, it is not the stream of this position.
+  if not string.find(added.err, 'equal or smaller', 1, true) then return added end
+  redis.call('DEL', KEYS[2])
+  redis.call('XADD', KEYS[2], 'MAXLEN', ARGV[3], number .. '-0', 'm', ARGV[5])
+end
+if begins then
+  redis.call('HSET', KEYS[1], 'epoch', epoch, 'offset', number, 'replid', replid, 'forks', forks)
+else
+  redis.call('HSET', KEYS[1], 'offset', number)
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+redis.call('PEXPIRE', KEYS[2], ARGV[4])
+local position = epoch .. ' ' .. number
+if KEYS[3] then redis.call('SET', KEYS[3], position, 'PX', ARGV[4]) end
+if ARGV[6] ~= '' then redis.call('PUBLISH', ARGV[6], '\\193' .. position .. ' ' .. ARGV[5]) end
+return {0, position}
+"""
+)
+
+
+def split(content: bytes) -> tuple[Position | None, bytes]:
+    """Return the position of a message on the pub/sub layer, if it has one, and the message itself."""
+    if content.startswith(MARKER):
+        epoch, _, rest = content[len(MARKER) :].partition(b" ")
+        offset, _, message = rest.partition(b" ")
+        if offset.isdigit():
+            return Position(epoch.decode(errors="replace"), int(offset)), message
+    return None, content
+
+
+def new_epoch() -> str:
+    """Return a random name for an epoch: ASCII letters, digits, "-" and "_"."""
+    return secrets.token_urlsafe(8)
+
+
+class Streams:
+    """The histories of the groups of one channel layer.
+
+    Args:
+        prefix: The beginning of the names of all keys.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+
+    async def append(
+        self, client: Any, group: str, content: bytes, keep: Retention, once: str | None, channel: str = ""
+    ) -> tuple[Position, bool]:
+        """Append a message to the history of a group.
+
+        Args:
+            client: A client of the Redis of this group.
+            group: The name of the group.
+            content: The encoded message.
+            keep: The part of its history that the group keeps.
+            once: The publish id.
+            channel: The channel of Redis to which the message is published as well.
+
+        Returns:
+            The position of the message, and True if the publish id was used before. Then nothing is appended
+            or published, and the position is that of the earlier message.
+        """
+        keys = self._keys(group)
+        if once is not None:
+            keys.append(f"{self._prefix}:once:{group}:{once}")
+        arguments = [*_begin(keep.position_ttl), keep.size, _milliseconds(keep.ttl), content, channel]
+        repeated, place = await _APPEND.run(client, keys, arguments)
+        epoch, offset = place.decode().split(" ")
+        return Position(epoch, int(offset)), bool(repeated)
+
+    async def read(
+        self,
+        client: Any,
+        group: str,
+        after: int | None,
+        keep: Retention,
+        limit: int,
+        max_bytes: int,
+        decode: Callable[[bytes], str],
+    ) -> Log:
+        """Read messages of a group.
+
+        Args:
+            client: A client of the Redis of this group.
+            group: The name of the group.
+            after: The offset after which to read, oldest first; None for the newest messages.
+            keep: The part of its history that the group keeps.
+            limit: The largest number of messages.
+            max_bytes: About the largest number of bytes. One message is read even if it is larger.
+            decode: Returns the frame for clients that is in an encoded message, or raises any exception. A
+                message that cannot be decoded, and all messages before it, count as no longer kept.
+        """
+        bounds = ["" if after is None else after, limit, max_bytes]
+        answer = await _READ.run(client, self._keys(group), [*_begin(keep.position_ttl), *bounds])
+        log, found = _log(answer), list(zip(answer[4::2], answer[5::2], strict=True))
+        if after is None:
+            found.reverse()
+        entries: list[Entry] = []
+        first = log.first
+        for offset, content in found:
+            try:
+                entries.append(Entry(offset, decode(content)))
+            except Exception:
+                # For example, the key of the encryption was replaced.
+                first = offset + 1
+                entries.clear()
+        return Log(log.epoch, log.offset, first, log.forks, tuple(entries))
+
+    async def positions(self, client: Any, groups: Mapping[str, float]) -> dict[str, Log]:
+        """Return the histories of groups without their messages, and renew the lifetime of each position.
+
+        Args:
+            client: A client of the Redis of these groups.
+            groups: The seconds for which its position is kept, by the name of the group.
+        """
+        calls = [(self._keys(group), _begin(ttl)) for group, ttl in groups.items()]
+        answers = await _POSITION.run_all(client, calls)
+        return {group: _log(answer) for group, answer in zip(groups, answers, strict=True)}
+
+    def _keys(self, group: str) -> list[str]:
+        return [f"{self._prefix}:position:{group}", f"{self._prefix}:history:{group}"]
+
+
+def _begin(position_ttl: float) -> list[Any]:
+    """Return the arguments with which every script begins."""
+    return [new_epoch(), _milliseconds(position_ttl)]
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, min(_LARGEST, round(seconds * 1000)))
+
+
+def _log(answer: Sequence[Any]) -> Log:
+    epoch, offset, first, forks = answer[:4]
+    return Log(epoch.decode(), offset, first, tuple(map(_fork, forks.decode().split())))
+
+
+def _fork(text: str) -> Position:
+    epoch, _, offset = text.partition(":")
+    return Position(epoch, int(offset))
