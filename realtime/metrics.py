@@ -69,6 +69,34 @@ record_errors = Counter(
     "realtime_record_errors", "Writes of records that failed, and were repeated or given up."
 )
 
+history_reads = Counter(
+    "realtime_history_reads",
+    "Readings of the history of a group, by cause: a first member here (join), a gap in what arrived (gap), "
+    "a position that differs from the one in Redis (check), messages that are no longer in memory (page).",
+    ["cause"],
+)
+history_repaired = Counter(
+    "realtime_history_repaired",
+    "Messages that the layer did not deliver and that were read from the history.",
+)
+history_repeated = Counter(
+    "realtime_history_repeated", "Messages that arrived again and were not delivered a second time."
+)
+history_resets = Counter(
+    "realtime_history_resets", "Groups in this process whose history could not be continued."
+)
+history_recoveries = Counter(
+    "realtime_history_recoveries",
+    "Joins with a position, by outcome: recovered, or refused because not every missed message is kept.",
+    ["outcome"],
+)
+history_recovered = Counter(
+    "realtime_history_recovered_messages", "Messages that were written to members that had missed them."
+)
+history_tail_bytes = Gauge(
+    "realtime_history_tail_bytes", "Memory of the recent messages of groups that keep history."
+)
+
 pings = Counter("realtime_pings_sent", "Pings sent to connections.")
 round_trip = Histogram(
     "realtime_ping_round_trip_seconds",

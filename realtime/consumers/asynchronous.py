@@ -10,6 +10,7 @@ from channels.generic.websocket import AsyncJsonWebsocketConsumer, AsyncWebsocke
 
 from realtime.closing import CloseReason
 from realtime.consumers.served import HANDLERS, Served, warn_of_methods
+from realtime.history.positions import Joined, Position
 from realtime.serving import lifecycle
 
 
@@ -35,15 +36,27 @@ class RealtimeMixin(Served):
             "{} is not `async def`, and RealtimeConsumer awaits it. SyncRealtimeConsumer calls plain ones.",
         )
 
-    async def group_add(self, group: str) -> None:
+    async def group_add(self, group: str, *, since: Position | None = None) -> Joined | None:
         """Join a group. The connection receives what is sent to the group from when this returns.
+
+        In a group that keeps history, the client can catch up: it is sent every message after `since`, in
+        order, and then what is sent from now on. Or it is sent nothing of that, and `recovered` is False:
+        then send the client its whole state.
+
+        Args:
+            group: The name of the group.
+            since: The last message that the client has. Its frame had this `epoch` and `offset`.
+
+        Returns:
+            The outcome, if the group keeps history; otherwise None. The messages that were missed are written
+            before this returns. If the handshake is not complete yet, they are written after that.
 
         Raises:
             BadGroup: No group can have this name.
             LayerUnavailable: The channel layer is down. It ends the connection unless the handler catches it.
             RecordsUnavailable: The database is down. It ends the connection unless the handler catches it.
         """
-        await lifecycle.group_add(self._Served__serving.connection, group)
+        return await lifecycle.group_add(self._Served__serving.connection, group, since)
 
     async def group_discard(self, group: str) -> None:
         """Leave a group. The connection receives nothing more from it from the moment of the call."""

@@ -11,6 +11,7 @@ from realtime import policy, publishing
 from realtime.closing import CloseReason
 from realtime.consumers.asynchronous import RealtimeConsumer
 from realtime.errors import BadFrame, ErrorCode, LayerUnavailable
+from realtime.history.positions import Joined, Position
 from realtime.serving import lifecycle
 from realtime.wire import frames
 
@@ -73,8 +74,23 @@ class GroupConsumer(RealtimeConsumer):
         if not await policy.allows(self.scope, "join", frame.group):
             self._refuse_frame(ErrorCode.FORBIDDEN, f"You may not join {frame.group}.", frame.ref)
             return
-        await self.group_add(frame.group)
-        lifecycle.write(self.connection, frames.Joined(ref=frame.ref, group=frame.group))
+        since = Position(frame.since.epoch, frame.since.offset) if frame.since is not None else None
+
+        def answer(joined: Joined) -> None:
+            # Before the first message, so that the client knows what to expect.
+            lifecycle.write(
+                self.connection,
+                frames.Joined(
+                    ref=frame.ref,
+                    group=frame.group,
+                    epoch=joined.position.epoch,
+                    offset=joined.position.offset,
+                    recovered=joined.recovered,
+                ),
+            )
+
+        if await lifecycle.group_add(self.connection, frame.group, since, answer) is None:
+            lifecycle.write(self.connection, frames.Joined(ref=frame.ref, group=frame.group))
 
     async def _leave(self, frame: frames.Leave) -> None:
         if frame.group not in self.connection.groups:

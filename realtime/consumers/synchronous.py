@@ -4,7 +4,7 @@ Private: docs/reference.md lists the public names.
 """
 
 from collections.abc import Callable, Coroutine
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from channels.consumer import SyncConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer, JsonWebsocketConsumer, WebsocketConsumer
@@ -12,7 +12,10 @@ from channels.generic.websocket import AsyncWebsocketConsumer, JsonWebsocketCons
 from realtime.closing import CloseReason
 from realtime.consumers.asynchronous import RealtimeMixin
 from realtime.consumers.served import HANDLERS, Served, warn_of_methods
+from realtime.history.positions import Joined, Position
 from realtime.serving import lifecycle, threads
+
+Result = TypeVar("Result")
 
 
 class SyncRealtimeMixin(Served, SyncConsumer):
@@ -40,15 +43,25 @@ class SyncRealtimeMixin(Served, SyncConsumer):
             "{} is `async def`, and SyncRealtimeConsumer does not await it. RealtimeConsumer does.",
         )
 
-    def group_add(self, group: str) -> None:
+    def group_add(self, group: str, *, since: Position | None = None) -> Joined | None:
         """Join a group. The connection receives what is sent to the group from when this returns.
+
+        `RealtimeConsumer.group_add` says what `since` does.
+
+        Args:
+            group: The name of the group.
+            since: The last message that the client has, if the group keeps history.
+
+        Returns:
+            The outcome, if the group keeps history; otherwise None.
 
         Raises:
             BadGroup: No group can have this name.
             LayerUnavailable: The channel layer is down. It ends the connection unless the handler catches it.
             RecordsUnavailable: The database is down. It ends the connection unless the handler catches it.
         """
-        self.__call_on_loop(lifecycle.group_add, self._Served__serving.connection, group)
+        connection = self._Served__serving.connection
+        return self.__call_on_loop(lifecycle.group_add, connection, group, since)
 
     def group_discard(self, group: str) -> None:
         """Leave a group. The connection receives nothing more from it from the moment of the call."""
@@ -65,9 +78,9 @@ class SyncRealtimeMixin(Served, SyncConsumer):
         """
         self.__call_on_loop(self._Served__serving.refuse, reason)
 
-    def __call_on_loop(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
+    def __call_on_loop(self, function: Callable[..., Coroutine[Any, Any, Result]], *arguments: Any) -> Result:
         sender = cast(threads.Sender, self.base_send)
-        threads.call(sender.loop, function, *arguments)
+        return threads.call(sender.loop, function, *arguments)
 
 
 class SyncRealtimeConsumer(SyncRealtimeMixin, WebsocketConsumer):

@@ -68,9 +68,15 @@ class Log:
 
     def shares(self, position: Position) -> int:
         """Return the last offset that this history shares with the epoch of a position; -1 for none."""
+        shared = self.offset
         if position.epoch == self.epoch:
-            return self.offset
-        return next((fork.offset for fork in self.forks if fork.epoch == position.epoch), -1)
+            return shared
+        for fork in self.forks:
+            # A later fork may lie before an earlier one, and then cuts off what that one shared.
+            shared = min(shared, fork.offset)
+            if position.epoch == fork.epoch:
+                return shared
+        return -1
 
     def knows(self, position: Position) -> bool:
         """Return True if the message at this position is, or was, part of this history."""
@@ -88,3 +94,18 @@ class Log:
         """
         fork = max(0, min(lost.offset, self.shares(lost)))
         return Position(self.epoch, fork if self.first <= fork + 1 else self.offset)
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """The outcome of joining a group that keeps history.
+
+    Attributes:
+        position: The place of the latest message at that moment. If `recovered` is None or False, the
+            messages after it follow.
+        recovered: True if every message after the given position follows. False if that cannot be done: then
+            the application must load its state. None if no position was given.
+    """
+
+    position: Position
+    recovered: bool | None = None

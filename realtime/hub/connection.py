@@ -5,13 +5,14 @@ import enum
 import ipaddress
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from channels import DEFAULT_CHANNEL_LAYER
 
 from realtime import conf
 from realtime.closing import CloseReason
+from realtime.history.positions import Position
 from realtime.liveness.connection import Liveness
 from realtime.records.entries import Opening
 from realtime.transports.asgi import AsgiTransport, Event
@@ -46,6 +47,9 @@ _NEXT = {
 }
 
 
+_NONE: Mapping[str, Position] = {}
+
+
 class Connection:
     """The state that hub, heartbeat and lifecycle share. It decides nothing itself.
 
@@ -69,6 +73,8 @@ class Connection:
         changing: Held while groups change: a row and its membership change together.
         groups: The groups that it receives messages of.
         joined: The groups for which a membership row may be open. The eviction leaves all of them.
+        positions: The positions from which it receives the messages of the groups with history that it joined
+            before its handshake was complete.
         last_run: The number of the last run of messages that fan-out wrote to it in its turn.
         reason: Why it ends. The first reason counts.
         close_code: The close code that was sent or received.
@@ -94,6 +100,7 @@ class Connection:
         "on_event",
         "on_group_event",
         "opening",
+        "positions",
         "reason",
         "scope",
         "subprotocol",
@@ -121,6 +128,8 @@ class Connection:
         self.changing = asyncio.Lock()
         self.groups: set[str] = set()
         self.joined: set[str] = set()
+        # Most connections have none, and an empty dict is not small.
+        self.positions: Mapping[str, Position] = _NONE
         self.last_run = 0
         self.reason: CloseReason | None = None
         self.close_code: int | None = None

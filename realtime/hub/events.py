@@ -6,8 +6,10 @@ import logging
 from realtime import metrics
 from realtime.errors import BadMessage
 from realtime.fleet.mailbox import Mailbox
+from realtime.history.positions import Position
 from realtime.hub.fanout import Fanout
 from realtime.hub.lanes import Lanes
+from realtime.hub.recovery import Recovery
 from realtime.layers import groups, messages
 from realtime.layers.stamped import STAMP
 from realtime.transports.asgi import Event
@@ -24,13 +26,17 @@ class Events:
     Args:
         address: The address of this process in its channel layer.
         fanout: Takes the messages of groups.
+        recovery: Takes the messages of groups that keep history.
         lanes: Take all other group events.
         mailbox: Takes the echoes that come back.
     """
 
-    def __init__(self, address: str, fanout: Fanout, lanes: Lanes, mailbox: Mailbox) -> None:
+    def __init__(
+        self, address: str, fanout: Fanout, recovery: Recovery, lanes: Lanes, mailbox: Mailbox
+    ) -> None:
         self._address = address
         self._fanout = fanout
+        self._recovery = recovery
         self._lanes = lanes
         self._mailbox = mailbox
         self.taking = False
@@ -64,6 +70,8 @@ class Events:
     async def _take(self, event: Event) -> None:
         group = event.pop(STAMP, None)
         match event.get("type"):
+            case messages.MESSAGE if group is not None and event.get("epoch") is not None:
+                await self._recovery.put(group, Position(event["epoch"], event["offset"]), event["text"])
             case messages.MESSAGE if group is not None:
                 await self._fanout.put(group, event["text"])
             case messages.ECHO:

@@ -55,6 +55,8 @@ class Fanout:
         self._slice = slice
         self._max_waiting = max_waiting
         self._waiting: RunQueue[Connection] = RunQueue()
+        # The members that get the messages of a group in another way, by group.
+        self._held: dict[str, set[Connection]] = {}
         self._something = asyncio.Event()
         self._room = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -64,7 +66,10 @@ class Fanout:
         """True while `run` waits for a message."""
 
     async def put(self, group: str, text: str) -> None:
-        """Write a message to the members of the group, now or in its turn. If too much waits, wait."""
+        """Write a message to the members of the group, now or in its turn. If too much waits, wait.
+
+        The message has its place before this waits for the first time.
+        """
         members = self._members.get(group)
         if not members:
             return
@@ -73,11 +78,30 @@ class Fanout:
             self._write_to_few(group, members, text)
             await self._pause()
             return
-        self._waiting.put(group, text)
+        self._waiting.put(group, text, self._held.get(group, ()))
         self._something.set()
         while self._waiting.length > self._max_waiting:
             self._room.clear()
             await self._room.wait()
+
+    def hold(self, connection: Connection, group: str) -> None:
+        """Write no message of the group to this member until `release`, and none that waits now."""
+        self._held.setdefault(group, set()).add(connection)
+        self._waiting.skip(connection, group)
+
+    def release(self, connection: Connection, group: str) -> None:
+        """Write to this member again what is put from now on."""
+        held = self._held.get(group)
+        if held is not None:
+            held.discard(connection)
+            if not held:
+                del self._held[group]
+
+    def write(self, connection: Connection, shared: Shared, messages: int) -> None:
+        """Write messages to one connection, after those that wait for it."""
+        self.flush(connection)
+        self._write(connection, shared, messages)
+        metrics.deliveries.inc(messages)
 
     def flush(self, connection: Connection) -> None:
         """Write to a connection the group messages that wait for it, before the caller writes a frame."""
@@ -95,10 +119,11 @@ class Fanout:
 
     def _write_to_few(self, group: str, members: Members, text: str) -> None:
         shared, count, began = Shared((text,)), 0, self._loop.time()
+        held = self._held.get(group, ())
         try:
             for connection in tuple(members):
                 # A write may end other connections.
-                if connection in members:
+                if connection in members and connection not in held:
                     self._write(connection, shared, 1)
                     count += 1
         except Exception:

@@ -24,6 +24,7 @@ from realtime.hub.healing import Healer
 from realtime.hub.heartbeat import Heartbeat
 from realtime.hub.lanes import Lanes
 from realtime.hub.memberships import Memberships
+from realtime.hub.recovery import Recovery
 from realtime.layers import groups, messages
 from realtime.process import pids, tasks, tuning
 from realtime.records.ledger import Ledger
@@ -87,10 +88,19 @@ class Hub:
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
         self.heartbeat = Heartbeat(settings.limits(), settings.MAX_UNSENT_TOTAL_BYTES, owner.evict)
-        self.memberships = Memberships(self.channel)
+        self.memberships = Memberships(self.channel, emptied=lambda group: self.recovery.emptied(group))
         self.fanout = Fanout(self.memberships.groups, self.heartbeat, settings.COALESCE_WINDOW)
+        self.recovery = Recovery(
+            self.channel,
+            self.memberships.groups,
+            self.fanout,
+            drained=self.heartbeat.drained,
+            evict=owner.evict,
+            interval=settings.ROUND_INTERVAL,
+            max_size=settings.HISTORY_TAIL_BYTES,
+        )
         self.lanes = Lanes(self.memberships.groups, settings.COALESCE_WINDOW)
-        self.events = Events(self.channel, self.fanout, self.lanes, mailbox)
+        self.events = Events(self.channel, self.fanout, self.recovery, self.lanes, mailbox)
         self.healer = Healer(
             self.memberships,
             mailbox,
@@ -152,6 +162,7 @@ class Hub:
             hub._watch("handlers", lane.run())
         hub._watch("pings", hub.heartbeat.run())
         hub._watch("healing", hub.healer.run())
+        hub._watch("positions", hub.recovery.run())
         mailbox.listen(hub._take_control)
         if ledger.shared:
             # No other process sees what a test suite writes inline.
@@ -202,6 +213,7 @@ class Hub:
         if self.connections.pop(connection.id, None) is not None:
             metrics.connections.dec()
         self.memberships.remove_from_all(connection)
+        self.recovery.removed(connection)
         self.heartbeat.forget(connection)
 
     def held(self) -> set[Connection]:

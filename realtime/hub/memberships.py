@@ -10,7 +10,7 @@ the process leaves the group. The riders receive again when their own rows are c
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, nullcontext
 
 from realtime import metrics
@@ -24,10 +24,12 @@ class Memberships:
 
     Args:
         address: The address of this process in its channel layer.
+        emptied: Called with the name of each group that its last local member has left.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, emptied: Callable[[str], None] = lambda group: None) -> None:
         self.address = address
+        self._emptied = emptied
         self.groups: dict[str, dict[Connection, None]] = {}
         """The local members of each group. A dict keeps their order and may be read while members leave."""
         # Members whose rows are not committed yet.
@@ -89,8 +91,15 @@ class Memberships:
             if not riders:
                 del self._riders[group]
 
-    async def add(self, connection: Connection, group: str) -> None:
+    async def add(
+        self, connection: Connection, group: str, joined_layer: Callable[[str], None] = lambda group: None
+    ) -> None:
         """Add the connection, whose row is committed, to the group; return when it receives.
+
+        Args:
+            connection: The new member.
+            group: The name of the group.
+            joined_layer: Called with the group if this process had to join it in the layer.
 
         Raises:
             LayerUnavailable: The layer did not take the membership.
@@ -102,6 +111,7 @@ class Memberships:
             if not self._has_recorded(group):
                 self._in_layer.add(group)
                 await groups.add(group, self.address)
+                joined_layer(group)
             if connection.gone or self._closed:
                 # It ended while the layer worked. Its eviction waits for this lock to leave the group.
                 return
@@ -122,6 +132,7 @@ class Memberships:
             if not members:
                 del self.groups[group]
                 metrics.groups.dec()
+                self._emptied(group)
 
     def remove_from_all(self, connection: Connection) -> None:
         """Remove the connection from all of its groups without waiting. There may be thousands."""
@@ -135,6 +146,7 @@ class Memberships:
                 if not members:
                     del self.groups[group]
                     emptied += 1
+                    self._emptied(group)
         connection.groups.clear()
         metrics.groups.dec(emptied)
 

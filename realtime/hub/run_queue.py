@@ -23,7 +23,8 @@ class Run(Generic[M]):
         group: The group that the messages were sent to.
         texts: The messages.
         length: The characters of all of them.
-        served: The members that received the run ahead of their turn. Such a run takes no more messages.
+        served: The members that must not receive the run in its turn: they received it ahead of that, or get
+            its messages in another way. Such a run takes no more messages.
         prepared: The messages in the form that the caller sends, made once.
     """
 
@@ -57,16 +58,36 @@ class RunQueue(Generic[M]):
         """The next run; None if the queue is empty."""
         return self._runs[0] if self._runs else None
 
-    def put(self, group: str, text: str) -> None:
-        """Add a message behind all others."""
+    def put(self, group: str, text: str, skipped: Collection[M] = ()) -> None:
+        """Add a message behind all others.
+
+        Args:
+            group: The group that it was sent to.
+            text: The message.
+            skipped: Members that must not receive it.
+        """
         self.length += len(text)
         last = self._runs[-1] if self._runs else None
         # Never extend a run that a member has already received: that member would miss the addition.
-        if last is not None and last.group == group and not last.served and last.length < LONGEST_RUN:
+        if (
+            last is not None
+            and last.group == group
+            and not last.served
+            and not skipped
+            and last.length < LONGEST_RUN
+        ):
             last.texts.append(text)
             last.length += len(text)
         else:
-            self._runs.append(Run(next(self._numbers), group, text))
+            run: Run[M] = Run(next(self._numbers), group, text)
+            run.served.update(skipped)
+            self._runs.append(run)
+
+    def skip(self, member: M, group: str) -> None:
+        """Keep all messages of a group that wait now from this member."""
+        for run in (self._current, *self._runs):
+            if run is not None and run.group == group:
+                run.served.add(member)
 
     def take(self) -> Run[M]:
         """Remove and return the next run. The caller writes it from now until `finish`.

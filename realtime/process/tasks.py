@@ -55,10 +55,13 @@ def outliving() -> Context | None:
     return context
 
 
-async def shielded(task: asyncio.Task[None]) -> None:
-    """Wait for a task. If the waiter is cancelled, the task runs on, and its exception is raised nowhere."""
+async def shielded(task: asyncio.Task[Result]) -> Result:
+    """Wait for a task, and return its result.
+
+    If the waiter is cancelled, the task runs on, and its exception is raised nowhere.
+    """
     task.add_done_callback(retrieve_exception)
-    await asyncio.shield(task)
+    return await asyncio.shield(task)
 
 
 def retrieve_exception(done: "asyncio.Future[Any]") -> None:

@@ -2,6 +2,7 @@
 
     admit          record (committed) → hub
     group_add      receives, if others here do → membership row (committed) → layer's group → receives
+                   (with history: → position or what was missed → receives messages)
     group_discard  receives no more → layer's group → membership row says left
     evict          out of the hub, immediately → close frame → layer's groups → rows say left and closed
 
@@ -16,7 +17,7 @@ import logging
 import random
 import weakref
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Collection, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 from uuid import UUID
@@ -27,6 +28,7 @@ from django.dispatch import Signal
 from realtime import conf, metrics, signals
 from realtime.closing import CloseReason
 from realtime.errors import ConnectionGone, LayerUnavailable, RecordsUnavailable
+from realtime.history.positions import Joined, Position
 from realtime.hub.connection import Connection, State
 from realtime.hub.hub import Hub
 from realtime.hub.supervisor import Supervisor
@@ -162,6 +164,7 @@ def accepted(connection: Connection) -> None:
     """Note that the handshake is complete: from now on the client must prove that it lives."""
     if connection.hub is not None and not connection.gone:
         connection.hub.heartbeat.watch(connection)
+        connection.hub.recovery.accepted(connection)
 
 
 #: The joins under way, counted. An earlier `group_discard` may have removed their group from `joined`, and a
@@ -169,11 +172,31 @@ def accepted(connection: Connection) -> None:
 _joining: Counter[tuple[Connection, str]] = Counter()
 
 
-async def group_add(connection: Connection, group: str) -> None:
+def _ignore(joined: Joined) -> None:
+    """Do nothing when a group with history is joined."""
+
+
+async def group_add(
+    connection: Connection,
+    group: str,
+    since: Position | None = None,
+    on_joined: Callable[[Joined], None] = _ignore,
+) -> Joined | None:
     """Add the connection to a group; return when it receives what is sent there.
 
     If another connection of this process is in the group, the connection receives from the call on, before it
-    waits for the first time.
+    waits for the first time. In a group that keeps history, messages are an exception: the connection is
+    written those since the call, or since a position, when it has joined.
+
+    Args:
+        connection: The connection.
+        group: The name of the group.
+        since: The last message that the client has, if the group keeps history.
+        on_joined: Called before the first message is written, if the group keeps history.
+
+    Returns:
+        The outcome, if the group keeps history. The connection has caught up then, unless its handshake is
+        not complete yet.
 
     Raises:
         BadGroup: No group can have this name.
@@ -182,43 +205,69 @@ async def group_add(connection: Connection, group: str) -> None:
         ConnectionGone: The connection ended meanwhile.
     """
     groups.require_valid(group)
+    keeps_history = conf.get().retention(group) is not None
     if connection.state is State.CONNECTING and connection.admission is None:
         # Not awaited here, so that record and membership are written in one batch.
         _admission(connection)
     elif connection.state is not State.OPEN:
         await admit(connection)
+    is_member = False
     if connection.state is State.OPEN:
         _require_home(connection)
-        memberships = _home(connection).memberships
-        if memberships.is_recorded(connection, group):
-            return
+        home = _home(connection)
+        is_member = home.memberships.is_recorded(connection, group)
+        if is_member and not keeps_history:
+            return None
         # Nothing is awaited from here until the task below exists. It commits the row, or ends the ride.
-        memberships.ride(connection, group)
-    # Added now, so that a `group_discard` that follows finds it and an eviction leaves it.
-    connection.joined.add(group)
+        if keeps_history and (since is not None or not is_member):
+            home.recovery.hold(connection, group)
+        if not is_member:
+            home.memberships.ride(connection, group)
+    if not is_member:
+        # Added now, so that a `group_discard` that follows finds it and an eviction leaves it.
+        connection.joined.add(group)
     _joining[connection, group] += 1
     # In a task of its own, like every sequence here: if it were cancelled half-way, it would be unknown
-    # whether the layer has the membership.
-    await tasks.shielded(tasks.start(_group_add(connection, group)))
+    # whether the layer has the membership, or what the client has received.
+    joining = _group_add(
+        connection, group, since, on_joined, is_member=is_member, keeps_history=keeps_history
+    )
+    joined = await tasks.shielded(tasks.start(joining))
     if connection.gone:
         raise ConnectionGone
     _require_home(connection)
+    return joined
 
 
-async def _group_add(connection: Connection, group: str) -> None:
+async def _group_add(
+    connection: Connection,
+    group: str,
+    since: Position | None,
+    on_joined: Callable[[Joined], None],
+    *,
+    is_member: bool,
+    keeps_history: bool,
+) -> Joined | None:
+    joined = None
     try:
-        await _record_and_add(connection, group)
+        if not is_member:
+            await _record_and_add(connection, group, keeps_history=keeps_history)
+        if keeps_history and not connection.gone:
+            joined = await _resume(connection, group, since, on_joined)
     finally:
         _joining[connection, group] -= 1
         if not _joining[connection, group]:
             del _joining[connection, group]
         home = connection.hub
+        if home is not None and keeps_history and (joined is None or connection.gone):
+            home.recovery.release(connection, group)
         # It still rides only if this failed.
         if home is not None and home.memberships.stop_riding(connection, group):
             _clean(home, _try_leave_layer(home, group))
+    return joined
 
 
-async def _record_and_add(connection: Connection, group: str) -> None:
+async def _record_and_add(connection: Connection, group: str, *, keeps_history: bool) -> None:
     async with _turn(connection):
         admission = connection.admission
         if connection.hub is None and admission is not None:
@@ -236,11 +285,35 @@ async def _record_and_add(connection: Connection, group: str) -> None:
             await home.ledger.join(_join(connection, group))
             if admission is not None:
                 await asyncio.shield(admission)
-            await home.memberships.add(connection, group)
+            if keeps_history:
+                # Before the connection is a member: fan-out must not write to it before it has caught up.
+                home.recovery.hold(connection, group)
+            await home.memberships.add(connection, group, home.recovery.joined_layer)
         except Exception:
             # The database or the layer may have done it nevertheless, so the group is left like any other.
             _clean(home, _leave_one(connection, group))
             raise
+
+
+async def _resume(
+    connection: Connection, group: str, since: Position | None, on_joined: Callable[[Joined], None]
+) -> Joined:
+    """Write to a member of a group with history what it missed."""
+    home = _home(connection)
+    try:
+        joined = await home.recovery.resume(connection, group, since, on_joined)
+    except LayerUnavailable:
+        # The client got no position. As a member it would miss messages without a sign of it.
+        home.memberships.remove(connection, group)
+        _clean(home, _leave_one(connection, group))
+        raise
+    if not connection.transport.accepted:
+        # For the welcome frame, which is written before all messages.
+        connection.positions = {
+            **connection.positions,
+            group: since if joined.recovered and since else joined.position,
+        }
+    return joined
 
 
 # -- writing ------------------------------------------------------------------------------------------
@@ -283,6 +356,7 @@ async def group_discard(connection: Connection, group: str) -> None:
         # The eviction of a connection that is gone leaves all of its groups.
         return
     connection.hub.memberships.remove(connection, group)
+    connection.hub.recovery.release(connection, group)
     leaving = _clean(connection.hub, _leave_one(connection, group))
     done, _ = await asyncio.wait([leaving], timeout=CLEANUP_TIMEOUT)
     for each in done:

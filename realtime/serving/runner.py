@@ -553,6 +553,9 @@ class Runner(Watcher):
                 connection=str(connection.id),
                 max_silence=self._settings.MAX_SILENCE,
                 groups=sorted(connection.groups),
+                positions={
+                    group: frames.Since(at.epoch, at.offset) for group, at in connection.positions.items()
+                },
             )
             welcome = {"type": "websocket.send", "text": frames.build(frame)}
         await connection.transport.accept(event, welcome)
@@ -634,7 +637,7 @@ class _LayerOfConsumer:
             await self._layer.group_discard(group, channel)
 
     async def _on_the_loop(
-        self, change: Callable[[Connection, str], Coroutine[Any, Any, None]], group: str
+        self, change: Callable[[Connection, str], Coroutine[Any, Any, object]], group: str
     ) -> None:
         """Change a group on the loop of the connection.
 

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import example, given, settings
@@ -19,6 +20,7 @@ from realtime.closing import CloseReason
 from realtime.errors import ConnectionGone, LayerUnavailable, RecordsUnavailable
 from realtime.hub.connection import Connection, State
 from realtime.hub.memberships import Memberships
+from realtime.hub.recovery import Recovery
 from realtime.layers import groups
 from realtime.records.entries import Closing, Join, Opening
 from realtime.serving import lifecycle
@@ -130,6 +132,8 @@ class Hub:
 
     def __init__(self, world: World) -> None:
         self.memberships = Memberships(ADDRESS)
+        # No group here keeps history.
+        self.recovery = mock.Mock(spec=Recovery)
         self.ledger = Ledger(world)
         self.evictions: set[asyncio.Task[None]] = set()
         self.endings: set[asyncio.Task[None]] = set()
