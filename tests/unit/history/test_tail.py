@@ -1,4 +1,4 @@
-"""A tail delivers every message once and in order, or tells of a reset, although the layer loses and repeats some."""
+"""A tail delivers every message once and in order, or a reset, although messages are lost and repeated."""
 
 import itertools
 from dataclasses import dataclass, field
