@@ -204,7 +204,8 @@ class Recovery:
             # It left the group, or ended, meanwhile.
             return joined
         on_joined(joined)
-        if not connection.transport.accepted:
+        if since is not None and not connection.transport.accepted:
+            # What waits for a handshake is bounded, and a history may be larger.
             tasks.start(self._catch_up_after_accept(connection, follower, state, at))
         else:
             await self._catch_up(connection, follower, state, at, batch)
@@ -268,7 +269,8 @@ class Recovery:
     async def _catch_up_after_accept(
         self, connection: Connection, follower: Follower, state: CatchingUp, at: Position
     ) -> None:
-        await self._waiting.setdefault(connection, asyncio.Event()).wait()
+        if not connection.gone:
+            await self._waiting.setdefault(connection, asyncio.Event()).wait()
         await self._catch_up(connection, follower, state, at, None)
 
     async def _catch_up(
