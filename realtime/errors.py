@@ -6,10 +6,12 @@ from collections.abc import Sequence
 __all__ = [
     "BadFrame",
     "BadGroup",
+    "BadId",
     "BadMessage",
     "ConnectionGone",
     "ErrorCode",
     "LayerUnavailable",
+    "NoHistory",
     "NoSuchLayer",
     "RealtimeError",
     "RecordsUnavailable",
@@ -32,6 +34,19 @@ class NoSuchLayer(LayerUnavailable):
 
 class BadGroup(RealtimeError, TypeError, ValueError):
     """No group can have this name. The message says which names are possible."""
+
+
+class BadId(RealtimeError, TypeError, ValueError):
+    """No publish id can look like this. The message says which ids are possible."""
+
+
+class NoHistory(RealtimeError):
+    """The group keeps no history. Add a pattern that matches its name to HISTORY."""
+
+    def __init__(self, group: str) -> None:
+        super().__init__(
+            f'The group {group!r} keeps no history: no pattern in REALTIME["HISTORY"] matches its name.'
+        )
 
 
 class UnpublishableData(RealtimeError, TypeError):

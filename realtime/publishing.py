@@ -5,6 +5,7 @@ Private: docs/reference.md lists the public names.
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from uuid import UUID
 
@@ -14,60 +15,73 @@ from django.db import transaction
 from msgspec import UNSET, UnsetType
 
 from realtime import conf, metrics
-from realtime.errors import LayerUnavailable, RealtimeError
+from realtime.errors import BadId, LayerUnavailable, NoHistory, RealtimeError
+from realtime.history.positions import Position
+from realtime.history.retention import Retention
 from realtime.layers import groups, messages
-from realtime.layers.stamped import LAYER_ERRORS, Layer, Message
-from realtime.process import greenlets, tasks
-from realtime.process.background_loop import BackgroundLoop
+from realtime.layers.stamped import LAYER_ERRORS, KeptUnsent, Layer, Message
+from realtime.process import background_loop, greenlets, tasks
 from realtime.wire import frames
 from realtime.wire.payload import encode_data
 
 logger = logging.getLogger("realtime.publishing")
+
+#: Characters in the longest publish id.
+LONGEST_ID = 64
 
 
 async def apublish(
     group: str,
     data: object,
     *,
+    id: str | None = None,
     alias: str = DEFAULT_CHANNEL_LAYER,
     on_commit: bool | None = None,
     using: str | None = None,
     sender: str | UnsetType | None = UNSET,
-) -> None:
+) -> Position | None:
     """Send data to every connection in a group. The frame is encoded once for all receivers.
 
     Args:
         group: The name of the group.
         data: Anything that JSON can carry.
+        id: In a group that keeps history, a publish that repeats an id within the `ttl` of the group sends
+            nothing, and returns the position of the first message. 1 to 64 characters.
         alias: The alias of the channel layer in CHANNEL_LAYERS.
         on_commit: If a transaction is open in the thread where `sync_to_async` runs synchronous code, send
             after its commit, and send nothing after a rollback. Otherwise send immediately. None means the
             setting PUBLISH_ON_COMMIT.
         using: The alias of the database of that transaction, as in Django's `transaction.on_commit`.
         sender: The user of a client that published, or None if that client is anonymous. Leave it out for
-            data of the server.
+            data of the server. Ids of the server and of each user are kept apart.
+
+    Returns:
+        The position of the message in the history of the group. None if the group keeps no history, or if the
+        message waits for a commit.
 
     Raises:
         BadGroup: No group can have this name.
+        BadId: No publish id can look like this.
+        NoHistory: There is an id, but the group keeps no history.
         UnpublishableData: JSON cannot carry the data.
         LayerUnavailable: The channel layer did not take the message. After a commit, that is only logged.
     """
-    message, home = _message(group, data, sender), groups.layer(alias)
+    publication = _publication(group, data, sender, id, alias)
     # The transaction belongs to the thread that runs the caller's synchronous code.
-    if _waits(on_commit) and await sync_to_async(_after_commit)(home, group, message, using):
-        return
-    await groups.call("publish", home.group_send(group, message))
-    metrics.published.inc()
+    if _waits(on_commit) and await sync_to_async(_after_commit)(publication, using):
+        return None
+    return await _send(publication)
 
 
 def publish(
     group: str,
     data: object,
     *,
+    id: str | None = None,
     alias: str = DEFAULT_CHANNEL_LAYER,
     on_commit: bool | None = None,
     using: str | None = None,
-) -> None:
+) -> Position | None:
     """Send data to every connection in a group, from synchronous code.
 
     The function returns when the channel layer has taken the message. In a process that gevent or eventlet
@@ -76,41 +90,33 @@ def publish(
     Args:
         group: The name of the group.
         data: Anything that JSON can carry.
+        id: In a group that keeps history, a publish that repeats an id within the `ttl` of the group sends
+            nothing, and returns the position of the first message. 1 to 64 characters.
         alias: The alias of the channel layer in CHANNEL_LAYERS.
         on_commit: If a transaction is open, return immediately, send after its commit, and send nothing after
             a rollback. None means the setting PUBLISH_ON_COMMIT.
         using: The alias of the database of that transaction, as in Django's `transaction.on_commit`.
 
+    Returns:
+        The position of the message in the history of the group. None if the group keeps no history, or if the
+        message waits for a commit.
+
     Raises:
         BadGroup: No group can have this name.
+        BadId: No publish id can look like this.
+        NoHistory: There is an id, but the group keeps no history.
         UnpublishableData: JSON cannot carry the data.
         LayerUnavailable: The channel layer did not take the message. After a commit, that is only logged.
         RealtimeError: The caller runs on an event loop, or in a callback of the hub of gevent or eventlet,
             and would block it.
     """
-    if greenlets.runs_below_a_loop():
-        raise RealtimeError(
-            "publish() would block the event loop that is running here; use `await apublish(…)`."
-        )
-    library = greenlets.patched()
-    if library is not None and library.in_hub():
-        raise RealtimeError(
-            f"publish() would block every greenlet, because it was called in a callback of {library.name}'s "
-            f"hub; use `{library.name}.spawn(publish, …)`."
-        )
+    background_loop.require_blocking("publish", "apublish")
     # Everything except the call to the layer happens in this thread. The loop has a native thread, and locks
     # that gevent or eventlet has patched, such as those of the metrics, do not work between native threads.
-    message, home = _message(group, data, UNSET), groups.layer(alias)
-    if not (_waits(on_commit) and _after_commit(home, group, message, using)):
-        _send_now(home, group, message)
-
-
-def _send_now(home: Layer, group: str, message: Message) -> None:
-    try:
-        _background.run(_send_to_group(home, group, message))
-    except LAYER_ERRORS as error:
-        raise groups.unavailable("publish", error) from error
-    metrics.published.inc()
+    publication = _publication(group, data, UNSET, id, alias)
+    if _waits(on_commit) and _after_commit(publication, using):
+        return None
+    return _send_now(publication)
 
 
 # -- after the commit ----------------------------------------------------------------------------------
@@ -120,7 +126,7 @@ def _waits(on_commit: bool | None) -> bool:
     return conf.get().PUBLISH_ON_COMMIT if on_commit is None else on_commit
 
 
-def _after_commit(home: Layer, group: str, message: Message, using: str | None) -> bool:
+def _after_commit(publication: "_Publication", using: str | None) -> bool:
     """Have the message sent after the commit of the transaction that is open in this thread.
 
     Returns:
@@ -134,11 +140,11 @@ def _after_commit(home: Layer, group: str, message: Message, using: str | None) 
     # A database that was not connected to has no transaction, and must not be connected to for a message.
     if not database.in_atomic_block and (database.connection is None or database.get_autocommit()):
         return False
-    transaction.on_commit(partial(_committed, home, group, message), using=using)
+    transaction.on_commit(partial(_committed, publication), using=using)
     return True
 
 
-def _committed(home: Layer, group: str, message: Message) -> None:
+def _committed(publication: "_Publication") -> None:
     """Send a message after a commit. A failure is logged.
 
     What was committed is done. If the exception left the block of the transaction, the caller would take the
@@ -146,39 +152,105 @@ def _committed(home: Layer, group: str, message: Message) -> None:
     """
     if greenlets.runs_below_a_loop():
         # With DJANGO_ALLOW_ASYNC_UNSAFE, transactions run on a loop, which must not be blocked.
-        tasks.start(_send_committed(home, group, message))
+        tasks.start(_send_committed(publication))
         return
     try:
-        _send_now(home, group, message)
+        _send_now(publication)
     except RealtimeError as error:
-        _not_sent(group, error)
+        _not_sent(publication, error)
 
 
-async def _send_committed(home: Layer, group: str, message: Message) -> None:
+async def _send_committed(publication: "_Publication") -> None:
     try:
-        await groups.call("publish", home.group_send(group, message))
+        await _send(publication)
     except LayerUnavailable as error:
-        _not_sent(group, error)
-    else:
-        metrics.published.inc()
+        _not_sent(publication, error)
 
 
-def _not_sent(group: str, error: RealtimeError) -> None:
-    logger.error("After a commit, a message to the group %s was not published: %s", group, error)
+def _not_sent(publication: "_Publication", error: RealtimeError) -> None:
+    logger.error("After a commit, a message to the group %s was not published: %s", publication.group, error)
 
 
 # -- sending -------------------------------------------------------------------------------------------
 
 
-async def _send_to_group(home: Layer, group: str, message: Message) -> None:
-    await groups.bounded(home.group_send(group, message))
+@dataclass(frozen=True, slots=True)
+class _Publication:
+    """One message on its way to the layer."""
+
+    home: Layer
+    group: str
+    message: Message
+    keep: Retention | None
+    """None if the group keeps no history."""
+    once: str | None
+    """The publish id, with the publisher to which it belongs."""
+
+    async def send(self) -> tuple[Position, bool] | None:
+        """Make the call to the layer. Return what `append` does; None if the group keeps no history."""
+        if self.keep is not None:
+            return await self.home.append(self.group, self.message, self.keep, self.once)
+        await self.home.group_send(self.group, self.message)
+        return None
 
 
-def _message(group: str, data: object, sender: str | UnsetType | None) -> Message:
+def _publication(
+    group: str, data: object, sender: str | UnsetType | None, id_: str | None, alias: str
+) -> _Publication:
     """Encode a message to a group."""
     groups.require_valid(group)
+    keep = conf.get().retention(group)
+    once = None
+    if id_ is not None:
+        _require_valid_id(id_)
+        if keep is None:
+            raise NoHistory(group)
+        once = f"s:{id_}" if sender is UNSET else f"c:{sender or ''}:{id_}"
     text = frames.build(frames.Message(group=group, data=encode_data(data), from_=sender))
-    return messages.encode(messages.GroupMessage(text))
+    message = messages.encode(messages.GroupMessage(text))
+    return _Publication(groups.layer(alias), group, message, keep, once)
+
+
+def _require_valid_id(id_: object) -> None:
+    # Every text except one with a lone surrogate has a UTF-8 form.
+    if isinstance(id_, str) and 1 <= len(id_) <= LONGEST_ID and id_.encode(errors="replace").decode() == id_:
+        return
+    raise BadId(f"{id_!r} cannot be a publish id; use a str of 1 to {LONGEST_ID} characters.")
+
+
+async def _send(publication: _Publication) -> Position | None:
+    try:
+        return _sent(await groups.call("publish", publication.send()))
+    except KeptUnsent as error:
+        return _kept_unsent(error)
+
+
+def _send_now(publication: _Publication) -> Position | None:
+    try:
+        return _sent(background_loop.shared.run(groups.bounded(publication.send())))
+    except KeptUnsent as error:
+        return _kept_unsent(error)
+    except LAYER_ERRORS as error:
+        raise groups.unavailable("publish", error) from error
+
+
+def _sent(appended: tuple[Position, bool] | None) -> Position | None:
+    """Count a message that the layer has taken, and return its position."""
+    if appended is None:
+        metrics.published.inc()
+        return None
+    position, repeated = appended
+    if not repeated:
+        metrics.published.inc()
+        metrics.history_appended.inc()
+    return position
+
+
+def _kept_unsent(error: KeptUnsent) -> Position | None:
+    """Count and log a message that is in the history, but was not sent, and return its position."""
+    metrics.history_unsent.inc()
+    logger.warning("%s The members get it within a round. The reason: %r", error, error.__cause__)
+    return _sent((error.position, False))
 
 
 def disconnect(connections: Mapping[str, Sequence[UUID]], reason: str) -> dict[str, LayerUnavailable]:
@@ -195,9 +267,6 @@ def disconnect(connections: Mapping[str, Sequence[UUID]], reason: str) -> dict[s
     """
     try:
         kicks = {address: messages.Kick(ids, [], reason) for address, ids in connections.items()}
-        return _background.run(groups.tell_all(kicks))
+        return background_loop.shared.run(groups.tell_all(kicks))
     except LAYER_ERRORS as error:
         return {address: groups.unavailable("kick", error) for address in connections}
-
-
-_background = BackgroundLoop()

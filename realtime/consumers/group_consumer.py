@@ -7,7 +7,7 @@ import asyncio
 import logging
 from collections import deque
 
-from realtime import policy, publishing
+from realtime import conf, policy, publishing
 from realtime.closing import CloseReason
 from realtime.consumers.asynchronous import RealtimeConsumer
 from realtime.errors import BadFrame, ErrorCode, LayerUnavailable
@@ -103,10 +103,13 @@ class GroupConsumer(RealtimeConsumer):
         if not await policy.allows(self.scope, "publish", frame.group):
             self._refuse_frame(ErrorCode.FORBIDDEN, f"You may not publish to {frame.group}.", frame.ref)
             return
+        # Clients need not know which groups keep history. In the others, an id has no effect.
+        keeps_history = conf.get().retention(frame.group) is not None
         try:
-            await publishing.apublish(
+            position = await publishing.apublish(
                 frame.group,
                 frame.data,
+                id=frame.id if keeps_history else None,
                 alias=self.channel_layer_alias,
                 on_commit=False,
                 sender=self.connection.user_id or None,
@@ -115,7 +118,12 @@ class GroupConsumer(RealtimeConsumer):
             logger.warning("A publish failed: %s", error, extra=self.connection.log_fields())
             self._refuse_frame(ErrorCode.INTERNAL, "The message was not published; try again.", frame.ref)
             return
-        lifecycle.write(self.connection, frames.Published(ref=frame.ref, group=frame.group))
+        published = frames.Published(ref=frame.ref, group=frame.group)
+        if position is not None:
+            published = frames.Published(
+                ref=frame.ref, group=frame.group, offset=position.offset, epoch=position.epoch
+            )
+        lifecycle.write(self.connection, published)
 
     def _refuse_frame(self, code: ErrorCode, detail: str, ref: frames.Ref | None) -> None:
         """Answer with an error frame. If the client makes too many errors, close the connection."""

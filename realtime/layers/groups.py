@@ -11,7 +11,6 @@ the name of the channel.
 """
 
 import asyncio
-import logging
 import re
 import uuid
 from collections.abc import Collection, Coroutine, Mapping, Sequence
@@ -23,14 +22,12 @@ from django.conf import settings
 
 from realtime import metrics
 from realtime.errors import BadGroup, LayerUnavailable, NoSuchLayer
-from realtime.history.positions import Log, Position
+from realtime.history.positions import Log
 from realtime.history.retention import Retention
 from realtime.layers import OURS, messages
 from realtime.layers.contents import Contents, StoredMembers
-from realtime.layers.stamped import LAYER_ERRORS, KeptUnsent, Layer, Message
+from realtime.layers.stamped import LAYER_ERRORS, Layer, Message
 from realtime.wire import frames
-
-logger = logging.getLogger("realtime.layers")
 
 #: Seconds after which a call to the layer is given up. A Redis that works answers in less than a millisecond.
 CALL_TIMEOUT = 5.0
@@ -295,37 +292,6 @@ async def contents(alias: str) -> Contents:
 
 
 # -- history ---------------------------------------------------------------------------------------
-
-
-async def append(
-    home: Layer, group: str, message: Message, keep: Retention, once: str | None
-) -> tuple[Position, bool]:
-    """Append a message to the history of a group, and send it to the group.
-
-    Args:
-        home: The layer.
-        group: The name of the group.
-        message: A `GroupMessage` as a dict, without a position.
-        keep: The part of its history that the group keeps.
-        once: An id. If a message with this id was appended within `keep.ttl`, nothing is done.
-
-    Returns:
-        The position of the message, and True if it was appended by an earlier call.
-
-    Raises:
-        LayerUnavailable: The layer failed, or did not answer in time. The message may be appended.
-    """
-    try:
-        return await call("publish", home.append(group, message, keep, once))
-    except KeptUnsent as error:
-        return kept_unsent(error), False
-
-
-def kept_unsent(error: KeptUnsent) -> Position:
-    """Count and log that the layer did not send a message which it keeps. Return the message's position."""
-    metrics.history_unsent.inc()
-    logger.warning("%s The hubs read it within a round: %r", error, error.__cause__)
-    return error.position
 
 
 async def read(

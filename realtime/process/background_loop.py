@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from realtime.errors import RealtimeError
 from realtime.process import greenlets
 from realtime.process.greenlets import Library
 from realtime.process.native_loop import NativeLoop
@@ -23,6 +24,29 @@ CALL_TIMEOUT = 10.0
 STOP_TIMEOUT = 1.0
 
 Result = TypeVar("Result")
+
+
+def require_blocking(name: str, alternative: str) -> None:
+    """Check that the caller may wait.
+
+    Args:
+        name: The name of the function that it called.
+        alternative: The name of the function for coroutines.
+
+    Raises:
+        RealtimeError: The caller runs on an event loop, or in a callback of the hub of gevent or eventlet,
+            and would block it.
+    """
+    if greenlets.runs_below_a_loop():
+        raise RealtimeError(
+            f"{name}() would block the event loop that is running here; use `await {alternative}(…)`."
+        )
+    library = greenlets.patched()
+    if library is not None and library.in_hub():
+        raise RealtimeError(
+            f"{name}() would block every greenlet, because it was called in a callback of {library.name}'s "
+            f"hub; use `{library.name}.spawn({name}, …)`."
+        )
 
 
 class BackgroundLoop:
@@ -221,3 +245,7 @@ def _submit(
         call.close()
         theirs.close()
         raise ConnectionAbortedError("the process is exiting") from error
+
+
+#: The loop for all functions of this package that synchronous code calls. They share connections to Redis.
+shared = BackgroundLoop()

@@ -232,7 +232,7 @@ async def test_a_commit_on_a_running_loop_publishes_in_a_task(
 
 
 def _committed(data: object) -> None:
-    publishing._committed(get_channel_layer(), "g", publishing._message("g", data, None))
+    publishing._committed(publishing._publication("g", data, None, None, "default"))
 
 
 async def view(request: HttpRequest) -> HttpResponse:

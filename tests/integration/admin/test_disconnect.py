@@ -17,12 +17,12 @@ from django.db.models.functions import Now
 from django.test import Client
 from django.urls import path, reverse
 
-from realtime import publishing
 from realtime.admin import ConnectionAdmin, ProcessAdmin, disconnect
 from realtime.closing import CloseReason
 from realtime.errors import LayerUnavailable
 from realtime.layers import groups, messages
 from realtime.models import Connection, Process
+from realtime.process import background_loop
 from realtime.records import connection_rows
 from tests.support.doubles.rows import USER_KEY, a_process, closings, make_lost, open_connections
 
@@ -377,10 +377,10 @@ def test_processes_are_asked_through_the_layer_with_a_kick(settings, admin_clien
     settings.CHANNEL_LAYERS = {"default": {"BACKEND": "realtime.layers.MemoryLayer"}}
     channel_layers.backends.clear()
 
-    channel = publishing._background.run(groups.new_channel())
+    channel = background_loop.shared.run(groups.new_channel())
     (id,) = open_connections(a_process(channel_name=channel), 1)
 
     confirm(admin_client, post(admin_client, [id]))
 
-    event = publishing._background.run(groups.receive_control(channel))
+    event = background_loop.shared.run(groups.receive_control(channel))
     assert messages.decode(event) == messages.Kick([id], [], CloseReason.KICKED.value)

@@ -14,9 +14,10 @@ from asgiref.sync import async_to_sync
 from channels.layers import get_channel_layer
 from django.db import transaction
 
-from realtime import publish, publishing
+from realtime import publish
 from realtime.errors import BadGroup, LayerUnavailable, RealtimeError, UnpublishableData
 from realtime.layers import groups
+from realtime.process import background_loop
 from tests.support.greenlets.patched import Eventlet, Gevent
 
 Library = Gevent | Eventlet
@@ -195,7 +196,7 @@ def loop_that_hangs(library: Library) -> None:
         os.read(read, 1)
 
     with contextlib.suppress(TimeoutError):
-        publishing._background.run(block(), within=0.2)
+        background_loop.shared.run(block(), within=0.2)
         _say("no deadline")
     os.write(write, b"!")
     publish("g", "after")
