@@ -12,14 +12,12 @@ import pytest
 from channels.layers import get_channel_layer
 from channels.testing import WebsocketCommunicator
 from django.contrib.auth.models import AnonymousUser
-from msgspec import UNSET
 
-from realtime import conf, metrics, publishing
+from realtime import Position, apublish, metrics
 from realtime.consumers import GroupConsumer, RealtimeConsumer
 from realtime.errors import LayerUnavailable
-from realtime.history.positions import Joined, Position
+from realtime.history.positions import Joined
 from realtime.hub.hub import Hub
-from realtime.layers import groups
 from realtime.serving import lifecycle
 from realtime.wire.frames import SUBPROTOCOL
 from tests.support.assertions.eventually import eventually_async
@@ -39,14 +37,6 @@ def history(realtime_settings: Callable[..., None], site: None) -> None:
         ROUND_TIMEOUT=0.2,
         POLICY=f"{__name__}.allow",
     )
-
-
-async def apublish(group: str, data: Any) -> None:
-    keep = conf.get().retention(group)
-    if keep is None:
-        await publishing.apublish(group, data)
-    else:
-        await groups.append(groups.layer(), group, publishing._message(group, data, UNSET), keep, None)
 
 
 def allow(scope: dict[str, Any], action: str, group: str) -> bool:
