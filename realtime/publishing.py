@@ -249,7 +249,8 @@ def _sent(appended: tuple[Position, bool] | None) -> Position | None:
 def _kept_unsent(error: KeptUnsent) -> Position | None:
     """Count and log a message that is in the history, but was not sent, and return its position."""
     metrics.history_unsent.inc()
-    logger.warning("%s The members get it within a round. The reason: %r", error, error.__cause__)
+    cause = f"{type(error.__cause__).__name__}: {error.__cause__}".rstrip(": ")
+    logger.warning("%s The members get it within a round. The reason: %s", error, cause)
     return _sent((error.position, False))
 
 

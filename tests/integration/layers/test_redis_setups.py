@@ -18,8 +18,9 @@ from redis.exceptions import NoPermissionError
 
 from realtime import apublish
 from realtime.errors import LayerUnavailable
+from realtime.history.retention import Retention
 from realtime.layers import groups
-from realtime.layers.messages import Ask
+from realtime.layers.messages import Ask, GroupMessage, encode
 from realtime.layers.redis_pool import Sentinels
 from tests.support.assertions.eventually import eventually_async
 from tests.support.clients.numbers import BACKENDS
@@ -245,7 +246,7 @@ async def test_the_documented_rights_suffice(
     [
         pytest.param(each, command, marks=() if command in EVERYDAY else pytest.mark.matrix)
         for each in ("core", "pubsub")
-        for command in rights.commands(each)
+        for command in rights.commands(rights.rights(each))
         # Without this one, connections that were not used are replaced.
         if command != "ping"
     ],
@@ -261,6 +262,77 @@ async def test_a_missing_right_is_an_error_that_names_the_command(
     warnings = [each for each in caplog.records if each.levelno >= logging.WARNING]
     assert len(warnings) <= 4, caplog.text
     assert "Traceback" not in caplog.text
+
+
+# -- a user with few rights, and history -----------------------------------------------------------
+
+KEEP = Retention(5, 60)
+
+
+async def use_history(url: str, backend: str) -> list[str]:
+    """Make every call to a history, on a new group, and return the errors of those that failed."""
+    errors: list[str] = []
+    async with layer_on(backend, url) as layer:
+        message = encode(GroupMessage("text"))
+        for call in (
+            lambda: layer.append("h", message, KEEP, "id"),
+            lambda: layer.read("h", 0, KEEP, 10, 1000),
+            lambda: layer.read("h", None, KEEP, 10, 1000),
+            lambda: layer.positions(["h"]),
+        ):
+            try:
+                await within(PATIENCE, groups.call("use a history", call()))
+            except LayerUnavailable as error:
+                errors.append(str(error))
+    return errors
+
+
+@BOTH
+async def test_the_documented_rights_suffice_for_history(backend: str, server: RedisServer) -> None:
+    with server.client() as client:
+        client.flushall()
+        client.script_flush()
+        client.acl_log_reset()
+    with restricted(server, backend, *rights.history()) as url:
+        assert await use_history(url, backend) == []
+    with server.client() as client:
+        refused = [each for each in client.acl_log() if each["username"] == rights.USER]
+        # The position is lost, the messages are not.
+        client.delete("asgi:position:h")
+    assert {each["object"] for each in refused} <= {"client|setinfo"}, refused
+    with restricted(server, backend, *rights.history()) as url:
+        assert await use_history(url, backend) == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, marks=() if command in ("info", "xadd", "eval") else pytest.mark.matrix)
+        for command in rights.commands(rights.history())
+    ],
+)
+async def test_a_missing_right_for_history_is_named_and_keeps_no_part(
+    command: str, server: RedisServer
+) -> None:
+    with server.client() as client:
+        client.flushall()
+        client.script_flush()
+        with restricted(server, "pubsub", *rights.history()) as url:
+            await use_history(url, "pubsub")
+        if command in ("eval", "del"):
+            client.script_flush()
+            client.delete("asgi:position:h")
+        client.delete("asgi:once:h:id")
+        with restricted(server, "pubsub", *rights.history(), f"-{command}") as url:
+            errors = await use_history(url, "pubsub")
+    assert errors
+    assert all("NoPermissionError" in each and command in each.lower() for each in errors), errors
+    # Afterwards, the history is whole: its messages are those that its position counts.
+    async with layer_on("pubsub", server.url) as layer:
+        log = await layer.read("h", None, KEEP, 10, 1000)
+        assert [each.offset for each in log.entries] == list(range(log.first, log.offset + 1))
+        place, _ = await layer.append("h", encode(GroupMessage("next")), KEEP, None)
+        assert place.offset == log.offset + 1
 
 
 async def test_a_group_outside_of_the_rights_is_refused_and_no_other(

@@ -14,6 +14,13 @@ def rights(layer: str) -> list[str]:
     return line.replace(">PASSWORD", f">{PASSWORD}").split()[3:]
 
 
-def commands(layer: str) -> list[str]:
-    """Return the commands that the line allows."""
-    return [rule.removeprefix("+") for rule in rights(layer) if rule.startswith("+")]
+def history() -> list[str]:
+    """Return the page's rules that are added if groups keep history."""
+    page = (CHECKOUT / "docs/howto/run-redis.md").read_text()
+    (line,) = [line for line in page.splitlines() if line.startswith("~asgi:* ")]
+    return line.split()
+
+
+def commands(rules: list[str]) -> list[str]:
+    """Return the commands that these rules allow."""
+    return [rule.removeprefix("+") for rule in rules if rule.startswith("+")]
