@@ -37,6 +37,9 @@ IN_SCRIPTS = "DEL, GET, HMGET, HSET, INFO, PEXPIRE, PUBLISH, SET, XADD, XLEN, XR
 #: uses it, and it is in no UTF-8 text, so in no JSON. Encrypted messages are ASCII.
 MARKER = b"\xc1"
 
+#: Groups whose positions one call looks at. Redis answers other clients between two calls.
+GROUPS_PER_CALL = 100
+
 _LARGEST = 2**53 - 1
 
 
@@ -53,88 +56,90 @@ class _Script:
         except NoScriptError:
             return await client.execute_command("EVAL", self.text, len(keys), *keys, *arguments)
 
-    async def run_all(self, client: Any, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]) -> list[Any]:
-        """Run the script with each of these keys and arguments, in one pipeline.
 
-        Returns:
-            The answers, in the same order.
-
-        Raises:
-            redis.exceptions.RedisError: One of the calls failed. The others were made.
-        """
-        answers = await self._pipeline(client, ("EVALSHA", self.sha), calls)
-        unknown = [number for number, each in enumerate(answers) if isinstance(each, NoScriptError)]
-        if unknown:
-            again = await self._pipeline(client, ("EVAL", self.text), [calls[number] for number in unknown])
-            for number, answer in zip(unknown, again, strict=True):
-                answers[number] = answer
-        for answer in answers:
-            if isinstance(answer, Exception):
-                raise answer
-        return answers
-
-    async def _pipeline(
-        self,
-        client: Any,
-        command: tuple[str, str],
-        calls: Sequence[tuple[Sequence[str], Sequence[Any]]],
-    ) -> list[Any]:
-        pipe = client.pipeline(transaction=False)
-        for keys, arguments in calls:
-            pipe.execute_command(*command, len(keys), *keys, *arguments)
-        answers: list[Any] = await pipe.execute(raise_on_error=False)
-        return answers
-
-
-# KEYS: the position, the messages. ARGV: a name for a new epoch, the lifetime of the position in ms.
-# Redis 5 and 6 would otherwise refuse writes after INFO if they are configured to replicate scripts as text.
-_BEGIN = """
+# Every script begins with this. Redis 5 and 6 would otherwise refuse writes after INFO if they are configured
+# to replicate scripts as text.
+_FUNCTIONS = """
 if redis.replicate_commands then redis.replicate_commands() end
 local replid = string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)') or ''
-local stored = redis.call('HMGET', KEYS[1], 'epoch', 'offset', 'replid', 'forks')
-local length = redis.call('XLEN', KEYS[2])
-local epoch, offset, forks = stored[1], tonumber(stored[2]), stored[4] or ''
-local begins = not (epoch and offset)
-if begins then
-  epoch, offset, forks = ARGV[1], 0, ''
-elseif stored[3] ~= replid then
-  begins = true
+
+-- Read the state of a group: its position, and the number of messages.
+local function look(position_key, history_key, new_epoch)
+  local stored = redis.call('HMGET', position_key, 'epoch', 'offset', 'replid', 'forks')
+  local length = redis.call('XLEN', history_key)
+  local epoch, offset, forks = stored[1], tonumber(stored[2]), stored[4] or ''
+  if not (epoch and offset) then
+    return {epoch = new_epoch, offset = 0, forks = '', length = length, begins = true}
+  end
+  if stored[3] == replid then
+    return {epoch = epoch, offset = offset, forks = forks, length = length, begins = false}
+  end
   local older, count = string.format('%s:%.0f', epoch, offset), 1
   for fork in string.gmatch(forks, '%S+') do
     if count < MAX_FORKS then
       older, count = older .. ' ' .. fork, count + 1
     end
   end
-  epoch, forks = ARGV[1], older
+  return {epoch = new_epoch, offset = offset, forks = older, length = length, begins = true}
+end
+
+-- The same, for readers: a stream that does not end with the latest message holds nothing of use.
+local function look_to_read(position_key, history_key, new_epoch)
+  local state = look(position_key, history_key, new_epoch)
+  if state.length > 0 then
+    local last = redis.call('XREVRANGE', history_key, '+', '-', 'COUNT', 1)[1]
+    if last[1] ~= string.format('%.0f-0', state.offset) then
+      state.length, state.stale = 0, true
+    end
+  end
+  return state
+end
+
+-- Write what a reader found: first all new epochs, because Redis may refuse these writes, then the rest.
+local function write_epoch(state, position_key)
+  if state.begins then
+    redis.call('HSET', position_key, 'epoch', state.epoch, 'offset', string.format('%.0f', state.offset),
+      'replid', replid, 'forks', state.forks)
+  end
+end
+local function write_rest(state, position_key, history_key, lifetime)
+  if state.stale then redis.call('DEL', history_key) end
+  redis.call('PEXPIRE', position_key, lifetime)
 end
 """.replace("MAX_FORKS", str(MAX_FORKS))
 
-# The same, for readers: a stream that does not end with the latest message holds nothing of use.
-_BEGIN_READING = (
-    _BEGIN
+# KEYS: for each group, the position and the messages. ARGV: a name for new epochs; for each group, the
+# lifetime of its position in ms. Returns a text with a line for each group, which is cheaper to parse than
+# arrays.
+_POSITIONS = _Script(
+    _FUNCTIONS
     + """
-if length > 0 then
-  local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
-  if last[1] ~= string.format('%.0f-0', offset) then
-    redis.call('DEL', KEYS[2])
-    length = 0
-  end
+local states, answer = {}, {}
+for number = 1, #KEYS / 2 do
+  states[number] = look_to_read(KEYS[2 * number - 1], KEYS[2 * number], ARGV[1])
 end
-if begins then
-  redis.call('HSET', KEYS[1], 'epoch', epoch, 'offset', string.format('%.0f', offset),
-    'replid', replid, 'forks', forks)
+for number, state in ipairs(states) do
+  write_epoch(state, KEYS[2 * number - 1])
 end
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
-local answer = {epoch, offset, offset - length + 1, forks}
+for number, state in ipairs(states) do
+  write_rest(state, KEYS[2 * number - 1], KEYS[2 * number], ARGV[1 + number])
+  answer[number] = string.format('%s %.0f %.0f %s', state.epoch, state.offset,
+    state.offset - state.length + 1, state.forks)
+end
+return table.concat(answer, '\\n')
 """
 )
 
-_POSITION = _Script(_BEGIN_READING + "return answer")
-
-# ARGV, in addition: the offset after which to read, or nothing for the newest; the number of messages; bytes.
+# KEYS: the position, the messages. ARGV: a name for a new epoch; the lifetime of the position in ms; the
+# offset after which to read, or nothing for the newest; the number of messages; bytes.
 _READ = _Script(
-    _BEGIN_READING
+    _FUNCTIONS
     + """
+local state = look_to_read(KEYS[1], KEYS[2], ARGV[1])
+write_epoch(state, KEYS[1])
+write_rest(state, KEYS[1], KEYS[2], ARGV[2])
+local length = state.length
+local answer = {state.epoch, state.offset, state.offset - length + 1, state.forks}
 local newest, limit, room = ARGV[3] == '', tonumber(ARGV[4]), tonumber(ARGV[5])
 local bound = newest and '+' or string.format('%.0f-0', tonumber(ARGV[3]) + 1)
 local count, bytes, step = 0, 0, 1
@@ -164,18 +169,20 @@ return answer
 """
 )
 
-# KEYS, in addition: the publish id, if there is one. ARGV: the largest number of messages, their lifetime in
-# ms, the encoded message, the channel for it or nothing.
+# KEYS: the position, the messages; the publish id, if there is one. ARGV: a name for a new epoch; the
+# lifetime of the position in ms; the largest number of messages; their lifetime in ms; the encoded message;
+# the channel for it or nothing.
 _APPEND = _Script(
-    _BEGIN
+    _FUNCTIONS
     + """
+local state = look(KEYS[1], KEYS[2], ARGV[1])
+local epoch, forks, begins = state.epoch, state.forks, state.begins
 if KEYS[3] then
   local earlier = redis.call('GET', KEYS[3])
   if earlier then return {1, earlier} end
 end
-offset = offset + 1
-local number = string.format('%.0f', offset)
-if begins and forks == '' and length > 0 then redis.call('DEL', KEYS[2]) end
+local number = string.format('%.0f', state.offset + 1)
+if begins and forks == '' and state.length > 0 then redis.call('DEL', KEYS[2]) end
 local added = redis.pcall('XADD', KEYS[2], 'MAXLEN', ARGV[3], number .. '-0', 'm', ARGV[5])
 if type(added) == 'table' and added.err then
   -- Nothing was written. If the stream goes on beyond the position, it is not the stream of this position.
@@ -292,17 +299,30 @@ class Streams:
         Args:
             client: A client of the Redis of these groups.
             groups: The seconds for which its position is kept, by the name of the group.
+
+        Raises:
+            redis.exceptions.RedisError: A call failed. It has changed nothing. Calls before it, for other
+                groups, were made.
         """
-        calls = [(self._keys(group), _begin(ttl)) for group, ttl in groups.items()]
-        answers = await _POSITION.run_all(client, calls)
-        return {group: _log(answer) for group, answer in zip(groups, answers, strict=True)}
+        found: dict[str, Log] = {}
+        names = tuple(groups)
+        for start in range(0, len(names), GROUPS_PER_CALL):
+            some = names[start : start + GROUPS_PER_CALL]
+            keys = [key for group in some for key in self._keys(group)]
+            lifetimes = [_milliseconds(groups[group]) for group in some]
+            # A name means something only within its group, so all groups may get the same.
+            answer = await _POSITIONS.run(client, keys, [new_epoch(), *lifetimes])
+            for group, line in zip(some, answer.decode().split("\n"), strict=True):
+                epoch, offset, first, forks = line.split(" ", 3)
+                found[group] = Log(epoch, int(offset), int(first), _forks(forks))
+        return found
 
     def _keys(self, group: str) -> list[str]:
         return [f"{self._prefix}:position:{group}", f"{self._prefix}:history:{group}"]
 
 
 def _begin(position_ttl: float) -> list[Any]:
-    """Return the arguments with which every script begins."""
+    """Return the arguments with which every script for one group begins."""
     return [new_epoch(), _milliseconds(position_ttl)]
 
 
@@ -312,9 +332,9 @@ def _milliseconds(seconds: float) -> int:
 
 def _log(answer: Sequence[Any]) -> Log:
     epoch, offset, first, forks = answer[:4]
-    return Log(epoch.decode(), offset, first, tuple(map(_fork, forks.decode().split())))
+    return Log(epoch.decode(), offset, first, _forks(forks.decode()))
 
 
-def _fork(text: str) -> Position:
-    epoch, _, offset = text.partition(":")
-    return Position(epoch, int(offset))
+def _forks(text: str) -> tuple[Position, ...]:
+    parts = (each.partition(":") for each in text.split())
+    return tuple(Position(epoch, int(offset)) for epoch, _, offset in parts)

@@ -14,6 +14,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from realtime.history.positions import MAX_FORKS, Entry, Log, Position
 from realtime.history.retention import Retention
+from realtime.history.streams import GROUPS_PER_CALL
 from realtime.layers import CoreLayer, MemoryLayer, PubSubLayer
 from realtime.layers.messages import GroupMessage, encode
 from realtime.layers.stamped import STAMP, KeptUnsent
@@ -249,11 +250,15 @@ async def test_many_small_messages_are_read(layer: Any) -> None:
 
 
 async def test_positions_of_many_groups_come_together(layer: Any) -> None:
-    groups = [f"g{number}" for number in range(30)]
-    for group in groups:
-        await append(layer, "a", group=group)
+    groups = [f"g{number}" for number in range(GROUPS_PER_CALL + 20)]
+    for number, group in enumerate(groups):
+        await append(layer, *"abc"[: number % 4], group=group)
     found = await layer.positions(groups)
-    assert {group: log.offset for group, log in found.items()} == dict.fromkeys(groups, 1)
+    assert {group: log.offset for group, log in found.items()} == {
+        group: number % 4 for number, group in enumerate(groups)
+    }
+    assert {log.first for log in found.values()} == {1}
+    assert await layer.positions(groups) == found
     assert await layer.positions([]) == {}
 
 
@@ -351,7 +356,6 @@ async def test_a_key_of_another_type_is_an_error_and_nothing_changes(
             await read(redis_layer)
         with pytest.raises(ResponseError, match="WRONGTYPE"):
             await redis_layer.positions(["h", "g"])
-        before = sorted({*before, "asgi:position:h"})
     assert sorted(client.keys()) == before
     client.delete(key)
     log = await position(redis_layer)
@@ -365,7 +369,10 @@ async def test_a_full_redis_refuses_and_nothing_changes(redis_layer: Any, client
         for group in ("g", "new"):
             with pytest.raises(RedisError, match=r"OOM|maxmemory"):
                 await append(redis_layer, "b", group=group)
+            with pytest.raises(RedisError, match=r"OOM|maxmemory"):
+                await redis_layer.positions(["g", "new"])
         assert texts(await read(redis_layer, 0)) == ["a"]
+        assert (await position(redis_layer)).offset == 1
     finally:
         client.config_set("maxmemory", 0)
     assert not client.exists("asgi:position:new", "asgi:history:new")
