@@ -23,6 +23,7 @@ Private: docs/reference.md lists the public names.
 import hashlib
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from redis.exceptions import NoScriptError
@@ -57,22 +58,21 @@ class _Script:
             return await client.execute_command("EVAL", self.text, len(keys), *keys, *arguments)
 
 
-# Every script begins with this. Redis 5 and 6 would otherwise refuse writes after INFO if they are configured
-# to replicate scripts as text.
-_FUNCTIONS = """
-if redis.replicate_commands then redis.replicate_commands() end
-local replid = string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)') or ''
+# Every script begins with this.
+_LOOK = """
+local info = redis.call('INFO', 'replication')
+local _, before = string.find(info, 'master_replid:', 1, true)
+local replid = before and string.sub(info, before + 1, before + 40) or ''
 
--- Read the state of a group: its position, and the number of messages.
-local function look(position_key, history_key, new_epoch)
+-- Return the position of a group: epoch, offset, forks; and true if the epoch is a new one.
+local function look(position_key, new_epoch)
   local stored = redis.call('HMGET', position_key, 'epoch', 'offset', 'replid', 'forks')
-  local length = redis.call('XLEN', history_key)
   local epoch, offset, forks = stored[1], tonumber(stored[2]), stored[4] or ''
   if not (epoch and offset) then
-    return {epoch = new_epoch, offset = 0, forks = '', length = length, begins = true}
+    return new_epoch, 0, '', true
   end
   if stored[3] == replid then
-    return {epoch = epoch, offset = offset, forks = forks, length = length, begins = false}
+    return epoch, offset, forks, false
   end
   local older, count = string.format('%s:%.0f', epoch, offset), 1
   for fork in string.gmatch(forks, '%S+') do
@@ -80,12 +80,19 @@ local function look(position_key, history_key, new_epoch)
       older, count = older .. ' ' .. fork, count + 1
     end
   end
-  return {epoch = new_epoch, offset = offset, forks = older, length = length, begins = true}
+  return new_epoch, offset, older, true
 end
+""".replace("MAX_FORKS", str(MAX_FORKS))
 
--- The same, for readers: a stream that does not end with the latest message holds nothing of use.
+# A script that reads begins with this.
+_LOOK_TO_READ = (
+    _LOOK
+    + """
+-- Return the state of a group: its position, and the number of messages. A stream that does not end with the
+-- latest message holds nothing of use.
 local function look_to_read(position_key, history_key, new_epoch)
-  local state = look(position_key, history_key, new_epoch)
+  local state = {length = redis.call('XLEN', history_key)}
+  state.epoch, state.offset, state.forks, state.begins = look(position_key, new_epoch)
   if state.length > 0 then
     local last = redis.call('XREVRANGE', history_key, '+', '-', 'COUNT', 1)[1]
     if last[1] ~= string.format('%.0f-0', state.offset) then
@@ -106,13 +113,14 @@ local function write_rest(state, position_key, history_key, lifetime)
   if state.stale then redis.call('DEL', history_key) end
   redis.call('PEXPIRE', position_key, lifetime)
 end
-""".replace("MAX_FORKS", str(MAX_FORKS))
+"""
+)
 
 # KEYS: for each group, the position and the messages. ARGV: a name for new epochs; for each group, the
 # lifetime of its position in ms. Returns a text with a line for each group, which is cheaper to parse than
 # arrays.
 _POSITIONS = _Script(
-    _FUNCTIONS
+    _LOOK_TO_READ
     + """
 local states, answer = {}, {}
 for number = 1, #KEYS / 2 do
@@ -133,7 +141,7 @@ return table.concat(answer, '\\n')
 # KEYS: the position, the messages. ARGV: a name for a new epoch; the lifetime of the position in ms; the
 # offset after which to read, or nothing for the newest; the number of messages; bytes.
 _READ = _Script(
-    _FUNCTIONS
+    _LOOK_TO_READ
     + """
 local state = look_to_read(KEYS[1], KEYS[2], ARGV[1])
 write_epoch(state, KEYS[1])
@@ -171,18 +179,17 @@ return answer
 
 # KEYS: the position, the messages; the publish id, if there is one. ARGV: a name for a new epoch; the
 # lifetime of the position in ms; the largest number of messages; their lifetime in ms; the encoded message;
-# the channel for it or nothing.
+# the channel for it or nothing. The answer is one line, which redis-py reads faster than an array.
 _APPEND = _Script(
-    _FUNCTIONS
+    _LOOK
     + """
-local state = look(KEYS[1], KEYS[2], ARGV[1])
-local epoch, forks, begins = state.epoch, state.forks, state.begins
+local epoch, offset, forks, begins = look(KEYS[1], ARGV[1])
 if KEYS[3] then
   local earlier = redis.call('GET', KEYS[3])
-  if earlier then return {1, earlier} end
+  if earlier then return redis.status_reply('1 ' .. earlier) end
 end
-local number = string.format('%.0f', state.offset + 1)
-if begins and forks == '' and state.length > 0 then redis.call('DEL', KEYS[2]) end
+local number = string.format('%.0f', offset + 1)
+if begins and forks == '' and redis.call('XLEN', KEYS[2]) > 0 then redis.call('DEL', KEYS[2]) end
 local added = redis.pcall('XADD', KEYS[2], 'MAXLEN', ARGV[3], number .. '-0', 'm', ARGV[5])
 if type(added) == 'table' and added.err then
   -- Nothing was written. If the stream goes on beyond the position, it is not the stream of this position.
@@ -200,7 +207,7 @@ redis.call('PEXPIRE', KEYS[2], ARGV[4])
 local position = epoch .. ' ' .. number
 if KEYS[3] then redis.call('SET', KEYS[3], position, 'PX', ARGV[4]) end
 if ARGV[6] ~= '' then redis.call('PUBLISH', ARGV[6], '\\193' .. position .. ' ' .. ARGV[5]) end
-return {0, position}
+return redis.status_reply('0 ' .. position)
 """
 )
 
@@ -250,10 +257,10 @@ class Streams:
         keys = self._keys(group)
         if once is not None:
             keys.append(f"{self._prefix}:once:{group}:{once}")
-        arguments = [*_begin(keep.position_ttl), keep.size, _milliseconds(keep.ttl), content, channel]
-        repeated, place = await _APPEND.run(client, keys, arguments)
-        epoch, offset = place.decode().split(" ")
-        return Position(epoch, int(offset)), bool(repeated)
+        position_ttl, size, ttl = _arguments(keep)
+        answer = await _APPEND.run(client, keys, (new_epoch(), position_ttl, size, ttl, content, channel))
+        repeated, epoch, offset = answer.decode().split(" ")
+        return Position(epoch, int(offset)), repeated == "1"
 
     async def read(
         self,
@@ -278,7 +285,8 @@ class Streams:
                 message that cannot be decoded, and all messages before it, count as no longer kept.
         """
         bounds = ["" if after is None else after, limit, max_bytes]
-        answer = await _READ.run(client, self._keys(group), [*_begin(keep.position_ttl), *bounds])
+        lifetime = _milliseconds(keep.position_ttl)
+        answer = await _READ.run(client, self._keys(group), [new_epoch(), lifetime, *bounds])
         log, found = _log(answer), list(zip(answer[4::2], answer[5::2], strict=True))
         if after is None:
             found.reverse()
@@ -321,9 +329,10 @@ class Streams:
         return [f"{self._prefix}:position:{group}", f"{self._prefix}:history:{group}"]
 
 
-def _begin(position_ttl: float) -> list[Any]:
-    """Return the arguments with which every script for one group begins."""
-    return [new_epoch(), _milliseconds(position_ttl)]
+@lru_cache(maxsize=1000)
+def _arguments(keep: Retention) -> tuple[str, str, str]:
+    """Return the arguments of `_APPEND` that many messages share."""
+    return str(_milliseconds(keep.position_ttl)), str(keep.size), str(_milliseconds(keep.ttl))
 
 
 def _milliseconds(seconds: float) -> int:

@@ -19,7 +19,7 @@ from realtime.history.positions import Log, Position
 from realtime.history.retention import Retention
 from realtime.layers.contents import StoredMembers
 from realtime.layers.redis_history import RedisHistory
-from realtime.layers.redis_pool import CONNECT_TIMEOUT, Outage, pool, script_refusals_named
+from realtime.layers.redis_pool import CONNECT_TIMEOUT, NamedRefusals, Outage, pool
 from realtime.layers.stamped import CAPACITY, LAYER_ERRORS, STAMP, KeptUnsent, Message, StampedLayer
 
 #: Seconds for which a queued message is kept. The age of a message is the difference between the clocks of
@@ -35,6 +35,8 @@ REFUSED_PAUSE = 1.0
 
 #: The commands in the scripts of channels_redis. Redis does not say which of them it refused.
 IN_SCRIPTS = "DEL, EXPIRE, ZADD, ZCOUNT and ZRANGE"
+
+_refusals = NamedRefusals(IN_SCRIPTS)
 
 
 class CoreLayer(StampedLayer, RedisChannelLayer):
@@ -64,7 +66,7 @@ class CoreLayer(StampedLayer, RedisChannelLayer):
     async def group_send(self, group: str, message: Message) -> None:
         # Anything that is no mapping is left to the library, which raises as it does in plain Channels.
         stamped = {**message, STAMP: group} if isinstance(message, Mapping) else message
-        with script_refusals_named(IN_SCRIPTS):
+        with _refusals:
             await super().group_send(group, stamped)
 
     async def append(
@@ -127,7 +129,7 @@ class CoreLayer(StampedLayer, RedisChannelLayer):
             async with asyncio.timeout(None) as limit:
                 self._reads.add(limit)
                 try:
-                    with script_refusals_named(IN_SCRIPTS):
+                    with _refusals:
                         content: bytes | None = await super()._brpop_with_clean(index, channel, timeout)
                 finally:
                     self._reads.discard(limit)

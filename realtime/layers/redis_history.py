@@ -7,9 +7,11 @@ from realtime import conf
 from realtime.history.positions import Log, Position
 from realtime.history.retention import POSITION_TTL, Retention
 from realtime.history.streams import IN_SCRIPTS, Streams
-from realtime.layers.redis_pool import script_refusals_named
+from realtime.layers.redis_pool import NamedRefusals
 
 Message = dict[str, Any]
+
+_refusals = NamedRefusals(IN_SCRIPTS)
 
 
 class RedisHistory:
@@ -29,21 +31,21 @@ class RedisHistory:
     ) -> tuple[Position, bool]:
         """Append a message, and publish it to this channel of Redis if there is one."""
         content = self._serializer.serialize(message)
-        with script_refusals_named(IN_SCRIPTS):
+        with _refusals:
             return await self._streams.append(client, group, content, keep, once, channel)
 
     async def read(
         self, client: Any, group: str, after: int | None, keep: Retention, limit: int, max_bytes: int
     ) -> Log:
         """Read messages of a group."""
-        with script_refusals_named(IN_SCRIPTS):
+        with _refusals:
             return await self._streams.read(client, group, after, keep, limit, max_bytes, self._text)
 
     async def positions(self, by_client: Iterable[tuple[Any, Collection[str]]]) -> dict[str, Log]:
         """Return the histories without messages of groups, which are given by the client of their Redis."""
         found: dict[str, Log] = {}
         for client, groups in by_client:
-            with script_refusals_named(IN_SCRIPTS):
+            with _refusals:
                 found |= await self._streams.positions(client, {each: lifetime(each) for each in groups})
         return found
 

@@ -113,6 +113,14 @@ async def test_messages_wait_for_the_commit_of_their_greenlet(
 
 @both_libraries
 @both_layers
+async def test_a_greenlet_learns_the_position_and_reads_history(
+    library: str, environment: dict[str, str]
+) -> None:
+    assert await run(library, "positions", environment) == ["True", "True"]
+
+
+@both_libraries
+@both_layers
 async def test_many_greenlets_publish(library: str, listener: Listener, environment: dict[str, str]) -> None:
     await run(library, "many_greenlets", environment)
     heard = await listener.hear(300)

@@ -13,11 +13,13 @@ from typing import Any
 from asgiref.sync import async_to_sync
 from channels.layers import get_channel_layer
 from django.db import transaction
+from django.test import override_settings
 
 from realtime import publish
 from realtime.errors import BadGroup, LayerUnavailable, RealtimeError, UnpublishableData
 from realtime.layers import groups
 from realtime.process import background_loop
+from realtime.reading import history
 from tests.support.greenlets.patched import Eventlet, Gevent
 
 Library = Gevent | Eventlet
@@ -50,6 +52,16 @@ def many_greenlets(library: Library) -> None:
 
     for wait in [library.spawn(publish_three, first) for first in range(0, 300, 3)]:
         wait()
+
+
+def positions(library: Library) -> None:
+    with override_settings(REALTIME={"HISTORY": {"g": {"size": 100, "ttl": 60}}}):
+        name = str(os.getpid())
+        first = publish("g", "kept", id=name)
+        _say(publish("g", "kept again", id=name) == first)
+        for wait in [library.spawn(publish, "g", number) for number in range(20)]:
+            wait()
+        _say(sorted(each.data for each in history("g", first).messages) == list(range(20)))
 
 
 def hung_redis(library: Library) -> None:
