@@ -37,6 +37,8 @@ navigation = {
         "docs/howto/move-an-existing-project",
         "docs/howto/test-your-consumers",
         "docs/howto/publish-from-workers",
+        "docs/howto/catch-up",
+        "docs/howto/other-clients",
         "docs/howto/look-at-connections",
         "docs/howto/stop-a-server",
         "docs/howto/servers",

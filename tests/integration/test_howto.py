@@ -13,3 +13,4 @@ for _example in blocks("test-your-consumers.md", "python"):
 ShoutingTest: type[TestCase] = _names["ShoutingTest"]
 PolicyTest: type[TestCase] = _names["PolicyTest"]
 PublishTest: type[TestCase] = _names["PublishTest"]
+CatchUpTest: type[TestCase] = _names["CatchUpTest"]
