@@ -123,7 +123,8 @@ def _reading(group: str, since: Position | None, limit: int, alias: str) -> _Rea
         raise NoHistory(group)
     if limit < 1:
         raise ValueError(f"limit is {limit}; set 1 or more.")
-    return _Reading(groups.layer(alias), group, since.offset if since is not None else None, keep, limit)
+    after = max(0, since.offset) if since is not None else None
+    return _Reading(groups.layer(alias), group, after, keep, limit)
 
 
 def _found(log: Log, since: Position | None) -> History:

@@ -6,8 +6,10 @@ something only within an epoch, a random name of one unbroken sequence. A new ep
 - when Redis has lost the history: nothing of the earlier epochs is known any more;
 - when another Redis, or a restarted one, goes on with the history. It may lack the latest messages. So its
   first message gets a new epoch, which remembers where it forked off: the earlier epoch, and the last offset
-  that both share. A client that is behind the fork has missed nothing by the change. A client that is beyond
-  it has seen messages that Redis no longer has.
+  that both share. A client that is behind the fork has missed nothing by the change, as far as is known. A
+  client that is beyond it has seen messages that Redis no longer has;
+- when a process finds that it is beyond a fork. Then messages are lost for sure, also to clients behind the
+  fork. The new epoch trusts no earlier one: every position in them is refused.
 
 Recovery is whole or refused: a client gets every message after its position, or is told that it cannot.
 """
@@ -53,6 +55,8 @@ class Log:
         forks: The earlier epochs that this one continues, latest first. Each has the last offset that this
             epoch took from it.
         entries: Messages that were read, oldest first, without a gap between two of them.
+        trusted: The number of forks, from the latest on, across which no loss is known. A position in an
+            epoch beyond them is refused.
     """
 
     epoch: str
@@ -60,27 +64,22 @@ class Log:
     first: int
     forks: tuple[Position, ...] = ()
     entries: tuple[Entry, ...] = field(default=(), repr=False)
+    trusted: int = MAX_FORKS
 
     @property
     def position(self) -> Position:
         """The place of the latest message."""
         return Position(self.epoch, self.offset)
 
-    def shares(self, position: Position) -> int:
-        """Return the last offset that this history shares with the epoch of a position; -1 for none."""
-        shared = self.offset
-        if position.epoch == self.epoch:
-            return shared
-        for fork in self.forks:
-            # A later fork may lie before an earlier one, and then cuts off what that one shared.
-            shared = min(shared, fork.offset)
-            if position.epoch == fork.epoch:
-                return shared
-        return -1
-
     def knows(self, position: Position) -> bool:
-        """Return True if the message at this position is, or was, part of this history."""
-        return position.offset <= self.shares(position)
+        """Return True if this history goes on from this position, and no loss on the way is known."""
+        shared, forks = self._shared(position)
+        return 0 <= position.offset <= shared and forks <= self.trusted
+
+    def lacks(self, position: Position) -> bool:
+        """Return True if this position shows for the first time that this history has lost messages."""
+        shared, forks = self._shared(position)
+        return 0 <= shared < position.offset and 0 < forks <= self.trusted
 
     def reaches(self, position: Position) -> bool:
         """Return True if every message after this position is still kept."""
@@ -92,8 +91,23 @@ class Log:
         If every message since the fork is kept, they follow: no reader has seen them. Otherwise the reader
         must load its state anyway, so it goes on with the latest message.
         """
-        fork = max(0, min(lost.offset, self.shares(lost)))
+        shared, _ = self._shared(lost)
+        fork = max(0, min(lost.offset, shared))
         return Position(self.epoch, fork if self.first <= fork + 1 else self.offset)
+
+    def _shared(self, position: Position) -> tuple[int, int]:
+        """Return the last offset that this history shares with the epoch of a position, and the number of
+        forks between them. The offset is -1 if they share nothing.
+        """
+        shared = self.offset
+        if position.epoch == self.epoch:
+            return shared, 0
+        for number, fork in enumerate(self.forks, start=1):
+            # A later fork may lie before an earlier one, and then cuts off what that one shared.
+            shared = min(shared, fork.offset)
+            if position.epoch == fork.epoch:
+                return shared, number
+        return -1, 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ Private: docs/reference.md lists the public names.
 import hashlib
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -64,6 +65,17 @@ local info = redis.call('INFO', 'replication')
 local _, before = string.find(info, 'master_replid:', 1, true)
 local replid = before and string.sub(info, before + 1, before + 40) or ''
 
+-- Return the forks of a new epoch: the latest, and the earlier ones.
+local function older_forks(latest, forks)
+  local older, count = latest, 1
+  for fork in string.gmatch(forks, '%S+') do
+    if count < MAX_FORKS then
+      older, count = older .. ' ' .. fork, count + 1
+    end
+  end
+  return older
+end
+
 -- Return the position of a group: epoch, offset, forks; and true if the epoch is a new one.
 local function look(position_key, new_epoch)
   local stored = redis.call('HMGET', position_key, 'epoch', 'offset', 'replid', 'forks')
@@ -74,13 +86,7 @@ local function look(position_key, new_epoch)
   if stored[3] == replid then
     return epoch, offset, forks, false
   end
-  local older, count = string.format('%s:%.0f', epoch, offset), 1
-  for fork in string.gmatch(forks, '%S+') do
-    if count < MAX_FORKS then
-      older, count = older .. ' ' .. fork, count + 1
-    end
-  end
-  return new_epoch, offset, older, true
+  return new_epoch, offset, older_forks(string.format('%s:%.0f', epoch, offset), forks), true
 end
 """.replace("MAX_FORKS", str(MAX_FORKS))
 
@@ -135,6 +141,20 @@ for number, state in ipairs(states) do
     state.offset - state.length + 1, state.forks)
 end
 return table.concat(answer, '\\n')
+"""
+)
+
+# KEYS: the position, the messages. ARGV: a name for a new epoch; the lifetime of the position in ms; the
+# epoch that lost messages.
+_DISTRUST = _Script(
+    _LOOK
+    + """
+local epoch, offset, forks, begins = look(KEYS[1], ARGV[1])
+if begins or epoch ~= ARGV[3] then return end
+local number = string.format('%.0f', offset)
+redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'replid', replid,
+  'forks', older_forks('!' .. epoch .. ':' .. number, forks))
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
 """
 )
 
@@ -287,11 +307,12 @@ class Streams:
         bounds = ["" if after is None else after, limit, max_bytes]
         lifetime = _milliseconds(keep.position_ttl)
         answer = await _READ.run(client, self._keys(group), [new_epoch(), lifetime, *bounds])
-        log, found = _log(answer), list(zip(answer[4::2], answer[5::2], strict=True))
+        epoch, offset, first, forks = answer[:4]
+        log = _log((epoch.decode(), offset, first, forks.decode()))
+        found = list(zip(answer[4::2], answer[5::2], strict=True))
         if after is None:
             found.reverse()
         entries: list[Entry] = []
-        first = log.first
         for offset, content in found:
             try:
                 entries.append(Entry(offset, decode(content)))
@@ -299,7 +320,14 @@ class Streams:
                 # For example, the key of the encryption was replaced.
                 first = offset + 1
                 entries.clear()
-        return Log(log.epoch, log.offset, first, log.forks, tuple(entries))
+        return replace(log, first=first, entries=tuple(entries))
+
+    async def distrust(self, client: Any, group: str, keep: Retention, epoch: str) -> None:
+        """Begin a new epoch that trusts no earlier one, because messages were lost at a fork of this epoch.
+
+        If another epoch has begun already, nothing is done.
+        """
+        await _DISTRUST.run(client, self._keys(group), [new_epoch(), _milliseconds(keep.position_ttl), epoch])
 
     async def positions(self, client: Any, groups: Mapping[str, float]) -> dict[str, Log]:
         """Return the histories of groups without their messages, and renew the lifetime of each position.
@@ -321,8 +349,7 @@ class Streams:
             # A name means something only within its group, so all groups may get the same.
             answer = await _POSITIONS.run(client, keys, [new_epoch(), *lifetimes])
             for group, line in zip(some, answer.decode().split("\n"), strict=True):
-                epoch, offset, first, forks = line.split(" ", 3)
-                found[group] = Log(epoch, int(offset), int(first), _forks(forks))
+                found[group] = _log(line.split(" ", 3))
         return found
 
     def _keys(self, group: str) -> list[str]:
@@ -339,11 +366,19 @@ def _milliseconds(seconds: float) -> int:
     return max(1, min(_LARGEST, round(seconds * 1000)))
 
 
-def _log(answer: Sequence[Any]) -> Log:
-    epoch, offset, first, forks = answer[:4]
-    return Log(epoch.decode(), offset, first, _forks(forks.decode()))
+def _log(state: Sequence[Any]) -> Log:
+    """Read what a script returns of a group: the epoch, the offset, the offset of the oldest message, forks.
 
-
-def _forks(text: str) -> tuple[Position, ...]:
-    parts = (each.partition(":") for each in text.split())
-    return tuple(Position(epoch, int(offset)) for epoch, _, offset in parts)
+    A fork that is not trusted begins with an exclamation mark.
+    """
+    epoch, offset, first, forks = state
+    texts = forks.split()
+    parts = (each.removeprefix("!").partition(":") for each in texts)
+    trusted = next((number for number, each in enumerate(texts) if each.startswith("!")), MAX_FORKS)
+    return Log(
+        epoch,
+        int(offset),
+        int(first),
+        tuple(Position(name, int(last)) for name, _, last in parts),
+        trusted=trusted,
+    )

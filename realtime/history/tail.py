@@ -76,6 +76,7 @@ class Tail:
         epoch: The current epoch; empty before the first reading.
         offset: The offset of the last message that was delivered.
         forks: The earlier epochs that this one continues, as in `Log`.
+        trusted: The number of forks across which no loss is known, as in `Log`.
         behind: True while the history is read: messages that arrive are held.
         size: Bytes of memory that the texts use.
     """
@@ -93,12 +94,14 @@ class Tail:
         "forks",
         "offset",
         "size",
+        "trusted",
     )
 
     def __init__(self) -> None:
         self.epoch = ""
         self.offset = 0
         self.forks: tuple[Position, ...] = ()
+        self.trusted = 0
         self.behind = False
         self.size = 0
         self._texts: deque[Delivery] = deque()
@@ -131,7 +134,7 @@ class Tail:
     @property
     def log(self) -> Log:
         """What is known of the history without asking Redis."""
-        return Log(self.epoch, self.offset, self.first, self.forks)
+        return Log(self.epoch, self.offset, self.first, self.forks, trusted=self.trusted)
 
     def after(self, position: Position, max_size: int) -> list[Delivery]:
         """Return messages after a position that `log.reaches`, oldest first: as many as fit, at least one.
@@ -251,7 +254,7 @@ class Tail:
     # -- parts ---------------------------------------------------------------------------------------
 
     def _go_on_with(self, log: Log, offset: int) -> None:
-        self.epoch, self.forks, self.offset = log.epoch, log.forks, offset
+        self.epoch, self.forks, self.trusted, self.offset = log.epoch, log.forks, log.trusted, offset
 
     def _plan(self, log: Log) -> None:
         """Plan the delivery of the messages that were read and follow without a gap."""

@@ -7,6 +7,7 @@ reading share it. Messages of other groups do not wait.
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from realtime import metrics
@@ -207,7 +208,14 @@ class Follower:
         self.tail.begin()
         self._begun += 1
         number = self._begun
-        self.tail.merge(await self._read(self.tail.offset if self.tail.is_open else None, READ_BYTES, cause))
+        after = self.tail.offset if self.tail.is_open else None
+        log = await self._read(after, READ_BYTES, cause)
+        if self.tail.is_open and log.lacks(self.tail.position):
+            # Members have messages that Redis lost. The clients of other processes, and those that are away,
+            # do not have them, and must not take what they have for the whole.
+            await groups.distrust(self.group, self._address, self._keep, log.epoch)
+            log = await self._read(after, READ_BYTES, cause)
+        self.tail.merge(log)
         while (each := self.tail.advance()) is not None:
             await self._deliver(each)
         self._done = number
@@ -217,16 +225,11 @@ class Follower:
         metrics.history_reads.labels(cause=cause).inc()
         limit = READ_LIMIT if after is not None else self._keep.size
         log = await groups.read(self.group, self._address, after, self._keep, limit, max_bytes)
-        return Log(
-            log.epoch,
-            log.offset,
-            log.first,
-            log.forks,
-            tuple(
-                Entry(each.offset, frames.with_position(each.text, Position(log.epoch, each.offset)))
-                for each in log.entries
-            ),
+        entries = (
+            Entry(each.offset, frames.with_position(each.text, Position(log.epoch, each.offset)))
+            for each in log.entries
         )
+        return replace(log, entries=tuple(entries))
 
     async def _deliver(self, each: Delivery | Reset) -> None:
         if isinstance(each, Delivery):

@@ -86,6 +86,9 @@ class CoreLayer(StampedLayer, RedisChannelLayer):
         client = self._connection_of(group)
         return await self._history.read(client, group, after, keep, limit, max_bytes)
 
+    async def distrust(self, group: str, keep: Retention, epoch: str) -> None:
+        await self._history.distrust(self._connection_of(group), group, keep, epoch)
+
     async def positions(self, groups: Collection[str]) -> dict[str, Log]:
         by_client = [(self.connection(index), some) for index, some in self._by_host(groups).items()]
         return await self._history.positions(by_client)

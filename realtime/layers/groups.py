@@ -314,6 +314,16 @@ async def read(
     return await call("read a history", home.read(group, after, keep, limit, max_bytes))
 
 
+async def distrust(group: str, address: str, keep: Retention, epoch: str) -> None:
+    """Refuse every position of a group in an earlier epoch: messages were lost at a fork of this epoch.
+
+    Raises:
+        LayerUnavailable: The layer failed, or did not answer in time.
+    """
+    home, _ = at(address)
+    await call("begin an epoch", home.distrust(group, keep, epoch))
+
+
 async def positions(names: Collection[str], address: str) -> dict[str, Log]:
     """Return the histories of many groups, without messages, in the layer of this address.
 

@@ -125,6 +125,10 @@ class PubSubLoopLayer(StampedLayer, RedisPubSubLoopLayer):
         client = self._client_of(self._get_group_channel_name(group))
         return await self._history.read(client, group, after, keep, limit, max_bytes)
 
+    async def distrust(self, group: str, keep: Retention, epoch: str) -> None:
+        client = self._client_of(self._get_group_channel_name(group))
+        await self._history.distrust(client, group, keep, epoch)
+
     async def positions(self, groups: Collection[str]) -> dict[str, Log]:
         by_client: dict[Any, list[str]] = {}
         for group in groups:

@@ -41,6 +41,11 @@ class RedisHistory:
         with _refusals:
             return await self._streams.read(client, group, after, keep, limit, max_bytes, self._text)
 
+    async def distrust(self, client: Any, group: str, keep: Retention, epoch: str) -> None:
+        """Begin an epoch of a group that trusts no earlier one."""
+        with _refusals:
+            await self._streams.distrust(client, group, keep, epoch)
+
     async def positions(self, by_client: Iterable[tuple[Any, Collection[str]]]) -> dict[str, Log]:
         """Return the histories without messages of groups, which are given by the client of their Redis."""
         found: dict[str, Log] = {}

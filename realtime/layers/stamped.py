@@ -69,6 +69,7 @@ class Layer(Protocol):
     async def read(
         self, group: str, after: int | None, keep: Retention, limit: int, max_bytes: int
     ) -> Log: ...
+    async def distrust(self, group: str, keep: Retention, epoch: str) -> None: ...
     async def positions(self, groups: Collection[str]) -> dict[str, Log]: ...
 
 
@@ -196,6 +197,17 @@ class StampedLayer:
             max_bytes: About the largest number of bytes. One message is read even if it is larger.
         """
         raise NotImplementedError
+
+    async def distrust(self, group: str, keep: Retention, epoch: str) -> None:
+        """Begin an epoch that trusts no earlier one, because messages were lost at a fork of this epoch.
+
+        The in-memory layer never forks, so it need not do anything.
+
+        Args:
+            group: The name of the group.
+            keep: The part of its history that the group keeps.
+            epoch: The current epoch. If it is another one, nothing is done.
+        """
 
     async def positions(self, groups: Collection[str]) -> dict[str, Log]:
         """Return the histories of all these groups, without messages.

@@ -457,6 +457,29 @@ async def test_the_latest_forks_are_remembered(redis_layer: Any, client: redis.R
     assert [log.reaches(place) for place in seen] == [False, False] + [True] * MAX_FORKS
 
 
+async def test_an_epoch_that_lost_messages_is_left(redis_layer: Any, client: redis.Redis) -> None:
+    shared, _ = await append(redis_layer, "a", "b")
+    # As a restart with data from before the last message leaves it.
+    client.hset("asgi:position:g", mapping={"replid": "another", "offset": 1})
+    client.xdel("asgi:history:g", "2-0")
+    forked = await position(redis_layer)
+    assert (forked.forks, forked.knows(shared)) == ((shared,), True)
+    await redis_layer.distrust("g", KEEP, "of another time")
+    assert await position(redis_layer) == forked
+    await redis_layer.distrust("g", KEEP, forked.epoch)
+    log = await position(redis_layer)
+    assert log.epoch not in (forked.epoch, shared.epoch)
+    assert (log.offset, log.forks, log.trusted) == (1, (forked.position, shared), 0)
+    assert not log.knows(shared)
+    await redis_layer.distrust("g", KEEP, forked.epoch)
+    assert await position(redis_layer) == log
+    (place,) = await append(redis_layer, "c")
+    assert place == Position(log.epoch, 2)
+    client.hset("asgi:position:g", "replid", "a third")
+    log = await position(redis_layer)
+    assert (log.knows(place), log.knows(forked.position), log.trusted) == (True, False, 1)
+
+
 @BOTH
 async def test_a_promoted_replica_that_lacks_messages_forks(
     backend: Any, program: str, tmp_path: Path

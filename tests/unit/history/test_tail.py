@@ -20,18 +20,26 @@ class Redis:
     offset: int = 0
     kept: dict[int, str] = field(default_factory=dict)
     forks: tuple[Position, ...] = ()
+    trusted: int = MAX_FORKS
 
     def lose(self) -> None:
         """Begin again, as after FLUSHALL."""
-        self.epoch, self.offset, self.forks = f"e{next(self.epochs)}", 0, ()
+        self.epoch, self.offset, self.forks, self.trusted = f"e{next(self.epochs)}", 0, (), MAX_FORKS
         self.kept.clear()
 
     def fork(self, lost: int) -> None:
         """Go on as another Redis that lacks the latest messages."""
         self.offset = max(0, self.offset - lost)
         self.kept = {offset: text for offset, text in self.kept.items() if offset <= self.offset}
+        self.begin_epoch(trusted=min(self.trusted + 1, MAX_FORKS))
+
+    def distrust(self) -> None:
+        """Go on in an epoch that trusts no earlier one."""
+        self.begin_epoch(trusted=0)
+
+    def begin_epoch(self, trusted: int) -> None:
         self.forks = (Position(self.epoch, self.offset), *self.forks)[:MAX_FORKS]
-        self.epoch = f"e{next(self.epochs)}"
+        self.epoch, self.trusted = f"e{next(self.epochs)}", trusted
 
     def publish(self, text: str) -> Position:
         self.offset += 1
@@ -48,7 +56,7 @@ class Redis:
         else:
             offsets = [offset for offset in sorted(self.kept) if offset > after][:limit]
         entries = tuple(Entry(offset, self.kept[offset]) for offset in offsets)
-        return Log(self.epoch, self.offset, first, self.forks, entries)
+        return Log(self.epoch, self.offset, first, self.forks, entries, self.trusted)
 
 
 class Messages(RuleBasedStateMachine):
@@ -127,6 +135,11 @@ class Messages(RuleBasedStateMachine):
     @rule()
     def end(self) -> None:
         assert self.reading is not None
+        if self.tail.is_open and self.reading.lacks(self.tail.position):
+            # As a follower does.
+            if self.reading.epoch == self.redis.epoch:
+                self.redis.distrust()
+            self.reading = self.redis.read(self.tail.offset, 3)
         self.tail.merge(self.reading)
         self.reading = None
         while (each := self.tail.advance()) is not None:
@@ -149,10 +162,8 @@ class Messages(RuleBasedStateMachine):
     def resume(self) -> None:
         position, received = self.clients.pop()
         if self.tail.log.reaches(position):
-            # After a reset, what the history no longer has was not missed.
-            missed: list[Delivery] = []
-            for each in self.delivered[received:]:
-                missed = [*missed, each] if isinstance(each, Delivery) else []
+            # Also none that this process delivered and Redis lost.
+            missed = [each for each in self.delivered[received:] if isinstance(each, Delivery)]
             assert self.tail.after(position, 10**9) == missed
 
     # -- what must hold ----------------------------------------------------------------------------
