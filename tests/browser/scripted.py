@@ -26,18 +26,20 @@ class Client:
     def __init__(self, page: Page) -> None:
         self.page = page
 
-    async def start(self, url: str = "/ws/", connect: bool = True) -> Self:
+    async def start(
+        self, url: str = "/ws/", connect: bool = True, options: dict[str, object] | None = None
+    ) -> Self:
         await self.page.route(f"{ORIGIN}/**", _site)
         await self.page.add_init_script(path=HERE / "fake_websocket.js")
         await self.page.clock.install(time=1_700_000_000)
         await self.page.goto(ORIGIN)
         await self.page.clock.pause_at(1_700_000_100)
         await self.page.evaluate(
-            """async ([url, connect, random]) => {
+            """async ([url, connect, random, options]) => {
                 Math.random = () => random;
                 const module = await import("/realtime.js");
                 window.module = module;
-                window.connection = new module.RealtimeConnection(url);
+                window.connection = new module.RealtimeConnection(url, options);
                 window.seen = [];
                 const names = "state message recovered reset groups ping goodbye error";
                 for (const name of names.split(" ")) {
@@ -52,7 +54,7 @@ class Client:
                 };
                 if (connect) connection.connect();
             }""",
-            [url, connect, HALF],
+            [url, connect, HALF, options or {}],
         )
         return self
 

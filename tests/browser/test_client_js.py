@@ -282,6 +282,7 @@ async def test_frames_that_queued_during_a_stall_are_handled_first(client: Clien
         "document.dispatchEvent(new Event('resume'))",
         "window.dispatchEvent(new Event('online'))",
         "window.dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true }))",
+        "window.dispatchEvent(new Event('focus'))",
     ],
 )
 async def test_a_page_that_wakes_up_asks_and_leaves_a_silent_server(client: Client, event: str) -> None:
@@ -366,6 +367,38 @@ async def test_a_clock_that_is_set_back_delays_no_deadline(client: Client) -> No
     await client.page.clock.set_system_time(1_700_000_100 - 36_000)
     await client.passes(50)
     assert await client.get("connection.lastClose.reason") == "silent"
+
+
+# Pages that sleep.
+
+
+async def test_a_frozen_page_opens_no_socket(client: Client) -> None:
+    await client.accept()
+    await client.run("document.dispatchEvent(new Event('freeze'))")
+    await client.drops(1006)
+    await client.passes(120)
+    await client.run("window.dispatchEvent(new Event('online'))")
+    assert (await client.state(), await client.sockets()) == ("waiting", 1)
+    await client.run("document.dispatchEvent(new Event('resume'))")
+    assert (await client.state(), await client.sockets()) == ("connecting", 2)
+
+
+async def test_a_frozen_page_keeps_the_socket_that_it_has(client: Client) -> None:
+    await client.accept()
+    await client.run("document.dispatchEvent(new Event('freeze'))")
+    await client.says(frames.Ping(1))
+    await client.run("document.dispatchEvent(new Event('resume'))")
+    assert await client.sent() == [frames.ClientPong(1), frames.ClientPing(1)]
+    assert await client.sockets() == 1
+
+
+async def test_a_hidden_page_reconnects(client: Client) -> None:
+    await client.accept()
+    await client.run("Object.defineProperty(document, 'visibilityState', { value: 'hidden' })")
+    await client.shown()
+    await client.drops(1006)
+    await client.passes(1)
+    assert await client.sockets() == 2
 
 
 # Groups.

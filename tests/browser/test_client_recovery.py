@@ -244,11 +244,13 @@ async def test_a_given_position_is_sent_with_the_first_join(client: Client) -> N
     assert await delivered(client) == ["e41*"]
 
 
-@pytest.mark.parametrize("since", [None, 5, "e:5", {"epoch": "e"}, {"epoch": "e" * 65, "offset": 1}, at(-1)])
-async def test_a_position_that_is_none_is_not_sent(client: Client, since: object) -> None:
+async def test_a_position_that_is_none_is_not_sent(client: Client) -> None:
     await welcome(client)
-    await client.run("watch('join', connection.join(argument[0], {since: argument[1]}))", [G, since])
-    assert [join.get("since") for join in await joins(client)] == [None]
+    wrong = [None, 5, "e:5", {"epoch": "e"}, {"epoch": "e" * 65, "offset": 1}, at(-1), at(2**53)]
+    await client.run(
+        "argument.forEach((since, n) => watch(n, connection.join(`public.${n}`, { since })))", wrong
+    )
+    assert [join.get("since") for join in await joins(client)] == [None] * len(wrong)
 
 
 # Groups that the address joins.
@@ -288,6 +290,20 @@ async def test_held_messages_follow_a_refused_recovery(client: Client) -> None:
     await message(client, 3, epoch="f")
     assert await delivered(client) == ["f2", "f3"]
     assert await resets(client) == [("refused", at(1, "f"))]
+
+
+async def test_held_messages_of_several_epochs_are_asked_for(client: Client) -> None:
+    """Only the server knows whether they are older or newer than the position of its answer."""
+    await welcome(client, (G,), **{G: at(8)})
+    await reconnect(client)
+    await welcome(client, (G,), **{G: at(9, "f")})
+    await message(client, 10, epoch="f")
+    await joined(client, 11, epoch="g", recovered=False)
+    assert await resets(client) == [("refused", at(11, "g"))]
+    assert (await joins(client))[-1]["since"] == at(11, "g")
+    await joined(client, 12, epoch="g", recovered=True)
+    await message(client, 12, epoch="g")
+    assert await delivered(client) == ["g12*"]
 
 
 async def test_held_messages_of_a_broken_socket_are_asked_for(client: Client) -> None:

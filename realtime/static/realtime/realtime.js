@@ -113,7 +113,8 @@ const PASSING_ERRORS = new Set(["rate_limited", "internal"]);
  *   Connections to the same URL in one page need names of their own: pass a string.
  * @property {boolean | { size?: number, ttl?: number }} queue  Publishes wait for the connection: at most `size`
  *   (100), each at most `ttl` seconds (60).
- * @property {typeof globalThis.WebSocket} [WebSocket]  The constructor of sockets, for example that of the package `ws`.
+ * @property {new (url: string, protocols: string[]) => any} [WebSocket]  The constructor of sockets, for example that
+ *   of the package `ws`.
  */
 
 /** @type {Readonly<Options>} */
