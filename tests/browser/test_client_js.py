@@ -392,6 +392,16 @@ async def test_a_frozen_page_keeps_the_socket_that_it_has(client: Client) -> Non
     assert await client.sockets() == 1
 
 
+async def test_a_page_that_closed_while_frozen_connects_later(client: Client) -> None:
+    await client.accept()
+    await client.run("document.dispatchEvent(new Event('freeze'))")
+    await client.drops(4503)
+    await client.run("document.dispatchEvent(new Event('resume')); connection.connect()")
+    await client.drops(1006)
+    await client.passes(1)
+    assert await client.sockets() == 3
+
+
 async def test_a_hidden_page_reconnects(client: Client) -> None:
     await client.accept()
     await client.run("Object.defineProperty(document, 'visibilityState', { value: 'hidden' })")

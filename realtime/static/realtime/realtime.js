@@ -692,6 +692,8 @@ export class RealtimeConnection extends EventTarget {
   connect() {
     if (this.#state === "connecting" || this.#state === "open") return;
     if (this.#state === "closed") this.#attempt = 0;
+    // Code of the page runs, so the page is not frozen. A closed connection may have missed that it was resumed.
+    this.#frozen = false;
     this.#listen();
     this.#open();
   }
