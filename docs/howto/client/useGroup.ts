@@ -19,6 +19,7 @@ export function groupStore<T extends Item>(
   // By id, so that an item that arrives twice (in the loaded state, and as a message) is there once.
   let items: ReadonlyMap<string, T> = new Map();
   const subscribers = new Set<() => void>();
+  let loads = 0;
 
   function replace(newer: Map<string, T>) {
     items = newer;
@@ -26,8 +27,10 @@ export function groupStore<T extends Item>(
   }
 
   async function reload() {
+    const mine = ++loads;
     const before = items;
     const loaded = await load();
+    if (mine !== loads) return; // A later reset has begun another load.
     // What arrived in the meantime is newer than what was loaded.
     const arrived = [...items].filter(([id, item]) => before.get(id) !== item);
     replace(new Map([...loaded.map((item) => [item.id, item] as const), ...arrived]));
