@@ -31,6 +31,7 @@ lint: .venv/development
 	.venv/bin/lint-imports
 	$(PYTHON) -m codespell_lib
 	$(PYTHON) -m tests.support.lint.prose --quiet
+	$(PYTHON) -m tests.support.lint.client_size
 	$(SPHINX) -b dummy -d build/links . build/links
 
 format: .venv/development

@@ -39,6 +39,7 @@ navigation = {
         "docs/howto/publish-from-workers",
         "docs/howto/catch-up",
         "docs/howto/other-clients",
+        "docs/howto/use-the-client",
         "docs/howto/look-at-connections",
         "docs/howto/stop-a-server",
         "docs/howto/servers",

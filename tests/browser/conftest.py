@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, async_playwright
+from playwright.async_api import Browser, Page, async_playwright
 
+from tests.browser.scripted import Client
 from tests.support.fixtures import databases, start_shared_site
 
 __all__ = ["databases", "start_shared_site"]
@@ -38,3 +39,20 @@ async def chromium(chromium_path: str) -> AsyncGenerator[Browser]:
         browser = await playwright.chromium.launch(executable_path=chromium_path, args=ARGUMENTS)
         yield browser
         await browser.close()
+
+
+# For the tests of realtime.js; other modules have a `page` of their own.
+@pytest_asyncio.fixture(loop_scope="module")
+async def page(chromium: Browser) -> AsyncGenerator[Page]:
+    context = await chromium.new_context()
+    page = await context.new_page()
+    failures: list[str] = []
+    page.on("pageerror", lambda error: failures.append(str(error)))
+    yield page
+    await context.close()
+    assert failures == [], "an exception or a rejection was not handled"
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def client(page: Page) -> Client:
+    return await Client(page).start()

@@ -1,6 +1,7 @@
 """pyproject.toml, the lock, the runs with other versions, and the workflow for a public host agree."""
 
 import fnmatch
+import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -137,3 +138,25 @@ def test_the_workflow_makes_every_run_with_its_python() -> None:
     for run in versions.RUNS:
         patterns = [each for python, runs in jobs if python == run.python for each in runs.split()]
         assert any(fnmatch.fnmatch(run.name, each) for each in patterns), run.name
+
+
+# -- the browser client as an npm package
+
+
+PACKAGE = json.loads((ROOT / "package.json").read_text())
+
+
+def test_the_npm_package_has_the_version_of_the_wheel() -> None:
+    assert PACKAGE["version"] == realtime.__version__
+    assert (PACKAGE["name"], PACKAGE["license"]) == (PROJECT["name"], PROJECT["license"])
+    assert PACKAGE["homepage"] == PROJECT["urls"]["Homepage"]
+
+
+def test_the_npm_package_exports_the_files_that_it_has() -> None:
+    entry = PACKAGE["exports"]["."]
+    assert {entry["types"], entry["default"]} == {f"./{name}" for name in PACKAGE["files"]}
+    assert PACKAGE["types"] == entry["types"]
+    assert all((ROOT / name).is_file() for name in PACKAGE["files"])
+    # An import that is not used must be removable, and Node must take the file for a module.
+    assert (PACKAGE["sideEffects"], PACKAGE["type"]) == (False, "module")
+    assert "dependencies" not in PACKAGE

@@ -1,7 +1,7 @@
 /**
  * Browser client of the `realtime.v1` protocol: an ES module without dependencies and without a build step.
  *
- *     import { RealtimeConnection } from "/static/realtime/realtime.js";
+ *     import { RealtimeConnection } from "django-channels-realtime";
  *
  *     const connection = new RealtimeConnection("/ws/");
  *     connection.addEventListener("message", ({ detail }) => console.log(detail.group, detail.data));
@@ -9,9 +9,15 @@
  *     await connection.join("public.lobby");
  *     await connection.publish("public.lobby", { hello: 1 });
  *
+ * On a page without a bundler, import from the address of `{% static "realtime/realtime.js" %}` instead.
+ *
  * A connection maintains itself: it answers the server's pings, detects a dead socket even when the browser does
- * not, reconnects with back-off, and joins its groups again. All durations are seconds, all times are `Date.now()`
- * milliseconds.
+ * not, reconnects with back-off, joins its groups again, and asks for the messages that it missed in groups that keep
+ * history. All durations are seconds, all times are `Date.now()` milliseconds.
+ *
+ * The module is one file in three parts: `Place` (recovery in one group), `Link` (one socket), `RealtimeConnection`.
+ * Storages of static files that put a hash into file names do not rewrite imports between modules, so the parts could
+ * come from different releases (docs/decisions/0030-the-client-is-one-file.md).
  *
  * @module realtime
  */
@@ -27,8 +33,37 @@ const LOOK_EVERY = 1;
 /** If a connection stayed open for this many seconds, the server is well, and the back-off starts again from 0. */
 const STABLE_AFTER = 10;
 
-/** The longest wait in seconds, even if the server asks for more: beyond 2^31 ms, setTimeout() fires immediately. */
+/** The longest wait of setTimeout() in milliseconds: a longer one fires immediately. */
+const LONGEST_TIMER = 2 ** 31 - 1;
+
+/** The longest wait for a reconnect in seconds, even if the server asks for more. */
 const LONGEST_WAIT = 3600;
+
+/** The longest name of an epoch that the server accepts. */
+const LONGEST_EPOCH = 64;
+
+/** The value of `readyState` of an open WebSocket, in every implementation. */
+const OPEN = 1;
+
+/** Seconds between two writes of the positions to the storage. A page that is hidden or left writes them as well. */
+const REMEMBER_EVERY = 1;
+
+/** @type {{ size: number, ttl: number }} */
+const DEFAULT_QUEUE = { size: 100, ttl: 60 };
+
+/** Node has no global `CustomEvent` before version 19. */
+const DetailEvent =
+  globalThis.CustomEvent ??
+  class extends Event {
+    /**
+     * @param {string} name
+     * @param {{ detail: object }} init
+     */
+    constructor(name, { detail }) {
+      super(name);
+      this.detail = detail;
+    }
+  };
 
 /** Errors after which a join is tried again; every other refusal of a join is final. */
 const PASSING_ERRORS = new Set(["rate_limited", "internal"]);
@@ -47,6 +82,9 @@ const PASSING_ERRORS = new Set(["rate_limited", "internal"]);
  * @property {string} [connection]
  * @property {number} [max_silence]
  * @property {string[]} [groups]
+ * @property {Record<string, Position>} [positions]  By group: where the history is, if the group keeps one.
+ * @property {Position} [since]
+ * @property {string} [id]
  * @property {string} [code]
  * @property {string} [detail]
  * @property {string} [reason]
@@ -55,6 +93,8 @@ const PASSING_ERRORS = new Set(["rate_limited", "internal"]);
  * @property {string} [epoch]
  * @property {number} [offset]
  * @property {boolean} [recovered]
+ *
+ * @typedef {{ epoch: string, offset: number }} Position  The place of a message in the history of its group.
  *
  * @typedef {object} Close  How the last socket ended.
  * @property {number | null} code  The close code; null if this client ended the socket itself.
@@ -69,17 +109,30 @@ const PASSING_ERRORS = new Set(["rate_limited", "internal"]);
  *   needs to accept a client in a connection storm (Daphne gives up after 20 s). Otherwise clients that give up and
  *   try again would feed the storm.
  * @property {number} answerTimeout  If the server does not answer a question within this time, the socket is dead.
+ * @property {boolean | string} remember  Keeps the positions in `sessionStorage`, so that a reloaded page recovers.
+ *   Connections to the same URL in one page need names of their own: pass a string.
+ * @property {boolean | { size?: number, ttl?: number }} queue  Publishes wait for the connection: at most `size`
+ *   (100), each at most `ttl` seconds (60).
+ * @property {new (url: string, protocols: string[]) => any} [WebSocket]  The constructor of sockets, for example that
+ *   of the package `ws`.
  */
 
 /** @type {Readonly<Options>} */
-const DEFAULTS = Object.freeze({ backoffBase: 1, backoffCap: 30, connectTimeout: 30, answerTimeout: 5 });
+const DEFAULTS = Object.freeze({
+  backoffBase: 1,
+  backoffCap: 30,
+  connectTimeout: 30,
+  answerTimeout: 5,
+  remember: false,
+  queue: false,
+});
 
 /** A command that the server refused (`code` comes from the error frame) or that could not be delivered. */
 export class RealtimeError extends Error {
   /**
    * @param {string} code  An error code of the protocol, or `not_connected` (the command was never sent),
    *   `disconnected` (the command was sent, but the connection was lost before the answer, so the command may or may
-   *   not have been carried out), `closed`, `left`.
+   *   not have been carried out), `queue_full` and `expired` (the publish was never sent), `closed`, `left`.
    * @param {string} message
    */
   constructor(code, message) {
@@ -123,6 +176,22 @@ function backoff(attempt, base, cap) {
  */
 
 /**
+ * @typedef {object} Queued  A publish of a connection with a queue.
+ * @property {Frame & { group: string }} frame
+ * @property {Deferred<Frame>} answer
+ * @property {number} until  When it is too old to be sent.
+ * @property {boolean} sent  True if it was sent on an earlier socket, which broke before the answer.
+ * @property {ReturnType<typeof setTimeout> | undefined} timer
+ *
+ * @typedef {object} Command
+ * @property {string} type
+ * @property {string} group
+ * @property {number} tries
+ * @property {Deferred<Frame> | null} answer
+ * @property {Queued} [queued]
+ */
+
+/**
  * @template T
  * @returns {Deferred<T>}
  */
@@ -131,6 +200,176 @@ function deferred() {
   const settle = {};
   const promise = new Promise((resolve, reject) => Object.assign(settle, { resolve, reject }));
   return { promise, ...settle };
+}
+
+/**
+ * Returns the position that a value has, or null. Everything from outside passes here: the server, the storage.
+ *
+ * @param {any} value
+ * @returns {Position | null}
+ */
+function readPosition(value) {
+  const { epoch, offset } = value ?? {};
+  const usable = typeof epoch === "string" && epoch.length <= LONGEST_EPOCH && Number.isSafeInteger(offset) && offset >= 0;
+  return usable ? { epoch, offset } : null;
+}
+
+/**
+ * Where this client is in the history of one group.
+ *
+ * Each message is delivered once and in order. If that cannot be, the application is told `reset`.
+ */
+class Place {
+  /** @type {string} */ #group;
+  /** @type {(name: string, detail: object) => void} */ #emit;
+  /** @type {() => void} */ #ask;
+
+  /** The last message that was delivered, or after which to begin. @type {Position | null} */ since = null;
+  /** The ref of a join with `since` that waits for its answer. Until then messages are held. */
+  asked = 0;
+  /** The end of the recovery that runs. @type {Position | null} */ #end = null;
+  /** The messages of this recovery so far. */
+  #count = 0;
+  /** False if the server left out a message of this recovery. */
+  #whole = true;
+  /** Live messages that come after the recovery. @type {Frame[]} */ #held = [];
+  #losses = 0;
+
+  /**
+   * @param {string} group
+   * @param {(name: string, detail: object) => void} emit
+   * @param {() => void} ask  Sends a join with `since`.
+   */
+  constructor(group, emit, ask) {
+    this.#group = group;
+    this.#emit = emit;
+    this.#ask = ask;
+  }
+
+  /** Forgets what belonged to the socket that ended. Held messages were not delivered, so the next join recovers them. */
+  lost() {
+    this.#losses += 1;
+    this.asked = 0;
+    this.#end = null;
+    this.#held = [];
+  }
+
+  /**
+   * Handles the answer to a join of this group.
+   *
+   * @param {Frame} frame
+   */
+  joined(frame) {
+    const position = readPosition(frame);
+    if (!this.asked || frame.ref !== this.asked) {
+      // Without `since` in the join. If a message came first, it says more.
+      this.since ??= position;
+      return;
+    }
+    this.asked = 0;
+    if (!position || frame.recovered !== true) {
+      this.refused(position);
+      return;
+    }
+    this.#end = position;
+    this.#count = 0;
+    this.#whole = true;
+    // The server sends these again, in their order.
+    this.#held = this.#held.filter((frame) => !(Number(frame.offset) <= position.offset));
+    this.#finish();
+  }
+
+  /**
+   * Goes on at another position, and tells the application that messages between are lost to it.
+   *
+   * @param {Position | null} position  null if the group keeps no history, or this client may not ask.
+   */
+  refused(position) {
+    this.asked = 0;
+    this.#end = null;
+    this.since = position;
+    this.#reset("refused");
+    if (position) {
+      if (this.#held.some((frame) => frame.epoch !== position.epoch)) {
+        // Whether they are older or newer than this epoch, only the server knows.
+        this.#held = [];
+        this.#ask();
+        return;
+      }
+      // Of the others, take() drops those that the application loads now.
+    }
+    this.#release();
+  }
+
+  /**
+   * Handles the server's word that the history cannot be continued.
+   *
+   * @param {Frame} frame
+   */
+  reset(frame) {
+    this.since = readPosition(frame);
+    this.#end = null;
+    this.#held = [];
+    this.#reset("reset");
+  }
+
+  /**
+   * Delivers a message, or holds it, or drops it.
+   *
+   * @param {Frame} frame
+   */
+  take(frame) {
+    const position = readPosition(frame);
+    if (this.asked || (this.#end && !(position && position.offset <= this.#end.offset))) {
+      this.#held.push(frame);
+      return;
+    }
+    if (position && this.since) {
+      const { epoch, offset } = this.since;
+      // In another epoch the offset says nothing, except in a recovery: the server continues the old epoch.
+      if (position.offset <= offset && (this.#end || position.epoch === epoch)) return;
+      if (position.offset > offset + 1) {
+        if (!this.#end) {
+          // The server fills such gaps. If it did not, ask for what is missing.
+          this.#held.push(frame);
+          this.#ask();
+          return;
+        }
+        this.#whole = false;
+        this.since = { ...position, offset: position.offset - 1 };
+        this.#reset("refused");
+      }
+    }
+    // First, because a listener may leave the group or close the connection.
+    if (position) this.since = position;
+    if (this.#end) this.#count += 1;
+    this.#emit("message", this.#end ? { ...frame, recovered: true } : frame);
+    this.#finish();
+  }
+
+  #finish() {
+    if (!this.#end || !this.since || this.since.offset < this.#end.offset) return;
+    // The same message in the newer epoch, which the server remembers for longer.
+    if (this.since.offset === this.#end.offset) this.since = this.#end;
+    this.#end = null;
+    if (this.#whole) this.#emit("recovered", { group: this.#group, messages: this.#count });
+    this.#release();
+  }
+
+  #release() {
+    const held = this.#held;
+    const losses = this.#losses;
+    this.#held = [];
+    for (const frame of held) {
+      // If a listener closes the connection, the rest is recovered later. If a gap appears, take() holds the rest.
+      if (losses === this.#losses) this.take(frame);
+    }
+  }
+
+  /** @param {"refused" | "reset"} reason */
+  #reset(reason) {
+    this.#emit("reset", { group: this.#group, reason, position: this.since });
+  }
 }
 
 /**
@@ -176,9 +415,10 @@ class Link {
     this.#onFrame = onFrame;
     this.#onOver = onOver;
     this.#deadline = Date.now() + options.connectTimeout * 1000;
-    this.#socket = new WebSocket(url, [SUBPROTOCOL]);
+    this.#socket = new (options.WebSocket ?? WebSocket)(url, [SUBPROTOCOL]);
     this.#socket.onmessage = (event) => this.#hear(event.data);
-    // No onerror: the event carries no information, and a close event follows it.
+    // A close event follows. The package `ws` throws an error that has no listener.
+    this.#socket.onerror = () => {};
     this.#socket.onclose = (event) => this.end(event.code, event.reason);
     this.#timer = setInterval(() => this.look(), LOOK_EVERY * 1000);
   }
@@ -307,7 +547,7 @@ class Link {
 
   /** @param {Frame} frame */
   #write(frame) {
-    if (this.#socket.readyState === WebSocket.OPEN) this.#socket.send(JSON.stringify(frame));
+    if (this.#socket.readyState === OPEN) this.#socket.send(JSON.stringify(frame));
   }
 }
 
@@ -330,7 +570,12 @@ function decode(payload) {
  *
  * Events, each a CustomEvent:
  * - `state`: `detail` is `{state, previous}`. `connection.lastClose` and `connection.retryAt` say why and when.
- * - `message`: `detail` is the frame: `{group, data, from?, offset?, epoch?}`.
+ * - `message`: `detail` is the frame: `{group, data, from?, offset?, epoch?}`; with `recovered: true` if the message
+ *   was missed and sent later.
+ * - `recovered`: `detail` is `{group, messages}`: everything that was missed in this group has been delivered, and how
+ *   many messages that were.
+ * - `reset`: `detail` is `{group, reason, position}`: messages of this group are lost to this client. The application
+ *   loads its state again. The reason is `refused` (this client missed too much) or `reset` (the server lost the history).
  * - `groups`: `detail` is `{groups}`, the groups that the server has confirmed.
  * - `ping`: `detail` is `{n}`; the ping is already answered.
  * - `goodbye`: `detail` is the frame: `{reason, reconnect, retry_after}`; the close follows.
@@ -353,8 +598,7 @@ export class RealtimeConnection extends EventTarget {
   /** @type {AbortController | null} */ #listening = null;
 
   #ref = 0;
-  /** Commands on the current socket that wait for an answer, by ref.
-   * @type {Map<number | string, { type: string, group: string, tries: number, answer: Deferred<Frame> | null }>} */
+  /** Commands on the current socket that wait for an answer, by ref. @type {Map<number | string, Command>} */
   #commands = new Map();
   /** Joins that the application waits for; they survive a reconnect. @type {Map<string, Deferred<Frame>>} */
   #joins = new Map();
@@ -364,6 +608,16 @@ export class RealtimeConnection extends EventTarget {
   #unwanted = new Set();
   /** The groups that the server confirmed on the current socket. @type {Set<string>} */
   #joined = new Set();
+
+  /** Groups with history. @type {Map<string, Place>} */ #places = new Map();
+  /** Groups in which this client published and that keep history. @type {Set<string>} */ #repeatable = new Set();
+  /** The key of the positions in the storage; "" if they are not kept. */
+  #key = "";
+  /** @type {ReturnType<typeof setTimeout> | undefined} */ #rememberTimer;
+  /** The limits of the queue; null without one. @type {{ size: number, ttl: number } | null} */ #limits = null;
+  /** Publishes that wait for the connection, in their order. @type {Queued[]} */ #queue = [];
+  /** True from the page's `freeze` to its `resume`. */
+  #frozen = false;
 
   /**
    * @param {string | URL} [url]  Relative to the page; http(s) becomes ws(s).
@@ -375,6 +629,9 @@ export class RealtimeConnection extends EventTarget {
     absolute.protocol = absolute.protocol.replace(/^http/, "ws");
     this.#url = absolute.href;
     this.#options = { ...DEFAULTS, ...options };
+    const { remember, queue } = this.#options;
+    if (queue) this.#limits = { ...DEFAULT_QUEUE, ...(queue === true ? {} : queue) };
+    if (remember) this.#recall(`realtime:${remember === true ? this.#url : remember}`);
   }
 
   get url() {
@@ -419,10 +676,24 @@ export class RealtimeConnection extends EventTarget {
     return this.#link?.roundTrip ?? null;
   }
 
+  /**
+   * Returns the position of the last message of a group that was delivered, or null if it is not known or the group
+   * keeps no history. Keep it with the state of your application, and give it to join() in the next life of the page.
+   *
+   * @param {string} group
+   * @returns {Position | null}
+   */
+  position(group) {
+    const since = this.#places.get(group)?.since;
+    return since ? { ...since } : null;
+  }
+
   /** Connects. While the connection waits for a reconnect, tries now. */
   connect() {
     if (this.#state === "connecting" || this.#state === "open") return;
     if (this.#state === "closed") this.#attempt = 0;
+    // Code of the page runs, so the page is not frozen. A closed connection may have missed that it was resumed.
+    this.#frozen = false;
     this.#listen();
     this.#open();
   }
@@ -437,13 +708,19 @@ export class RealtimeConnection extends EventTarget {
   /**
    * Joins a group, now or as soon as the connection is open, and again after every reconnect.
    *
+   * If the group keeps history, each later join asks for the messages that were missed. The first one asks only if the
+   * position is given, or was remembered from an earlier life of the page.
+   *
    * @param {string} group
+   * @param {{ since?: Position | null }} [options]  The last message that the application has.
    * @returns {Promise<Frame>}  The `joined` frame.
    * @throws {RealtimeError}  The server refused, or the connection was closed first and does not reconnect.
    */
-  join(group) {
+  join(group, { since = null } = {}) {
     const waiting = this.#joins.get(group);
     if (waiting) return waiting.promise;
+    const given = readPosition(since);
+    if (given) this.#place(group).since = given;
     /** @type {Deferred<Frame>} */
     const answer = deferred();
     this.#joins.set(group, answer);
@@ -464,6 +741,7 @@ export class RealtimeConnection extends EventTarget {
     this.#unwanted.add(group);
     this.#joins.get(group)?.reject(new RealtimeError("left", `The group ${group} was left before it was joined.`));
     this.#joins.delete(group);
+    this.#forget(group);
     // Without a socket there is nothing to leave, because membership ends with the connection.
     if (this.#state !== "open") return { type: "left", group };
     return this.#command({ type: "leave", group });
@@ -472,18 +750,33 @@ export class RealtimeConnection extends EventTarget {
   /**
    * Publishes to a group. No membership is needed, and members get their own messages too.
    *
-   * While the connection is not open, nothing is queued: only the application knows whether a message is still worth
-   * sending later.
+   * While the connection is not open, nothing is queued, because only the application knows whether a message is still
+   * worth sending later: it says so with the option `queue`. A publish with an `id` that the server knows is not
+   * delivered again, if the group keeps history.
    *
    * @param {string} group
    * @param {unknown} data  Any value that can be encoded as JSON.
+   * @param {{ id?: string }} [options]  1 to 64 characters; a new random one if none is given.
    * @returns {Promise<Frame>}  The `published` frame.
-   * @throws {RealtimeError}  Not connected, the server refused, or the connection was lost before the answer.
+   * @throws {RealtimeError}  Not connected, the server refused, the connection was lost before the answer, or the queue
+   *   was full or too slow.
    * @throws {TypeError}  JSON has no form for `data`.
    */
-  async publish(group, data) {
-    if (JSON.stringify(data) === undefined) throw new TypeError(`JSON cannot encode data of type ${typeof data}.`);
-    return this.#command({ type: "publish", group, data });
+  async publish(group, data, { id = newId() } = {}) {
+    const text = JSON.stringify(data);
+    if (text === undefined) throw new TypeError(`JSON cannot encode data of type ${typeof data}.`);
+    if (!this.#limits || this.#state === "closed") return this.#command({ type: "publish", group, data, id });
+    const { size, ttl } = this.#limits;
+    if (this.#state !== "open" && this.#queue.length >= size) {
+      throw new RealtimeError("queue_full", `${size} publishes already wait for the connection.`);
+    }
+    // A copy, because the application may change its object before it is sent.
+    const frame = { type: "publish", group, data: JSON.parse(text), id };
+    /** @type {Queued} */
+    const queued = { frame, answer: deferred(), until: Date.now() + ttl * 1000, sent: false, timer: undefined };
+    if (this.#state === "open") this.#sendQueued(queued);
+    else this.#enqueue(queued);
+    return queued.answer.promise;
   }
 
   /**
@@ -519,7 +812,9 @@ export class RealtimeConnection extends EventTarget {
       case "ping":
         return this.#emit("ping", { n: frame.n });
       case "message":
-        return this.#emit("message", frame);
+        return this.#message(frame);
+      case "reset":
+        return this.#reset(frame);
       case "joined":
       case "left":
       case "published":
@@ -539,13 +834,19 @@ export class RealtimeConnection extends EventTarget {
     this.#id = frame.connection ?? null;
     this.#link?.opened(frame.max_silence);
     this.#joined = new Set(Array.isArray(frame.groups) ? frame.groups : []);
-    for (const group of this.#wanted) {
-      if (!this.#joined.has(group)) this.#sendJoin(group);
-      else this.#settleJoin(group, { type: "joined", group });
-    }
-    for (const group of this.#joined) {
+    for (const group of new Set([...this.#wanted, ...this.#joined])) {
+      const place = this.#places.get(group);
+      const position = readPosition(frame.positions?.[group]);
       if (this.#unwanted.has(group)) this.#send({ type: "leave", group }, null);
+      else if (!this.#joined.has(group) || place?.since) this.#sendJoin(group);
+      else {
+        if (position) this.#place(group).since = position;
+        this.#settleJoin(group, { type: "joined", group, ...position });
+      }
     }
+    const queue = this.#queue;
+    this.#queue = [];
+    for (const queued of queue) this.#sendQueued(queued);
     // Last, because a listener may join, publish or close.
     this.#enter("open");
     this.#emitGroups();
@@ -555,15 +856,20 @@ export class RealtimeConnection extends EventTarget {
   #answered(frame) {
     const command = this.#take(frame.ref);
     const group = frame.group ?? command?.group;
+    const position = readPosition(frame);
     if (group !== undefined && frame.type === "joined") {
       this.#joined.add(group);
       this.#settleJoin(group, frame);
       this.#emitGroups();
+      if (position || this.#places.has(group)) this.#place(group).joined(frame);
+      this.#rememberSoon();
     }
+    if (group !== undefined && frame.type === "published" && position) this.#repeatable.add(group);
     if (group !== undefined && frame.type === "left") {
       // Without a ref, the server removed this connection from the group, so do not join it again.
       if (!command) this.#wanted.delete(group);
       this.#joined.delete(group);
+      this.#forget(group);
       this.#emitGroups();
     }
     command?.answer?.resolve(frame);
@@ -583,12 +889,24 @@ export class RealtimeConnection extends EventTarget {
     }
     const { group, tries } = command;
     const waiting = this.#joins.get(group);
-    if (!waiting && PASSING_ERRORS.has(code)) {
+    const passing = PASSING_ERRORS.has(code);
+    const place = this.#places.get(group);
+    const member = this.#joined.has(group);
+    if (passing && (!waiting || member)) {
       this.#rejoinLater(group, tries);
+      return;
+    }
+    if (member) {
+      // The connection stays in the group that the server added it to, but may not ask for what it missed.
+      this.#settleJoin(group, { type: "joined", group });
+      if (place?.asked === frame.ref) place?.refused(null);
       return;
     }
     this.#wanted.delete(group);
     this.#joins.delete(group);
+    // After a passing error, the application may join again, and misses nothing.
+    if (passing) place?.lost();
+    else this.#forget(group);
     if (waiting) waiting.reject(new RealtimeError(code, detail));
     else this.#emit("error", { code, detail, ref: frame.ref, group });
   }
@@ -602,7 +920,9 @@ export class RealtimeConnection extends EventTarget {
     const wait = backoff(tries, this.#options.backoffBase, this.#options.backoffCap);
     setTimeout(() => {
       // On a newer socket, the welcome has already joined the group.
-      if (this.#link === link && this.#wanted.has(group) && !this.#joined.has(group)) this.#sendJoin(group, tries + 1);
+      if (this.#link !== link) return;
+      const missing = this.#wanted.has(group) && !this.#joined.has(group);
+      if (missing || this.#places.get(group)?.asked) this.#sendJoin(group, tries + 1);
     }, wait * 1000);
   }
 
@@ -619,15 +939,24 @@ export class RealtimeConnection extends EventTarget {
     this.#link = null;
     this.#id = null;
     this.#lastClose = { code, reason: goodbye?.reason || reason, at: Date.now() };
-    for (const { type, group, answer } of this.#commands.values()) {
-      if (type === "leave") answer?.resolve({ type: "left", group }); // The membership ended with the connection.
-      else answer?.reject(new RealtimeError("disconnected", "The connection was lost before the server answered."));
+    const final = closedHere || !mayReconnect(code) || goodbye?.reconnect === false;
+    for (const place of this.#places.values()) place.lost();
+    /** @type {Queued[]} */
+    const again = [];
+    for (const { type, group, answer, queued } of this.#commands.values()) {
+      if (queued && !final && this.#keepsHistory(group) && again.length < (this.#limits?.size ?? 0)) again.push(queued);
+      else if (type === "leave") answer?.resolve({ type: "left", group }); // The membership ended with the connection.
+      else answer?.reject(disconnected());
     }
     this.#commands.clear();
+    // They were published before those that wait.
+    const waiting = this.#queue;
+    this.#queue = [];
+    for (const queued of [...again, ...waiting]) this.#enqueue(queued);
     this.#joined.clear();
     // Only a connection that lasted resets the back-off. A server that drops clients immediately does not.
     if (link?.openedAt && Date.now() - link.openedAt >= STABLE_AFTER * 1000) this.#attempt = 0;
-    if (closedHere || !mayReconnect(code) || goodbye?.reconnect === false) this.#stop();
+    if (final) this.#stop();
     else this.#retry(goodbye?.retry_after);
     this.#emitGroups();
   }
@@ -643,7 +972,8 @@ export class RealtimeConnection extends EventTarget {
     wait = Math.min(wait, LONGEST_WAIT);
     this.#attempt += 1;
     this.#retryAt = Date.now() + wait * 1000;
-    this.#retryTimer = setTimeout(() => this.#open(), wait * 1000);
+    // A frozen page opens no socket. It could not answer pings, and the server would drop it again and again.
+    this.#retryTimer = setTimeout(() => this.#frozen || this.#open(), wait * 1000);
     this.#enter("waiting");
   }
 
@@ -657,6 +987,9 @@ export class RealtimeConnection extends EventTarget {
       answer.reject(new RealtimeError("closed", "The connection was closed."));
     }
     this.#joins.clear();
+    const queue = this.#queue;
+    this.#queue = [];
+    for (const queued of queue) this.#giveUp(queued, "closed", "The connection was closed.");
     this.#enter("closed");
   }
 
@@ -668,12 +1001,25 @@ export class RealtimeConnection extends EventTarget {
     if (this.#listening) return;
     this.#listening = new AbortController();
     const { signal } = this.#listening;
-    const wake = () => this.#wake();
-    globalThis.addEventListener?.("online", wake, { signal });
-    globalThis.addEventListener?.("pageshow", (event) => event.persisted && wake(), { signal });
     const page = globalThis.document;
-    page?.addEventListener("visibilitychange", () => page.visibilityState === "visible" && wake(), { signal });
-    page?.addEventListener("resume", wake, { signal });
+    /** @type {(target: EventTarget | undefined, names: string[], listener: (event: Event) => void) => void} */
+    const on = (target, names, listener) => {
+      // Node has a global object without events.
+      for (const name of names) target?.addEventListener?.(name, listener, { signal });
+    };
+    const wake = () => {
+      this.#frozen = false;
+      this.#wake();
+    };
+    on(globalThis, ["online"], () => this.#frozen || wake());
+    on(globalThis, ["focus", "pageshow"], wake);
+    on(globalThis, ["pagehide"], () => this.#remember());
+    on(page, ["resume"], wake);
+    on(page, ["visibilitychange"], () => (page.visibilityState === "visible" ? wake() : this.#remember()));
+    on(page, ["freeze"], () => {
+      this.#frozen = true;
+      this.#remember();
+    });
   }
 
   #wake() {
@@ -686,13 +1032,132 @@ export class RealtimeConnection extends EventTarget {
     if (this.#state === "open") this.#link?.ask();
   }
 
+  /** @param {Frame} frame */
+  #message(frame) {
+    const { group } = frame;
+    if (group === undefined || !(this.#places.has(group) || readPosition(frame))) {
+      this.#emit("message", frame);
+      return;
+    }
+    this.#place(group).take(frame);
+    this.#rememberSoon();
+  }
+
+  /** @param {Frame} frame */
+  #reset(frame) {
+    if (frame.group === undefined) return;
+    this.#place(frame.group).reset(frame);
+    this.#rememberSoon();
+  }
+
+  /**
+   * @param {string} group
+   * @returns {Place}
+   */
+  #place(group) {
+    let place = this.#places.get(group);
+    if (!place) {
+      const emit = (/** @type {string} */ name, /** @type {object} */ detail) => this.#emit(name, detail);
+      place = new Place(group, emit, () => this.#sendJoin(group));
+      this.#places.set(group, place);
+    }
+    return place;
+  }
+
+  /** @param {string} group */
+  #forget(group) {
+    this.#places.get(group)?.lost();
+    this.#places.delete(group);
+    this.#rememberSoon();
+  }
+
+  /**
+   * Reads the positions of an earlier life of this page.
+   *
+   * @param {string} key
+   */
+  #recall(key) {
+    this.#key = key;
+    try {
+      const stored = JSON.parse(globalThis.sessionStorage.getItem(key) ?? "{}");
+      for (const [group, value] of Object.entries(stored)) {
+        const since = readPosition(value);
+        if (since) this.#place(group).since = since;
+      }
+    } catch {
+      // There is no storage, the page may not use it, or another program wrote there.
+    }
+  }
+
+  #rememberSoon() {
+    if (!this.#key || this.#rememberTimer !== undefined) return;
+    this.#rememberTimer = setTimeout(() => this.#remember(), REMEMBER_EVERY * 1000);
+  }
+
+  #remember() {
+    clearTimeout(this.#rememberTimer);
+    this.#rememberTimer = undefined;
+    if (!this.#key) return;
+    const positions = [...this.#places].flatMap(([group, { since }]) => (since ? [[group, since]] : []));
+    try {
+      globalThis.sessionStorage.setItem(this.#key, JSON.stringify(Object.fromEntries(positions)));
+    } catch {
+      // The storage is full or forbidden: the next life of this page recovers from an earlier position, or not at all.
+    }
+  }
+
+  /**
+   * @param {string} group
+   * @returns {boolean}  Whether a repeated `id` is harmless in this group, as far as this client knows.
+   */
+  #keepsHistory(group) {
+    return this.#repeatable.has(group) || Boolean(this.#places.get(group)?.since);
+  }
+
+  /** @param {Queued} queued */
+  #enqueue(queued) {
+    queued.timer = setTimeout(() => this.#expire(queued), Math.min(queued.until - Date.now(), LONGEST_TIMER));
+    this.#queue.push(queued);
+  }
+
+  /** @param {Queued} queued */
+  #expire(queued) {
+    this.#queue = this.#queue.filter((each) => each !== queued);
+    this.#giveUp(queued, "expired", "The publish waited for the connection for too long.");
+  }
+
+  /** @param {Queued} queued */
+  #sendQueued(queued) {
+    clearTimeout(queued.timer);
+    // Timers of a page that slept are late.
+    if (Date.now() > queued.until) {
+      this.#expire(queued);
+      return;
+    }
+    queued.sent = true;
+    this.#send(queued.frame, queued.answer, 0, queued);
+  }
+
+  /**
+   * @param {Queued} queued
+   * @param {string} code
+   * @param {string} message
+   */
+  #giveUp({ timer, sent, answer }, code, message) {
+    clearTimeout(timer);
+    answer.reject(sent ? disconnected() : new RealtimeError(code, message));
+  }
+
   /**
    * @param {string} group
    * @param {number} [tries]
    */
   #sendJoin(group, tries = 0) {
     // The promise is in #joins, because the answer may arrive on a later socket.
-    this.#send({ type: "join", group }, null, tries);
+    const place = this.#places.get(group);
+    if (!place?.since) this.#send({ type: "join", group }, null, tries);
+    // The ref is known before the answer can arrive.
+    else place.asked = this.#send({ type: "join", group, since: place.since }, null, tries);
   }
 
   /**
@@ -711,12 +1176,15 @@ export class RealtimeConnection extends EventTarget {
    * @param {Frame & { group: string }} frame
    * @param {Deferred<Frame> | null} answer
    * @param {number} [tries]
+   * @param {Queued} [queued]
+   * @returns {number}  The ref.
    */
-  #send(frame, answer, tries = 0) {
+  #send(frame, answer, tries = 0, queued = undefined) {
     // A ref is never used twice, so an answer cannot be taken for the answer to another command.
     const ref = ++this.#ref;
-    this.#commands.set(ref, { type: frame.type, group: frame.group, tries, answer });
+    this.#commands.set(ref, { type: frame.type, group: frame.group, tries, answer, queued });
     this.#link?.command({ ...frame, ref });
+    return ref;
   }
 
   /** @param {number | string | undefined} ref */
@@ -752,10 +1220,22 @@ export class RealtimeConnection extends EventTarget {
    * @param {object} detail
    */
   #emit(name, detail) {
-    this.dispatchEvent(new CustomEvent(name, { detail }));
+    this.dispatchEvent(new DetailEvent(name, { detail }));
   }
 }
 
 function notConnected() {
   return new RealtimeError("not_connected", "There is no open connection.");
+}
+
+function disconnected() {
+  return new RealtimeError("disconnected", "The connection was lost before the server answered.");
+}
+
+/** @returns {string}  A random name for a message; `randomUUID` exists only on pages of secure contexts. */
+function newId() {
+  const { crypto } = globalThis;
+  if (crypto?.randomUUID) return crypto.randomUUID();
+  const parts = crypto?.getRandomValues?.(new Uint32Array(4)) ?? Array.from("1234", () => Math.random() * 2 ** 32);
+  return Array.from(parts, (part) => Math.floor(part).toString(36)).join("-");
 }

@@ -24,6 +24,7 @@ from realtime.fleet.differences import Kind
 from realtime.testing import Client
 from realtime.urls import urlpatterns
 from realtime.wire import frames
+from tests.support.applications.tutorial import HOWTO, blocks
 
 ROOT = Path(__file__).resolve().parents[3]
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
@@ -155,3 +156,40 @@ def test_uvicorn_takes_larger_messages_than_clients_may_send() -> None:
     )
     assert command is not None
     assert int(command[1]) > Settings().MAX_MESSAGE_BYTES
+
+
+# -- the browser client
+
+
+@pytest.mark.parametrize(("name", "language"), [("orders.html", "html"), ("useGroup.ts", "ts")])
+def test_the_page_of_the_client_shows_its_example_files(name: str, language: str) -> None:
+    assert (HOWTO / "client" / name).read_text() in blocks("use-the-client.md", f'{language} title="{name}"')
+
+
+DECLARED = (ROOT / "realtime/static/realtime/realtime.d.ts").read_text()
+
+
+def _declared(interface: str) -> set[str]:
+    (body,) = re.findall(rf"^export (?:interface|class) {interface}\b[^\n]*\n(.*?)^}}", DECLARED, re.M | re.S)
+    names = set(re.findall(r"^  (?:readonly )?(\w+)[?]?[:(]", body, re.MULTILINE))
+    return names - {"constructor", "addEventListener", "removeEventListener"}
+
+
+def _first_cells(heads: str) -> set[str]:
+    """Return the names in the first column of the table with this head, in the section of the client."""
+    section = REFERENCE.partition("\n## Browser client\n")[2].partition("\n## ")[0]
+    (table,) = re.findall(rf"^\| {heads} \|[^\n]*\n\|[-|]+\n((?:\|[^\n]*\n)+)", section, re.MULTILINE)
+    return set(re.findall(r"`(\w+)`", " ".join(row.split("|")[1] for row in table.splitlines())))
+
+
+def test_every_option_event_and_member_of_the_client_is_listed() -> None:
+    assert _first_cells("option") == _declared("Options")
+    assert _first_cells("event") == _declared("RealtimeEventMap")
+    assert _first_cells("member of a connection") == _declared("RealtimeConnection")
+
+
+def test_every_error_code_of_the_client_is_listed() -> None:
+    (union,) = re.findall(r"^export type ErrorCode =\n(.*?);$", DECLARED, re.MULTILINE | re.DOTALL)
+    assert set(re.findall(r'"(\w+)"', union)) == _first_cells("code") | set(ErrorCode)
+    script = (ROOT / "realtime/static/realtime/realtime.js").read_text()
+    assert all(f'"{code}"' in script for code in _first_cells("code"))

@@ -1,0 +1,65 @@
+// Compiled by TypeScript with `strict`, never run: what an application may write, and what it may not.
+import { WebSocket as NodeWebSocket } from "ws";
+import {
+  RealtimeConnection,
+  RealtimeError,
+  SUBPROTOCOL,
+  mayReconnect,
+  type Message,
+  type Options,
+  type Position,
+  type State,
+} from "django-channels-realtime";
+
+type Same<A, B> = (<T>() => T extends A ? 1 : 2) extends <T>() => T extends B ? 1 : 2 ? true : false;
+function same<A, B>(_: Same<A, B>): void {}
+
+const options: Options = { remember: true, queue: { size: 10 }, backoffCap: 60 };
+const connection = new RealtimeConnection("/ws/", options);
+new RealtimeConnection(new URL("wss://example.com/ws/"), { queue: true, remember: "chat" });
+new RealtimeConnection();
+new RealtimeConnection("/ws/", { WebSocket });
+new RealtimeConnection("/ws/", { WebSocket: NodeWebSocket });
+
+connection.addEventListener("message", function ({ detail }) {
+  same<typeof detail, Message>(true);
+  same<typeof detail.data, unknown>(true);
+  same<typeof this, RealtimeConnection>(true);
+  const order = detail as Message<{ id: number }>;
+  order.data.id.toFixed();
+  if (detail.recovered) console.log(detail.group, detail.offset ?? 0);
+});
+connection.addEventListener("reset", ({ detail }) => {
+  same<typeof detail.reason, "refused" | "reset">(true);
+  same<typeof detail.position, Position | null>(true);
+});
+connection.addEventListener("recovered", ({ detail: { group, messages } }) => console.log(group, messages.toFixed()));
+connection.addEventListener("state", ({ detail }) => same<typeof detail.state, State>(true), { once: true });
+connection.addEventListener("error", { handleEvent: ({ detail }) => console.log(detail.code) });
+connection.addEventListener("of another library", (event: Event) => console.log(event.type));
+connection.removeEventListener("message", null);
+
+async function use(): Promise<void> {
+  const { recovered } = await connection.join("public.a", { since: connection.position("public.b") });
+  same<typeof recovered, boolean | undefined>(true);
+  const published = await connection.publish("public.a", { n: 1 }, { id: "order-7" });
+  same<typeof published.offset, number | undefined>(true);
+  const seconds: number = await connection.check();
+  const left: "left" = (await connection.leave("public.a")).type;
+  console.log(seconds, left, mayReconnect(null), connection.lastClose?.code ?? SUBPROTOCOL);
+}
+use().catch((error: unknown) => {
+  if (error instanceof RealtimeError && error.code === "queue_full") console.log(error.message);
+});
+void new RealtimeError("a code of the application", "text");
+
+// @ts-expect-error - there is no such option
+new RealtimeConnection("/ws/", { remembers: true });
+// @ts-expect-error - offsets are numbers
+void connection.join("public.a", { since: { epoch: "e", offset: "1" } });
+// @ts-expect-error - the state is read, not set
+connection.state = "open";
+// @ts-expect-error - a message event has no field of this name
+connection.addEventListener("message", ({ detail }) => detail.channel);
+// @ts-expect-error - data is unknown until the application says what it is
+connection.addEventListener("message", ({ detail }) => detail.data.id);
