@@ -135,6 +135,11 @@ CONTENDERS = {
             settings="tests.support.live",
         ),
         _ours("ours", "GroupConsumer: pub/sub layer, Daphne, DaphneTransport"),
+        _ours(
+            "ours-history",
+            "GroupConsumer: Daphne, groups that keep history",
+            realtime={"HISTORY": {"public.*": {"size": 300, "ttl": 300}}},
+        ),
         _ours("ours-asgi", "GroupConsumer: Daphne, AsgiTransport", realtime={"DIRECT_WRITES": False}),
         _ours("ours-uvicorn", "GroupConsumer: uvicorn", UvicornServer),
         _ours("ours-core", "GroupConsumer: core layer, Daphne", layer="core"),

@@ -59,6 +59,11 @@ class Crowd:
     def memory(self) -> dict[str, Any]:
         return self._ask("memory")
 
+    def recover(
+        self, number: int, *, missed: int, since: dict[str, Any] | None, timeout: float
+    ) -> dict[str, Any]:
+        return self._ask("recover", number=number, missed=missed, since=since, timeout=timeout)
+
     def close(self) -> dict[str, Any]:
         return self._ask("close")
 

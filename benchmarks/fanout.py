@@ -22,7 +22,7 @@ from benchmarks.results import Column, Goal, Results, parser
 from benchmarks.stage import LeftOut, Running, Stage, require_files
 
 ALL = (
-    *("plain", "ours", "ours-asgi", "socket.io", "ws", "websockets"),
+    *("plain", "ours", "ours-history", "ours-asgi", "socket.io", "ws", "websockets"),
     *("plain-uvicorn", "ours-uvicorn", "plain-core", "ours-core", "drop-in"),
     *("plain-sync", "drop-in-sync"),
 )
@@ -92,6 +92,7 @@ def goals(results: Results) -> list[Goal]:
         return results.ratio("calm_us", ("ours", 1000), (other, 1000))
 
     own = ("plain", 1000), ("drop-in", 1000)
+    history = ("ours-history", 1000), ("ours", 1000)
     late = results.ratio("p50_ms", ("plain", 3000), ("ours", 3000))
     return [
         Goal("deliveries/s against plain Channels, 1,000 connections", faster("ours", "plain", 1000), 20),
@@ -103,6 +104,13 @@ def goals(results: Results) -> list[Goal]:
         Goal("CPU per calm delivery against websockets, 1,000", calm("websockets"), 1.2, most=True),
         Goal("CPU per calm delivery against Socket.IO, 1,000", calm("socket.io"), 1.1, most=True),
         Goal("p50 of plain Channels against ours, 3,000 connections, calm", late, 25),
+        Goal("deliveries/s with history against without, 1,000", results.ratio("rate", *history), 0.9),
+        Goal(
+            "CPU per delivery with history against without, 1,000",
+            results.ratio("server_us", *history),
+            1.1,
+            most=True,
+        ),
         Goal("AsgiTransport on Daphne against plain Channels, 1,000", faster("ours-asgi", "plain", 1000), 4),
         Goal(
             "on uvicorn against plain Channels there, 1,000",

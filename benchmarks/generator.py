@@ -172,6 +172,68 @@ class Client(asyncio.BufferedProtocol):
             self.opened.set_exception(error or ConnectionError("closed during the handshake"))
 
 
+class Returning(Client):
+    """A client that comes back: it joins its group with the position of the last message that it has.
+
+    Args:
+        crowd: The crowd.
+        path: The path of its connection.
+        group: Its group.
+        missed: The number of messages that it missed.
+        since: The position of the last message that it has; None to join without one.
+    """
+
+    __slots__ = ("complete", "joined", "since")
+
+    def __init__(
+        self, crowd: "Crowd", path: str, group: Group, missed: int, since: dict[str, Any] | None
+    ) -> None:
+        super().__init__(crowd, path, group, sampled=True)
+        self.last -= missed
+        self.since = since
+        self.joined = False
+        self.complete = asyncio.get_running_loop().create_future()
+
+    def _look_at(self, data: bytes | bytearray, start: int, end: int) -> None:
+        stamp = STAMP.search(data, start, end)
+        if stamp is None:
+            # A frame about the connection that is as large as a delivery.
+            self._answer(TEXT, bytes(data[start:end]))
+            return
+        number = int(stamp[1])
+        # A message of which only the number is missing has passed the client.
+        self.crowd.out_of_order += number != self.last + 1
+        self.last = number
+        self._complete_if_whole()
+
+    def _answer(self, opcode: int, payload: bytes) -> None:
+        assert self.group is not None
+        if opcode == TEXT and b'"type":"welcome"' in payload:
+            since = {"since": self.since} if self.since else {}
+            join = {"type": "join", "group": self.group.name, "ref": 1, **since}
+            self.write(TEXT, json.dumps(join).encode())
+        elif opcode == TEXT and b'"type":"joined"' in payload:
+            self.joined = True
+            if self.since and not json.loads(payload).get("recovered"):
+                self._fail(ConnectionError("the recovery was refused"))
+            self._complete_if_whole()
+        else:
+            super()._answer(opcode, payload)
+
+    def _complete_if_whole(self) -> None:
+        assert self.group is not None
+        if self.joined and self.last == self.group.published and not self.complete.done():
+            self.complete.set_result(None)
+
+    def _fail(self, error: Exception) -> None:
+        if not self.complete.done():
+            self.complete.set_exception(error)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        super().connection_lost(error)
+        self._fail(error or ConnectionError("closed before it had everything"))
+
+
 class Publisher:
     """The publisher of texts: a process with a channel layer, or one more connection."""
 
@@ -328,6 +390,49 @@ class Crowd:
             "failures": sorted(set(failures))[:3],
             "seconds": seconds,
             "slowest": max(waits, default=0.0),
+            "cpu": self._used(before),
+        }
+
+    async def recover(
+        self, number: int, missed: int, since: dict[str, Any] | None, timeout: float
+    ) -> dict[str, Any]:
+        """Have clients come back at the same time, to the group of the first connection.
+
+        Args:
+            number: The clients.
+            missed: The messages that each of them missed: the latest of the group.
+            since: The position before these messages; None to join without one.
+            timeout: Seconds for each client to have everything.
+
+        Returns:
+            The number of clients that failed, and the seconds until the last had everything.
+        """
+        loop, group, options = asyncio.get_running_loop(), self._group_for(0), self.options
+        failures, waits = list[str](), list[float]()
+        self._count_from_zero()
+
+        async def one() -> None:
+            client = Returning(self, options.path.format(group.room), group, missed, since)
+            try:
+                async with asyncio.timeout(timeout):
+                    await loop.create_connection(lambda: client, options.host, options.port)
+                    await client.opened
+                    await client.complete
+            except (OSError, TimeoutError) as error:
+                failures.append(f"{type(error).__name__}: {error}")
+                return
+            waits.append(time.monotonic() - began)
+            self.clients[client] = None
+            group.members += 1
+
+        before, began = self._cpu(), time.monotonic()
+        await asyncio.gather(*(one() for _ in range(number)))
+        return {
+            "failed": len(failures),
+            "failures": sorted(set(failures))[:3],
+            "seconds": time.monotonic() - began,
+            "slowest": max(waits, default=0.0),
+            "out_of_order": self.out_of_order,
             "cpu": self._used(before),
         }
 

@@ -77,14 +77,30 @@ class Results:
         """Return the sum over all runs of a figure that should be zero."""
         return sum(run.get(figure) or 0 for key, runs in self.runs.items() if of(key[0]) for run in runs)
 
-    def show(self, columns: Sequence[Column], size: str, goals: Sequence[Goal] = ()) -> None:
+    def show(
+        self,
+        columns: Sequence[Column],
+        size: str,
+        goals: Sequence[Goal] = (),
+        *,
+        only: Callable[[Any], bool] = lambda _: True,
+    ) -> None:
+        """Print a table of medians, and the goals.
+
+        Args:
+            columns: The columns of the table.
+            size: The heading of the sizes.
+            goals: The goals to print below it.
+            only: Returns True for the sizes that the table has.
+        """
         print(f"\n{self.command}: medians; {time.strftime('%Y-%m-%d')}, {machine()['cpu']}")
-        wide = max(len(size), *(len(str(at)) for _, at in self.runs))
+        wide = max(len(size), *(len(str(at)) for _, at in self.runs if only(at)), 0)
         head = f"{size:>{wide}}  {'':18}" + "".join(f"{column.heading:>14}" for column in columns)
         print(head)
         last = None
         sizes = list(dict.fromkeys(at for _, at in self.runs))
-        for contender, at in sorted(self.runs, key=lambda key: sizes.index(key[1])):
+        shown = [each for each in self.runs if only(each[1])]
+        for contender, at in sorted(shown, key=lambda key: sizes.index(key[1])):
             line = f"{'' if at == last else at!s:>{wide}}  {contender:18}"
             for column in columns:
                 value = self.median(contender, at, column.figure)

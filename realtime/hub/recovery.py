@@ -376,10 +376,11 @@ class Recovery:
             for group, log in (await groups.positions(some, self._address)).items():
                 if (follower := self._followers.get(group)) is None:
                     continue
-                if log.epoch == follower.tail.epoch:
+                tail = follower.tail
+                if log.epoch == tail.epoch:
                     # Memory offers no more than Redis does.
-                    follower.tail.trim(log.first)
-                if log.position != follower.tail.position:
+                    tail.trim(log.first)
+                if (log.epoch, log.offset) != (tail.epoch, tail.offset):
                     suspects[group] = log.position
         if suspects:
             await asyncio.sleep(min(LONGEST_GRACE, GRACE * self._interval))

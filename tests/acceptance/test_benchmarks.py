@@ -16,6 +16,7 @@ COMMANDS = [
     "records",
     "notify",
     "idle",
+    pytest.param("history", marks=pytest.mark.matrix),
     pytest.param("costs", marks=pytest.mark.matrix),
     pytest.param(
         "proxy",
@@ -29,6 +30,7 @@ COMMANDS = [
 ]
 PEERS = [
     "ours-asgi",
+    "ours-history",
     "ours-core",
     "ours-uvicorn",
     "drop-in",
@@ -63,7 +65,7 @@ def run(command: str, *options: str) -> str:
 def test_a_benchmark_runs_and_prints_its_table(command: str) -> None:
     said = run(command)
     assert f"{command}: medians" in said
-    assert "pubsub" in said or "ours" in said or "HAProxy" in said
+    assert "pubsub" in said or "ours" in said or "HAProxy" in said or "checks" in said
 
 
 @pytest.mark.matrix
