@@ -174,7 +174,9 @@ class Chaos:
                 if action.at - told_at >= 10.0:
                     told_at = action.at
                     live = sum(each.live for each in self.clients)
-                    self.say(f"{action.at:6.0f} s  {live} clients are live; {dict(sorted(self.done.items()))}")
+                    self.say(
+                        f"{action.at:6.0f} s  {live} clients are live; {dict(sorted(self.done.items()))}"
+                    )
 
     async def _do(self, action: Action) -> None:
         match action.what:

@@ -157,7 +157,8 @@ class RecoveringClient:
         """Answers to joins that were errors."""
         self.unlike: list[str] = []
         """Sentences about frames that break the protocol."""
-        self.asleep = False
+        self._awake = asyncio.Event()
+        self._awake.set()
         self._servers = itertools.cycle(servers)
         self._chance = chance or random.Random(name)
         self._slots = slots or asyncio.Semaphore(AT_ONCE)
@@ -231,13 +232,13 @@ class RecoveringClient:
     def fall_asleep(self) -> None:
         """Read nothing more and answer nothing, as a phone in a pocket. The connection stays open."""
         assert self._link is not None
-        self.asleep = True
+        self._awake.clear()
         self._link.transport.pause_reading()
 
     def wake(self) -> None:
         """Read what the kernel has kept, and go on."""
         assert self._link is not None
-        self.asleep = False
+        self._awake.set()
         if not self._link.ended.done():
             self._link.heard_at = time.monotonic()
             self._link.transport.resume_reading()
@@ -247,6 +248,8 @@ class RecoveringClient:
             link = await self._connect()
             if link is not None:
                 await self._watch(link)
+                # The kernel may find that the connection has ended; a client that sleeps does not.
+                await self._awake.wait()
                 self._end(link)
             await asyncio.sleep(self._pause())
 
@@ -276,7 +279,8 @@ class RecoveringClient:
         """Wait until the connection has ended, and end it if the server is silent for too long."""
         while not link.ended.done():
             await asyncio.wait([link.ended], timeout=1.0)
-            if not self.asleep and time.monotonic() - link.heard_at > self._max_silence:
+            silent_for = time.monotonic() - link.heard_at
+            if self._awake.is_set() and silent_for > self._max_silence:
                 link.transport.abort()
 
     def _end(self, link: Link) -> None:

@@ -70,8 +70,11 @@ class Source(Repeating):
         await self.publish()
         await asyncio.sleep(max(0.0, began + self.every - time.monotonic()))
 
-    async def publish(self) -> Publication | None:
+    async def publish(self, *more: str) -> Publication | None:
         """Publish the next number, and repeat it until it has returned.
+
+        Args:
+            more: More data of this message.
 
         Returns:
             None if the source was told to give up.
@@ -83,7 +86,7 @@ class Source(Repeating):
         while not self._given_up:
             attempts += 1
             try:
-                position = await self._publish(group, [self.name, number, *self.filler], id)
+                position = await self._publish(group, [self.name, number, *self.filler, *more], id)
             except (LayerUnavailable, Unanswered):
                 self.failures += 1
                 await asyncio.sleep(AGAIN)

@@ -164,6 +164,4 @@ async def relay(port: int, targets: Sequence[tuple[str, int]]) -> None:
 
 if __name__ == "__main__":
     port, *rest = sys.argv[1:]
-    asyncio.run(
-        relay(int(port), [(host, int(to)) for host, to in zip(rest[::2], rest[1::2], strict=True)])
-    )
+    asyncio.run(relay(int(port), [(host, int(to)) for host, to in zip(rest[::2], rest[1::2], strict=True)]))
