@@ -1,6 +1,6 @@
 """Recovery under all faults together: no message is lost, doubled or out of order, unless clients are told.
 
-    python -m tests.faults.chaos --minutes 2 --clients 1000 --seed 7 --layer core --server daphne --database sqlite
+    python -m tests.faults.chaos --minutes 2 --clients 1000 --seed 7 --layer core --server daphne
 
 Clients are spread over five groups with history and two servers. Publishers and some of the clients publish
 all the time, and repeat a publish that failed with the same id. One server after the other is killed, Redis
@@ -157,7 +157,7 @@ class Chaos:
         ]
         self.done: Counter[str] = Counter()
         self.emptied_at = float("inf")
-        """When Redis was stopped to be emptied, in seconds of the monotonic clock."""
+        """The time of the monotonic clock when Redis was stopped to be emptied."""
         self._turns = {id(each): asyncio.Lock() for each in [*self.servers, site.redis]}
 
     async def run(self, actions: Sequence[Action]) -> None:
@@ -213,7 +213,7 @@ class Chaos:
 
         def none_is_missing() -> bool:
             found = [
-                f"{client.name} in {group}: since {each.since}, live {each.live}, connected {client.connected}"
+                f"{client.name} in {group}: {each.since}, live {each.live}, connected {client.connected}"
                 for client in self.clients
                 for group, each in client.groups.items()
                 if not _is_from(each.events[-1:], f"last {group}")

@@ -95,9 +95,7 @@ async def test_a_client_that_slept_misses_nothing(
 
 
 @pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite"))
-async def test_a_client_whose_server_dies_while_it_sleeps_misses_nothing(
-    pairing: Pairing, start_site: StartSite
-) -> None:
+async def test_a_server_that_dies_meanwhile_changes_nothing(pairing: Pairing, start_site: StartSite) -> None:
     site = start_site(pairing, **REALTIME)
     servers = [site.serve(), site.serve()]
     site.reaper()

@@ -1,4 +1,4 @@
-"""A large history is recovered by clients that read slowly, or not at all: whole, or refused, and in bounds."""
+"""A large history and clients that read slowly, or not at all: recovery is whole or refused, and in bounds."""
 
 import asyncio
 import json

@@ -52,7 +52,7 @@ def test_what_was_recovered_comes_before_what_was_held_back() -> None:
     assert (following.dropped, following.recoveries) == (1, [3])
 
 
-def test_a_connection_that_breaks_in_its_recovery_asks_for_the_rest() -> None:
+def test_a_recovery_that_breaks_asks_for_the_rest() -> None:
     following = connected(at(1))
     following.ask()
     following.joined(at(4), True, 0.0)
@@ -90,7 +90,7 @@ def test_a_reset_moves_since() -> None:
     assert [each.why for each in given(following.events)] == ["joined", "reset"]
 
 
-def test_an_answer_without_the_promised_fields_breaks_the_protocol() -> None:
+def test_an_answer_without_its_fields_breaks_the_protocol() -> None:
     following = connected(at(1))
     following.ask()
     following.joined(None, None, 0.0)

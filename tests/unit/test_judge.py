@@ -78,7 +78,7 @@ def test_a_source_that_overtakes_itself_is_out_of_order() -> None:
 
 
 def test_a_reset_covers_what_was_not_shown() -> None:
-    publications = published(0, 1, 2) + [Publication(GROUP, ("s", 3), at("b", 1), at=9.0)]
+    publications = [*published(0, 1, 2), Publication(GROUP, ("s", 3), at("b", 1), at=9.0)]
     found = verdict(publications, FIRST, shown(0), given("b", 0, when=8.0), shown(3, "b", 1, 9.0))
     assert found.whole
     assert (found.gaps, found.covered) == (1, 2)
@@ -91,16 +91,16 @@ def test_a_refusal_covers_only_what_is_before_its_position() -> None:
 
 
 def test_an_epoch_that_changes_without_loss_needs_no_reset() -> None:
-    publications = published(0, 1) + [Publication(GROUP, ("s", 2), at("b", 3), at=5.0)]
+    publications = [*published(0, 1), Publication(GROUP, ("s", 2), at("b", 3), at=5.0)]
     assert verdict(publications, FIRST, shown(0), shown(1), shown(2, "b", 3, 5.0)).whole
 
 
-def test_a_message_that_was_recovered_in_a_later_epoch_is_the_same() -> None:
-    publications = published(0, 1) + [Publication(GROUP, ("s", 2), at("b", 3), at=5.0)]
+def test_a_message_recovered_in_a_later_epoch_is_the_same() -> None:
+    publications = [*published(0, 1), Publication(GROUP, ("s", 2), at("b", 3), at=5.0)]
     assert verdict(publications, FIRST, shown(0), shown(1, "b", 2, 5.0), shown(2, "b", 3, 5.0)).whole
 
 
-def test_messages_of_the_old_redis_are_covered_by_the_reset_of_the_fork() -> None:
+def test_a_fork_covers_what_only_the_old_redis_had() -> None:
     publications = [*published(0, 1, 2), Publication(GROUP, ("s", 3), at("b", 2), at=9.0)]
     behind = [FIRST, shown(0), given("b", 1, when=8.0), shown(3, "b", 2, 9.0)]
     ahead = [FIRST, shown(0), shown(1), shown(2), given("b", 1, when=8.0), shown(3, "b", 2, 9.0)]
@@ -109,7 +109,7 @@ def test_messages_of_the_old_redis_are_covered_by_the_reset_of_the_fork() -> Non
     assert (found.gaps, found.covered) == (2, 2)
 
 
-def test_a_publish_that_was_repeated_may_be_shown_again_after_a_reset() -> None:
+def test_a_repeated_publish_may_be_shown_again_after_a_reset() -> None:
     again = Publication(GROUP, ("s", 0), at("b", 1), at=9.0, attempts=2)
     events = [FIRST, shown(0), given("b", 0, when=8.0), shown(0, "b", 1, 9.0)]
     found = verdict([again], *events)
@@ -119,7 +119,7 @@ def test_a_publish_that_was_repeated_may_be_shown_again_after_a_reset() -> None:
     assert len(verdict([once], *events).doubled) == 1
 
 
-def test_a_message_at_another_position_than_publish_returned_has_moved() -> None:
+def test_a_message_at_another_position_has_moved() -> None:
     assert len(verdict(published(0), FIRST, shown(5, offset=1)).moved) == 0, "an unknown message"
     other = [Publication(GROUP, ("s", 0), at("a", 2))]
     assert len(verdict(other, FIRST, shown(0, offset=1)).moved) == 1

@@ -115,7 +115,7 @@ class _Group:
         self.ranks = {number: self.rank(each.position) for number, each in self.publications.items()}
 
     def _epochs(self, publications: Sequence[Publication]) -> dict[str, int]:
-        """Return the number of each epoch, in the order in which they were seen first."""
+        """Return the number of each epoch, ordered by the time when it was seen first."""
         first: dict[str, float] = {}
         seen: list[Publication | Event] = list(publications)
         for events in self.logs.values():

@@ -1,4 +1,4 @@
-"""What one client knows of one group with history: its position, and everything that it was shown.
+"""The knowledge of one client of one group: its position, and everything that it was shown.
 
 Sans I/O. The client feeds each frame of the group in the order of arrival. The rules are those of the
 protocol: the client keeps `since` itself, moves it with each message, sends it with each join, and holds live

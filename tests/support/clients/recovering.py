@@ -384,7 +384,7 @@ def _position(received: Frame) -> Position | None:
 
 
 def many(count: int, servers: Sequence[str], *groups: str, seed: int = 0) -> list[RecoveringClient]:
-    """Return clients that are spread evenly over the groups and servers; every second one is in two groups."""
+    """Return clients, spread evenly over the groups and servers; every second one is in two groups."""
     slots = asyncio.Semaphore(AT_ONCE)
     clients = []
     for number in range(count):
