@@ -1,4 +1,4 @@
-"""A large history and clients that read slowly, or not at all: recovery is whole or refused, and in bounds."""
+"""A large history and clients that read slowly or not at all: recovery is whole or refused, in bounds."""
 
 import asyncio
 import json
