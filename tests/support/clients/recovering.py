@@ -223,6 +223,7 @@ class RecoveringClient:
             self._living.cancel()
             await asyncio.wait([self._living])
         self.hang_up()
+        self._welcomed = False
 
     def hang_up(self) -> None:
         """End the connection without a close frame."""
