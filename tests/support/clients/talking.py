@@ -114,7 +114,7 @@ class ServerSource(Source):
     """A source that calls `apublish`, for use within `like_a_process_of`."""
 
     async def _publish(self, group: str, data: object, id: str) -> Position:
-        position = await apublish(group, data, id=id)  # type: ignore[call-arg, func-returns-value]
+        position = await apublish(group, data, id=id)
         assert isinstance(position, Position), f"apublish returned {position!r}"
         return position
 
