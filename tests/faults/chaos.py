@@ -4,9 +4,10 @@
 
 Clients are spread over five groups with history and two servers. Publishers and some of the clients publish
 all the time, and repeat a publish that failed with the same id. One server after the other is killed, Redis
-is restarted once with its data and once empty, and clients sleep. In the end, the judge compares what
-publishes returned with what each client was shown. The program prints its progress, and after a failure the
-command that repeats it.
+is restarted once with its data and once empty, and clients sleep. With `--more`, servers and Redis also stand
+still for seconds, and connections to Redis are cut. In the end, the judge compares what publishes returned
+with what each client was shown. The program prints its progress, and after a failure the command that repeats
+it.
 """
 
 import argparse
@@ -73,7 +74,8 @@ class Action:
 
     Attributes:
         at: Seconds from the start.
-        what: "kill-server", "restart-redis", "empty-redis" or "sleep".
+        what: "kill-server", "restart-redis", "empty-redis" or "sleep"; with more faults also "freeze-server",
+            "freeze-redis" and "cut-redis".
         target: The number of the server or client.
         seconds: For how long it lasts.
     """
@@ -84,7 +86,7 @@ class Action:
     seconds: float
 
 
-def plan(seed: int, seconds: float, every: float, clients: int) -> list[Action]:
+def plan(seed: int, seconds: float, every: float, clients: int, *, more: bool = False) -> list[Action]:
     """Return the faults of this seed, in their order.
 
     Args:
@@ -92,6 +94,7 @@ def plan(seed: int, seconds: float, every: float, clients: int) -> list[Action]:
         seconds: The length of the plan.
         every: Seconds between two kills of a server.
         clients: The number of clients.
+        more: Servers and Redis also stand still, and connections to Redis are cut.
     """
     chance = random.Random(seed)
     actions = [
@@ -104,6 +107,10 @@ def plan(seed: int, seconds: float, every: float, clients: int) -> list[Action]:
     for client in chance.sample(range(clients), clients // 10):
         asleep = chance.uniform(1.0, 10.0)
         actions.append(Action(chance.uniform(0.0, seconds * 0.9), "sleep", client, asleep))
+    for _ in range(int(seconds / every) if more else 0):
+        for what, longest in (("freeze-server", 6.0), ("freeze-redis", 3.0), ("cut-redis", 0.0)):
+            at, target = chance.uniform(0.0, seconds * 0.9), chance.randrange(SERVERS)
+            actions.append(Action(at, what, target, chance.uniform(0.0, longest)))
     return sorted(actions, key=lambda action: action.at)
 
 
@@ -187,6 +194,12 @@ class Chaos:
             case "empty-redis":
                 self.emptied_at = time.monotonic()
                 await self._restart(self.site.redis, action.seconds, empty=True)
+            case "freeze-server":
+                await self._freeze(self.servers[action.target], action.seconds)
+            case "freeze-redis":
+                await self._freeze(self.site.redis, action.seconds)
+            case "cut-redis":
+                await self._cut()
             case "sleep":
                 await self._sleep(self.clients[action.target], action.seconds)
         self.done[action.what] += 1
@@ -198,6 +211,19 @@ class Chaos:
                 self.site.redis.forget()
             await asyncio.sleep(seconds)
             await asyncio.to_thread(program.start)
+
+    async def _freeze(self, program: Program, seconds: float) -> None:
+        async with self._turns[id(program)]:
+            program.freeze()
+            await asyncio.sleep(seconds)
+            program.thaw()
+
+    async def _cut(self) -> None:
+        """Have Redis close all of its connections."""
+        async with self._turns[id(self.site.redis)]:
+            for kind in ("pubsub", "normal"):
+                with self.site.redis.client() as redis:
+                    redis.client_kill_filter(_type=kind)
 
     async def _sleep(self, client: RecoveringClient, seconds: float) -> None:
         if client.live:
@@ -235,7 +261,15 @@ def _is_from(events: Sequence[Event], source: str) -> bool:
 
 
 async def chaos(
-    site: Site, *, seed: int, seconds: float, every: float, clients: int, per_second: float, say: Say
+    site: Site,
+    *,
+    seed: int,
+    seconds: float,
+    every: float,
+    clients: int,
+    per_second: float,
+    say: Say,
+    more: bool = False,
 ) -> Outcome:
     """Run the plan of this seed against a site that was started with `REALTIME` and a `durable` Redis.
 
@@ -247,6 +281,7 @@ async def chaos(
         clients: The number of clients.
         per_second: Messages that publishers send in one second, over all groups.
         say: Called with lines about the progress.
+        more: There are more kinds of faults, see `plan`.
 
     Raises:
         AssertionError: A rule of recovery was broken.
@@ -256,7 +291,7 @@ async def chaos(
         await eventually_async(lambda: all(each.live for each in chaos.clients), within=QUIESCENCE, every=0.2)
         say(f"{clients} clients are live")
         async with talking(chaos.sources):
-            await chaos.run(plan(seed, seconds, every, clients))
+            await chaos.run(plan(seed, seconds, every, clients, more=more))
             say("nothing is broken any more")
             over_at = time.monotonic()
             await all_stop(chaos.sources)
@@ -302,13 +337,21 @@ def durable(folder: Path) -> RedisServer:
 
 
 def command(
-    pairing: Pairing, *, seed: int, seconds: float, every: float, clients: int, per_second: float
+    pairing: Pairing,
+    *,
+    seed: int,
+    seconds: float,
+    every: float,
+    clients: int,
+    per_second: float,
+    more: bool = False,
 ) -> str:
     """Return the command line that repeats a chaos."""
     options = {"minutes": f"{seconds / 60:g}", "every": f"{every:g}", "clients": str(clients)}
     options |= {"per-second": f"{per_second:g}", "seed": str(seed)}
     options |= {"layer": pairing.layer, "server": pairing.server, "database": pairing.database}
-    return shlex.join(["python", "-m", "tests.faults.chaos", *(f"--{k}={v}" for k, v in options.items())])
+    words = [*(f"--{k}={v}" for k, v in options.items()), *(["--more"] if more else [])]
+    return shlex.join(["python", "-m", "tests.faults.chaos", *words])
 
 
 def main() -> None:
@@ -323,16 +366,17 @@ def main() -> None:
     parser.add_argument("--layer", choices=("core", "pubsub"), default="pubsub")
     parser.add_argument("--server", choices=("daphne", "uvicorn"), default="daphne")
     parser.add_argument("--database", choices=("sqlite", "postgres"), default="sqlite")
+    parser.add_argument("--more", action="store_true", help="more kinds of faults")
     parser.add_argument("--plan", action="store_true", help="only print what would happen")
     options = parser.parse_args()
     pairing, seconds = Pairing(options.layer, options.server, options.database), options.minutes * 60
     if options.plan:
-        for action in plan(options.seed, seconds, options.every, options.clients):
+        for action in plan(options.seed, seconds, options.every, options.clients, more=options.more):
             say(str(action))
         return
     django.setup()
     size = {"seed": options.seed, "seconds": seconds, "every": options.every}
-    size |= {"clients": options.clients, "per_second": options.per_second}
+    size |= {"clients": options.clients, "per_second": options.per_second, "more": options.more}
     again = command(pairing, **size)
     say(f"seed {options.seed}; again: {again}")
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
