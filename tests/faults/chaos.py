@@ -232,7 +232,11 @@ class Chaos:
             client.wake()
 
     async def all_arrived(self) -> None:
-        """Publish a last message to each group, and wait until each member was shown it."""
+        """Publish a last message to each group, and wait until each member was shown it.
+
+        A member that was told only after this message that others are missing would not be shown it.
+        """
+        await self.all_live()
         last = [ServerSource(f"last {group}", group) for group in GROUPS]
         self.sources += last
         await asyncio.gather(*(each.publish() for each in last))
@@ -248,6 +252,10 @@ class Chaos:
             return True
 
         await eventually_async(none_is_missing, within=QUIESCENCE, every=0.5)
+
+    async def all_live(self) -> None:
+        """Wait until each client is connected and has recovered."""
+        await eventually_async(lambda: all(each.live for each in self.clients), within=QUIESCENCE, every=0.2)
 
     def told(self) -> Iterator[tuple[str, list[float]]]:
         """Return, for each client and group, when it was told that messages may be missing."""
@@ -288,7 +296,7 @@ async def chaos(
     """
     chaos = Chaos(site, say, seed=seed, clients=clients, per_second=per_second)
     async with like_a_process_of(site), running(chaos.clients):
-        await eventually_async(lambda: all(each.live for each in chaos.clients), within=QUIESCENCE, every=0.2)
+        await chaos.all_live()
         say(f"{clients} clients are live")
         async with talking(chaos.sources):
             await chaos.run(plan(seed, seconds, every, clients, more=more))
