@@ -144,7 +144,12 @@ class Follower:
         Raises:
             LayerUnavailable: The history could not be read.
         """
-        if not self.is_fresh:
+        if self.is_fresh:
+            return
+        if self._is_reading and self._begun >= self._fresh_from:
+            # The reading that runs began after this process was in the group, so it will do.
+            await self._reading(self._begun)
+        else:
             await self.refresh("join")
 
     async def refresh(self, cause: str) -> None:
@@ -156,9 +161,18 @@ class Follower:
         Raises:
             LayerUnavailable: The history could not be read.
         """
-        waiter = _Waiter(self._begun + 1, asyncio.get_running_loop().create_future())
-        self._waiters.append(waiter)
+        number = self._begun + 1
         self.read(cause)
+        await self._reading(number)
+
+    async def _reading(self, number: int) -> None:
+        """Wait until what this reading found is delivered.
+
+        Raises:
+            LayerUnavailable: The history could not be read.
+        """
+        waiter = _Waiter(number, asyncio.get_running_loop().create_future())
+        self._waiters.append(waiter)
         try:
             async with asyncio.timeout(groups.CALL_TIMEOUT):
                 await waiter.done

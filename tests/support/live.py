@@ -1,8 +1,8 @@
 """Settings of the programs that tests start: those of the demo project, with REALTIME from REALTIME_JSON.
 
-The hosts of the channel layers come from REDIS_HOSTS_JSON, otherwise from REDIS_URL. There is a second
-channel layer, and SIGUSR2 has the program tidy its memory. With LIBRARY_LAYER, the default layer is that of
-channels_redis.
+The hosts of the channel layers come from REDIS_HOSTS_JSON, otherwise from REDIS_URL, and their other options
+from LAYER_CONFIG_JSON. There is a second channel layer, and SIGUSR2 has the program tidy its memory. With
+LIBRARY_LAYER, the default layer is that of channels_redis.
 """
 
 import json
@@ -20,8 +20,9 @@ tidy_when_told()
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 REALTIME = json.loads(os.environ.get("REALTIME_JSON") or "{}")
 HOSTS = json.loads(os.environ.get("REDIS_HOSTS_JSON") or json.dumps([REDIS_URL]))
-CHANNEL_LAYERS["default"]["CONFIG"]["hosts"] = HOSTS
-CHANNEL_LAYERS["other"] = {**CHANNEL_LAYERS["default"], "CONFIG": {"hosts": HOSTS, "prefix": "other"}}
+CONFIG = {"hosts": HOSTS, **json.loads(os.environ.get("LAYER_CONFIG_JSON") or "{}")}
+CHANNEL_LAYERS["default"]["CONFIG"] = CONFIG
+CHANNEL_LAYERS["other"] = {**CHANNEL_LAYERS["default"], "CONFIG": {**CONFIG, "prefix": "other"}}
 
 if os.environ.get("LIBRARY_LAYER"):
     # A process from before the move to `realtime`: Channels' consumers on the layer of channels_redis itself.

@@ -16,7 +16,8 @@ from django.contrib.auth.models import AnonymousUser
 from realtime import Position, apublish, metrics
 from realtime.consumers import GroupConsumer, RealtimeConsumer
 from realtime.errors import LayerUnavailable
-from realtime.history.positions import Joined
+from realtime.history.positions import Joined, Log
+from realtime.hub.follower import Follower
 from realtime.hub.hub import Hub
 from realtime.serving import lifecycle
 from realtime.wire.frames import SUBPROTOCOL
@@ -223,6 +224,27 @@ async def test_many_clients_that_come_back_cost_one_reading() -> None:
             assert await each.messages(50) == list(range(50))
     after = value_of(metrics.history_reads, cause="join"), value_of(metrics.history_reads, cause="page")
     assert (after[0] - before[0], after[1] - before[1]) == (1, 0)
+
+
+async def test_members_that_join_during_a_reading_share_it() -> None:
+    reading, may_go_on, read = asyncio.Event(), asyncio.Event(), Follower._read
+
+    async def slowly(self: Follower, *arguments: Any) -> Log:
+        reading.set()
+        await may_go_on.wait()
+        return await read(self, *arguments)
+
+    before = value_of(metrics.history_reads, cause="join")
+    async with client() as one, client() as two:
+        with mock.patch.object(Follower, "_read", slowly):
+            first = asyncio.create_task(one.join())
+            await reading.wait()
+            second = asyncio.create_task(two.join())
+            follower = (await lifecycle.hub()).recovery._followers[GROUP]
+            await eventually_async(lambda: len(follower._waiters) == 2, within=PATIENCE)
+            may_go_on.set()
+            assert place(await first) == place(await second)
+    assert value_of(metrics.history_reads, cause="join") == before + 1
 
 
 async def test_what_memory_no_longer_has_is_read_from_the_history() -> None:

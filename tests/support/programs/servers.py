@@ -233,15 +233,27 @@ class RedisServer(Program):
             return probe.connect_ex(str(self.socket)) == 0
 
     def restart(self) -> None:
-        """Stop and start at the same address; it is empty then."""
+        """Stop and start at the same address. It is empty then, unless an option has it keep its data."""
         self.stop()
         self.start()
+
+    def forget(self) -> None:
+        """Delete what it has kept on disk, so that it is empty when it starts."""
+        for each in ("appendonlydir", "dump.rdb"):
+            if (kept := self.folder / each).is_dir():
+                shutil.rmtree(kept)
+            else:
+                kept.unlink(missing_ok=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         super().__exit__(kind, error, trace)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+#: Options of a Redis that keeps each write on disk before it answers.
+DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
 
 
 class SeveralRedis:

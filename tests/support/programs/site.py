@@ -7,10 +7,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from tests.support.faults.relay import RedisBehindAddress
 from tests.support.pairings import Pairing
 from tests.support.programs.databases import Database
 from tests.support.programs.sentinel import RedisWithSentinel
@@ -45,6 +46,7 @@ class Site:
         database: The database of all programs.
         debug: The setting DEBUG, with which clients may publish without a login.
         redis: A Redis of the test; by default, one on a unix socket.
+        layer_config: More options of the channel layer.
         realtime: Settings of REALTIME.
     """
 
@@ -55,13 +57,15 @@ class Site:
         database: Database,
         *,
         debug: bool = True,
-        redis: RedisServer | SeveralRedis | RedisWithSentinel | None = None,
+        redis: RedisServer | SeveralRedis | RedisWithSentinel | RedisBehindAddress | None = None,
+        layer_config: Mapping[str, object] | None = None,
         **realtime: object,
     ) -> None:
         self.folder = folder
         self.pairing = pairing
         self.database = database
         self.redis: Any = redis or RedisServer(folder)
+        self.layer_config = dict(layer_config or {})
         alone = self.redis.hosts == [self.redis.url]
         self._numbers = itertools.count(1)
         self._running = contextlib.ExitStack()
@@ -73,6 +77,7 @@ class Site:
             # A program that a test starts with a URL of its own has that one.
             **({} if alone else {"REDIS_HOSTS_JSON": json.dumps(self.redis.hosts)}),
             "CHANNEL_LAYER_BACKEND": pairing.layer,
+            "LAYER_CONFIG_JSON": json.dumps(self.layer_config),
             "REALTIME_JSON": json.dumps(realtime),
             "DEBUG": str(debug),
         }
