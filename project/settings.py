@@ -50,6 +50,7 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.locale.LocaleMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
@@ -118,10 +119,13 @@ CHANNEL_LAYERS = {
     "default": {"BACKEND": _LAYERS[CHANNEL_LAYER_BACKEND], "CONFIG": {"hosts": [REDIS_URL]}},
 }
 
-REALTIME: dict[str, object] = {}
+# A page that comes back within five minutes, and missed at most 300 messages of a group, gets them all.
+REALTIME: dict[str, object] = {"HISTORY": {"public.*": {"size": 300, "ttl": 300}}}
 
 AUTH_PASSWORD_VALIDATORS = [{"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"}]
-LANGUAGE_CODE = "en-us"
+LANGUAGE_CODE = "en"
+LANGUAGES = [("en", "English"), ("zh-hans", "简体中文")]
+LOCALE_PATHS = [BASE_DIR / "project" / "locale"]
 TIME_ZONE = "UTC"
 USE_TZ = True
 STATIC_URL = "static/"

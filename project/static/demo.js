@@ -1,45 +1,95 @@
 import { RealtimeConnection } from "./realtime/realtime.js";
+import { Sleep } from "./sleep.js";
 
 const MOST_ENTRIES = 200;
 
-/** The meaning of a close code if the server sends no goodbye, and of our own reasons. */
+// texts.js has loaded before this module, and has the texts of the chosen language.
+const { gettext, ngettext, interpolate } = window;
+/** Chinese has no space between sentences. */
+const SPACE = document.documentElement.lang.startsWith("zh") ? "" : " ";
+
+/** The meaning of a close code if the server sends no reason, of the server's reasons, and of our own. */
 const REASONS = {
-  1000: "closed normally",
-  1001: "the server went away",
-  1006: "the connection broke",
-  4008: "no answer to the server's ping",
-  4009: "the server could not send",
-  4010: "this page read too slowly",
-  silent: "the server was silent",
-  never_opened: "no answer from the server",
-  closed_here: "closed by this page",
+  1000: gettext("closed normally"),
+  1001: gettext("the server went away"),
+  1006: gettext("the connection broke"),
+  4008: gettext("no answer to the server's ping"),
+  4009: gettext("the server could not send"),
+  4010: gettext("this page read too slowly"),
+  silent: gettext("the server was silent"),
+  never_opened: gettext("no answer from the server"),
+  closed_here: gettext("closed by this page"),
+  handler_error: gettext("an error in the server"),
+  handler_timeout: gettext("the server took too long"),
+  cancelled: gettext("the server ended the connection"),
+  server_restart: gettext("the server restarts"),
+  server_lost: gettext("the server process stopped answering"),
+  server_unavailable: gettext("the server cannot reach its database or Redis"),
+  ping_timeout: gettext("no answer to the server's ping"),
+  send_failed: gettext("the server could not send"),
+  slow_consumer: gettext("this page read too slowly"),
+  idle: gettext("this page sent nothing for too long"),
+  rate_limited: gettext("this page sent too much"),
+  protocol_error: gettext("this page broke the protocol"),
+  not_authenticated: gettext("not signed in"),
+  forbidden: gettext("not allowed"),
+  kicked: gettext("closed by an administrator"),
+  superseded: gettext("a newer connection took its place"),
+  too_large: gettext("the message was too large"),
+};
+
+/** The meaning of the codes of error frames and of `RealtimeError`. */
+const REFUSALS = {
+  bad_frame: gettext("The server did not understand this."),
+  unknown_type: gettext("The server did not understand this."),
+  forbidden: gettext("You are not allowed to do this."),
+  bad_group: gettext("This is not the name of a group."),
+  rate_limited: gettext("This page sent too much."),
+  not_joined: gettext("This page is not in the group."),
+  internal: gettext("The server could not do this now."),
+  not_connected: gettext("There is no open connection."),
+  disconnected: gettext("The connection was lost before the server answered."),
+  closed: gettext("The connection was closed."),
+  left: gettext("The group was left before it was joined."),
 };
 
 /** @param {string} id */
 const element = (id) => document.getElementById(id);
 const page = element("demo");
-const connection = new RealtimeConnection(page.dataset.socket);
+const sleep = new Sleep();
+// Positions are remembered, so that a page that is loaded again gets what it missed.
+const connection = new RealtimeConnection(page.dataset.socket, { WebSocket: sleep.WebSocket, remember: true });
 let messages = 0;
 
 // Connection
 
 const time = (at = Date.now()) => new Date(at).toLocaleTimeString("en-GB");
 
+/** @param {string} text  With `%s` for each value. @param {unknown[]} values */
+const filled = (text, ...values) => interpolate(text, values);
+
+function described(reason, code) {
+  return REASONS[reason] ?? (reason ? reason.replaceAll("_", " ") : (REASONS[code] ?? gettext("no reason given")));
+}
+
 function describe({ code, reason }) {
-  const text = REASONS[reason] ?? (reason ? reason.replaceAll("_", " ") : (REASONS[code] ?? "no reason given"));
-  return code === null ? text : `${code}, ${text}`;
+  const text = described(reason, code);
+  return code === null ? text : filled(gettext("%s, %s"), code, text);
 }
 
 function stateText() {
-  if (connection.state === "connecting") return "Connecting";
-  if (connection.state === "open") return "Open";
-  return connection.state === "closed" ? "Closed" : "Reconnecting";
+  if (sleep.asleep) return gettext("Asleep");
+  if (connection.state === "connecting") return gettext("Connecting");
+  if (connection.state === "open") return gettext("Open");
+  return connection.state === "closed" ? gettext("Closed") : gettext("Reconnecting");
 }
 
 /** Separate from the state, so that a screen reader that announces each change does not count down. */
 function waitText() {
-  const seconds = connection.retryAt === null ? 0 : Math.ceil((connection.retryAt - Date.now()) / 1000);
-  return seconds > 0 ? ` in ${seconds} s` : "";
+  const until = sleep.asleep ? wakeAt : connection.retryAt;
+  const seconds = until === null ? 0 : Math.ceil((until - Date.now()) / 1000);
+  if (seconds <= 0) return "";
+  return filled(sleep.asleep ? gettext(", %s s left") : gettext(" in %s s"), seconds);
 }
 
 /** Change only a text that differs. Otherwise a screen reader would read it again and a selection would be lost. */
@@ -49,16 +99,18 @@ function say(id, text) {
 
 function showState() {
   const { state, lastClose } = connection;
-  element("state").dataset.state = state;
+  element("state").dataset.state = sleep.asleep ? "asleep" : state;
   say("state-text", stateText());
-  say("connection-id", connection.id ?? "none");
+  say("connection-id", connection.id ?? gettext("none"));
   element("connection-id").classList.toggle("mono", connection.id !== null);
-  say("last-close", lastClose ? `${describe(lastClose)} (${time(lastClose.at)})` : "none");
+  say("last-close", lastClose ? filled(gettext("%s (%s)"), describe(lastClose), time(lastClose.at)) : gettext("none"));
   const focused = document.activeElement;
   element("connect").hidden = state === "connecting" || state === "open";
-  element("connect").textContent = state === "waiting" ? "Try now" : "Connect";
+  element("connect").textContent = state === "waiting" ? gettext("Try now") : gettext("Connect");
   element("disconnect").hidden = state === "closed";
   element("check").hidden = element("publish").disabled = state !== "open";
+  // Not `disabled`, which would take the focus away from the button while the woken page reconnects.
+  element("sleep-button").setAttribute("aria-disabled", String(state !== "open" && !sleep.asleep));
   // If the focused button was hidden, move the focus to a visible one.
   if (focused instanceof HTMLElement && focused.hidden) {
     element(state === "closed" ? "connect" : "disconnect").focus();
@@ -69,7 +121,8 @@ function showLife() {
   const { heardAt, maxSilence } = connection;
   const silence = heardAt === null ? maxSilence : Math.max(0, (Date.now() - heardAt) / 1000);
   const left = Math.max(0, maxSilence - silence);
-  say("life-text", heardAt === null ? "not connected" : `${Math.floor(silence)} s ago, at most ${maxSilence} s`);
+  const heard = filled(gettext("%s s ago, at most %s s"), Math.floor(silence), maxSilence);
+  say("life-text", heardAt === null ? gettext("not connected") : heard);
   const bar = element("life");
   bar.setAttribute("aria-valuemax", String(maxSilence));
   bar.setAttribute("aria-valuenow", String(Math.round(left)));
@@ -81,9 +134,9 @@ function showLife() {
 
 async function check() {
   try {
-    say("round-trip", `${(1000 * (await connection.check())).toFixed(1)} ms`);
+    say("round-trip", filled(gettext("%s ms"), (1000 * (await connection.check())).toFixed(1)));
   } catch {
-    say("round-trip", "no answer");
+    say("round-trip", gettext("no answer"));
   }
 }
 
@@ -91,26 +144,29 @@ connection.addEventListener("state", ({ detail }) => {
   showState();
   showLife();
   if (detail.state === "open") {
-    note(`Connected as ${connection.id}`);
+    note(filled(gettext("Connected as %s"), connection.id));
     check();
   } else {
-    say("round-trip", "not measured");
-    say("last-ping", "none yet");
+    say("round-trip", gettext("not measured"));
+    say("last-ping", gettext("none yet"));
   }
   // The state shows an attempt that failed. Ten lines about attempts would only push the messages away.
   const wasLost = detail.state === "waiting" && detail.previous === "open";
-  if (wasLost) note(`Connection lost: ${describe(connection.lastClose)}`);
-  if (detail.state === "closed") note(`Connection closed: ${describe(connection.lastClose)}`);
+  if (wasLost) note(filled(gettext("Connection lost: %s"), describe(connection.lastClose)));
+  if (detail.state === "closed") note(filled(gettext("Connection closed: %s"), describe(connection.lastClose)));
 });
 connection.addEventListener("ping", ({ detail }) => {
-  say("last-ping", `number ${detail.n}, answered at ${time()}`);
+  say("last-ping", filled(gettext("number %s, answered at %s"), detail.n, time()));
   check();
 });
 connection.addEventListener("goodbye", ({ detail }) => {
-  const wait = detail.retry_after === undefined ? "" : `, come back in ${detail.retry_after} s`;
-  note(`The server says goodbye: ${detail.reason.replaceAll("_", " ")}${wait}`);
+  const wait = detail.retry_after === undefined ? "" : filled(gettext(", come back in %s s"), detail.retry_after);
+  note(filled(gettext("The server says goodbye: %s"), described(detail.reason, null)) + wait);
 });
-connection.addEventListener("error", ({ detail }) => note(`Error ${detail.code}: ${detail.detail}`, "bad"));
+connection.addEventListener("error", ({ detail }) => {
+  const text = refusal({ code: detail.code, message: detail.detail });
+  note(filled(gettext("Error: %s"), detail.group ? `${detail.group}: ${text}` : text), "bad");
+});
 
 element("connect").addEventListener("click", () => connection.connect());
 element("disconnect").addEventListener("click", () => connection.close());
@@ -124,12 +180,17 @@ function feedback(id, text, kind = "good") {
   element(id).textContent = text;
 }
 
-function refusal(error) {
-  return error.code ? `${error.message || "Refused"} (${error.code})` : error.message;
+function refusal({ code, message }) {
+  return code ? `${REFUSALS[code] ?? (message || gettext("Refused"))} (${code})` : message;
+}
+
+function leaveLabel(group) {
+  return filled(gettext("Leave %s"), group);
 }
 
 async function join(group) {
-  feedback("join-feedback", connection.state === "open" ? "" : `Joins ${group} when the connection is open.`);
+  const later = filled(gettext("Joins %s when the connection is open."), group);
+  feedback("join-feedback", connection.state === "open" ? "" : later);
   try {
     await connection.join(group);
     feedback("join-feedback", "");
@@ -148,25 +209,84 @@ async function leave(group) {
   element("join-group").focus(); // The pressed button is gone.
 }
 
+/** What happened to the history of each group since the page was loaded. */
+const histories = new Map();
+
+function historyOf(group) {
+  if (!histories.has(group)) histories.set(group, { recovered: gettext("nothing yet"), reset: gettext("never") });
+  return histories.get(group);
+}
+
+/** The position in short: an epoch is a random text, and its beginning is enough to see that it changed. */
+function shortPosition({ epoch, offset }) {
+  return `${epoch.slice(0, 6)} · ${offset}`;
+}
+
+/** One line of a group for each of: position, recovered, reset. */
+function historyLines(group) {
+  const position = connection.position(group);
+  if (position === null) return [[gettext("History"), gettext("not kept"), ""]];
+  const { recovered, reset } = historyOf(group);
+  return [
+    [gettext("Position"), shortPosition(position), "mono"],
+    [gettext("Recovered"), recovered, ""],
+    [gettext("Last reset"), reset, ""],
+  ];
+}
+
+/** Show the history of one group again. Its row stays, because its button may have the focus. */
+function showHistory(group) {
+  const row = [...element("groups").children].find((each) => each.dataset.group === group);
+  if (!row) return;
+  const lines = historyLines(group);
+  const list = row.querySelector("dl");
+  if (list.childElementCount !== 2 * lines.length) {
+    list.replaceChildren(...lines.flatMap(([name, , kind]) => [part(name, "dt"), part("", "dd", kind)]));
+    for (const dd of list.querySelectorAll(".mono")) dd.translate = false;
+  }
+  lines.forEach(([, text], number) => {
+    const dd = list.children[2 * number + 1];
+    if (dd.textContent !== text) dd.textContent = text;
+  });
+}
+
+function groupRow(group) {
+  const button = part("×", "button");
+  button.type = "button";
+  button.setAttribute("aria-label", leaveLabel(group));
+  button.title = leaveLabel(group);
+  button.addEventListener("click", () => leave(group));
+  const name = part(group);
+  name.translate = false;
+  const row = document.createElement("li");
+  row.dataset.group = group;
+  row.append(name, button, document.createElement("dl"));
+  return row;
+}
+
 connection.addEventListener("groups", ({ detail }) => {
   const groups = [...detail.groups].sort();
-  element("groups").replaceChildren(
-    ...groups.map((group) => {
-      const name = document.createElement("span");
-      name.textContent = group;
-      const button = document.createElement("button");
-      button.type = "button";
-      button.textContent = "×";
-      button.setAttribute("aria-label", `Leave ${group}`);
-      button.title = `Leave ${group}`;
-      button.addEventListener("click", () => leave(group));
-      const chip = document.createElement("li");
-      chip.append(name, button);
-      return chip;
-    }),
-  );
+  element("groups").replaceChildren(...groups.map(groupRow));
   element("joined-groups").replaceChildren(...groups.map((group) => new Option(group)));
   element("no-groups").hidden = groups.length > 0;
+  // The client learns the position from the same frame, after this event.
+  queueMicrotask(() => groups.forEach(showHistory));
+});
+connection.addEventListener("recovered", ({ detail: { group, messages: number } }) => {
+  const text =
+    number === 0 ? gettext("nothing was missed") : filled(ngettext("%s message", "%s messages", number), number);
+  historyOf(group).recovered = filled(gettext("%s, at %s"), text, time());
+  showHistory(group);
+  if (number > 0) note(filled(gettext("Recovered in %s: %s"), group, text), "good");
+});
+connection.addEventListener("reset", ({ detail: { group, reason } }) => {
+  const text =
+    reason === "refused"
+      ? gettext("what this page missed is no longer kept")
+      : gettext("the server lost the history");
+  historyOf(group).reset = filled(gettext("%s, at %s"), text, time());
+  showHistory(group);
+  note(filled(gettext("Messages of %s are lost: %s"), group, text), "bad");
 });
 
 element("join-form").addEventListener("submit", (event) => {
@@ -181,14 +301,14 @@ element("join-form").addEventListener("submit", (event) => {
 function typed() {
   const text = element("publish-data").value;
   try {
-    return { kind: "JSON", data: JSON.parse(text) };
+    return { kind: gettext("sent as JSON"), data: JSON.parse(text) };
   } catch {
-    return { kind: "text", data: text };
+    return { kind: gettext("sent as text"), data: text };
   }
 }
 
 function showKind() {
-  say("data-kind", `sent as ${typed().kind}`);
+  say("data-kind", typed().kind);
 }
 
 element("publish-data").addEventListener("input", showKind);
@@ -201,7 +321,7 @@ element("publish-form").addEventListener("submit", async (event) => {
   feedback("publish-feedback", "");
   try {
     await connection.publish(group, typed().data);
-    feedback("publish-feedback", `Published at ${time()}`);
+    feedback("publish-feedback", filled(gettext("Published at %s"), time()));
   } catch (error) {
     feedback("publish-feedback", refusal(error), "bad");
   }
@@ -246,8 +366,8 @@ function note(text, kind = "") {
 }
 
 function sender(frame) {
-  if (!("from" in frame)) return "from the server";
-  return frame.from === null ? "from an anonymous user" : `from user ${frame.from}`;
+  if (!("from" in frame)) return gettext("from the server");
+  return frame.from === null ? gettext("from an anonymous user") : filled(gettext("from user %s"), frame.from);
 }
 
 function printed(data) {
@@ -258,9 +378,15 @@ function printed(data) {
 
 connection.addEventListener("message", ({ detail }) => {
   const entry = document.createElement("li");
-  entry.append(meta(part(detail.group, "b"), part(sender(detail))), part(printed(detail.data), "pre"));
+  const group = part(detail.group, "b");
+  const data = part(printed(detail.data), "pre");
+  group.translate = data.translate = false;
+  const mark = detail.recovered ? [part(gettext("recovered"), "span", "mark")] : [];
+  entry.append(meta(group, part(sender(detail)), ...mark), data);
+  if (detail.recovered) entry.className = "recovered";
   show(entry);
   count(messages + 1);
+  showHistory(detail.group);
 });
 element("clear").addEventListener("click", () => {
   element("log").replaceChildren();
@@ -270,17 +396,148 @@ element("clear").addEventListener("click", () => {
 element("copy").addEventListener("click", async () => {
   try {
     await navigator.clipboard.writeText(element("command").textContent);
-    say("copy", "Copied");
+    say("copy", gettext("Copied"));
   } catch {
     // Outside a secure context there is no clipboard. Select the text instead, so that one key copies it.
     getSelection().selectAllChildren(element("command"));
-    say("copy", "Selected");
+    say("copy", gettext("Selected"));
   }
-  setTimeout(() => say("copy", "Copy"), 2000);
+  setTimeout(() => say("copy", gettext("Copy")), 2000);
+});
+
+// Sleep
+
+/** When the page wakes, in the milliseconds of Date.now(). */
+let wakeAt = 0;
+let fellAt = 0;
+/** The groups whose history goes on after this sleep. @type {string[]} */
+let kept = [];
+/** @type {ReturnType<typeof setTimeout> | undefined} */
+let alarm;
+/** What is known of the last sleep, until all of it is known. */
+let after = null;
+
+function seconds() {
+  return Number(new FormData(element("sleep-form")).get("seconds"));
+}
+
+function expectation() {
+  const { unnoticed, gone, written } = element("sleep").dataset;
+  if (seconds() < Number(unnoticed)) return gettext("Too short to be noticed. Messages wait in the socket.");
+  if (seconds() <= Number(gone)) {
+    return gettext("The server may close the connection, above all if a message is published meanwhile.");
+  }
+  const sentence = gettext("The server closes the connection within %s s, or within %s s of a message.");
+  return filled(sentence, Number(gone), Number(written));
+}
+
+function showSleep() {
+  const { asleep } = sleep;
+  say("sleep-button", asleep ? gettext("Wake now") : gettext("Sleep"));
+  element("sleep-choices").disabled = asleep;
+  const hint = gettext("Publish now: from the command line, or from this page in another tab.");
+  say("sleep-expect", asleep ? hint : expectation());
+  // A sleeping page does nothing.
+  for (const id of ["connection-buttons", "groups", "join-form", "publish-form"]) element(id).inert = asleep;
+  showState();
+  showLife();
+}
+
+function fall() {
+  after = null;
+  kept = connection.groups.filter((group) => connection.position(group) !== null);
+  fellAt = Date.now();
+  wakeAt = fellAt + 1000 * seconds();
+  sleep.fall();
+  alarm = setTimeout(wake, wakeAt - fellAt);
+  note(filled(gettext("Falls asleep for %s s"), seconds()));
+  say("sleep-report", "");
+  element("sleep-button").focus(); // A choice that had the focus is disabled now.
+  showSleep();
+}
+
+function wake() {
+  clearTimeout(alarm);
+  note(gettext("Wakes up"));
+  const { ended } = sleep;
+  after = { wokeAt: Date.now(), ended, waited: 0, recovered: 0, missing: new Set(), lost: [] };
+  // Messages that arrive during the call waited in the socket.
+  const before = messages;
+  sleep.wake();
+  after.waited = messages - before;
+  if (ended || connection.state !== "open") after.missing = new Set(kept);
+  showSleep();
+  reportSleep();
+}
+
+/** Say in a few sentences what happened. */
+function reportSleep() {
+  if (!after) return;
+  const { wokeAt, ended, waited, recovered, missing, lost } = after;
+  const whole = (milliseconds) => Math.round(milliseconds / 1000);
+  const broken = ended !== null || missing.size > 0 || after.broken;
+  after.broken = broken;
+  const sentences = [filled(gettext("Slept %s s."), whole(wokeAt - fellAt))];
+  if (ended) {
+    const how =
+      ended.code === 1006
+        ? gettext("The connection broke after %s s.")
+        : gettext("The server closed the connection after %s s.");
+    sentences.push(filled(how, whole(ended.at - fellAt)));
+  } else {
+    sentences.push(broken ? gettext("The connection was lost.") : gettext("The connection stayed open."));
+  }
+  if (waited > 0) {
+    const text = ngettext("%s message had waited in the socket.", "%s messages had waited in the socket.", waited);
+    sentences.push(filled(text, waited));
+  }
+  const done = connection.state === "closed" || (connection.state === "open" && missing.size === 0);
+  if (!done) {
+    sentences.push(gettext("Reconnecting…"));
+  } else if (broken && connection.state === "open") {
+    const seconds = (Date.now() - wokeAt) / 1000;
+    const took = seconds.toFixed(seconds < 1 ? 2 : 1);
+    if (recovered > 0) {
+      const text = ngettext("%s message was recovered in %s s.", "%s messages were recovered in %s s.", recovered);
+      sentences.push(filled(text, recovered, took));
+    } else if (kept.length === 0) {
+      sentences.push(gettext("No joined group keeps history: what was published meanwhile is lost."));
+    } else if (lost.length === 0) {
+      sentences.push(filled(gettext("The page was back after %s s, and had missed nothing."), took));
+    }
+    if (lost.length > 0) sentences.push(filled(gettext("Messages of %s are lost."), lost.join(gettext(", "))));
+  }
+  say("sleep-report", sentences.join(SPACE));
+  element("sleep-report").dataset.kind = lost.length > 0 ? "bad" : "good";
+  if (done) after = null;
+}
+
+connection.addEventListener("recovered", ({ detail }) => {
+  if (!after?.missing.delete(detail.group)) return;
+  after.recovered += detail.messages;
+  reportSleep();
+});
+connection.addEventListener("reset", ({ detail }) => {
+  if (!after?.missing.delete(detail.group)) return;
+  after.lost.push(detail.group);
+  reportSleep();
+});
+// The server no longer lets this page into the group.
+connection.addEventListener("error", ({ detail }) => {
+  if (!after?.missing.delete(detail.group)) return;
+  after.lost.push(detail.group);
+  reportSleep();
+});
+connection.addEventListener("state", () => !sleep.asleep && reportSleep());
+element("sleep-form").addEventListener("change", showSleep);
+element("sleep-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (sleep.asleep) wake();
+  else if (connection.state === "open") fall();
 });
 
 // After a reload, a browser restores the typed text.
 showKind();
-showState();
+showSleep();
 connection.connect();
 join(page.dataset.group);

@@ -87,7 +87,7 @@ async def test_a_page_is_disconnected_from_the_admin_and_stays_so(
     )
 
     await expect(page.locator("#state")).to_have_text("Closed")
-    await expect(page.locator("#last-close")).to_contain_text("4504, kicked")
+    await expect(page.locator("#last-close")).to_contain_text("4504, closed by an administrator")
     await expect(page.locator("#groups li")).to_have_count(0)
 
     # The record is closed after the client has been told.

@@ -1,5 +1,7 @@
 """The demo page in Chromium, served by a real server, with a real Redis behind it."""
 
+import asyncio
+import re
 from collections.abc import AsyncGenerator
 
 import pytest
@@ -15,6 +17,23 @@ pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
 PATIENCE = 20_000.0  # milliseconds that a busy machine may take for a step that usually takes a few
 PHONE = {"width": 390, "height": 844}
+HISTORY = {"public.short": {"size": 1, "ttl": 300}, "public.*": {"size": 300, "ttl": 300}}
+#: The visible texts and labels of a page that a translator would translate.
+TRANSLATABLE = """() => {
+    const found = [document.title];
+    for (const each of document.querySelectorAll("[aria-label], [title]")) {
+        if (each.translate) found.push(each.getAttribute("aria-label") ?? "", each.title);
+    }
+    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (walker.nextNode()) {
+        if (walker.currentNode.parentElement.translate) found.push(walker.currentNode.data);
+    }
+    return found.map((each) => each.trim()).filter(Boolean);
+}"""
+#: Latin letters on a Chinese page: names of things, ids, groups, the codes of errors, tags in <noscript>.
+NAMES = re.compile(
+    r"<[^>]+>|\b(ping|JSON|JavaScript|Redis|realtime)\b|[0-9a-f-]{12,}|(public|staff)\.\w+|\(\w+\)"
+)
 
 expect.set_options(timeout=PATIENCE)
 
@@ -22,7 +41,8 @@ expect.set_options(timeout=PATIENCE)
 @pytest.fixture(scope="module", params=pairings("pubsub-daphne-sqlite"))
 def site(request: pytest.FixtureRequest, start_shared_site: StartSite) -> Site:
     pairing: Pairing = request.param
-    return start_shared_site(pairing, PING_INTERVAL=1.5, PONG_TIMEOUT=1.0)
+    # A page that sleeps is closed after 3.5 s.
+    return start_shared_site(pairing, PING_INTERVAL=2.0, PONG_TIMEOUT=1.5, HISTORY=HISTORY)
 
 
 @pytest.fixture(scope="module")
@@ -176,8 +196,118 @@ async def test_the_page_runs_only_its_own_code(page: Page) -> None:
 async def test_every_control_has_a_name(page: Page) -> None:
     await open_page(page)
     nameless = await page.evaluate(
-        """() => [...document.querySelectorAll("button, input, textarea")]
+        """() => [...document.querySelectorAll("button, input:not([type=hidden]), textarea")]
             .filter((each) => !each.labels?.length && !each.textContent.trim() && !each.ariaLabel)
             .map((each) => each.outerHTML)"""
     )
     assert nameless == []
+
+
+async def join(page: Page, group: str) -> None:
+    await page.fill("#join-group", group)
+    await page.keyboard.press("Enter")
+    await expect(page.locator(f'#groups [data-group="{group}"]')).to_be_visible()
+
+
+async def fall_asleep(page: Page) -> str:
+    """Send the page to sleep, and return the id of its connection."""
+    # The test wakes it. On a busy machine, the page would wake too early with the times that it offers.
+    await page.locator("[name=seconds]:checked").evaluate("each => { each.value = '60'; }")
+    await page.click("#sleep-button")
+    await expect(page.locator("#state")).to_have_attribute("data-state", "asleep")
+    return await page.locator("#connection-id").inner_text()
+
+
+async def closed_as(site: Site, connection: str) -> str:
+    """Wait until the server has closed a connection, and return the reason."""
+    async with asyncio.timeout(PATIENCE / 1000):
+        while not (reason := site.close_reason(connection)):
+            await asyncio.sleep(0.1)
+    return reason
+
+
+async def test_a_page_that_slept_too_long_shows_what_it_recovered(page: Page, site: Site) -> None:
+    complaints = Complaints(page)
+    await open_page(page)
+    await join(page, "public.short")
+    other = await page.context.new_page()
+    await open_page(other)
+    slept = await fall_asleep(page)
+    assert await closed_as(site, slept) == "ping_timeout"
+    for group, data in [("lobby", "one"), ("short", "lost"), ("lobby", "two"), ("short", "kept")]:
+        await publish(other, f"public.{group}", data)
+        await expect(other.locator("#publish-feedback")).to_contain_text("Published")
+    await expect(page.locator("#log pre")).to_have_count(0)
+    await page.click("#sleep-button")
+    await expect(page.locator("#sleep-report")).to_have_text(
+        re.compile(
+            r"Slept \d+ s\. The server closed the connection after \d+ s\. "
+            r"2 messages were recovered in \d+\.\d+ s\. Messages of public\.short are lost\."
+        )
+    )
+    await expect(page.locator("#log .recovered pre")).to_have_text(["two", "one"])
+    await expect(page.locator("#log .recovered .mark")).to_have_text(["recovered", "recovered"])
+    await expect(page.locator('#groups [data-group="public.lobby"] dl')).to_contain_text("2 messages")
+    await expect(page.locator('#groups [data-group="public.short"] dl')).to_contain_text(
+        "what this page missed is no longer kept"
+    )
+    await expect(page.locator("#sleep-button")).to_be_focused()
+    await publish(page, "public.lobby", "live")
+    await expect(page.locator("#log pre")).to_have_text(["live", "two", "one"])
+    await expect(page.locator("#log .recovered")).to_have_count(2)
+    assert complaints.seen == []
+
+
+async def test_a_page_that_is_loaded_again_recovers(page: Page) -> None:
+    await open_page(page)
+    other = await page.context.new_page()
+    await open_page(other)
+    await page.goto("about:blank")
+    await publish(other, "public.lobby", "meanwhile")
+    await expect(other.locator("#publish-feedback")).to_contain_text("Published")
+    await open_page(page)
+    await expect(page.locator("#log .recovered pre")).to_have_text(["meanwhile"])
+
+
+async def test_the_language_is_chosen_by_the_browser_or_by_a_button(page: Page) -> None:
+    complaints = Complaints(page)
+    await open_page(page)
+    await expect(page.locator("html")).to_have_attribute("lang", "en")
+    await page.get_by_role("button", name="简体中文").click()
+    await expect(page.locator("html")).to_have_attribute("lang", "zh-hans")
+    await expect(page.locator("#state-text")).to_have_text("已连接")
+    await page.reload()
+    await expect(page.locator("#connection-title")).to_have_text("连接")
+    await page.get_by_role("button", name="English").click()
+    await expect(page.locator("#connection-title")).to_have_text("Connection")
+    assert complaints.seen == []
+
+
+async def test_the_chinese_page_has_no_english_text(chromium: Browser, server: WebServer) -> None:
+    async def untranslated() -> list[str]:
+        texts: list[str] = await page.evaluate(TRANSLATABLE)
+        return [each for each in texts if re.search("[A-Za-z]", NAMES.sub("", each))]
+
+    context = await chromium.new_context(base_url=server.http(), locale="zh-CN")
+    try:
+        page = await context.new_page()
+        complaints = Complaints(page)
+        await open_page(page)
+        await expect(page.locator("#round-trip")).to_contain_text("毫秒")
+        await expect(page.locator("#last-ping")).to_contain_text("应答于")
+        await page.fill("#join-group", "staff.news")
+        await page.keyboard.press("Enter")
+        await expect(page.locator("#join-feedback")).to_contain_text("您没有权限")
+        await publish(page, "public.lobby", "{not JSON")
+        await expect(page.locator("#log pre")).to_have_text(["{not JSON"])
+        assert await untranslated() == []
+        await fall_asleep(page)
+        assert await untranslated() == []
+        await page.click("#sleep-button")
+        await expect(page.locator("#sleep-report")).to_contain_text("休眠了")
+        await page.click("#disconnect")
+        await expect(page.locator("#state-text")).to_have_text("已关闭")
+        assert await untranslated() == []
+        assert complaints.seen == []
+    finally:
+        await context.close()
