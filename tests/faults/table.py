@@ -47,6 +47,17 @@ ROWS = (
         ),
     ),
     Row(
+        "a browser sleeps until it is dropped: its processes are stopped, or its link is down",
+        "back 2 s after it wakes up",
+        ("asleep",),
+        "test_sleep",
+        tuple(
+            (f"asleep, {browser}, {way}", "back_after")
+            for browser in ("WebKit", "Chromium", "Firefox")
+            for way in ("stopped", "cut-off")
+        ),
+    ),
+    Row(
         "half-open peers behind each shape of middleware, scaled down",
         "gone 3.5 s after the last answer, 2.5 s after the first write; the healthy lose nothing",
         ("behind middlewares",),
