@@ -47,12 +47,13 @@ ROWS = (
         ),
     ),
     Row(
-        "a browser sleeps until it is dropped: its processes are stopped, or its link is down",
-        "back 2 s after it wakes up",
+        "a browser sleeps until its page is dropped: its processes are stopped, or its link is down",
+        "2 s after it wakes up, the page has shown each message once and in order, or was told `reset`",
         ("asleep",),
         "test_sleep",
         tuple(
-            (f"asleep, {browser}, {way}", "back_after")
+            (f"asleep{too_long}, {browser}, {way}", "current_after")
+            for too_long in ("", " too long")
             for browser in ("WebKit", "Chromium", "Firefox")
             for way in ("stopped", "cut-off")
         ),

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from selenium.webdriver.webkitgtk.options import Options as WebKitOptions
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidMessage
 
+from tests.support.assertions.eventually import eventually_async
 from tests.support.faults.relay import Door
 from tests.support.programs.servers import STARTUP, Program, free_port
 
@@ -205,6 +207,7 @@ class WebKit(SleepingBrowser):
         environment = {**self._environment(), "DISPLAY": screen.display}
         self._driver = await self._enter(WebKitDriver(self.folder, self.prefix, environment))
         await self._let_in(self._driver.port)
+        await eventually_async(self._driver.answers, within=STARTUP)
         # Not a proxy of the environment, and not the selenium package's own long patience.
         config = ClientConfig(f"http://127.0.0.1:{self._driver.port}", timeout=int(PATIENCE))
         connection = RemoteConnection(client_config=config, ignore_proxy=True)
@@ -258,6 +261,13 @@ class WebKitDriver(Program):
             log=folder / "webkit.log",
             environment=environment,
         )
+
+    def answers(self) -> bool:
+        """Return True if the driver takes commands at its port, as the test reaches it."""
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as asking:
+            asking.sendall(b"GET /status HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            return asking.recv(1) != b""
+        return False
 
 
 class Firefox(SleepingBrowser):
@@ -317,6 +327,8 @@ class FirefoxProgram(Program):
         self.port = free_port()
         profile = folder / "profile"
         profile.mkdir()
+        # A browser that is driven would not tell its pages that the network went away and came back.
+        (profile / "user.js").write_text('user_pref("network.manage-offline-status", true);\n')
         command = ["firefox-esr", "--headless", "--no-remote", "--profile", profile]
         super().__init__(
             [*prefix, *command, "--remote-debugging-port", str(self.port), "about:blank"],
