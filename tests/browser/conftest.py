@@ -8,20 +8,12 @@ import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright
 
 from tests.browser.scripted import Client
+from tests.support.clients.browsers import CHROMIUM_ARGUMENTS
 from tests.support.fixtures import databases, start_shared_site
 
 __all__ = ["databases", "start_shared_site"]
 
 CHROMIUM = Path("/usr/bin/chromium")
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +28,7 @@ def chromium_path() -> str:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def chromium(chromium_path: str) -> AsyncGenerator[Browser]:
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=chromium_path, args=ARGUMENTS)
+        browser = await playwright.chromium.launch(executable_path=chromium_path, args=CHROMIUM_ARGUMENTS)
         yield browser
         await browser.close()
 

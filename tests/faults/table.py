@@ -47,6 +47,18 @@ ROWS = (
         ),
     ),
     Row(
+        "a browser sleeps until its page is dropped: its processes are stopped, or its link is down",
+        "2 s after it wakes up, the page has shown each message once and in order, or was told `reset`",
+        ("asleep",),
+        "test_sleep",
+        tuple(
+            (f"asleep{too_long}, {browser}, {way}", "current_after")
+            for too_long in ("", " too long")
+            for browser in ("WebKit", "Chromium", "Firefox")
+            for way in ("stopped", "cut-off")
+        ),
+    ),
+    Row(
         "half-open peers behind each shape of middleware, scaled down",
         "gone 3.5 s after the last answer, 2.5 s after the first write; the healthy lose nothing",
         ("behind middlewares",),

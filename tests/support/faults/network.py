@@ -88,6 +88,16 @@ class NetworkNamespace:
         """Take the link down. The kernels of both sides see it, and no socket is told."""
         _run("ip", "-n", self.name, "link", "set", self.inside, "down")
 
+    def mend(self) -> None:
+        """Take the link up again after `cut`. The kernel of the inside side has forgotten its routes."""
+        _run("ip", "-n", self.name, "link", "set", self.inside, "up")
+        self.lead_out()
+
+    def lead_out(self) -> None:
+        """Give programs inside a loopback interface and a default route: a browser asks if there is one."""
+        _run("ip", "-n", self.name, "link", "set", "lo", "up")
+        _run("ip", "-n", self.name, "route", "replace", "default", "via", self.host_address)
+
     def slow_down(self, bits_per_second: int) -> None:
         """Bound the rate at which packets reach the clients; faster packets wait, and then are dropped."""
         rate = f"{bits_per_second}bit"

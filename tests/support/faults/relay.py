@@ -1,7 +1,8 @@
 """TCP relays in processes of their own: to cut one program off, to move an address, and as a proxy.
 
 `python -m tests.support.faults.relay PORT HOST PORT [HOST PORT …]` passes everything on, in both directions.
-Of several targets, it takes the next one that accepts the connection.
+Of several targets, it takes the next one that accepts the connection. If the first PORT is `-`, its standard
+input is the socket that listens.
 """
 
 import asyncio
@@ -128,6 +129,29 @@ class RedisBehindAddress:
             each.__exit__(None, None, None)
 
 
+class Door(Program):
+    """The relay from the host's network to a program in a network namespace, while its link is cut as well.
+
+    A socket belongs to the network in which it was made. So the test makes the socket that listens, and the
+    relay connects inside.
+
+    Args:
+        prefix: The words that start a program in the namespace.
+        port: The port of the program there, on the loopback interface. The relay listens on the same port of
+            the host, because Firefox refuses requests that name another port than its own.
+        log: The file for the output of the process.
+    """
+
+    def __init__(self, prefix: Sequence[str], port: int, *, log: Path) -> None:
+        self.stdin = socket.create_server(("127.0.0.1", port))
+        to = ("-", "127.0.0.1", str(port))
+        super().__init__([*prefix, sys.executable, "-m", "tests.support.faults.relay", *to], log=log)
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        self.stdin.close()
+
+
 async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     try:
         while data := await reader.read(65536):
@@ -139,7 +163,7 @@ async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
         writer.close()
 
 
-async def relay(port: int, targets: Sequence[tuple[str, int]]) -> None:
+async def relay(listening: socket.socket, targets: Sequence[tuple[str, int]]) -> None:
     """Relay until cancelled."""
     turns = itertools.count()
 
@@ -158,10 +182,12 @@ async def relay(port: int, targets: Sequence[tuple[str, int]]) -> None:
             return
         writer.close()
 
-    server = await asyncio.start_server(connected, "127.0.0.1", port, backlog=4096)
+    server = await asyncio.start_server(connected, sock=listening, backlog=4096)
     await server.serve_forever()
 
 
 if __name__ == "__main__":
     port, *rest = sys.argv[1:]
-    asyncio.run(relay(int(port), [(host, int(to)) for host, to in zip(rest[::2], rest[1::2], strict=True)]))
+    targets = [(host, int(to)) for host, to in zip(rest[::2], rest[1::2], strict=True)]
+    listening = socket.socket(fileno=0) if port == "-" else socket.create_server(("127.0.0.1", int(port)))
+    asyncio.run(relay(listening, targets))
