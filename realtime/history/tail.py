@@ -108,8 +108,8 @@ class Tail:
         # Messages that arrived while the tail is behind, in the order of arrival.
         self._held: list[_Held] = []
         self._held_size = 0
-        # What was read and is not delivered yet.
-        self._pending: deque[Delivery | Reset] = deque()
+        # What was read and is not delivered yet. No deque: an empty one takes more memory than the rest of this.
+        self._pending: list[Delivery | Reset] = []
         self._log_offset = 0
         self._begun = 0
         self._must_read = False
@@ -224,7 +224,7 @@ class Tail:
             self._plan_held()
         if not self._pending:
             return None
-        each = self._pending.popleft()
+        each = self._pending.pop(0)
         if isinstance(each, Delivery):
             self._append(each)
         return each

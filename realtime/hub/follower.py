@@ -82,6 +82,24 @@ class Follower:
         catching_up: The connections that fan-out leaves out.
     """
 
+    __slots__ = (
+        "_address",
+        "_begun",
+        "_done",
+        "_encoded",
+        "_fanout",
+        "_foreign",
+        "_fresh_from",
+        "_is_needed",
+        "_keep",
+        "_repair",
+        "_waiters",
+        "_wanted",
+        "catching_up",
+        "group",
+        "tail",
+    )
+
     def __init__(
         self,
         group: str,
