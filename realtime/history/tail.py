@@ -108,7 +108,7 @@ class Tail:
         # Messages that arrived while the tail is behind, in the order of arrival.
         self._held: list[_Held] = []
         self._held_size = 0
-        # What was read and is not delivered yet. No deque: an empty one takes more memory than the rest of this.
+        # What was read and is not delivered yet. No deque, because an empty one is large.
         self._pending: list[Delivery | Reset] = []
         self._log_offset = 0
         self._begun = 0
