@@ -122,6 +122,11 @@ class Tail:
         return bool(self.epoch)
 
     @property
+    def is_current(self) -> bool:
+        """True if everything that the last reading knew of was delivered."""
+        return self.offset >= self._log_offset
+
+    @property
     def position(self) -> Position:
         """The place of the last message that was delivered."""
         return Position(self.epoch, self.offset)
@@ -235,7 +240,7 @@ class Tail:
         Returns:
             False if messages are still missing. Then the tail stays behind; read again.
         """
-        if self._held or self._must_read or self.offset < self._log_offset:
+        if self._held or self._must_read or not self.is_current:
             return False
         self.behind = False
         return True

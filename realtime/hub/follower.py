@@ -250,8 +250,11 @@ class Follower:
         self.tail.merge(log)
         while (each := self.tail.advance()) is not None:
             await self._deliver(each)
-        self._done = number
-        self._tell(number)
+        if self.tail.is_current:
+            self._done = number
+            self._tell(number)
+        # Otherwise another reading follows. If a new history has not reached the offset of the lost one, this
+        # one found no messages: clients that have some of them would be refused.
 
     async def _read(self, after: int | None, max_bytes: int, cause: str) -> Log:
         metrics.history_reads.labels(cause=cause).inc()

@@ -1,6 +1,7 @@
 """Redis loses the history of groups, wholly or in part: clients are told, or miss nothing."""
 
 import asyncio
+import random
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from tests.support.faults.relay import RedisBehindAddress
 from tests.support.fixtures import StartSite
 from tests.support.pairings import PAIRINGS, Pairing, pairings
 from tests.support.programs.site import Site
+from tests.support.repeating import Repeating
 
 pytestmark = pytest.mark.faults
 
@@ -36,6 +38,7 @@ REALTIME = {
     "ROUND_TIMEOUT": INTERVAL / 2,
     "HISTORY": {"public.*": {"size": 50, "ttl": 300}},
 }
+LONG = {**REALTIME, "HISTORY": {"public.*": {"size": 1000, "ttl": 300}}}
 BACK = 2.0  # seconds within which processes find Redis again, see `test_redis_restart`
 SLACK = 1.5  # seconds for a machine that is busy with other tests
 
@@ -258,6 +261,67 @@ async def test_a_replica_with_a_shorter_history_is_promoted(
         assert len(forked) == 1
         assert all({told.position for told in each.told()} == forked for each in members)
         assert {each.position.offset for each in lost.publications} & _offsets(after.publications)
+
+
+class Flapping(Repeating):
+    """Clients hang up at random, and come back by themselves."""
+
+    def __init__(self, clients: Sequence[RecoveringClient], seed: int) -> None:
+        self.clients = clients
+        self.chance = random.Random(seed)
+
+    async def step(self) -> None:
+        self.chance.choice(self.clients).hang_up()
+        await asyncio.sleep(0.1)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("pairing", pairings())
+async def test_the_same_under_load_with_clients_that_come_and_go(
+    pairing: Pairing, start_site: StartSite, tmp_path: Path
+) -> None:
+    site = start_site(pairing, redis=RedisBehindAddress(tmp_path), **LONG)
+    urls = [f"ws://{site.serve().address}", f"ws://{site.serve().address}"]
+    clients = many(CLIENTS, urls, *GROUPS)
+    sources = [ServerSource(f"source {n}", GROUPS[n % 2], every=0.05) for n in range(4)]
+    async with like_a_process_of(site), running(clients):
+        await all_live(clients)
+        async with talking(sources), Flapping(clients, seed=13):
+            await asyncio.sleep(2.0)  # the load itself
+            await asyncio.to_thread(site.redis.part)
+            await asyncio.sleep(1.0)
+            await asyncio.to_thread(site.redis.move)
+            await asyncio.sleep(3.0)
+        await all_live(clients)
+        for each in sources:
+            await all_shown(clients, await each.publish())
+        kept = [each for source in sources for each in source.publications]
+        kept = [each for each in kept if survived(each, clients)]
+        verdict = whole(kept, clients)
+        measured(
+            "history lost, a shorter replica promoted, under load",
+            pairing,
+            clients=len(clients),
+            connects=sum(each.connects for each in clients),
+            published=len(publications(sources)),
+            lost_by_redis=len(publications(sources)) - len(kept),
+            told=verdict.gaps,
+            lost=len(verdict.lost),
+        )
+        assert len(kept) < len(publications(sources)), "the replica lacked nothing"
+    assert all(len(each.told(group)) <= 1 for each in clients for group in each.groups)
+
+
+def survived(publication: Publication, clients: Sequence[RecoveringClient]) -> bool:
+    """True if the new master has this message: it is of the new epoch, or not after the fork."""
+    told = [
+        given
+        for each in clients
+        if publication.group in each.groups
+        for given in each.told(publication.group)
+    ]
+    (fork,) = {given.position for given in told if given.why == "reset"}
+    return publication.position.epoch == fork.epoch or publication.position.offset <= fork.offset
 
 
 def _offsets(publications: Sequence[Publication]) -> set[int]:

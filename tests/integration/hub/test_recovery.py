@@ -334,6 +334,31 @@ async def test_messages_after_a_lost_history_follow_the_reset() -> None:
         assert await one.messages(2) == [5, 6]
 
 
+async def test_a_position_that_only_other_processes_know_is_recovered() -> None:
+    async with client() as one, client() as back:
+        await one.join()
+        await publish(*range(5))
+        await one.messages(5)
+        get_channel_layer()._history.clear()
+        read = Follower._read
+
+        async def slowly(self: Follower, *arguments: Any) -> Log:
+            # As with Redis, others run meanwhile.
+            await asyncio.sleep(0.01)
+            return await read(self, *arguments)
+
+        with losing(await lifecycle.hub(), 5, 6), mock.patch.object(Follower, "_read", slowly):
+            await publish(5)
+            latest = await apublish(GROUP, 6)
+            # This process is at an offset that the new history has not reached.
+            joined = await back.join(since={"epoch": latest.epoch, "offset": latest.offset})
+        assert (joined["recovered"], place(joined)) == (True, {"epoch": latest.epoch, "offset": 2})
+        await publish(7)
+        assert await back.messages(1) == [7]
+        assert (await one.frame())["type"] == "reset"
+        assert await one.messages(3) == [5, 6, 7]
+
+
 async def test_a_client_with_a_lost_epoch_is_refused() -> None:
     async with client() as one:
         since = place(await one.join())
