@@ -189,6 +189,18 @@ async def test_back_off_doubles_up_to_its_cap_and_takes_a_random_part(client: Cl
     assert waits == [HALF * window for window in (1, 2, 4, 8, 16, 30, 30, 30)]
 
 
+async def test_without_a_network_the_back_off_stays_short(client: Client) -> None:
+    await client.run("window.online = false")
+    await client.run("Object.defineProperty(navigator, 'onLine', { get: () => window.online })")
+    for window in (1, 1.5, 1.5, 1.5, 1.5, 1.5):
+        await client.drops(1006)
+        assert await client.waited() == HALF * window
+        await client.passes(HALF * window)
+    await client.run("window.online = true")
+    await client.drops(1006)
+    assert await client.waited() == HALF * 30
+
+
 async def test_only_a_connection_that_lasted_resets_the_back_off(client: Client) -> None:
     for lasted, expected in ((0, 1), (1, 2), (9, 4), (11, 1), (1, 2)):
         await client.accept()

@@ -104,7 +104,7 @@ export interface WebSocketLike {
 export interface Options {
   /** The first reconnect waits between 0 and this (1). */
   backoffBase?: number;
-  /** The longest back-off (30). */
+  /** The longest back-off (30); 1.5 while the browser says that there is no network. */
   backoffCap?: number;
   /** From connect() until the server's welcome (30). */
   connectTimeout?: number;

@@ -36,6 +36,12 @@ const STABLE_AFTER = 10;
 /** The longest wait of setTimeout() in milliseconds: a longer one fires immediately. */
 const LONGEST_TIMER = 2 ** 31 - 1;
 
+/**
+ * The longest back-off in seconds while the browser says that there is no network. Such an attempt reaches no server.
+ * The event `online` alone would be too late: WebKitGTK sends it 4 to 5 s after the network is back.
+ */
+const OFFLINE_CAP = 1.5;
+
 /** The longest wait for a reconnect in seconds, even if the server asks for more. */
 const LONGEST_WAIT = 3600;
 
@@ -963,7 +969,9 @@ export class RealtimeConnection extends EventTarget {
 
   /** @param {unknown} retryAfter  Seconds, if the server chose this client's slot. */
   #retry(retryAfter) {
-    let wait = backoff(this.#attempt, this.#options.backoffBase, this.#options.backoffCap);
+    const { backoffBase, backoffCap } = this.#options;
+    const cap = globalThis.navigator?.onLine === false ? OFFLINE_CAP : Infinity;
+    let wait = backoff(this.#attempt, backoffBase, Math.min(backoffCap, cap));
     this.#slotted = typeof retryAfter === "number" && retryAfter >= 0;
     if (typeof retryAfter === "number" && this.#slotted) {
       // Keep the first slot exactly, because the server has already spread its clients.
