@@ -34,10 +34,10 @@ logger = logging.getLogger("realtime.hub")
 CHECK_EVERY = 0.6
 #: The part of an interval, and the most seconds, for which a message that Redis has may be on its way.
 GRACE, LONGEST_GRACE = 0.1, 0.25
+#: Seconds after which a member that cannot catch up tries again.
+RETRY_AFTER = 0.5
 #: Groups whose positions are asked for together.
 GROUPS_PER_CHECK = 500
-#: The shortest and the longest pause, in seconds, before a reading that failed is tried again.
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 
 
 class Recovery:
@@ -290,32 +290,12 @@ class Recovery:
             at: The last message that the client has.
             batch: The first messages after it, if they were read already.
         """
-        failures = 0
         while follower.catching_up.get(connection) is state and not connection.gone:
-            try:
-                if batch is None:
-                    batch = follower.missed(at)
-                if batch is None:
-                    batch = await follower.read_missed(at)
-                    continue
-            except Unreachable as refused:
-                if refused.known:
-                    # Its place in the history is gone: it could not take the messages while they were kept.
-                    self._evict(connection, CloseReason.SLOW_CONSUMER)
-                else:
-                    at = follower.tail.position
-                    self._write(connection, Shared((frames.build(reset_frame(follower.group, at)),)), 0)
+            if batch is None and (batch := follower.missed(at)) is None:
+                at, batch = await self._read_missed(connection, follower, at)
                 continue
-            except LayerUnavailable:
-                # Its client has a part, so it must get the rest, or no more.
-                failures += 1
-                await asyncio.sleep(min(LONGEST_PAUSE, SHORTEST_PAUSE * 2.0 ** min(failures, 10)))
-                continue
-            except Exception:
-                logger.exception("A connection could not catch up", extra=connection.log_fields())
-                self._evict(connection, CloseReason.SERVER_UNAVAILABLE)
-                break
             if not batch:
+                # Nothing is awaited between this and the release.
                 break
             at = batch[-1].position
             self._write(connection, follower.encoded(batch), len(batch))
@@ -326,8 +306,33 @@ class Recovery:
                 # A client that reads fast must not keep the event loop.
                 await asyncio.sleep(0)
         if follower.catching_up.get(connection) is state:
-            # Nothing was awaited since memory had no more messages for it.
             self.release(connection, follower.group)
+
+    async def _read_missed(
+        self, connection: Connection, follower: Follower, at: Position
+    ) -> tuple[Position, list[Delivery] | None]:
+        """Read the first messages after a position that memory does not reach.
+
+        Returns:
+            The position to go on from, and the messages after it. None instead of the messages if the caller
+            must look again, or if the connection is evicted.
+        """
+        try:
+            return at, await follower.read_missed(at)
+        except Unreachable as refused:
+            if refused.known:
+                # Its place in the history is gone: it could not take the messages while they were kept.
+                self._evict(connection, CloseReason.SLOW_CONSUMER)
+                return at, None
+            at = follower.tail.position
+            self._write(connection, Shared((frames.build(reset_frame(follower.group, at)),)), 0)
+        except LayerUnavailable:
+            # The client may have a part already, so it must get the rest, or nothing more.
+            await asyncio.sleep(RETRY_AFTER)
+        except Exception:
+            logger.exception("A connection could not catch up", extra=connection.log_fields())
+            self._evict(connection, CloseReason.SERVER_UNAVAILABLE)
+        return at, None
 
     def _write(self, connection: Connection, shared: Shared, messages: int) -> None:
         if not connection.gone:
