@@ -108,11 +108,13 @@ class SleepingBrowser(ABC):
 
     def asleep(self) -> None:
         """Stop the processes that run the page and its connections."""
-        family = [self._root, *self._root.children(recursive=True)]
-        self._stopped = [each for each in family if _lives(each) and self._sleeps(each)]
-        assert self._stopped, f"found only {[each.name() for each in family]}"
-        for process in self._stopped:
-            process.suspend()
+        for process in [self._root, *self._root.children(recursive=True)]:
+            # A helper of the browser may end at any moment.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.status() != psutil.STATUS_ZOMBIE and self._sleeps(process):
+                    process.suspend()
+                    self._stopped.append(process)
+        assert self._stopped, "the browser has no such process"
 
     def awake(self) -> None:
         """Continue the processes that `asleep` stopped."""
@@ -142,12 +144,6 @@ class SleepingBrowser(ABC):
             "DBUS_SESSION_BUS_ADDRESS": "disabled:",
             "NO_AT_BRIDGE": "1",
         }
-
-
-def _lives(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    return False
 
 
 class Chromium(SleepingBrowser):
