@@ -40,6 +40,7 @@ REALTIME = {
 }
 LONG = {**REALTIME, "HISTORY": {"public.*": {"size": 1000, "ttl": 300}}}
 BACK = 2.0  # seconds within which processes find Redis again, see `test_redis_restart`
+TIMES = 12
 SLACK = 1.5  # seconds for a machine that is busy with other tests
 
 
@@ -307,6 +308,38 @@ async def test_the_same_under_load_with_clients_that_come_and_go(
         )
         assert lost, "the replica lacked nothing"
     assert all(len(each.told(group)) <= 1 for each in clients for group in each.groups)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("pairing", pairings())
+async def test_redis_is_emptied_again_and_again_under_load(pairing: Pairing, start_site: StartSite) -> None:
+    site = start_site(pairing, **LONG)
+    urls = [f"ws://{site.serve().address}", f"ws://{site.serve().address}"]
+    clients = many(CLIENTS, urls, *GROUPS)
+    sources = [ServerSource(f"source {n}", GROUPS[n % 2], every=0.02) for n in range(4)]
+    chance = random.Random(13)
+    async with like_a_process_of(site), running(clients):
+        await all_live(clients)
+        async with talking(sources), Flapping(clients, seed=14):
+            for _ in range(TIMES):
+                await asyncio.sleep(chance.uniform(0.1, 1.5))
+                await asyncio.to_thread(flush, site)
+            await asyncio.sleep(2.0)
+        await all_live(clients)
+        for each in sources:
+            await all_shown(clients, await each.publish())
+        verdict = whole(publications(sources), clients)
+        measured(
+            "history lost, flush, again and again",
+            pairing,
+            clients=len(clients),
+            flushed=TIMES,
+            connects=sum(each.connects for each in clients),
+            published=len(publications(sources)),
+            told=verdict.gaps,
+            covered=verdict.covered,
+            lost=len(verdict.lost),
+        )
 
 
 def survived(publication: Publication, clients: Sequence[RecoveringClient]) -> bool:
