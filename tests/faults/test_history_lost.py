@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from realtime.history.positions import Position
+from tests.faults.test_redis_restart import groups_of
 from tests.support.assertions.eventually import eventually_async
 from tests.support.assertions.judge import Publication
 from tests.support.assertions.measured import measured, measuring
@@ -24,6 +25,7 @@ from tests.support.clients.talking import (
 from tests.support.faults.relay import RedisBehindAddress
 from tests.support.fixtures import StartSite
 from tests.support.pairings import PAIRINGS, Pairing, pairings
+from tests.support.programs.servers import SeveralRedis
 from tests.support.programs.site import Site
 from tests.support.repeating import Repeating
 
@@ -340,6 +342,43 @@ async def test_redis_is_emptied_again_and_again_under_load(pairing: Pairing, sta
             covered=verdict.covered,
             lost=len(verdict.lost),
         )
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("pairing", pairings(layer="pubsub"))
+async def test_one_redis_of_two_restarts_empty(
+    pairing: Pairing, start_site: StartSite, tmp_path: Path
+) -> None:
+    redis = SeveralRedis(tmp_path)
+    site = start_site(pairing, redis=redis, **REALTIME)
+    urls = [f"ws://{site.serve().address}", f"ws://{site.serve().address}"]
+    unaffected, affected = groups_of(redis)
+    clients = [
+        RecoveringClient(f"client {n}", urls[n % 2 :] + urls[: n % 2], unaffected, affected)
+        for n in range(CLIENTS)
+    ]
+    sources = [ServerSource(f"source {group}", group, every=0.05) for group in (unaffected, affected)]
+    async with like_a_process_of(site), running(clients):
+        await all_live(clients)
+        async with talking(sources):
+            await asyncio.sleep(1.0)  # the load itself
+            began = time.monotonic()
+            await asyncio.to_thread(redis.members[1].restart)
+            restarted_at = time.monotonic()
+            within = INTERVAL + BACK + SLACK
+            await eventually_async(lambda: all_told(clients, began, affected), within=within)
+            measured(
+                "history lost, restart of one of two Redis",
+                pairing,
+                clients=len(clients),
+                told_after=time.monotonic() - restarted_at,
+                bound=within - SLACK,
+            )
+        for each in sources:
+            await all_shown(clients, await each.publish())
+        whole(publications(sources), clients)
+    assert not any(each.told(unaffected) for each in clients), "groups on the other Redis notice nothing"
+    assert all(len(each.told(affected)) == 1 for each in clients)
 
 
 def survived(publication: Publication, clients: Sequence[RecoveringClient]) -> bool:
