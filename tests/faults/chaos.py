@@ -5,9 +5,9 @@
 Clients are spread over five groups with history and two servers. Publishers and some of the clients publish
 all the time, and repeat a publish that failed with the same id. One server after the other is killed, Redis
 is restarted once with its data and once empty, and clients sleep. With `--more`, servers and Redis also stand
-still for seconds, and connections to Redis are cut. In the end, the judge compares what publishes returned
-with what each client was shown. The program prints its progress, and after a failure the command that repeats
-it.
+still for seconds, connections to Redis are cut, and clients hang up. In the end, the judge compares what
+publishes returned with what each client was shown. The program prints its progress, and after a failure the
+command that repeats it.
 """
 
 import argparse
@@ -62,6 +62,8 @@ REALTIME = {
 }
 #: Clients that publish as well; each publishes once in this many seconds.
 TALKERS, TALK_EVERY = 5, 1.0
+#: With more faults, clients that hang up in one second and come back immediately.
+HANG_UPS = 5
 #: Seconds for everything to arrive when nothing is broken any more.
 QUIESCENCE = 45.0
 
@@ -75,7 +77,7 @@ class Action:
     Attributes:
         at: Seconds from the start.
         what: "kill-server", "restart-redis", "empty-redis" or "sleep"; with more faults also "freeze-server",
-            "freeze-redis" and "cut-redis".
+            "freeze-redis", "cut-redis" and "hang-up".
         target: The number of the server or client.
         seconds: For how long it lasts.
     """
@@ -94,7 +96,7 @@ def plan(seed: int, seconds: float, every: float, clients: int, *, more: bool = 
         seconds: The length of the plan.
         every: Seconds between two kills of a server.
         clients: The number of clients.
-        more: Servers and Redis also stand still, and connections to Redis are cut.
+        more: Servers and Redis also stand still, connections to Redis are cut, and clients hang up.
     """
     chance = random.Random(seed)
     actions = [
@@ -111,6 +113,8 @@ def plan(seed: int, seconds: float, every: float, clients: int, *, more: bool = 
         for what, longest in (("freeze-server", 6.0), ("freeze-redis", 3.0), ("cut-redis", 0.0)):
             at, target = chance.uniform(0.0, seconds * 0.9), chance.randrange(SERVERS)
             actions.append(Action(at, what, target, chance.uniform(0.0, longest)))
+    for _ in range(int(seconds * HANG_UPS) if more else 0):
+        actions.append(Action(chance.uniform(0.0, seconds), "hang-up", chance.randrange(clients), 0.0))
     return sorted(actions, key=lambda action: action.at)
 
 
@@ -200,6 +204,8 @@ class Chaos:
                 await self._freeze(self.site.redis, action.seconds)
             case "cut-redis":
                 await self._cut()
+            case "hang-up":
+                self.clients[action.target].hang_up()
             case "sleep":
                 await self._sleep(self.clients[action.target], action.seconds)
         self.done[action.what] += 1

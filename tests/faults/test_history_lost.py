@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from realtime.history.positions import Position
+from tests.faults.test_redis_restart import groups_of
 from tests.support.assertions.eventually import eventually_async
 from tests.support.assertions.judge import Publication
 from tests.support.assertions.measured import measured, measuring
@@ -24,6 +25,7 @@ from tests.support.clients.talking import (
 from tests.support.faults.relay import RedisBehindAddress
 from tests.support.fixtures import StartSite
 from tests.support.pairings import PAIRINGS, Pairing, pairings
+from tests.support.programs.servers import SeveralRedis
 from tests.support.programs.site import Site
 from tests.support.repeating import Repeating
 
@@ -40,6 +42,7 @@ REALTIME = {
 }
 LONG = {**REALTIME, "HISTORY": {"public.*": {"size": 1000, "ttl": 300}}}
 BACK = 2.0  # seconds within which processes find Redis again, see `test_redis_restart`
+TIMES = 12
 SLACK = 1.5  # seconds for a machine that is busy with other tests
 
 
@@ -307,6 +310,75 @@ async def test_the_same_under_load_with_clients_that_come_and_go(
         )
         assert lost, "the replica lacked nothing"
     assert all(len(each.told(group)) <= 1 for each in clients for group in each.groups)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("pairing", pairings())
+async def test_redis_is_emptied_again_and_again_under_load(pairing: Pairing, start_site: StartSite) -> None:
+    site = start_site(pairing, **LONG)
+    urls = [f"ws://{site.serve().address}", f"ws://{site.serve().address}"]
+    clients = many(CLIENTS, urls, *GROUPS)
+    sources = [ServerSource(f"source {n}", GROUPS[n % 2], every=0.02) for n in range(4)]
+    chance = random.Random(13)
+    async with like_a_process_of(site), running(clients):
+        await all_live(clients)
+        async with talking(sources), Flapping(clients, seed=14):
+            for _ in range(TIMES):
+                await asyncio.sleep(chance.uniform(0.1, 1.5))
+                await asyncio.to_thread(flush, site)
+            await asyncio.sleep(2.0)
+        await all_live(clients)
+        for each in sources:
+            await all_shown(clients, await each.publish())
+        verdict = whole(publications(sources), clients)
+        measured(
+            "history lost, flush, again and again",
+            pairing,
+            clients=len(clients),
+            flushed=TIMES,
+            connects=sum(each.connects for each in clients),
+            published=len(publications(sources)),
+            told=verdict.gaps,
+            covered=verdict.covered,
+            lost=len(verdict.lost),
+        )
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("pairing", pairings(layer="pubsub"))
+async def test_one_redis_of_two_restarts_empty(
+    pairing: Pairing, start_site: StartSite, tmp_path: Path
+) -> None:
+    redis = SeveralRedis(tmp_path)
+    site = start_site(pairing, redis=redis, **REALTIME)
+    urls = [f"ws://{site.serve().address}", f"ws://{site.serve().address}"]
+    unaffected, affected = groups_of(redis)
+    clients = [
+        RecoveringClient(f"client {n}", urls[n % 2 :] + urls[: n % 2], unaffected, affected)
+        for n in range(CLIENTS)
+    ]
+    sources = [ServerSource(f"source {group}", group, every=0.05) for group in (unaffected, affected)]
+    async with like_a_process_of(site), running(clients):
+        await all_live(clients)
+        async with talking(sources):
+            await asyncio.sleep(1.0)  # the load itself
+            began = time.monotonic()
+            await asyncio.to_thread(redis.members[1].restart)
+            restarted_at = time.monotonic()
+            within = INTERVAL + BACK + SLACK
+            await eventually_async(lambda: all_told(clients, began, affected), within=within)
+            measured(
+                "history lost, restart of one of two Redis",
+                pairing,
+                clients=len(clients),
+                told_after=time.monotonic() - restarted_at,
+                bound=within - SLACK,
+            )
+        for each in sources:
+            await all_shown(clients, await each.publish())
+        whole(publications(sources), clients)
+    assert not any(each.told(unaffected) for each in clients), "groups on the other Redis notice nothing"
+    assert all(len(each.told(affected)) == 1 for each in clients)
 
 
 def survived(publication: Publication, clients: Sequence[RecoveringClient]) -> bool:
