@@ -242,9 +242,10 @@ class Follower:
         number = self._begun
         after = self.tail.offset if self.tail.is_open else None
         log = await self._read(after, READ_BYTES, cause)
-        if self.tail.is_open and log.lacks(self.tail.position):
+        while self.tail.is_open and log.lacks(self.tail.position):
             # Members have messages that Redis lost. The clients of other processes, and those that are away,
-            # do not have them, and must not take what they have for the whole.
+            # do not have them, and must not take what they have for the whole. If another epoch began since
+            # this was read, nothing was done, and it is tried again.
             await groups.distrust(self.group, self._address, self._keep, log.epoch)
             log = await self._read(after, READ_BYTES, cause)
         self.tail.merge(log)

@@ -5,11 +5,11 @@ import time
 
 import pytest
 
-from tests.support.applications.forgetful import FORGET
 from tests.support.assertions.measured import measured, measuring
 from tests.support.clients.arrivals import all_live, all_shown, whole
 from tests.support.clients.recovering import RecoveringClient, many, running
 from tests.support.clients.talking import ServerSource, like_a_process_of, publications, talking
+from tests.support.faults.forgetting import FORGET
 from tests.support.fixtures import StartSite
 from tests.support.pairings import Pairing, pairings, rounds, scale
 

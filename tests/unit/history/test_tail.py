@@ -135,7 +135,7 @@ class Messages(RuleBasedStateMachine):
     @rule()
     def end(self) -> None:
         assert self.reading is not None
-        if self.tail.is_open and self.reading.lacks(self.tail.position):
+        while self.tail.is_open and self.reading.lacks(self.tail.position):
             # As a follower does.
             if self.reading.epoch == self.redis.epoch:
                 self.redis.distrust()
