@@ -19,8 +19,9 @@ from realtime.transports.asgi import Shared
 
 logger = logging.getLogger("realtime.hub")
 
-#: Seconds of writing after which the loop gets a turn.
-SLICE = 0.005
+#: Seconds of writing after which the loop gets a turn. If the turn takes longer, the next slice is as long as
+#: the turn, up to the second value: clients that talk all the time must not starve those that listen.
+SLICE, LONGEST_SLICE = 0.005, 0.1
 #: Members that are written to between two readings of the clock.
 STRIDE = 8
 #: If more characters wait here, further messages stay in the channel layer: the pub/sub layer keeps up to
@@ -133,9 +134,10 @@ class Fanout:
 
     async def _pause(self) -> None:
         """Give the loop a turn if it has had none for a while."""
-        if self._loop.time() > self._pause_at:
+        if (began := self._loop.time()) > self._pause_at:
             await asyncio.sleep(0)
-            self._pause_at = self._loop.time() + self._slice
+            now = self._loop.time()
+            self._pause_at = now + min(LONGEST_SLICE, max(self._slice, now - began))
 
     async def run(self) -> None:
         """Write until cancelled."""
