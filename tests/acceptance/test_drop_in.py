@@ -166,7 +166,10 @@ async def test_the_code_of_a_client_that_closes_reaches_disconnect(both: Any, co
     async def conversation(open_at: Open) -> Any:
         async with open_at("/told/") as stays, open_at("/told/") as goes:
             await goes.close(code)
-            return await heard(stays)
+            # A member of the test before may still be leaving. It closes with 1000.
+            while (said := await heard(stays)) == "somebody left with 1000" and code != 1000:
+                pass
+            return said
 
     assert await both(conversation) == f"somebody left with {code}"
 
