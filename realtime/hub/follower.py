@@ -6,7 +6,7 @@ reading share it. Messages of other groups do not wait.
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from realtime.history.positions import Entry, Log, Position
 from realtime.history.retention import Retention
 from realtime.history.tail import Delivery, Fate, Reset, Tail
 from realtime.hub.connection import Connection
-from realtime.hub.fanout import Fanout
+from realtime.hub.fanout import Fanout, Members
 from realtime.layers import groups
 from realtime.process import tasks
 from realtime.transports.asgi import Shared
@@ -74,8 +74,8 @@ class Follower:
         group: The name of the group.
         keep: What the group keeps.
         address: The address of this process in its channel layer.
+        members: The local members of each group.
         fanout: Writes to all members of the group.
-        is_needed: Returns False if the group has no members here any more.
 
     Attributes:
         tail: The newest messages.
@@ -90,8 +90,8 @@ class Follower:
         "_fanout",
         "_foreign",
         "_fresh_from",
-        "_is_needed",
         "_keep",
+        "_members",
         "_repair",
         "_waiters",
         "_wanted",
@@ -101,20 +101,15 @@ class Follower:
     )
 
     def __init__(
-        self,
-        group: str,
-        keep: Retention,
-        address: str,
-        fanout: Fanout,
-        is_needed: Callable[[], bool],
+        self, group: str, keep: Retention, address: str, members: Mapping[str, Members], fanout: Fanout
     ) -> None:
         self.group = group
         self.tail = Tail()
         self.catching_up: dict[Connection, CatchingUp] = {}
         self._keep = keep
         self._address = address
+        self._members = members
         self._fanout = fanout
-        self._is_needed = is_needed
         self._repair: asyncio.Task[None] | None = None
         # Readings are numbered. Each joiner needs one that began after the process was in the group.
         self._begun = 0
@@ -124,6 +119,11 @@ class Follower:
         self._waiters: list[_Waiter] = []
         self._foreign: dict[str, None] = {}
         self._encoded: dict[tuple[int, int], Shared] = {}
+
+    @property
+    def is_needed(self) -> bool:
+        """True while the group has members in this process, or connections that become members."""
+        return bool(self._members.get(self.group) or self.catching_up)
 
     # -- live messages -------------------------------------------------------------------------------
 
@@ -232,7 +232,7 @@ class Follower:
                     return
                 continue
             failures += 1
-            if not self._is_needed():
+            if not self.is_needed:
                 return
             await asyncio.sleep(min(LONGEST_PAUSE, SHORTEST_PAUSE * 2.0 ** min(failures, 10)))
 

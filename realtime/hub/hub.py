@@ -88,7 +88,11 @@ class Hub:
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
         self.heartbeat = Heartbeat(settings.limits(), settings.MAX_UNSENT_TOTAL_BYTES, owner.evict)
-        self.memberships = Memberships(self.channel, emptied=lambda group: self.recovery.emptied(group))
+        self.memberships = Memberships(
+            self.channel,
+            joined=lambda group: self.recovery.joined_layer(group),
+            emptied=lambda group: self.recovery.emptied(group),
+        )
         self.fanout = Fanout(self.memberships.groups, self.heartbeat, settings.COALESCE_WINDOW)
         self.recovery = Recovery(
             self.channel,

@@ -19,16 +19,28 @@ from realtime.hub.connection import Connection
 from realtime.layers import groups
 
 
+def _ignore(group: str) -> None:
+    """Do nothing with the name of a group."""
+
+
 class Memberships:
     """The local members of each group, and the groups that this process is in.
 
     Args:
         address: The address of this process in its channel layer.
+        joined: Called with the name of each group that this process has joined in the layer.
         emptied: Called with the name of each group that its last local member has left.
     """
 
-    def __init__(self, address: str, emptied: Callable[[str], None] = lambda group: None) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        joined: Callable[[str], None] = _ignore,
+        emptied: Callable[[str], None] = _ignore,
+    ) -> None:
         self.address = address
+        self._joined = joined
         self._emptied = emptied
         self.groups: dict[str, dict[Connection, None]] = {}
         """The local members of each group. A dict keeps their order and may be read while members leave."""
@@ -91,15 +103,8 @@ class Memberships:
             if not riders:
                 del self._riders[group]
 
-    async def add(
-        self, connection: Connection, group: str, joined_layer: Callable[[str], None] = lambda group: None
-    ) -> None:
+    async def add(self, connection: Connection, group: str) -> None:
         """Add the connection, whose row is committed, to the group; return when it receives.
-
-        Args:
-            connection: The new member.
-            group: The name of the group.
-            joined_layer: Called with the group if this process had to join it in the layer.
 
         Raises:
             LayerUnavailable: The layer did not take the membership.
@@ -111,7 +116,7 @@ class Memberships:
             if not self._has_recorded(group):
                 self._in_layer.add(group)
                 await groups.add(group, self.address)
-                joined_layer(group)
+                self._joined(group)
             if connection.gone or self._closed:
                 # It ended while the layer worked. Its eviction waits for this lock to leave the group.
                 return

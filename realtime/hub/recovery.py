@@ -156,16 +156,12 @@ class Recovery:
     def _follow(self, group: str) -> Follower | None:
         follower = self._followers.get(group)
         if follower is None and (keep := conf.get().retention(group)) is not None:
-            follower = Follower(group, keep, self._address, self._fanout, lambda: self._is_needed(group))
+            follower = Follower(group, keep, self._address, self._members, self._fanout)
             self._followers[group] = follower
         return follower
 
-    def _is_needed(self, group: str) -> bool:
-        follower = self._followers.get(group)
-        return bool(self._members.get(group)) or (follower is not None and bool(follower.catching_up))
-
     def _forget_if_unneeded(self, follower: Follower) -> None:
-        if not self._is_needed(follower.group):
+        if not follower.is_needed:
             follower.stop()
             del self._followers[follower.group]
 

@@ -8,8 +8,7 @@ from realtime.history.positions import Log, Position
 from realtime.history.retention import POSITION_TTL, Retention
 from realtime.history.streams import IN_SCRIPTS, Streams
 from realtime.layers.redis_pool import NamedRefusals
-
-Message = dict[str, Any]
+from realtime.layers.stamped import Message
 
 _refusals = NamedRefusals(IN_SCRIPTS)
 

@@ -288,7 +288,7 @@ async def _record_and_add(connection: Connection, group: str, *, keeps_history: 
             if keeps_history:
                 # Before the connection is a member: fan-out must not write to it before it has caught up.
                 home.recovery.hold(connection, group)
-            await home.memberships.add(connection, group, home.recovery.joined_layer)
+            await home.memberships.add(connection, group)
         except Exception:
             # The database or the layer may have done it nevertheless, so the group is left like any other.
             _clean(home, _leave_one(connection, group))
