@@ -13,7 +13,6 @@ lost or out of order.
 
 import argparse
 import asyncio
-import base64
 import itertools
 import json
 import os
@@ -27,6 +26,8 @@ from typing import Any
 
 import psutil
 import uvloop
+
+from tests.support.clients.raw import upgrade
 
 TEXT, CLOSE, PING, PONG = 0x1, 0x8, 0x9, 0xA
 FINAL, MASKED = 0x80, 0x80
@@ -66,13 +67,8 @@ class Client(asyncio.BufferedProtocol):
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
         options = self.crowd.options
-        offer = f"Sec-WebSocket-Protocol: {options.subprotocol}\r\n" if options.subprotocol else ""
-        transport.write(
-            f"GET {self.path} HTTP/1.1\r\nHost: {options.host}:{options.port}\r\n"
-            f"Origin: http://{options.host}:{options.port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Version: 13\r\n{offer}"
-            f"Sec-WebSocket-Key: {base64.b64encode(os.urandom(16)).decode()}\r\n\r\n".encode()
-        )
+        netloc = f"{options.host}:{options.port}"
+        transport.write(upgrade(self.path, netloc, options.subprotocol or "", f"Origin: http://{netloc}"))
 
     def get_buffer(self, sizehint: int) -> bytearray:
         # All connections share one buffer, which is empty again when `buffer_updated` returns.

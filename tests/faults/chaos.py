@@ -10,15 +10,10 @@ publishes returned with what each client was shown. The program prints its progr
 command that repeats it.
 """
 
-import argparse
 import asyncio
-import contextlib
 import os
 import random
-import shlex
-import shutil
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -28,9 +23,11 @@ from pathlib import Path
 import django
 
 from realtime.closing import CloseReason
+from tests.support import by_hand
 from tests.support.assertions.eventually import eventually_async
 from tests.support.assertions.judge import Verdict, judge
 from tests.support.assertions.measured import measured
+from tests.support.by_hand import say
 from tests.support.clients.following import Event, Shown
 from tests.support.clients.recovering import RecoveringClient, logs, many, running
 from tests.support.clients.talking import (
@@ -43,7 +40,6 @@ from tests.support.clients.talking import (
     talking,
 )
 from tests.support.pairings import Pairing
-from tests.support.programs.databases import Databases
 from tests.support.programs.servers import DURABLE, Program, RedisServer, WebServer
 from tests.support.programs.site import Site
 
@@ -363,27 +359,17 @@ def command(
     """Return the command line that repeats a chaos."""
     options = {"minutes": f"{seconds / 60:g}", "every": f"{every:g}", "clients": str(clients)}
     options |= {"per-second": f"{per_second:g}", "seed": str(seed)}
-    options |= {"layer": pairing.layer, "server": pairing.server, "database": pairing.database}
-    words = [*(f"--{k}={v}" for k, v in options.items()), *(["--more"] if more else [])]
-    return shlex.join(["python", "-m", "tests.faults.chaos", *words])
+    return by_hand.command("tests.faults.chaos", pairing, options, *(["--more"] if more else []))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--minutes", type=float, default=2.0)
+    parser = by_hand.parser(__doc__, minutes=2.0)
     parser.add_argument("--every", type=float, default=10.0, help="seconds between two kills")
     parser.add_argument("--clients", type=int, default=1000)
     parser.add_argument("--per-second", type=float, default=20.0, help="messages of the publishers")
-    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="default: a new one")
-    parser.add_argument("--layer", choices=("core", "pubsub"), default="pubsub")
-    parser.add_argument("--server", choices=("daphne", "uvicorn"), default="daphne")
-    parser.add_argument("--database", choices=("sqlite", "postgres"), default="sqlite")
     parser.add_argument("--more", action="store_true", help="more kinds of faults")
-    parser.add_argument("--plan", action="store_true", help="only print what would happen")
     options = parser.parse_args()
-    pairing, seconds = Pairing(options.layer, options.server, options.database), options.minutes * 60
+    pairing, seconds = by_hand.pairing_of(options), options.minutes * 60
     if options.plan:
         for action in plan(options.seed, seconds, options.every, options.clients, more=options.more):
             say(str(action))
@@ -393,23 +379,9 @@ def main() -> None:
     size |= {"clients": options.clients, "per_second": options.per_second, "more": options.more}
     again = command(pairing, **size)
     say(f"seed {options.seed}; again: {again}")
-    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-    with contextlib.ExitStack() as running:
-        databases = Databases(folder)
-        running.callback(databases.close)
-        database = databases.new(options.database)
-        site = running.enter_context(Site(folder, pairing, database, redis=durable(folder), **REALTIME))
-        try:
-            outcome = asyncio.run(chaos(site, **size, say=say))
-        except BaseException:
-            say(f"failed; logs are in {folder}; again: {again}")
-            raise
+    with by_hand.site_by_hand("chaos", pairing, again, durable, **REALTIME) as site:
+        outcome = asyncio.run(chaos(site, **size, say=say))
     measured(f"chaos of {options.minutes:g} minutes", pairing, seed=options.seed, **asdict(outcome))
-    shutil.rmtree(folder)
-
-
-def say(line: str) -> None:
-    print(line, flush=True)  # noqa: T201 - the output of the program
 
 
 if __name__ == "__main__":

@@ -8,24 +8,19 @@ been announced once by `connection_closed`, in one of all servers and reapers. T
 progress, and after a failure the command that repeats it.
 """
 
-import argparse
 import asyncio
 import contextlib
 import os
-import random
-import shlex
-import shutil
 import sys
-import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import redis
 
 from realtime.errors import LayerUnavailable
+from tests.support import by_hand
 from tests.support.assertions.agreement import Agreement, Witnesses
 from tests.support.assertions.announced import Announced, signals_equal_records
 from tests.support.assertions.growth import (
@@ -38,11 +33,11 @@ from tests.support.assertions.growth import (
     wave,
 )
 from tests.support.assertions.measured import measured
+from tests.support.by_hand import say
 from tests.support.clients.phone import OUT_OF_ORDER, Phone
 from tests.support.clients.torrent import Torrent
 from tests.support.faults.churn_plan import GROUPS, SERVERS, STEADY, Action, plan
 from tests.support.pairings import Pairing
-from tests.support.programs.databases import Databases
 from tests.support.programs.servers import Program, WebServer
 from tests.support.programs.site import Site
 
@@ -344,45 +339,22 @@ def ends_by_reason(site: Site) -> dict[str, int]:
 
 def command(pairing: Pairing, seed: int, seconds: float) -> str:
     """Return the command line that repeats a churn."""
-    options = {"minutes": f"{seconds / 60:g}", "seed": str(seed), "layer": pairing.layer}
-    options |= {"server": pairing.server, "database": pairing.database}
-    return shlex.join(["python", "-m", "tests.faults.churn", *(f"--{k}={v}" for k, v in options.items())])
+    options = {"minutes": f"{seconds / 60:g}", "seed": str(seed)}
+    return by_hand.command("tests.faults.churn", pairing, options)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="default: a new one")
-    parser.add_argument("--layer", choices=("core", "pubsub"), default="pubsub")
-    parser.add_argument("--server", choices=("daphne", "uvicorn"), default="daphne")
-    parser.add_argument("--database", choices=("sqlite", "postgres"), default="sqlite")
-    parser.add_argument("--plan", action="store_true", help="only print what would happen")
-    options = parser.parse_args()
-    pairing, seconds = Pairing(options.layer, options.server, options.database), options.minutes * 60
+    options = by_hand.parser(__doc__, minutes=30.0).parse_args()
+    pairing, seconds = by_hand.pairing_of(options), options.minutes * 60
     if options.plan:
         for action in plan(options.seed, seconds):
             say(str(action))
         return
     again = command(pairing, options.seed, seconds)
     say(f"seed {options.seed}; again: {again}")
-    folder = Path(tempfile.mkdtemp(prefix="churn-"))
-    with contextlib.ExitStack() as running:
-        databases = Databases(folder)
-        running.callback(databases.close)
-        site = running.enter_context(Site(folder, pairing, databases.new(options.database), **REALTIME))
-        try:
-            outcome = asyncio.run(churn(site, seed=options.seed, seconds=seconds, say=say))
-        except BaseException:
-            say(f"failed; logs are in {folder}; again: {again}")
-            raise
+    with by_hand.site_by_hand("churn", pairing, again, **REALTIME) as site:
+        outcome = asyncio.run(churn(site, seed=options.seed, seconds=seconds, say=say))
     measured(f"churn of {options.minutes:g} minutes", pairing, seed=options.seed, **asdict(outcome))
-    shutil.rmtree(folder)
-
-
-def say(line: str) -> None:
-    print(line, flush=True)  # noqa: T201 - the output of the program
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.chaos import REALTIME, Outcome, chaos, command, durable, plan, say
+from tests.faults.chaos import REALTIME, Outcome, chaos, command, durable, plan
 from tests.support.assertions.measured import measured
+from tests.support.by_hand import say
 from tests.support.fixtures import StartSite
 from tests.support.pairings import Pairing, pairings
 

@@ -4,8 +4,9 @@ from dataclasses import asdict
 
 import pytest
 
-from tests.faults.churn import REALTIME, churn, command, say
+from tests.faults.churn import REALTIME, churn, command
 from tests.support.assertions.measured import measured
+from tests.support.by_hand import say
 from tests.support.faults.churn_plan import WEIGHTS, plan
 from tests.support.fixtures import StartSite
 from tests.support.pairings import Pairing, pairings

@@ -19,6 +19,18 @@ def memory_layer(settings: Any, transactional_db: None) -> None:
     channel_layers.backends.clear()
 
 
+@pytest.fixture
+def redis_is_down(settings: Any) -> None:
+    """A pub/sub layer on a Redis that cannot be reached."""
+    settings.CHANNEL_LAYERS = {
+        "default": {
+            "BACKEND": "realtime.layers.PubSubLayer",
+            "CONFIG": {"hosts": ["unix:///nowhere/redis.sock"]},
+        }
+    }
+    channel_layers.backends.clear()
+
+
 @pytest_asyncio.fixture
 async def site(memory_layer: None) -> AsyncIterator[None]:
     """A process as consumers see it: its hub starts with the first connection, and stops at the end."""

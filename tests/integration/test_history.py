@@ -190,14 +190,8 @@ async def test_history_refuses_to_block_a_running_loop() -> None:
         history("public.a")
 
 
-def test_a_redis_that_is_down_is_a_clear_error(settings: Any) -> None:
-    settings.CHANNEL_LAYERS = {
-        "default": {
-            "BACKEND": "realtime.layers.PubSubLayer",
-            "CONFIG": {"hosts": ["unix:///nowhere/redis.sock"]},
-        }
-    }
-    channel_layers.backends.clear()
+@pytest.mark.usefixtures("redis_is_down")
+def test_a_redis_that_is_down_is_a_clear_error() -> None:
     with pytest.raises(LayerUnavailable, match="failed to read a history"):
         history("public.a")
     with pytest.raises(CommandError, match="failed to read a history"):

@@ -135,14 +135,8 @@ async def test_publish_refuses_to_block_a_running_loop() -> None:
         realtime.publish("g", 1)
 
 
-def test_a_redis_that_is_down_is_a_clear_error(settings: Any) -> None:
-    settings.CHANNEL_LAYERS = {
-        "default": {
-            "BACKEND": "realtime.layers.PubSubLayer",
-            "CONFIG": {"hosts": ["unix:///nowhere/redis.sock"]},
-        }
-    }
-    channel_layers.backends.clear()
+@pytest.mark.usefixtures("redis_is_down")
+def test_a_redis_that_is_down_is_a_clear_error() -> None:
     with pytest.raises(LayerUnavailable, match="failed to publish"):
         realtime.publish("g", 1)
     with pytest.raises(CommandError, match="failed to publish"):

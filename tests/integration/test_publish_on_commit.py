@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
-from channels.layers import channel_layers, get_channel_layer
+from channels.layers import get_channel_layer
 from django.core.management import call_command
 from django.db import connections, transaction
 from django.http import HttpRequest, HttpResponse
@@ -132,15 +132,8 @@ def test_data_are_encoded_at_the_call(send: Send, sent: list[Any]) -> None:
 
 @both
 def test_a_layer_that_fails_after_the_commit_is_logged_once(
-    send: Send, settings: Any, caplog: pytest.LogCaptureFixture
+    send: Send, redis_is_down: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings.CHANNEL_LAYERS = {
-        "default": {
-            "BACKEND": "realtime.layers.PubSubLayer",
-            "CONFIG": {"hosts": ["unix:///nowhere/redis.sock"]},
-        }
-    }
-    channel_layers.backends.clear()
     done = []
     with transaction.atomic():
         send("g", 1, on_commit=True)

@@ -11,9 +11,7 @@ When all are open, and then several times a second, the process prints one JSON 
 
 import argparse
 import asyncio
-import base64
 import json
-import os
 import random
 import re
 import sys
@@ -27,7 +25,7 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-from tests.support.clients.raw import CLOSE, PING, PONG, TEXT, frame
+from tests.support.clients.raw import CLOSE, PING, PONG, TEXT, frame, upgrade
 from tests.support.programs.servers import Program
 
 NUMBERED = re.compile(rb'"data":(?:\[(\d+),)?(\d+)')
@@ -84,12 +82,7 @@ class Member(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
-        offer = "" if self.plain else "Sec-WebSocket-Protocol: realtime.v1\r\n"
-        transport.write(
-            f"GET {self.target} HTTP/1.1\r\nHost: {self.house.netloc}\r\nUpgrade: websocket\r\n"
-            f"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n{offer}"
-            f"Sec-WebSocket-Key: {base64.b64encode(os.urandom(16)).decode()}\r\n\r\n".encode()
-        )
+        transport.write(upgrade(self.target, self.house.netloc, "" if self.plain else "realtime.v1"))
 
     def data_received(self, data: bytes) -> None:
         data, at = self.rest + data, 0

@@ -37,6 +37,22 @@ def frame(
     return head + (bytes(4) if masked else b"") + content
 
 
+def upgrade(target: str, netloc: str, subprotocol: str = "realtime.v1", *headers: str) -> bytes:
+    """Return the request of a handshake, for clients that only have to be fast.
+
+    Args:
+        target: The path of the URL.
+        netloc: Its host and port.
+        subprotocol: The subprotocol that the client offers; empty for none.
+        headers: More lines of the request.
+    """
+    offer = [f"Sec-WebSocket-Protocol: {subprotocol}"] if subprotocol else []
+    key = base64.b64encode(os.urandom(16)).decode()
+    lines = [f"GET {target} HTTP/1.1", f"Host: {netloc}", "Upgrade: websocket", "Connection: Upgrade"]
+    lines += ["Sec-WebSocket-Version: 13", *offer, f"Sec-WebSocket-Key: {key}", *headers]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
 class RawClient:
     """One connection, which collects everything that the server sends until it closes.
 

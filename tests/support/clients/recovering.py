@@ -8,11 +8,9 @@ A message has the data `[source, number, …]`.
 """
 
 import asyncio
-import base64
 import contextlib
 import itertools
 import json
-import os
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -23,7 +21,7 @@ from urllib.parse import urlsplit
 from realtime.history.positions import Position
 from tests.support.assertions.judge import Log
 from tests.support.clients.following import Following, Given, Shown, given, shown
-from tests.support.clients.raw import CLOSE, PING, PONG, TEXT, Frame, frame
+from tests.support.clients.raw import CLOSE, PING, PONG, TEXT, Frame, frame, upgrade
 
 #: Seconds until the second attempt to connect, and at most; each pause is a random part of it.
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 2.0
@@ -75,11 +73,7 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
-        transport.write(
-            f"GET {self.target} HTTP/1.1\r\nHost: {self.netloc}\r\nUpgrade: websocket\r\n"
-            f"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: realtime.v1\r\n"
-            f"Sec-WebSocket-Key: {base64.b64encode(os.urandom(16)).decode()}\r\n\r\n".encode()
-        )
+        transport.write(upgrade(self.target, self.netloc))
 
     def data_received(self, data: bytes) -> None:
         self.heard_at = time.monotonic()
