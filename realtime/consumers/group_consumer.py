@@ -62,7 +62,9 @@ class GroupConsumer(RealtimeConsumer):
                 await self._leave(frame)
             case frames.Publish():
                 await self._publish(frame)
-            case frames.ClientPresence(ref=ref) | frames.ClientRefresh(ref=ref):
+            case frames.ClientPresence(ref=ref):
+                self._refuse_frame(ErrorCode.UNKNOWN_TYPE, "Not yet.", ref)
+            case frames.ClientRefresh(ref=ref):
                 detail = "This type is reserved for a later version."
                 self._refuse_frame(ErrorCode.UNKNOWN_TYPE, detail, ref)
             case frames.ClientPing():

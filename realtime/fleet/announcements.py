@@ -90,7 +90,9 @@ class Announcements:
 
 
 async def _tell(opening: Opening) -> bool:
-    return await signals.send(signals.connection_closed, opening, reason=CloseReason.SERVER_LOST)
+    return await signals.send(
+        signals.connection_closed, Opening, connection=opening, reason=CloseReason.SERVER_LOST
+    )
 
 
 def _leave_database() -> None:

@@ -97,6 +97,20 @@ class Heal(_Control, frozen=True, tag="realtime.heal"):
     stray: Sequence[str]
 
 
+class PresenceChanges(_Control, frozen=True, tag="realtime.presence"):
+    """Tells a process that watches groups who has come to them and who has left.
+
+    Attributes:
+        began: For each stay that began: its id, the group and the user.
+        ended: The same for each stay that ended.
+    """
+
+    purpose = "tell of presence"
+
+    began: Sequence[tuple[int, str, str]]
+    ended: Sequence[tuple[int, str, str]]
+
+
 # To a reaper, or to another program that asked.
 
 
@@ -169,7 +183,7 @@ class GroupMessage(_Message, frozen=True, tag=MESSAGE, omit_defaults=True):
     offset: int | None = None
 
 
-Control: TypeAlias = Ask | Kick | Explain | Heal | Answer | Holdings
+Control: TypeAlias = Ask | Kick | Explain | Heal | PresenceChanges | Answer | Holdings
 AnyMessage: TypeAlias = Control | EchoPart | GroupMessage
 
 _TYPES: dict[str, type[AnyMessage]] = {str(each.__struct_config__.tag): each for each in get_args(AnyMessage)}

@@ -1,37 +1,49 @@
 """Write one batch of the ledger: a few bulk statements in one transaction.
 
+Presence is brought in line at the end of the transaction, when all memberships and connections of the batch
+are written. Its locks come after all others.
+
 Everything here is synchronous and runs on the ledger's own thread.
 """
 
+import logging
 import uuid
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from django.db import DataError, Error, IntegrityError, close_old_connections, reset_queries
 
-from realtime.records import connection_rows
-from realtime.records.entries import Closing
+from realtime import conf
+from realtime.closing import SILENCE
+from realtime.models import PresentUser
+from realtime.records import connection_rows, presence_rows
+from realtime.records.entries import ONLINE, Changes, Closed, Closing, Join, Opening, Place, Stay
+from realtime.records.rows import cut
 from realtime.records.write_queue import Kind, Write
 
+logger = logging.getLogger("realtime.records")
 
-def write_batch(batch: Sequence[Write]) -> list[Any]:
+
+class Written(NamedTuple):
+    """The outcome of a batch."""
+
+    results: list[Any]
+    """For each write its result, or the exception that it failed with."""
+    changes: Changes | None = None
+    """What other processes and receivers of signals must be told; None if nothing."""
+
+
+def write_batch(batch: Sequence[Write]) -> Written:
     """Write a batch. If the database refuses it because of one row, write it again in halves, so that only
     the write with that row fails.
-
-    Returns:
-        For each write its result, or the exception that it failed with.
     """
-    try:
-        return _transact(batch)
-    except Exception as error:
-        if len(batch) == 1 or not is_row_error(error):
-            return [error] * len(batch)
-    middle = len(batch) // 2
-    return write_batch(batch[:middle]) + write_batch(batch[middle:])
+    began: list[Stay] = []
+    results = _write_in_parts(batch, began)
+    return Written(results, _changes(began) if began else None)
 
 
-def write_batch_outside_requests(batch: Sequence[Write]) -> list[Any]:
+def write_batch_outside_requests(batch: Sequence[Write]) -> Written:
     """Write a batch on a thread that serves no requests.
 
     Django drops broken and old connections only when a request begins or ends, and with DEBUG also the texts
@@ -46,7 +58,7 @@ def write_batch_outside_requests(batch: Sequence[Write]) -> list[Any]:
             close_old_connections()
     except BaseException as error:
         # Also SystemExit and the like: the thread must go on, or no caller would get its answer.
-        return [error] * len(batch)
+        return Written([error] * len(batch))
 
 
 def is_row_error(error: BaseException) -> bool:
@@ -54,9 +66,23 @@ def is_row_error(error: BaseException) -> bool:
     return isinstance(error, IntegrityError | DataError) or not isinstance(error, Error)
 
 
-def _transact(batch: Sequence[Write]) -> list[Any]:
+def _write_in_parts(batch: Sequence[Write], began: list[Stay]) -> list[Any]:
+    try:
+        results, stays = _transact(batch)
+    except Exception as error:
+        if len(batch) == 1 or not is_row_error(error):
+            return [error] * len(batch)
+    else:
+        began += stays
+        return results
+    middle = len(batch) // 2
+    return _write_in_parts(batch[:middle], began) + _write_in_parts(batch[middle:], began)
+
+
+def _transact(batch: Sequence[Write]) -> tuple[list[Any], list[Stay]]:
+    """Write a batch in one transaction. Return the results of its writes, and the stays that began."""
     if batch[0].call is not None:
-        return [batch[0].call()]
+        return [batch[0].call()], []
     rows: dict[Kind, list[Any]] = defaultdict(list)
     endings: dict[uuid.UUID, list[Closing]] = defaultdict(list)
     new_stamp = uuid.uuid4()
@@ -65,7 +91,7 @@ def _transact(batch: Sequence[Write]) -> list[Any]:
         if write.kind is Kind.CLOSE:
             write.stamp = write.stamp or new_stamp
             endings[write.stamp] += write.rows
-    closed: set[uuid.UUID] = set()
+    closed: dict[uuid.UUID, str] = {}
     with connection_rows.in_one_transaction():
         if openings := rows[Kind.OPEN]:
             connection_rows.open_connections(openings)
@@ -74,5 +100,63 @@ def _transact(batch: Sequence[Write]) -> list[Any]:
         if leaves := rows[Kind.LEAVE]:
             connection_rows.mark_memberships_left(leaves)
         for stamp, closings in endings.items():
-            closed |= connection_rows.close_connections(closings, stamp)
-    return [write.rows[0].id in closed if write.kind is Kind.CLOSE else None for write in batch]
+            closed.update(connection_rows.close_connections(closings, stamp))
+        began, dormant = _settle(rows, closed)
+    results = [
+        _closed(write.rows[0], closed, dormant) if write.kind is Kind.CLOSE else None for write in batch
+    ]
+    return results, began
+
+
+def _settle(
+    rows: Mapping[Kind, Sequence[Any]], closed: Mapping[uuid.UUID, str]
+) -> tuple[list[Stay], set[str]]:
+    """Bring presence in line with the rows of a batch.
+
+    Args:
+        rows: The rows of the batch.
+        closed: The connections that it closed, with their users.
+
+    Returns:
+        The stays that began, and the users who became dormant.
+    """
+    settings = conf.get()
+    if not settings.PRESENCE:
+        return [], set()
+    arrived = {Place(ONLINE, _user(opening)) for opening in rows[Kind.OPEN] if opening.user_id}
+    arrived.update(_places(rows[Kind.JOIN], settings))
+    departed = {*_places(rows[Kind.LEAVE], settings), *connection_rows.places_of(closed)}
+    if not arrived and not departed:
+        return [], set()
+    silent = {
+        closed[closing.id]
+        for closing in rows[Kind.CLOSE]
+        if closing.reason in SILENCE and closing.id in closed
+    }
+    return presence_rows.settle(arrived, departed, silent)
+
+
+def _places(joins: Iterable[Join], settings: conf.Settings) -> Iterator[Place]:
+    for join in joins:
+        if join.user_id and settings.tracks_presence(join.group):
+            yield Place(join.group, _user(join))
+
+
+def _user(row: Opening | Join) -> str:
+    """Return the user as the database stores it."""
+    return cut(row.user_id, PresentUser, "user_id")
+
+
+def _closed(closing: Closing, closed: Mapping[uuid.UUID, str], dormant: Collection[str]) -> Closed:
+    if closing.id not in closed:
+        return Closed(was_first=False)
+    return Closed(was_first=True, is_dormant=closing.reason in SILENCE and closed[closing.id] in dormant)
+
+
+def _changes(began: Sequence[Stay]) -> Changes:
+    try:
+        return presence_rows.changes(began)
+    except Exception:
+        # The stays are committed. The processes that watch find them with their next comparison.
+        logger.exception("The processes that watch presence could not be found")
+        return Changes(tuple(began))

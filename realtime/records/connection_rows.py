@@ -9,7 +9,7 @@ database cannot be reached or refuses a row, each function raises a `django.db.E
 
 import uuid
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from datetime import timedelta
@@ -21,8 +21,8 @@ from django.db.models.functions import Now
 
 from realtime.closing import CloseReason
 from realtime.models import Connection, Membership, Process
-from realtime.records import rows
-from realtime.records.entries import Closing, Join, Opening
+from realtime.records import presence_rows, rows
+from realtime.records.entries import ONLINE, Closing, Join, Opening, Place
 
 BATCH = rows.BATCH
 
@@ -47,13 +47,13 @@ class Forgotten(NamedTuple):
 
 
 def in_one_transaction() -> AbstractContextManager[Any]:
-    """Return a context that commits calls of the next four functions together or not at all."""
+    """Return a context that commits calls of the next functions and of `settle` together or not at all."""
     return transaction.atomic(using=rows.database())
 
 
 def open_connections(openings: Sequence[Opening]) -> None:
     """Insert the records of new connections. A record that exists is left as it is, even if it is closed."""
-    texts = ("user_id", "path", "remote_address", "user_agent", "subprotocol")
+    texts = ("user_id", "path", "remote_address", "user_agent", "subprotocol", "client_id")
     rows.insert_new(
         Connection,
         ("id", "process_id", *texts),
@@ -69,7 +69,7 @@ def open_connections(openings: Sequence[Opening]) -> None:
     )
 
 
-def close_connections(closings: Sequence[Closing], stamp: uuid.UUID) -> set[uuid.UUID]:
+def close_connections(closings: Sequence[Closing], stamp: uuid.UUID) -> dict[uuid.UUID, str]:
     """Close these records, if they are open.
 
     Args:
@@ -78,11 +78,11 @@ def close_connections(closings: Sequence[Closing], stamp: uuid.UUID) -> set[uuid
             again.
 
     Returns:
-        The ids of the records that were closed with this stamp. Of any number of callers that close a record,
-        exactly one stamp gets its id.
+        The ids of the records that were closed with this stamp, with their users. Of any number of callers
+        that close a record, exactly one stamp gets its id.
     """
     using = rows.database()
-    mine: set[uuid.UUID] = set()
+    mine: dict[uuid.UUID, str] = {}
     for batch in rows.batches(closings):
         endings = defaultdict(list)
         for closing in batch:
@@ -94,21 +94,44 @@ def close_connections(closings: Sequence[Closing], stamp: uuid.UUID) -> set[uuid
                 records.open().filter(pk__in=ids).update(
                     closed_at=Now(), close_reason=reason.value, close_code=code, closed_by=stamp
                 )
-            closed = set(records.filter(closed_by=stamp).values_list("pk", flat=True))
+            closed = dict(records.filter(closed_by=stamp).values_list("pk", "user_id"))
             # In the same transaction, so that every membership of a closed record is found as a leftover.
-            held = Membership.objects.using(using).to_leave().filter(connection__in=closed)
-            rows.lock(held)
-            held.update(connection_closed=True)
-        mine |= closed
+            _note_closed(closed)
+        mine.update(closed)
     return mine
+
+
+def _note_closed(connections: Collection[uuid.UUID]) -> None:
+    """Note in the memberships of closed connections that they do not count for presence any more."""
+    held = Membership.objects.using(rows.database()).to_leave().filter(connection__in=connections)
+    rows.lock(held)
+    held.update(connection_closed=True)
+
+
+def places_of(connections: Mapping[uuid.UUID, str]) -> set[Place]:
+    """Return the places that closed connections held, also the ones that were left before.
+
+    Args:
+        connections: The ids of the connections with their users.
+    """
+    known = {id_: user for id_, user in connections.items() if user}
+    places = {Place(ONLINE, user) for user in known.values()}
+    held = Membership.objects.using(rows.database()).to_leave()
+    for batch in rows.batches(known):
+        found = held.filter(connection__in=batch).exclude(user_id="")
+        places.update(Place(*row) for row in found.values_list("group", "user_id").distinct())
+    return places
 
 
 def open_memberships(joins: Sequence[Join]) -> None:
     """Insert memberships. A membership that is open already is left as it is."""
     rows.insert_new(
         Membership,
-        ("connection_id", "process_id", "group"),
-        [(join.connection_id, join.process_id, join.group) for join in joins],
+        ("connection_id", "process_id", "group", "user_id"),
+        [
+            (join.connection_id, join.process_id, join.group, rows.cut(join.user_id, Membership, "user_id"))
+            for join in joins
+        ],
         now=("joined_at",),
     )
 
@@ -178,7 +201,11 @@ def close_lost_records(process_id: uuid.UUID, stamp: uuid.UUID, limit: int = BAT
             closed_at=Now(), close_reason=CloseReason.SERVER_LOST.value, closed_by=stamp
         )
         # The stamp again, because SQLite locks no rows: another writer may have closed some of them.
-        return _openings(records.filter(pk__in=batch, closed_by=stamp))
+        closed = _openings(records.filter(pk__in=batch, closed_by=stamp))
+        users = {opening.id: opening.user_id for opening in closed}
+        _note_closed(users)
+        presence_rows.settle((), places_of(users))
+        return closed
 
 
 def lost_records_closed_by(process_id: uuid.UUID, stamp: uuid.UUID) -> list[Opening]:
@@ -226,7 +253,11 @@ def mark_groups_left(process_id: uuid.UUID, groups: Collection[str]) -> set[str]
             Process.objects.using(using).filter(pk=process_id).update(stopped_at=F("stopped_at"))
             rows.lock(memberships)
             left.update(memberships.values_list("group", flat=True).distinct())
+            # Nearly always none: the records of the process were closed before.
+            counted = memberships.filter(connection_closed=False).exclude(user_id="")
+            places = {Place(*row) for row in counted.values_list("group", "user_id").distinct()}
             memberships.update(left_at=Now())
+            presence_rows.settle((), places)
     return left
 
 
@@ -290,7 +321,8 @@ def forget_user(user_id: str, limit: int = BATCH) -> Forgotten:
         deleted += number
     with transaction.atomic(using=using):
         rows.lock(theirs)
-        emptied = theirs.update(user_id="", remote_address="", user_agent="")
+        emptied = theirs.update(user_id="", remote_address="", user_agent="", client_id="")
+        presence_rows.forget_user(user_id)
     return Forgotten(deleted, emptied)
 
 

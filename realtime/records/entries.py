@@ -1,9 +1,14 @@
-"""The values that the ledger and the rows are written from."""
+"""The values that the ledger and the rows are written from, and the ones that writes return."""
 
 import uuid
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from realtime.closing import CloseReason
+
+ONLINE = ""
+"""The name that stands for a group in the rows and changes that say who is online."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +25,8 @@ class Opening:
     remote_address: str
     user_agent: str
     subprotocol: str
+    client_id: str = ""
+    """The id that the client gave itself; empty if it gave none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +46,43 @@ class Join:
     connection_id: uuid.UUID
     process_id: uuid.UUID
     group: str
+    user_id: str = ""
+    """The user of the connection; empty if it is anonymous, or if presence does not depend on it."""
+
+
+class Closed(NamedTuple):
+    """The outcome of closing a record."""
+
+    was_first: bool
+    """True if this call closed the record, False if another writer had done so."""
+    is_dormant: bool = False
+    """True if the connection ended by silence and its user has no other open connection."""
+
+
+class Place(NamedTuple):
+    """A user in a group, as presence counts them. In the group ONLINE, it is a user with any connection."""
+
+    group: str
+    user_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stay:
+    """The presence of one user in one group, from the first membership to the end of the grace."""
+
+    id: int
+    """Higher than that of every earlier stay of the user in the group."""
+    group: str
+    user_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a committed write has changed for others."""
+
+    began: Sequence[Stay] = ()
+    """The stays that began."""
+    ended: Sequence[Stay] = ()
+    """The stays that ended, when their grace was over."""
+    watchers: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """For the address of each process that watches some of their groups, these groups."""

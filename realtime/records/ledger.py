@@ -25,7 +25,7 @@ from realtime import conf, metrics
 from realtime.errors import RecordsUnavailable
 from realtime.process.pids import Pid
 from realtime.records import batch, connection_rows, process_rows
-from realtime.records.entries import Closing, Join, Opening
+from realtime.records.entries import Changes, Closed, Closing, Join, Opening
 from realtime.records.process_rows import Look
 from realtime.records.retry import Retry
 from realtime.records.thread import Writer
@@ -66,6 +66,8 @@ class Ledger:
         """True while a batch is in flight or about to be."""
         self._timer_set = False
         self._shutting = False
+        self.on_changes: Callable[[Changes], None] = _ignore
+        """Called with what a batch has changed in presence, before its callers have their answers."""
 
     async def start_process(self, channel_name: str, pid: Pid, look_every: float = 0.0) -> uuid.UUID:
         """Record a server process that starts.
@@ -158,14 +160,10 @@ class Ledger:
             rows = joins[start : start + BATCH]
             await self._repeat(Kind.LEAVE, rows, {join.connection_id for join in rows})
 
-    async def close(self, closing: Closing) -> bool:
-        """Close a record. Returns when it is closed, however long that takes.
-
-        Returns:
-            True if this call closed the record, False if another writer had done so.
-        """
-        was_it_me: bool = await self._repeat(Kind.CLOSE, (closing,), (closing.id,))
-        return was_it_me
+    async def close(self, closing: Closing) -> Closed:
+        """Close a record. Returns when it is closed, however long that takes."""
+        closed: Closed = await self._repeat(Kind.CLOSE, (closing,), (closing.id,))
+        return closed
 
     async def touch(self, connections: Sequence[uuid.UUID]) -> None:
         """Note that these connections gave a proof of life.
@@ -282,15 +280,21 @@ class Ledger:
 
     def _write(self, loop: asyncio.AbstractEventLoop, writes: list[Write]) -> None:
         """Write a batch, on the ledger's thread."""
-        outcomes = batch.write_batch_outside_requests(writes)
+        written = batch.write_batch_outside_requests(writes)
         # If the loop is closed by now, no caller waits.
         with suppress(RuntimeError):
-            loop.call_soon_threadsafe(self._written, writes, outcomes)
+            loop.call_soon_threadsafe(self._written, writes, written)
 
-    def _written(self, writes: list[Write], outcomes: list[Any]) -> None:
+    def _written(self, writes: list[Write], written: batch.Written) -> None:
         self._write_next()
-        for write, outcome in zip(writes, outcomes, strict=True):
-            write.answer(outcome)
+        if written.changes is not None:
+            self.on_changes(written.changes)
+        for write, result in zip(writes, written.results, strict=True):
+            write.answer(result)
+
+
+def _ignore(changes: Changes) -> None:
+    """Do nothing with changes in presence."""
 
 
 def _lacks_a_table(error: Error) -> bool:

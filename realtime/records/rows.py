@@ -127,9 +127,7 @@ def _insertion(
         for name, field in by_name.items()
         if name not in names and name not in now
     }
-    clock, _ = (
-        model._default_manager.using(connection.alias).query.get_compiler(connection.alias).compile(Now())
-    )
+    clock = now_sql(connection)
     quote = connection.ops.quote_name
     columns = ", ".join(quote(str(by_name[name].column)) for name in (*names, *defaults, *now))
     values = len(names) + len(defaults)
@@ -146,6 +144,12 @@ def _insertion(
         defaults=tuple(defaults.values()),
         limit=min(BATCH, most // values) if most else BATCH,
     )
+
+
+def now_sql(connection: BaseDatabaseWrapper) -> str:
+    """Return the time of the database's clock as SQL, for statements that are written here."""
+    compiler = Process._default_manager.using(connection.alias).query.get_compiler(connection.alias)
+    return str(compiler.compile(Now())[0])
 
 
 def batches(items: Iterable[_T], size: int = BATCH) -> Iterator[list[_T]]:

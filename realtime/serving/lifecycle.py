@@ -20,7 +20,6 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
-from uuid import UUID
 
 from channels import DEFAULT_CHANNEL_LAYER
 from django.dispatch import Signal
@@ -418,7 +417,8 @@ async def _clean_up(connection: Connection, opening: Opening, reason: CloseReaso
     closing = Closing(id=opening.id, reason=reason, code=connection.close_code)
     # Side by side, because neither may wait for the other: a hung Redis must not keep the record open, and
     # a hung database must not keep the membership alive.
-    leaving = _clean(home, _leave_many(home, dict.fromkeys(connection.joined, (connection.id,))))
+    joins = {group: [_join(connection, group)] for group in connection.joined}
+    leaving = _clean(home, _leave_many(home, joins))
     ending = _clean(home, _close_record(home, opening, closing, leaving, was_announced=was_open))
     tasks.keep_reference(ending, home.endings)
     steps = [ending, leaving]
@@ -443,7 +443,8 @@ async def _close_record(
     """
     # Only the process that closed the record counts the ending and announces it, so that none is counted or
     # announced twice. If the database is down, the end is announced when it is recorded, here or elsewhere.
-    if await home.ledger.close(closing):
+    closed = await home.ledger.close(closing)
+    if closed.was_first:
         metrics.closed.labels(reason=closing.reason.value).inc()
     elif not was_announced or await _is_recorded(home, opening):
         # Another process closed it, or it was never written.
@@ -455,13 +456,15 @@ async def _close_record(
     if signals.connection_closed.receivers:
         await asyncio.wait([leaving], timeout=LEAVING_TIMEOUT)
         await _send_signal(signals.connection_closed, opening, reason=closing.reason)
+    if closed.is_dormant:
+        await _send_signal(signals.connection_dormant, opening)
 
 
 async def _is_recorded(home: Hub, opening: Opening) -> bool:
     return bool(await home.ledger.call(connection_rows.openings, (opening.id,)))
 
 
-async def _leave_many(home: Hub, leaving: Mapping[str, Collection[UUID]]) -> None:
+async def _leave_many(home: Hub, leaving: Mapping[str, Collection[Join]]) -> None:
     """Leave groups of connections that are gone: first in the layer, then in the rows.
 
     In this order, because a row that says left must be true. A connection may have twenty thousand groups,
@@ -473,17 +476,17 @@ async def _leave_many(home: Hub, leaving: Mapping[str, Collection[UUID]]) -> Non
 
     Args:
         home: The hub that the connections were admitted to.
-        leaving: For each group, the ids of the connections that leave it.
+        leaving: For each group, the memberships of the connections that leave it.
     """
     names, writes = tuple(leaving), []
     for first in range(0, len(names), SLICE):
         some = names[first : first + SLICE]
         outcomes = await asyncio.gather(*(_try_leave_layer(home, group) for group in some))
         joins = [
-            Join(connection_id, home.process, group)
+            join
             for group, was_left in zip(some, outcomes, strict=True)
             if was_left
-            for connection_id in leaving[group]
+            for join in leaving[group]
         ]
         rest = len(names) - first - len(some)
         if rest and not all(outcomes):
@@ -546,9 +549,10 @@ async def _kick(home: Hub, kick: messages.Kick) -> None:
             evict(connection, reason)
         if number % SLICE == 0:
             await asyncio.sleep(0)
-    leaving: dict[str, list[UUID]] = defaultdict(list)
+    # Without the users: their connections are closed, so presence does not count these memberships any more.
+    leaving: dict[str, list[Join]] = defaultdict(list)
     for connection_id, group in kick.memberships:
-        leaving[group].append(connection_id)
+        leaving[group].append(Join(connection_id, home.process, group))
     await _leave_many(home, leaving)
 
 
@@ -580,7 +584,7 @@ def _home(connection: Connection) -> Hub:
 
 
 def _join(connection: Connection, group: str) -> Join:
-    return Join(connection_id=connection.id, process_id=_home(connection).process, group=group)
+    return Join(connection.id, _home(connection).process, group, connection.user_id)
 
 
 @asynccontextmanager
@@ -604,7 +608,7 @@ async def _turn(connection: Connection) -> AsyncIterator[None]:
 
 
 async def _send_signal(signal: Signal, opening: Opening, **what: Any) -> None:
-    if not await signals.send(signal, opening, **what):
+    if not await signals.send(signal, Opening, connection=opening, **what):
         logger.error(signals.TOO_SLOW, signals.RECEIVERS_TIMEOUT)
 
 
