@@ -38,6 +38,9 @@ queued_bytes = Gauge(
 )
 deliveries = Counter("realtime_deliveries", "Frames that fan-out handed to transports.")
 published = Counter("realtime_messages_published", "Messages that this process published.")
+presence_changes = Counter(
+    "realtime_presence_changes", "Users of whom members of a group were told that they came or left."
+)
 history_appended = Counter(
     "realtime_history_appended", "Messages that this process appended to the history of a group."
 )

@@ -10,6 +10,7 @@ import logging
 import uuid
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from django.db import DataError, Error, IntegrityError, close_old_connections, reset_queries
@@ -34,13 +35,29 @@ class Written(NamedTuple):
     """What other processes and receivers of signals must be told; None if nothing."""
 
 
+@dataclass(slots=True)
+class _Settled:
+    """What transactions have changed in presence."""
+
+    began: list[Stay] = field(default_factory=list)
+    dormant: set[str] = field(default_factory=set)
+    """The users who became dormant."""
+    departed: bool = False
+    """True if users may have gone."""
+
+    def add(self, other: "_Settled") -> None:
+        self.began += other.began
+        self.dormant |= other.dormant
+        self.departed = self.departed or other.departed
+
+
 def write_batch(batch: Sequence[Write]) -> Written:
     """Write a batch. If the database refuses it because of one row, write it again in halves, so that only
     the write with that row fails.
     """
-    began: list[Stay] = []
-    results = _write_in_parts(batch, began)
-    return Written(results, _changes(began) if began else None)
+    settled = _Settled()
+    results = _write_in_parts(batch, settled)
+    return Written(results, _changes(settled) if settled.began or settled.departed else None)
 
 
 def write_batch_outside_requests(batch: Sequence[Write]) -> Written:
@@ -66,23 +83,23 @@ def is_row_error(error: BaseException) -> bool:
     return isinstance(error, IntegrityError | DataError) or not isinstance(error, Error)
 
 
-def _write_in_parts(batch: Sequence[Write], began: list[Stay]) -> list[Any]:
+def _write_in_parts(batch: Sequence[Write], settled: _Settled) -> list[Any]:
     try:
-        results, stays = _transact(batch)
+        results, part = _transact(batch)
     except Exception as error:
         if len(batch) == 1 or not is_row_error(error):
             return [error] * len(batch)
     else:
-        began += stays
+        settled.add(part)
         return results
     middle = len(batch) // 2
-    return _write_in_parts(batch[:middle], began) + _write_in_parts(batch[middle:], began)
+    return _write_in_parts(batch[:middle], settled) + _write_in_parts(batch[middle:], settled)
 
 
-def _transact(batch: Sequence[Write]) -> tuple[list[Any], list[Stay]]:
-    """Write a batch in one transaction. Return the results of its writes, and the stays that began."""
+def _transact(batch: Sequence[Write]) -> tuple[list[Any], _Settled]:
+    """Write a batch in one transaction. Return the results of its writes, and what it changed in presence."""
     if batch[0].call is not None:
-        return [batch[0].call()], []
+        return [batch[0].call()], _Settled()
     rows: dict[Kind, list[Any]] = defaultdict(list)
     endings: dict[uuid.UUID, list[Closing]] = defaultdict(list)
     new_stamp = uuid.uuid4()
@@ -101,39 +118,36 @@ def _transact(batch: Sequence[Write]) -> tuple[list[Any], list[Stay]]:
             connection_rows.mark_memberships_left(leaves)
         for stamp, closings in endings.items():
             closed.update(connection_rows.close_connections(closings, stamp))
-        began, dormant = _settle(rows, closed)
+        settled = _settle(rows, closed)
     results = [
-        _closed(write.rows[0], closed, dormant) if write.kind is Kind.CLOSE else None for write in batch
+        _closed(write.rows[0], closed, settled.dormant) if write.kind is Kind.CLOSE else None
+        for write in batch
     ]
-    return results, began
+    return results, settled
 
 
-def _settle(
-    rows: Mapping[Kind, Sequence[Any]], closed: Mapping[uuid.UUID, str]
-) -> tuple[list[Stay], set[str]]:
+def _settle(rows: Mapping[Kind, Sequence[Any]], closed: Mapping[uuid.UUID, str]) -> _Settled:
     """Bring presence in line with the rows of a batch.
 
     Args:
         rows: The rows of the batch.
         closed: The connections that it closed, with their users.
-
-    Returns:
-        The stays that began, and the users who became dormant.
     """
     settings = conf.get()
     if not settings.PRESENCE:
-        return [], set()
+        return _Settled()
     arrived = {Place(ONLINE, _user(opening)) for opening in rows[Kind.OPEN] if opening.user_id}
     arrived.update(_places(rows[Kind.JOIN], settings))
     departed = {*_places(rows[Kind.LEAVE], settings), *connection_rows.places_of(closed)}
     if not arrived and not departed:
-        return [], set()
+        return _Settled()
     silent = {
         closed[closing.id]
         for closing in rows[Kind.CLOSE]
         if closing.reason in SILENCE and closing.id in closed
     }
-    return presence_rows.settle(arrived, departed, silent)
+    began, dormant = presence_rows.settle(arrived, departed, silent)
+    return _Settled(began, dormant, bool(departed))
 
 
 def _places(joins: Iterable[Join], settings: conf.Settings) -> Iterator[Place]:
@@ -153,10 +167,11 @@ def _closed(closing: Closing, closed: Mapping[uuid.UUID, str], dormant: Collecti
     return Closed(was_first=True, is_dormant=closing.reason in SILENCE and closed[closing.id] in dormant)
 
 
-def _changes(began: Sequence[Stay]) -> Changes:
+def _changes(settled: _Settled) -> Changes:
     try:
-        return presence_rows.changes(began)
+        changes = presence_rows.changes(settled.began)
     except Exception:
         # The stays are committed. The processes that watch find them with their next comparison.
         logger.exception("The processes that watch presence could not be found")
-        return Changes(tuple(began))
+        changes = Changes(tuple(settled.began))
+    return replace(changes, departed=settled.departed)

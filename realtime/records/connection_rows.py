@@ -101,6 +101,14 @@ def close_connections(closings: Sequence[Closing], stamp: uuid.UUID) -> dict[uui
     return mine
 
 
+def end_connections(closings: Sequence[Closing], stamp: uuid.UUID) -> dict[uuid.UUID, str]:
+    """Do what `close_connections` does, and note in the same transaction who has gone."""
+    with in_one_transaction():
+        closed = close_connections(closings, stamp)
+        presence_rows.settle((), places_of(closed))
+    return closed
+
+
 def _note_closed(connections: Collection[uuid.UUID]) -> None:
     """Note in the memberships of closed connections that they do not count for presence any more."""
     held = Membership.objects.using(rows.database()).to_leave().filter(connection__in=connections)

@@ -86,3 +86,5 @@ class Changes:
     """The stays that ended, when their grace was over."""
     watchers: Mapping[str, Collection[str]] = field(default_factory=dict)
     """For the address of each process that watches some of their groups, these groups."""
+    departed: bool = False
+    """True if users may have gone, whose grace runs from now on."""

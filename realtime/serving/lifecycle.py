@@ -2,7 +2,7 @@
 
     admit          record (committed) → hub
     group_add      receives, if others here do → membership row (committed) → layer's group → receives
-                   (with history: → position or what was missed → receives messages)
+                   (→ who is present) (with history: → position or what was missed → receives messages)
     group_discard  receives no more → layer's group → membership row says left
     evict          out of the hub, immediately → close frame → layer's groups → rows say left and closed
 
@@ -17,7 +17,7 @@ import logging
 import random
 import weakref
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -180,6 +180,7 @@ async def group_add(
     group: str,
     since: Position | None = None,
     on_joined: Callable[[Joined], None] = _ignore,
+    on_member: Callable[[], Awaitable[None]] | None = None,
 ) -> Joined | None:
     """Add the connection to a group; return when it receives what is sent there.
 
@@ -192,6 +193,7 @@ async def group_add(
         group: The name of the group.
         since: The last message that the client has, if the group keeps history.
         on_joined: Called before the first message is written, if the group keeps history.
+        on_member: Awaited before that, when the connection is a member.
 
     Returns:
         The outcome, if the group keeps history. The connection has caught up then, unless its handshake is
@@ -216,6 +218,8 @@ async def group_add(
         home = _home(connection)
         is_member = home.memberships.is_recorded(connection, group)
         if is_member and not keeps_history:
+            if on_member is not None:
+                await on_member()
             return None
         # Nothing is awaited from here until the task below exists. It commits the row, or ends the ride.
         if keeps_history and (since is not None or not is_member):
@@ -229,7 +233,7 @@ async def group_add(
     # In a task of its own, like every sequence here: if it were cancelled half-way, it would be unknown
     # whether the layer has the membership, or what the client has received.
     joining = _group_add(
-        connection, group, since, on_joined, is_member=is_member, keeps_history=keeps_history
+        connection, group, since, on_joined, on_member, is_member=is_member, keeps_history=keeps_history
     )
     joined = await tasks.shielded(tasks.start(joining))
     if connection.gone:
@@ -243,6 +247,7 @@ async def _group_add(
     group: str,
     since: Position | None,
     on_joined: Callable[[Joined], None],
+    on_member: Callable[[], Awaitable[None]] | None,
     *,
     is_member: bool,
     keeps_history: bool,
@@ -251,6 +256,9 @@ async def _group_add(
     try:
         if not is_member:
             await _record_and_add(connection, group, keeps_history=keeps_history)
+            _home(connection).watches.touched(connection, group)
+        if on_member is not None and not connection.gone:
+            await on_member()
         if keeps_history and not connection.gone:
             joined = await _resume(connection, group, since, on_joined)
     finally:
@@ -315,6 +323,25 @@ async def _resume(
     return joined
 
 
+async def watch(connection: Connection, group: str, *, by_event: bool = False) -> frames.Present:
+    """Return who is in a group, and tell the connection from now on who comes and leaves.
+
+    Args:
+        connection: A member of the group.
+        group: The group, whose users are tracked.
+        by_event: Tell its consumer by the event `presence.changed` instead of its client by a frame.
+
+    Raises:
+        RecordsUnavailable: The database is down.
+    """
+    return await _home(connection).watches.watch(connection, group, by_event=by_event)
+
+
+def present(connection: Connection, group: str) -> frames.Present | None:
+    """Return who is in a group, if this process knows it without asking the database."""
+    return connection.hub.watches.present(group) if connection.hub is not None else None
+
+
 # -- writing ------------------------------------------------------------------------------------------
 
 
@@ -356,6 +383,7 @@ async def group_discard(connection: Connection, group: str) -> None:
         return
     connection.hub.memberships.remove(connection, group)
     connection.hub.recovery.release(connection, group)
+    connection.hub.watches.unwatch(connection, group)
     leaving = _clean(connection.hub, _leave_one(connection, group))
     done, _ = await asyncio.wait([leaving], timeout=CLEANUP_TIMEOUT)
     for each in done:
