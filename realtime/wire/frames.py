@@ -177,8 +177,8 @@ class Presence(_Frame, frozen=True, tag="presence"):
     total: Count
     ref: Ref | None = None
     users: Sequence[str] | None = None
-    joined: Sequence[str] = ()
-    left: Sequence[str] = ()
+    joined: list[str] = []
+    left: list[str] = []
 
 
 class Refresh(_Frame, frozen=True, tag="refresh"):

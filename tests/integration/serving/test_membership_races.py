@@ -21,8 +21,9 @@ from realtime.errors import ConnectionGone, LayerUnavailable, RecordsUnavailable
 from realtime.hub.connection import Connection, State
 from realtime.hub.memberships import Memberships
 from realtime.hub.recovery import Recovery
+from realtime.hub.watches import Watches
 from realtime.layers import groups
-from realtime.records.entries import Closing, Join, Opening
+from realtime.records.entries import Closed, Closing, Join, Opening
 from realtime.serving import lifecycle
 
 ADDRESS = "specific.me"
@@ -134,6 +135,7 @@ class Hub:
         self.memberships = Memberships(ADDRESS)
         # No group here keeps history.
         self.recovery = mock.Mock(spec=Recovery)
+        self.watches = mock.Mock(spec=Watches)
         self.ledger = Ledger(world)
         self.evictions: set[asyncio.Task[None]] = set()
         self.endings: set[asyncio.Task[None]] = set()
@@ -164,8 +166,8 @@ class Ledger:
         self._world.open_rows.difference_update((join.connection_id, join.group) for join in joins)
         self._world.check()
 
-    async def close(self, closing: Closing) -> bool:
-        return True
+    async def close(self, closing: Closing) -> Closed:
+        return Closed(was_first=True)
 
 
 @pytest.fixture

@@ -20,12 +20,14 @@ from realtime.layers.messages import (
     Heal,
     Holdings,
     Kick,
+    PresenceChanges,
 )
 
 CORE = RedisChannelLayer()
 texts = st.text(max_size=20)
 numbers = st.integers(0, 2**63)
 memberships = st.lists(st.tuples(st.uuids(), texts), max_size=5)
+stays = st.lists(st.tuples(numbers, texts, texts), max_size=3)
 all_messages = st.one_of(
     st.builds(Ask, round=numbers, reply_to=texts, interval=st.floats(0, 1e6)),
     st.builds(Kick, connections=st.lists(st.uuids()), memberships=memberships, reason=texts),
@@ -40,6 +42,7 @@ all_messages = st.one_of(
         page=numbers,
         pages=numbers,
     ),
+    st.builds(PresenceChanges, began=stays, ended=stays),
     st.builds(EchoPart, number=numbers, part=numbers),
     st.builds(GroupMessage, text=texts),
     st.builds(GroupMessage, text=texts, epoch=texts, offset=numbers),
@@ -96,6 +99,10 @@ RECORDED: list[tuple[dict[str, Any], AnyMessage]] = [
         ),
     ),
     ({"type": "realtime.heal", "stray": ["g"]}, Heal(["g"])),
+    (
+        {"type": "realtime.presence", "began": [(7, "g", "42")], "ended": []},
+        PresenceChanges([(7, "g", "42")], []),
+    ),
     ({"type": "realtime.echo", "number": 3, "part": 1}, EchoPart(3, 1)),
     (
         {"type": "realtime.message", "text": '{"type":"message","group":"g","data":1}'},
