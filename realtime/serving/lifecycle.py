@@ -51,6 +51,7 @@ SLICE = 100
 LEAVING_TIMEOUT = 1.0
 
 
+Key = TypeVar("Key")
 Result = TypeVar("Result")
 
 
@@ -169,6 +170,9 @@ def accepted(connection: Connection) -> None:
 #: The joins under way, counted. An earlier `group_discard` may have removed their group from `joined`, and a
 #: later one must still have its turn.
 _joining: Counter[tuple[Connection, str]] = Counter()
+#: The leaves under way, counted. Between the call of a `group_discard` and its turn, an earlier `group_add` may
+#: be done. A later `group_add` must not take the connection for a member then.
+_leaving: Counter[tuple[Connection, str]] = Counter()
 
 
 def _ignore(joined: Joined) -> None:
@@ -216,7 +220,7 @@ async def group_add(
     if connection.state is State.OPEN:
         _require_home(connection)
         home = _home(connection)
-        is_member = home.memberships.is_recorded(connection, group)
+        is_member = home.memberships.is_recorded(connection, group) and (connection, group) not in _leaving
         if is_member and not keeps_history:
             if on_member is not None:
                 await on_member()
@@ -262,9 +266,7 @@ async def _group_add(
         if keeps_history and not connection.gone:
             joined = await _resume(connection, group, since, on_joined)
     finally:
-        _joining[connection, group] -= 1
-        if not _joining[connection, group]:
-            del _joining[connection, group]
+        _count_down(_joining, (connection, group))
         home = connection.hub
         if home is not None and keeps_history and (joined is None or connection.gone):
             home.recovery.release(connection, group)
@@ -384,7 +386,9 @@ async def group_discard(connection: Connection, group: str) -> None:
     connection.hub.memberships.remove(connection, group)
     connection.hub.recovery.release(connection, group)
     connection.hub.watches.unwatch(connection, group)
+    _leaving[connection, group] += 1
     leaving = _clean(connection.hub, _leave_one(connection, group))
+    leaving.add_done_callback(lambda _: _count_down(_leaving, (connection, group)))
     done, _ = await asyncio.wait([leaving], timeout=CLEANUP_TIMEOUT)
     for each in done:
         each.result()
@@ -597,6 +601,12 @@ def goodbye(reason: CloseReason) -> Event:
     after = round(random.uniform(0.0, conf.get().RECONNECT_WINDOW), 3) if reason.reconnect else None  # noqa: S311 - not a secret
     text = frames.build(frames.Goodbye(reason=reason.value, reconnect=reason.reconnect, retry_after=after))
     return {"type": "websocket.send", "text": text}
+
+
+def _count_down(counter: Counter[Key], key: Key) -> None:
+    counter[key] -= 1
+    if not counter[key]:
+        del counter[key]
 
 
 def _require_home(connection: Connection) -> None:

@@ -233,6 +233,7 @@ STEPS = st.lists(
 
 
 #: A join and a discard that does not wait for it.
+ADD, DISCARD = [("add", 0, "h")], [("discard", 0, "h")]
 LEAVE = [("add", 0, "g"), ("discard", 0, "g")]
 
 
@@ -255,6 +256,8 @@ def in_any_order(run: Any, *, rides_alone: bool) -> None:
 
     # A discard that comes after a second join, while the first discard has its turn.
     @example([*LEAVE, ("succeed", 0, ""), ("succeed", 0, ""), *LEAVE[:1], ("succeed", 0, ""), *LEAVE[1:]])
+    # A second join while the first one was done after the call of the discard.
+    @example([("add", 0, "h"), ("add", 0, "g"), ("succeed", 0, ""), *DISCARD, ("succeed", 0, ""), *ADD])
     @given(STEPS)
     @settings(deadline=None, max_examples=300)
     def in_this_order(steps: list[tuple[str, int, str]]) -> None:
