@@ -9,6 +9,7 @@ import logging
 import uuid
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
+from math import inf
 from typing import Any, Protocol
 
 from realtime import conf, metrics
@@ -112,7 +113,8 @@ class Hub:
         self.stays = Stays(
             ledger.call,
             self.announcements,
-            interval=settings.ROUND_INTERVAL,
+            # What a test suite writes inline is seen by no other process, and others leave nothing behind.
+            interval=settings.ROUND_INTERVAL if ledger.shared else inf,
             address=self.channel,
             take=self.watches.take,
         )
@@ -181,13 +183,13 @@ class Hub:
         hub._watch("pings", hub.heartbeat.run())
         hub._watch("healing", hub.healer.run())
         hub._watch("positions", hub.recovery.run())
+        hub._watch("departures", hub.stays.run())
         hub._watch("presence", hub.watches.run())
         hub._watch("comparison of presence", hub.watches.check())
         mailbox.listen(hub._take_control)
         if ledger.shared:
             # No other process sees what a test suite writes inline.
             hub._watch("rounds", hub.answers.follow_rounds())
-            hub._watch("departures", hub.stays.run())
             # In a task: the connection that started the hub must not wait for what earlier processes left.
             hub._spawn(sweep.sweep_predecessors())
         mailbox.reading.add_done_callback(hub._task_ended)

@@ -37,7 +37,7 @@ class InlineLedger(Ledger):
                 # Django's TestCase: the loop runs beside that thread, and this is the way into it.
                 written = await sync_to_async(batch.write_batch)([write])
         if written.changes is not None:
-            self.on_changes(written.changes)
+            self._tell(written.changes)
         (outcome,) = written.results
         if isinstance(outcome, BaseException):
             raise outcome

@@ -12,6 +12,7 @@ takes them, because no other code in this process will write them.
 """
 
 import asyncio
+import logging
 import uuid
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -41,6 +42,8 @@ _CLASSES = {
     "thread": "realtime.records.ledger.Ledger",
     "inline": "realtime.records.inline_ledger.InlineLedger",
 }
+
+logger = logging.getLogger("realtime.records")
 
 Result = TypeVar("Result")
 
@@ -285,10 +288,17 @@ class Ledger:
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(self._written, writes, written)
 
+    def _tell(self, changes: Changes) -> None:
+        try:
+            self.on_changes(changes)
+        except Exception:
+            # The callers of the batch must get their answers.
+            logger.exception("A change in presence could not be told; it is found within a round")
+
     def _written(self, writes: list[Write], written: batch.Written) -> None:
         self._write_next()
         if written.changes is not None:
-            self.on_changes(written.changes)
+            self._tell(written.changes)
         for write, result in zip(writes, written.results, strict=True):
             write.answer(result)
 

@@ -170,8 +170,8 @@ def accepted(connection: Connection) -> None:
 #: The joins under way, counted. An earlier `group_discard` may have removed their group from `joined`, and a
 #: later one must still have its turn.
 _joining: Counter[tuple[Connection, str]] = Counter()
-#: The leaves under way, counted. Between the call of a `group_discard` and its turn, an earlier `group_add` may
-#: be done. A later `group_add` must not take the connection for a member then.
+#: The leaves under way, counted. Between the call of a `group_discard` and its turn, an earlier `group_add`
+#: may be done. A later `group_add` must not take the connection for a member then.
 _leaving: Counter[tuple[Connection, str]] = Counter()
 
 
