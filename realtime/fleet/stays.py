@@ -1,7 +1,7 @@
-"""End the stays of users whose grace is over, and tell which stays have begun and ended.
+"""End stays when their grace is over, and tell which stays have begun and ended.
 
-Server processes and reapers do this. Each ends the stays of the users who went while it watched, when their
-grace is over, and looks now and then for those that others have left behind.
+Server processes and reapers do this. If a process writes that users have gone, it ends their stays when the
+grace is over. From time to time it looks for stays that other processes have left behind.
 """
 
 import asyncio
@@ -106,7 +106,7 @@ class Stays:
                 logger.warning("The users who have left could not be looked for: %s", error)
 
     async def end_due(self) -> None:
-        """End all stays whose grace is over.
+        """End all stays with a grace that is over.
 
         Raises:
             django.db.Error: The database cannot be reached.

@@ -75,7 +75,7 @@ class _Watched:
 
 
 class Watches:
-    """The groups whose presence connections of this process are told.
+    """The groups that connections of this process watch.
 
     Args:
         process: The id of the row of this process.
@@ -94,7 +94,7 @@ class Watches:
         self._groups: dict[Connection, set[str]] = {}
         self._changed: dict[str, None] = {}
         self._wake = asyncio.Event()
-        # The groups in which anonymous connections came or left here, and when to count them.
+        # The groups where anonymous connections came or left here, and when to count them.
         self._uncounted: set[str] = set()
         self._count_at = 0.0
         self._check_soon = asyncio.Event()

@@ -21,7 +21,7 @@ class Presence:
 
     Attributes:
         group: The group.
-        users: The primary keys of the users as text, each once, in the order in which they came. If there are
+        users: The primary keys of the users as text, each once, in the order of their arrival. If there are
             more than the limit, the first ones.
         anonymous: The number of anonymous connections.
         total: The number of all users.

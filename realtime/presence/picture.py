@@ -28,7 +28,7 @@ class Picture:
         self._ended_before: dict[str, int] = {}
         # The users of whom a change came since the current reading began; None if there is none.
         self._changed_since: set[str] | None = None
-        # The users whose presence is another one than members were told.
+        # The users that members were told of otherwise, or not at all.
         self._untold: dict[str, None] = {}
 
     def __len__(self) -> int:
@@ -45,9 +45,9 @@ class Picture:
         return bool(self._untold)
 
     def users(self, limit: int) -> list[str]:
-        """Return the first users in the order in which they came, at most `limit`.
+        """Return the first users in the order of their arrival, at most `limit`.
 
-        It is the order in which this process learned of them. To sort ten thousand users for each client that
+        More precisely, this process learned of them in this order. To sort ten thousand users for each client that
         joins would take longer than the rest of the join.
         """
         return list(islice(self._stays, limit))

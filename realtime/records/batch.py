@@ -32,12 +32,12 @@ class Written(NamedTuple):
     results: list[Any]
     """For each write its result, or the exception that it failed with."""
     changes: Changes | None = None
-    """What other processes and receivers of signals must be told; None if nothing."""
+    """The changes that others must be told; None if there are none."""
 
 
 @dataclass(slots=True)
 class _Settled:
-    """What transactions have changed in presence."""
+    """The changes of transactions in presence."""
 
     began: list[Stay] = field(default_factory=list)
     dormant: set[str] = field(default_factory=set)

@@ -78,7 +78,7 @@ class Stay:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What a committed write has changed for others."""
+    """The changes of committed writes that others must be told."""
 
     began: Sequence[Stay] = ()
     """The stays that began."""
@@ -87,4 +87,4 @@ class Changes:
     watchers: Mapping[str, Collection[str]] = field(default_factory=dict)
     """For the address of each process that watches some of their groups, these groups."""
     departed: bool = False
-    """True if users may have gone, whose grace runs from now on."""
+    """True if users may have gone: their grace runs from now on."""

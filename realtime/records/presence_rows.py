@@ -27,7 +27,7 @@ BATCH = 200
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What shows without its users if a picture of a group is up to date."""
+    """Numbers that show if a picture of a group is up to date."""
 
     users: int = 0
     """The number of users."""
@@ -69,7 +69,7 @@ def settle(
 
 
 def _lock(connection: BaseDatabaseWrapper, places: Sequence[Place]) -> None:
-    """Lock the rows of these places, in the order in which `_arrive` inserts them."""
+    """Lock the rows of places, in the order of the inserts of `_arrive`."""
     quote = connection.ops.quote_name
     with connection.cursor() as cursor:
         for some in rows.batches(places, BATCH):
@@ -237,7 +237,7 @@ def read(group: str, grace: float, limit: int) -> tuple[list[str], int, int]:
         limit: The largest number of users.
 
     Returns:
-        The ids of the users in the order in which they came, the number of all users, and the number of
+        The ids of the users in the order of their arrival, the number of all users, and the number of
         anonymous connections.
     """
     present = _seen(grace).filter(group=group)
@@ -253,7 +253,7 @@ def stays(group: str) -> dict[str, int]:
 
 
 def summaries(groups: Collection[str]) -> dict[str, Summary]:
-    """Return a summary of each of these groups. The query reads their entries in two indexes."""
+    """Return a summary of each group. The query reads their entries in two indexes."""
     present = PresentUser.objects.using(rows.database()).present()
     users: dict[str, tuple[int, int]] = {}
     anonymous: dict[str, int] = {}
@@ -286,7 +286,7 @@ def watch(process_id: uuid.UUID, group: str) -> None:
 
 
 def unwatch(process_id: uuid.UUID, groups: Collection[str] | None = None) -> None:
-    """Have this process told no more of these groups; without groups, of any."""
+    """Have this process told nothing more of some groups; without `groups`, of any."""
     watches = PresenceWatch.objects.using(rows.database()).filter(process=process_id)
     if groups is None:
         watches.delete()

@@ -49,7 +49,7 @@ def told() -> Iterator[list[tuple[str, str]]]:
 
 @database_sync_to_async
 def come_and_go(*users: str, group: str = ONLINE) -> None:
-    """Write the rows of users whose last connection has just ended."""
+    """Write the rows of users that have just closed their last connection."""
     places = [Place(group, user) for user in users]
     presence_rows.settle(places)
     presence_rows.settle((), places)

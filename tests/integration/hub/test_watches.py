@@ -1,4 +1,4 @@
-"""What a process knows of the groups that its connections watch, and what it tells them."""
+"""The pictures of the groups that connections of a process watch, and the changes that they are told."""
 
 import asyncio
 import json
@@ -153,7 +153,7 @@ class _counted:
         setattr(presence_rows, self.name, self.original)
 
 
-async def test_a_group_that_cannot_be_read_is_read_again_by_the_next_watcher(
+async def test_after_a_failure_the_next_watcher_reads_the_group(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(_: str) -> dict[str, int]:
@@ -168,7 +168,7 @@ async def test_a_group_that_cannot_be_read_is_read_again_by_the_next_watcher(
     assert (await client.watch()).total == 0
 
 
-async def test_a_process_stops_to_watch_some_time_after_its_last_watcher() -> None:
+async def test_a_process_stops_to_watch_after_its_last_watcher() -> None:
     client = await a_watcher()
     assert await PresenceWatch.objects.acount() == 1
     await lifecycle.group_discard(client.connection, GROUP)

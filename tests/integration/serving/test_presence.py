@@ -197,9 +197,7 @@ class TestClients:
         await other.disconnect()
         await watcher.disconnect()
 
-    async def test_the_presence_of_a_group_with_history_precedes_its_messages(
-        self, realtime_settings: Any
-    ) -> None:
+    async def test_presence_precedes_the_messages_that_were_missed(self, realtime_settings: Any) -> None:
         from realtime import apublish
 
         realtime_settings(HISTORY={"public.*": {"size": 10, "ttl": 60}})
@@ -342,7 +340,7 @@ class Deaf(RealtimeConsumer):
 
 
 class OwnPresence(RealtimeConsumer):
-    """An application whose own events have this type."""
+    """An application with own events of this type."""
 
     async def connect(self) -> None:
         await self.channel_layer.group_add(GROUP, self.channel_name)

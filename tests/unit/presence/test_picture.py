@@ -187,7 +187,7 @@ class Delivery(RuleBasedStateMachine):
         assert differing == set(self.picture._untold)
 
     def teardown(self) -> None:
-        """Whatever was lost on the way: after a reading, the picture is that of the rows."""
+        """Read: if changes were lost on the way, the picture is that of the rows now."""
         self.picture.begin_reading()
         self.picture.read(dict(self.rows))
         assert self.picture._stays == self.rows
