@@ -135,8 +135,8 @@ class Settings:
     #: Recent messages of all groups together that a server process keeps in memory for clients that come
     #: back. What is not there is read from Redis.
     HISTORY_TAIL_BYTES: Whole = 64 * 1024 * 1024
-    #: The groups that are tracked for presence: patterns of names, where `*` stands for any characters. If the
-    #: list is empty, it is not tracked either who is online.
+    #: The groups that are tracked for presence: patterns of names, where `*` stands for any characters. If
+    #: there is none, it is not tracked either who is online.
     PRESENCE: GroupPatterns = ("*",)
     #: A user has left, or is offline, when the last connection has been gone for this long. A user that comes
     #: back within this time was never away.

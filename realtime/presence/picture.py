@@ -47,8 +47,8 @@ class Picture:
     def users(self, limit: int) -> list[str]:
         """Return the first users in the order of their arrival, at most `limit`.
 
-        More precisely, this process learned of them in this order. To sort ten thousand users for each client that
-        joins would take longer than the rest of the join.
+        More precisely, this process learned of them in this order. To sort ten thousand users for each client
+        that joins would take longer than the rest of the join.
         """
         return list(islice(self._stays, limit))
 
