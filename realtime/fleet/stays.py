@@ -93,7 +93,7 @@ class Stays:
         loop = asyncio.get_running_loop()
         while True:
             until = loop.time() + self._interval * LOOK_EVERY
-            while loop.time() < (at := min(until, *self._looks, until)):
+            while loop.time() < (at := min(until, self._looks[0]) if self._looks else until):
                 self._wake.clear()
                 with suppress(TimeoutError):
                     async with asyncio.timeout_at(at):

@@ -240,7 +240,8 @@ def test_a_publish_id_has_1_to_64_characters(id_):
 
 def test_the_error_codes_are_those_of_the_protocol():
     assert [str(code) for code in ErrorCode] == [
-        "bad_frame", "unknown_type", "forbidden", "bad_group", "rate_limited", "not_joined", "internal",
+        "bad_frame", "unknown_type", "forbidden", "bad_group", "rate_limited", "not_joined", "no_presence",
+        "internal",
     ]  # fmt: skip
 
 
