@@ -199,7 +199,7 @@ class Explainer:
             joins = [
                 Join(uuid.UUID(each.connection), uuid.UUID(each.process), each.group) for each in unrecorded
             ]
-            await database(connection_rows.open_memberships, joins)
+            await database(connection_rows.restore_memberships, joins)
         await self._kick(by_kind[Kind.SOCKET_WITHOUT_RECORD], by_kind[Kind.ROW_WITHOUT_MEMBER])
         await self._heal(by_kind[Kind.NOT_IN_LAYER], by_kind[Kind.ONLY_IN_LAYER])
 

@@ -11,7 +11,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from django.db import transaction
 from django.db.models import F, Q, QuerySet
 from django.db.models.functions import Now
 
+from realtime import conf
 from realtime.closing import CloseReason
 from realtime.models import Connection, Membership, Process
 from realtime.records import presence_rows, rows
@@ -142,6 +143,24 @@ def open_memberships(joins: Sequence[Join]) -> None:
         ],
         now=("joined_at",),
     )
+
+
+def restore_memberships(joins: Sequence[Join]) -> None:
+    """Insert the missing rows of memberships, with the users of their connections.
+
+    The processes that watch presence find the users when they compare.
+    """
+    records = Connection.objects.using(rows.database())
+    users: dict[uuid.UUID, str] = {}
+    for batch in rows.batches({join.connection_id for join in joins}):
+        users.update(records.filter(pk__in=batch).values_list("pk", "user_id"))
+    named = [replace(join, user_id=users.get(join.connection_id, "")) for join in joins]
+    tracks = conf.get().tracks_presence
+    with in_one_transaction():
+        open_memberships(named)
+        presence_rows.settle(
+            {Place(join.group, join.user_id) for join in named if join.user_id and tracks(join.group)}
+        )
 
 
 def mark_memberships_left(joins: Sequence[Join]) -> int:

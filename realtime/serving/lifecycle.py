@@ -581,10 +581,11 @@ async def _kick(home: Hub, kick: messages.Kick) -> None:
             evict(connection, reason)
         if number % SLICE == 0:
             await asyncio.sleep(0)
-    # Without the users: their connections are closed, so presence does not count these memberships any more.
     leaving: dict[str, list[Join]] = defaultdict(list)
     for connection_id, group in kick.memberships:
-        leaving[group].append(Join(connection_id, home.process, group))
+        # Presence does not count the memberships of closed connections any more.
+        user_id = connection.user_id if (connection := home.connections.get(connection_id)) else ""
+        leaving[group].append(Join(connection_id, home.process, group, user_id))
     await _leave_many(home, leaving)
 
 
