@@ -306,7 +306,8 @@ class PresentUser(models.Model):
         verbose_name = "user online"
         verbose_name_plural = "users online"
         constraints = (
-            models.UniqueConstraint(fields=["group", "user_id"], name="realtime_present_user_once"),
+            # The user first, so that it also finds all rows of a user.
+            models.UniqueConstraint(fields=["user_id", "group"], name="realtime_present_user_once"),
         )
         indexes = (
             # The users of a group in the order in which they came, and the sum of their numbers.

@@ -60,7 +60,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AddConstraint(
             "presentuser",
-            models.UniqueConstraint(fields=("group", "user_id"), name="realtime_present_user_once"),
+            models.UniqueConstraint(fields=("user_id", "group"), name="realtime_present_user_once"),
         ),
         migrations.AddIndex(
             "presentuser", models.Index(fields=["group", "id"], name="realtime_present_user_group")
