@@ -295,6 +295,8 @@ class PresentUser(models.Model):
     """The end of the last membership, or connection; null while there is one."""
     dormant_since = models.DateTimeField(null=True)
     """Only for users online: the end of the last connection, if that ended by silence."""
+    dormant_by = models.UUIDField(null=True)
+    """The connection whose silence made the user dormant. It shows to a repeated write that it did."""
     left_at = models.DateTimeField(null=True)
     """Only for dormant users: the end of their grace, at which they went offline."""
     stamp = models.UUIDField()
@@ -310,8 +312,9 @@ class PresentUser(models.Model):
             models.UniqueConstraint(fields=["user_id", "group"], name="realtime_present_user_once"),
         )
         indexes = (
-            # The users of a group in the order in which they came, and the sum of their numbers.
-            models.Index(fields=["group", "id"], name="realtime_present_user_group"),
+            # The users of a group in the order in which they came. Their number and the sum of their ids are
+            # read from the index alone.
+            models.Index(fields=["group", "id", "gone_at", "left_at"], name="realtime_present_user_group"),
             models.Index(
                 fields=["gone_at"],
                 condition=Q(gone_at__isnull=False, left_at__isnull=True),

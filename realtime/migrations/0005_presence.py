@@ -53,6 +53,7 @@ class Migration(migrations.Migration):
                 ("since", models.DateTimeField()),
                 ("gone_at", models.DateTimeField(null=True)),
                 ("dormant_since", models.DateTimeField(null=True)),
+                ("dormant_by", models.UUIDField(null=True)),
                 ("left_at", models.DateTimeField(null=True)),
                 ("stamp", models.UUIDField()),
             ],
@@ -63,7 +64,8 @@ class Migration(migrations.Migration):
             models.UniqueConstraint(fields=("user_id", "group"), name="realtime_present_user_once"),
         ),
         migrations.AddIndex(
-            "presentuser", models.Index(fields=["group", "id"], name="realtime_present_user_group")
+            "presentuser",
+            models.Index(fields=["group", "id", "gone_at", "left_at"], name="realtime_present_user_group"),
         ),
         migrations.AddIndex(
             "presentuser",

@@ -98,8 +98,8 @@ def _arrive(
     statement = (
         f"INSERT INTO {table} ({group}, user_id, since, stamp, gone_at)"  # noqa: S608 - names of our own tables
         f" VALUES {', '.join(f'(%s, %s, {now}, %s, {each})' for each in gone)}"
-        f" ON CONFLICT ({group}, user_id) DO UPDATE SET gone_at = NULL, dormant_since = NULL, left_at = NULL,"
-        f" {of_a_new_stay}"
+        f" ON CONFLICT ({group}, user_id) DO UPDATE SET gone_at = NULL, left_at = NULL,"
+        f" dormant_since = NULL, dormant_by = NULL, {of_a_new_stay}"
         f" WHERE {table}.gone_at IS NOT NULL AND excluded.gone_at IS NULL"
         f" RETURNING id, {group}, user_id, stamp"
     )
@@ -121,7 +121,7 @@ def _depart(connection: BaseDatabaseWrapper, places: Sequence[Place]) -> None:
     table, group, held = _table(PresentUser, quote), quote("group"), _table(Membership, quote)
     with connection.cursor() as cursor:
         cursor.execute(
-            f"UPDATE {table} SET gone_at = {now} WHERE gone_at IS NULL AND {_in(places, quote)}"  # noqa: S608 - names of our own tables
+            f"UPDATE {table} SET gone_at = {now} WHERE gone_at IS NULL AND id IN ({_ids_of(places, quote)})"  # noqa: S608 - names of our own tables
             f" AND NOT EXISTS (SELECT 1 FROM {held} m WHERE m.{group} = {table}.{group}"
             f" AND m.user_id = {table}.user_id AND m.left_at IS NULL AND NOT m.connection_closed)",
             [text for place in places for text in place],
@@ -146,10 +146,8 @@ def _go_offline(
             (loud, f"gone_at = {now}", ()),
             (
                 list(quiet),
-                # The row keeps the connection, so that a close that is repeated, because the answer to its
-                # COMMIT was lost, finds that it made the user dormant.
                 f"gone_at = {now}, dormant_since = {now},"
-                f" stamp = CASE user_id {'WHEN %s THEN %s ' * len(quiet)}ELSE stamp END",
+                f" dormant_by = CASE user_id {'WHEN %s THEN %s ' * len(quiet)}END",
                 [value for pair in quiet.items() for value in pair],
             ),
         ):
@@ -162,12 +160,14 @@ def _go_offline(
                     [*values, ONLINE, *some],
                 )
         if quiet:
+            # Not what the UPDATE returns: a close that is repeated after a lost answer to its COMMIT
+            # must find that it made the user dormant.
             cursor.execute(
-                f"SELECT user_id, stamp FROM {table} WHERE {group} = %s AND user_id IN ({_marks(quiet)})"  # noqa: S608 - as above
+                f"SELECT user_id, dormant_by FROM {table} WHERE {group} = %s AND user_id IN ({_marks(quiet)})"  # noqa: S608 - as above
                 " AND dormant_since IS NOT NULL",
                 [ONLINE, *quiet],
             )
-            dormant = {user for user, stamp in cursor.fetchall() if stamp == quiet[user]}
+            dormant = {user for user, connection_id in cursor.fetchall() if connection_id == quiet[user]}
     return {silent[user] for user in dormant}
 
 
@@ -180,7 +180,7 @@ def stays_begun_by(stamp: uuid.UUID, arrived: Collection[Place]) -> list[Stay]:
         for some in rows.batches(sorted(arrived), BATCH):
             cursor.execute(
                 f"SELECT id, {quote('group')}, user_id FROM {_table(PresentUser, quote)}"  # noqa: S608 - as above
-                f" WHERE {_in(some, quote)} AND stamp = %s",
+                f" WHERE id IN ({_ids_of(some, quote)}) AND stamp = %s",
                 [*(text for place in some for text in place), _prepared(stamp, connection)],
             )
             found += [Stay(*row) for row in cursor.fetchall()]
@@ -257,7 +257,7 @@ def forget_user(user_id: str) -> None:
         # In the order of `settle`, and not of the ids.
         list(theirs.order_by("group").select_for_update(no_key=True).values_list("pk"))
     theirs.filter(left_at__isnull=False).delete()
-    theirs.update(gone_at=Now() - timedelta(days=365), dormant_since=None)
+    theirs.update(gone_at=Now() - timedelta(days=365), dormant_since=None, dormant_by=None)
 
 
 def purge_dormant(older_than: float, limit: int = rows.BATCH) -> int:
@@ -373,8 +373,15 @@ def _table(model: type[models.Model], quote: Any) -> str:
     return str(quote(model._meta.db_table))
 
 
-def _in(places: Sequence[Place], quote: Any) -> str:
-    return f"({quote('group')}, user_id) IN (VALUES {', '.join(['(%s, %s)'] * len(places))})"
+def _ids_of(places: Sequence[Place], quote: Any) -> str:
+    """Return a query for the ids of the rows of places."""
+    # SQLite would read the whole table for a condition on pairs of values. This join it takes in the order
+    # in which it is written.
+    return (
+        f"SELECT p.id FROM (VALUES {', '.join(['(%s, %s)'] * len(places))}) AS named"  # noqa: S608 - as above
+        f" CROSS JOIN {_table(PresentUser, quote)} p"
+        f" WHERE p.{quote('group')} = named.column1 AND p.user_id = named.column2"
+    )
 
 
 def _marks(values: Collection[object]) -> str:
