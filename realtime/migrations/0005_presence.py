@@ -40,7 +40,7 @@ class Migration(migrations.Migration):
             "membership",
             models.Index(
                 condition=Q(("connection_closed", False), ("left_at__isnull", True)),
-                fields=["group", "user_id"],
+                fields=["group", "user_id", "left_at", "connection_closed"],
                 name="realtime_membership_present",
             ),
         ),
@@ -65,7 +65,9 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             "presentuser",
-            models.Index(fields=["group", "id", "gone_at", "left_at"], name="realtime_present_user_group"),
+            models.Index(
+                fields=["group", "id", "user_id", "gone_at", "left_at"], name="realtime_present_user_group"
+            ),
         ),
         migrations.AddIndex(
             "presentuser",

@@ -20,7 +20,7 @@ from realtime.closing import SILENCE
 from realtime.models import PresentUser
 from realtime.records import connection_rows, presence_rows
 from realtime.records.entries import ONLINE, Changes, Closed, Closing, Join, Opening, Place, Stay
-from realtime.records.rows import again_after_conflict, cut
+from realtime.records.rows import again_after_conflict, cut, is_conflict
 from realtime.records.write_queue import Kind, Write
 
 logger = logging.getLogger("realtime.records")
@@ -146,8 +146,9 @@ def _transact(batch: Sequence[Write], unsure: list[Arrivals]) -> tuple[list[Any]
                     closed.update(connection_rows.close_connections(closings, stamp))
                 settled = _settle(rows, closed, arrivals)
                 committing = True
-        except Exception:
-            if committing and arrivals.places:
+        except Exception as error:
+            # A refusal is an answer: nothing was committed.
+            if committing and arrivals.places and not (is_row_error(error) or is_conflict(error)):
                 unsure.append(arrivals)
             raise
         return closed, settled

@@ -56,10 +56,15 @@ def again_after_conflict(transact: Callable[[], _T]) -> _T:
         try:
             return transact()
         except OperationalError as error:
-            state = getattr(error.__cause__, "sqlstate", None) or getattr(error.__cause__, "pgcode", None)
-            if not rest or state not in _CONFLICTS:
+            if not rest or not is_conflict(error):
                 raise
     raise AssertionError("unreachable")
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Return True if PostgreSQL rolled a transaction back because another writer was in its way."""
+    cause = error.__cause__
+    return (getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)) in _CONFLICTS
 
 
 def lock(rows: "QuerySet[_Row]") -> None:
