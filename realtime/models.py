@@ -249,8 +249,9 @@ class Membership(models.Model):
                 condition=Q(left_at__isnull=True, connection_closed=True),
                 name="realtime_membership_leftover",
             ),
+            # The last two fields are always the same. With them, SQLite counts in the index alone.
             models.Index(
-                fields=["group", "user_id"],
+                fields=["group", "user_id", "left_at", "connection_closed"],
                 condition=Q(left_at__isnull=True, connection_closed=False),
                 name="realtime_membership_present",
             ),
@@ -295,6 +296,8 @@ class PresentUser(models.Model):
     """The end of the last membership, or connection; null while there is one."""
     dormant_since = models.DateTimeField(null=True)
     """Only for users online: the end of the last connection, if that ended by silence."""
+    dormant_by = models.UUIDField(null=True)
+    """The connection whose silence made the user dormant. It shows to a repeated write that it did."""
     left_at = models.DateTimeField(null=True)
     """Only for dormant users: the end of their grace, at which they went offline."""
     stamp = models.UUIDField()
@@ -306,11 +309,15 @@ class PresentUser(models.Model):
         verbose_name = "user online"
         verbose_name_plural = "users online"
         constraints = (
-            models.UniqueConstraint(fields=["group", "user_id"], name="realtime_present_user_once"),
+            # The user first, so that it also finds all rows of a user.
+            models.UniqueConstraint(fields=["user_id", "group"], name="realtime_present_user_once"),
         )
         indexes = (
-            # The users of a group in the order in which they came, and the sum of their numbers.
-            models.Index(fields=["group", "id"], name="realtime_present_user_group"),
+            # The users of a group in the order in which they came. Everything that is read of a group is in
+            # the index, because the rows of its users are scattered over the table.
+            models.Index(
+                fields=["group", "id", "user_id", "gone_at", "left_at"], name="realtime_present_user_group"
+            ),
             models.Index(
                 fields=["gone_at"],
                 condition=Q(gone_at__isnull=False, left_at__isnull=True),

@@ -40,7 +40,7 @@ class Migration(migrations.Migration):
             "membership",
             models.Index(
                 condition=Q(("connection_closed", False), ("left_at__isnull", True)),
-                fields=["group", "user_id"],
+                fields=["group", "user_id", "left_at", "connection_closed"],
                 name="realtime_membership_present",
             ),
         ),
@@ -53,6 +53,7 @@ class Migration(migrations.Migration):
                 ("since", models.DateTimeField()),
                 ("gone_at", models.DateTimeField(null=True)),
                 ("dormant_since", models.DateTimeField(null=True)),
+                ("dormant_by", models.UUIDField(null=True)),
                 ("left_at", models.DateTimeField(null=True)),
                 ("stamp", models.UUIDField()),
             ],
@@ -60,10 +61,13 @@ class Migration(migrations.Migration):
         ),
         migrations.AddConstraint(
             "presentuser",
-            models.UniqueConstraint(fields=("group", "user_id"), name="realtime_present_user_once"),
+            models.UniqueConstraint(fields=("user_id", "group"), name="realtime_present_user_once"),
         ),
         migrations.AddIndex(
-            "presentuser", models.Index(fields=["group", "id"], name="realtime_present_user_group")
+            "presentuser",
+            models.Index(
+                fields=["group", "id", "user_id", "gone_at", "left_at"], name="realtime_present_user_group"
+            ),
         ),
         migrations.AddIndex(
             "presentuser",

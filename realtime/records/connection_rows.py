@@ -118,7 +118,7 @@ def _note_closed(connections: Collection[uuid.UUID]) -> None:
 
 
 def places_of(connections: Mapping[uuid.UUID, str]) -> set[Place]:
-    """Return the places that closed connections held, also the ones that were left before.
+    """Return the places that closed connections held, except those that were left before.
 
     Args:
         connections: The ids of the connections with their users.
@@ -346,6 +346,13 @@ def forget_user(user_id: str, limit: int = BATCH) -> Forgotten:
     deleted = 0
     while number := rows.delete_some(theirs.to_purge(Now()).order_by("closed_at"), limit):
         deleted += number
+    # This reads the whole table. An index only for this would cost something with every join.
+    memberships = Membership.objects.using(using)
+    named = memberships.filter(user_id=user_id).order_by("pk").values_list("pk", flat=True)
+    for some in rows.batches(list(named), limit):
+        with transaction.atomic(using=using):
+            rows.lock(memberships.filter(pk__in=some))
+            memberships.filter(pk__in=some).update(user_id="")
     with transaction.atomic(using=using):
         rows.lock(theirs)
         emptied = theirs.update(user_id="", remote_address="", user_agent="", client_id="")

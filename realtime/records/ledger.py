@@ -69,6 +69,8 @@ class Ledger:
         """True while a batch is in flight or about to be."""
         self._timer_set = False
         self._shutting = False
+        self._unsure: list[batch.Arrivals] = []
+        """Used on the thread only: the arrivals of batches that may have been committed."""
         self.on_changes: Callable[[Changes], None] = _ignore
         """Called with what a batch has changed in presence, before its callers have their answers."""
 
@@ -283,7 +285,7 @@ class Ledger:
 
     def _write(self, loop: asyncio.AbstractEventLoop, writes: list[Write]) -> None:
         """Write a batch, on the ledger's thread."""
-        written = batch.write_batch_outside_requests(writes)
+        written = batch.write_batch_outside_requests(writes, self._unsure)
         # If the loop is closed by now, no caller waits.
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(self._written, writes, written)

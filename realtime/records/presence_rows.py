@@ -7,9 +7,10 @@ Times come from the database's clock. If the database cannot be reached, each ra
 
 import uuid
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Any
 
 from django.db import connections, models, transaction
@@ -41,8 +42,11 @@ class Summary:
 
 
 def settle(
-    arrived: Collection[Place], departed: Collection[Place] = (), silent: Collection[str] = ()
-) -> tuple[list[Stay], set[str]]:
+    arrived: Collection[Place],
+    departed: Collection[Place] = (),
+    silent: Mapping[str, uuid.UUID] = MappingProxyType({}),
+    stamp: uuid.UUID | None = None,
+) -> tuple[list[Stay], set[uuid.UUID]]:
     """Bring the rows of users in line with memberships and connections that this transaction has written.
 
     Rows are locked after those of memberships and connections, in one order, and before anything is read. So
@@ -51,89 +55,136 @@ def settle(
     Args:
         arrived: Places that have a new membership or connection.
         departed: Places that have lost one, and perhaps have another.
-        silent: The users of connections that ended by silence.
+        silent: For each user with a connection that ended by silence, the id of the last such connection.
+        stamp: A value that no other write has. If the answer of the database is lost, `stays_begun_by` finds
+            by it what the call did.
 
     Returns:
-        The stays that began, and the users who became dormant.
+        The stays that began, and of the connections in `silent` those whose user became dormant by their end.
+        A call that is repeated returns these connections again.
     """
-    using = rows.database()
-    connection = connections[using]
-    departing = sorted(departed)
-    if departing and connection.features.has_select_for_update:
-        _lock(connection, sorted({*arrived, *departed}))
-    began = [stay for some in rows.batches(sorted(arrived), BATCH) for stay in _arrive(connection, some)]
-    dormant: set[str] = set()
+    connection = connections[rows.database()]
+    stamp = stamp or uuid.uuid4()
+    arriving, departing = set(arrived), sorted(departed)
+    began: list[Stay] = []
+    # One statement locks and inserts, so that all writers take the rows in one order. SQLite locks no rows.
+    locked = arriving.union(departing if connection.features.has_select_for_update else ())
+    for some in rows.batches(sorted(locked), BATCH):
+        began += _arrive(connection, some, arriving, stamp)
+    dormant: set[uuid.UUID] = set()
     for some in rows.batches(departing, BATCH):
-        dormant.update(_depart(connection, some, silent))
+        _depart(connection, [place for place in some if place.group != ONLINE])
+        dormant |= _go_offline(connection, [place.user_id for place in some if place.group == ONLINE], silent)
     return began, dormant
 
 
-def _lock(connection: BaseDatabaseWrapper, places: Sequence[Place]) -> None:
-    """Lock the rows of places, in the order of the inserts of `_arrive`."""
-    quote = connection.ops.quote_name
-    with connection.cursor() as cursor:
-        for some in rows.batches(places, BATCH):
-            cursor.execute(
-                f"SELECT id FROM {_table(PresentUser, quote)} WHERE {_in(some, quote)}"  # noqa: S608 - names of our own tables
-                f' ORDER BY {quote("group")} COLLATE "C", user_id COLLATE "C" FOR NO KEY UPDATE',
-                _flat(some),
-            )
-            cursor.fetchall()
+def _arrive(
+    connection: BaseDatabaseWrapper, places: Sequence[Place], arriving: Collection[Place], stamp: uuid.UUID
+) -> list[Stay]:
+    """Insert or bring back the rows of places that are in `arriving`, and lock those of all places.
 
-
-def _arrive(connection: BaseDatabaseWrapper, places: Sequence[Place]) -> list[Stay]:
-    quote, now, stamp = connection.ops.quote_name, rows.now_sql(connection), uuid.uuid4()
+    Returns:
+        The stays that began.
+    """
+    quote, now = connection.ops.quote_name, rows.now_sql(connection)
     table, group = _table(PresentUser, quote), quote("group")
-    prepared = PresentUser._meta.get_field("stamp").get_db_prep_save(stamp, connection)
+    prepared = _prepared(stamp, connection)
     # A row that exists is locked also if it is not changed. The row of a dormant user begins a new stay.
+    of_a_new_stay = ", ".join(
+        f"{name} = CASE WHEN {table}.left_at IS NULL THEN {table}.{name} ELSE excluded.{name} END"
+        for name in ("id", "since", "stamp")
+    )
+    gone = ["NULL" if place in arriving else now for place in places]
     statement = (
-        f"INSERT INTO {table} ({group}, user_id, since, stamp)"  # noqa: S608 - names of our own tables
-        f" VALUES {', '.join([f'(%s, %s, {now}, %s)'] * len(places))}"
-        f" ON CONFLICT ({group}, user_id) DO UPDATE SET gone_at = NULL, dormant_since = NULL, left_at = NULL,"
-        f" since = CASE WHEN {table}.left_at IS NULL THEN {table}.since ELSE excluded.since END,"
-        f" stamp = CASE WHEN {table}.left_at IS NULL THEN {table}.stamp ELSE excluded.stamp END"
-        f" WHERE {table}.gone_at IS NOT NULL"
+        f"INSERT INTO {table} ({group}, user_id, since, stamp, gone_at)"  # noqa: S608 - names of our own tables
+        f" VALUES {', '.join(f'(%s, %s, {now}, %s, {each})' for each in gone)}"
+        f" ON CONFLICT ({group}, user_id) DO UPDATE SET gone_at = NULL, left_at = NULL,"
+        f" dormant_since = NULL, dormant_by = NULL, {of_a_new_stay}"
+        f" WHERE {table}.gone_at IS NOT NULL AND excluded.gone_at IS NULL"
         f" RETURNING id, {group}, user_id, stamp"
     )
     values = [value for place in places for value in (*place, prepared)]
     with connection.cursor() as cursor:
         cursor.execute(statement, values)
-        return [Stay(*row[:3]) for row in cursor.fetchall() if row[3] == prepared]
+        new = [Stay(*row[:3]) for row in cursor.fetchall() if row[3] == prepared]
+        # Of places that were only to be locked. Their rows were removed by hand, or never there.
+        if absent := [stay.id for stay in new if Place(stay.group, stay.user_id) not in arriving]:
+            cursor.execute(f"DELETE FROM {table} WHERE id IN ({_marks(absent)})", absent)  # noqa: S608 - as above
+    return [stay for stay in new if stay.id not in absent]
 
 
-def _depart(connection: BaseDatabaseWrapper, places: Sequence[Place], silent: Collection[str]) -> list[str]:
-    """Note the time at which these places lost their last membership, if they did.
+def _depart(connection: BaseDatabaseWrapper, places: Sequence[Place]) -> None:
+    """Note the time at which these places in groups lost their last membership, if they did."""
+    if not places:
+        return
+    quote, now = connection.ops.quote_name, rows.now_sql(connection)
+    table, group, held = _table(PresentUser, quote), quote("group"), _table(Membership, quote)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"UPDATE {table} SET gone_at = {now} WHERE gone_at IS NULL AND id IN ({_ids_of(places, quote)})"  # noqa: S608 - names of our own tables
+            f" AND NOT EXISTS (SELECT 1 FROM {held} m WHERE m.{group} = {table}.{group}"
+            f" AND m.user_id = {table}.user_id AND m.left_at IS NULL AND NOT m.connection_closed)",
+            [text for place in places for text in place],
+        )
+
+
+def _go_offline(
+    connection: BaseDatabaseWrapper, users: Sequence[str], silent: Mapping[str, uuid.UUID]
+) -> set[uuid.UUID]:
+    """Note the time at which these users lost their last connection, if they did.
 
     Returns:
-        The users who became dormant.
+        Of the connections in `silent` those whose user became dormant by their end.
     """
     quote, now = connection.ops.quote_name, rows.now_sql(connection)
     table, group = _table(PresentUser, quote), quote("group")
-    in_groups = [place for place in places if place.group != ONLINE]
-    users = [place.user_id for place in places if place.group == ONLINE]
+    loud = [user for user in users if user not in silent]
+    quiet = {user: _prepared(silent[user], connection) for user in users if user in silent}
+    dormant: set[str] = set()
     with connection.cursor() as cursor:
-        if in_groups:
-            held = _table(Membership, quote)
+        for some, change, values in (
+            (loud, f"gone_at = {now}", ()),
+            (
+                list(quiet),
+                f"gone_at = {now}, dormant_since = {now},"
+                f" dormant_by = CASE user_id {'WHEN %s THEN %s ' * len(quiet)}END",
+                [value for pair in quiet.items() for value in pair],
+            ),
+        ):
+            if some:
+                cursor.execute(
+                    f"UPDATE {table} SET {change} WHERE gone_at IS NULL AND {group} = %s"  # noqa: S608 - names of our own tables
+                    f" AND user_id IN ({_marks(some)})"
+                    f" AND NOT EXISTS (SELECT 1 FROM {_table(Connection, quote)} c"
+                    f" WHERE c.user_id = {table}.user_id AND c.closed_at IS NULL)",
+                    [*values, ONLINE, *some],
+                )
+        if quiet:
+            # Not what the UPDATE returns: a close that is repeated after a lost answer to its COMMIT
+            # must find that it made the user dormant.
             cursor.execute(
-                f"UPDATE {table} SET gone_at = {now} WHERE gone_at IS NULL AND {_in(in_groups, quote)}"  # noqa: S608 - names of our own tables
-                f" AND NOT EXISTS (SELECT 1 FROM {held} m WHERE m.{group} = {table}.{group}"
-                f" AND m.user_id = {table}.user_id AND m.left_at IS NULL AND NOT m.connection_closed)",
-                _flat(in_groups),
+                f"SELECT user_id, dormant_by FROM {table} WHERE {group} = %s AND user_id IN ({_marks(quiet)})"  # noqa: S608 - as above
+                " AND dormant_since IS NOT NULL",
+                [ONLINE, *quiet],
             )
-        if not users:
-            return []
-        quiet = sorted(set(silent).intersection(users))
-        dormant = f"CASE WHEN user_id IN ({_marks(quiet)}) THEN {now} END" if quiet else "NULL"
-        cursor.execute(
-            f"UPDATE {table} SET gone_at = {now}, dormant_since = {dormant}"  # noqa: S608 - names of our own tables
-            f" WHERE gone_at IS NULL AND {group} = %s AND user_id IN ({_marks(users)})"
-            f" AND NOT EXISTS (SELECT 1 FROM {_table(Connection, quote)} c"
-            f" WHERE c.user_id = {table}.user_id AND c.closed_at IS NULL)"
-            " RETURNING user_id",
-            [*quiet, ONLINE, *users],
-        )
-        gone = {row[0] for row in cursor.fetchall()}
-    return [user for user in quiet if user in gone]
+            dormant = {user for user, connection_id in cursor.fetchall() if connection_id == quiet[user]}
+    return {silent[user] for user in dormant}
+
+
+def stays_begun_by(stamp: uuid.UUID, arrived: Collection[Place]) -> list[Stay]:
+    """Return the stays that a call of `settle` with this stamp began, except those that are over."""
+    connection = connections[rows.database()]
+    quote = connection.ops.quote_name
+    found: list[Stay] = []
+    with connection.cursor() as cursor:
+        for some in rows.batches(sorted(arrived), BATCH):
+            cursor.execute(
+                f"SELECT id, {quote('group')}, user_id FROM {_table(PresentUser, quote)}"  # noqa: S608 - as above
+                f" WHERE id IN ({_ids_of(some, quote)}) AND stamp = %s",
+                [*(text for place in some for text in place), _prepared(stamp, connection)],
+            )
+            found += [Stay(*row) for row in cursor.fetchall()]
+    return found
 
 
 def any_gone(grace: float) -> bool:
@@ -200,12 +251,13 @@ def note_departed(after: int, limit: int = rows.BATCH) -> int | None:
 
 
 def forget_user(user_id: str) -> None:
-    """End the presence of a user within a second, and remove the user from all memberships."""
-    using = rows.database()
-    Membership.objects.using(using).filter(user_id=user_id).update(user_id="")
-    theirs = PresentUser.objects.using(using).filter(user_id=user_id)
+    """End the presence of a user within a second. Call it in a transaction."""
+    theirs = PresentUser.objects.using(rows.database()).filter(user_id=user_id)
+    if connections[theirs.db].features.has_select_for_update:
+        # In the order of `settle`, and not of the ids.
+        list(theirs.order_by("group").select_for_update(no_key=True).values_list("pk"))
     theirs.filter(left_at__isnull=False).delete()
-    theirs.update(gone_at=Now() - timedelta(days=365), dormant_since=None)
+    theirs.update(gone_at=Now() - timedelta(days=365), dormant_since=None, dormant_by=None)
 
 
 def purge_dormant(older_than: float, limit: int = rows.BATCH) -> int:
@@ -259,7 +311,9 @@ def summaries(groups: Collection[str]) -> dict[str, Summary]:
     anonymous: dict[str, int] = {}
     for some in rows.batches(groups):
         sums = present.filter(group__in=some).order_by().values_list("group")
-        users.update({name: (count, total) for name, count, total in sums.annotate(Count("pk"), Sum("pk"))})
+        # PostgreSQL adds up integers to a decimal number.
+        figures = sums.annotate(Count("pk"), Sum("pk"))
+        users.update({name: (count, int(total)) for name, count, total in figures})
         counts = _anonymous().filter(group__in=some).order_by().values_list("group")
         anonymous.update(dict(counts.annotate(Count("pk"))))
     return {name: Summary(*users.get(name, (0, 0)), anonymous.get(name, 0)) for name in groups}
@@ -319,13 +373,20 @@ def _table(model: type[models.Model], quote: Any) -> str:
     return str(quote(model._meta.db_table))
 
 
-def _in(places: Sequence[Place], quote: Any) -> str:
-    return f"({quote('group')}, user_id) IN (VALUES {', '.join(['(%s, %s)'] * len(places))})"
+def _ids_of(places: Sequence[Place], quote: Any) -> str:
+    """Return a query for the ids of the rows of places."""
+    # SQLite would read the whole table for a condition on pairs of values. This join it takes in the order
+    # in which it is written.
+    return (
+        f"SELECT p.id FROM (VALUES {', '.join(['(%s, %s)'] * len(places))}) AS named"  # noqa: S608 - as above
+        f" CROSS JOIN {_table(PresentUser, quote)} p"
+        f" WHERE p.{quote('group')} = named.column1 AND p.user_id = named.column2"
+    )
 
 
 def _marks(values: Collection[object]) -> str:
     return ", ".join(["%s"] * len(values))
 
 
-def _flat(places: Iterable[Place]) -> list[str]:
-    return [text for place in places for text in place]
+def _prepared(stamp: uuid.UUID, connection: BaseDatabaseWrapper) -> Any:
+    return PresentUser._meta.get_field("stamp").get_db_prep_save(stamp, connection)

@@ -12,18 +12,23 @@ from functools import cache
 from itertools import islice
 from typing import Any, TypeVar, cast
 
-from django.db import connections, models, router, transaction
+from django.db import OperationalError, connections, models, router, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import QuerySet
 from django.db.models.constants import OnConflict
 from django.db.models.functions import Now
 
-from realtime.models import Process
+from realtime.models import Process, Round
 
 BATCH = 500
 """The number of rows that one statement names. A write of more rows is several transactions, so that none is
 long; an insert of more is several statements in one.
 """
+
+#: The number of times that a transaction is tried, if other writers are in its way.
+TRIES = 5
+#: SQLSTATE of transactions that PostgreSQL rolled back because of another: serialization failure, deadlock.
+_CONFLICTS = frozenset({"40001", "40P01"})
 
 _T = TypeVar("_T")
 _Row = TypeVar("_Row", bound=models.Model)
@@ -32,6 +37,34 @@ _Row = TypeVar("_Row", bound=models.Model)
 def database() -> str:
     """Return the alias of the database that is written to."""
     return router.db_for_write(Process)
+
+
+def again_after_conflict(transact: Callable[[], _T]) -> _T:
+    """Call a function that is one transaction. Call it again if PostgreSQL rolled it back for another's sake.
+
+    Writers lock rows in one order, so that deadlocks are rare. They are possible between the records of a
+    process that was declared lost although it lives, and the sweep that closes them.
+
+    Args:
+        transact: The function. In a transaction of the caller it is called only once.
+
+    Raises:
+        django.db.Error: Any other error, or the conflict of the last of `TRIES`.
+    """
+    tries = 1 if connections[database()].in_atomic_block else TRIES
+    for rest in reversed(range(tries)):
+        try:
+            return transact()
+        except OperationalError as error:
+            if not rest or not is_conflict(error):
+                raise
+    raise AssertionError("unreachable")
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Return True if PostgreSQL rolled a transaction back because another writer was in its way."""
+    cause = error.__cause__
+    return (getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)) in _CONFLICTS
 
 
 def lock(rows: "QuerySet[_Row]") -> None:
@@ -49,6 +82,10 @@ def lock_some(rows: "QuerySet[_Row]", limit: int) -> list[uuid.UUID]:
     Returns:
         Their keys.
     """
+    if not connections[rows.db].features.has_select_for_update:
+        # A deferred transaction of SQLite that begins with a read may fail at its first write. This write
+        # changes nothing.
+        Round.objects.using(rows.db).filter(pk=0).update(number=0)
     free = rows.select_for_update(no_key=True, skip_locked=True)
     return list(free.values_list("pk", flat=True)[:limit])
 

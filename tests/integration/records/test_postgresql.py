@@ -14,6 +14,8 @@ REPEATED = [
     "records/test_connection_rows.py",
     "records/test_process_rows.py",
     "records/test_batch.py",
+    "records/test_presence_rows.py",
+    "records/test_presence_model.py",
     "records/test_query_plans.py",
     "admin",
 ]
