@@ -9,7 +9,7 @@ Everything here is synchronous and runs on the ledger's own thread.
 import logging
 import uuid
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -119,9 +119,9 @@ def _transact(batch: Sequence[Write]) -> tuple[list[Any], _Settled]:
         for stamp, closings in endings.items():
             closed.update(connection_rows.close_connections(closings, stamp))
         settled = _settle(rows, closed)
+    dormant = set(settled.dormant)
     results = [
-        _closed(write.rows[0], closed, settled.dormant) if write.kind is Kind.CLOSE else None
-        for write in batch
+        _closed(write.rows[0], closed, dormant) if write.kind is Kind.CLOSE else None for write in batch
     ]
     return results, settled
 
@@ -161,10 +161,15 @@ def _user(row: Opening | Join) -> str:
     return cut(row.user_id, PresentUser, "user_id")
 
 
-def _closed(closing: Closing, closed: Mapping[uuid.UUID, str], dormant: Collection[str]) -> Closed:
+def _closed(closing: Closing, closed: Mapping[uuid.UUID, str], dormant: set[str]) -> Closed:
+    """Return the outcome for one connection, and remove its user from `dormant` if it was the last one."""
     if closing.id not in closed:
         return Closed(was_first=False)
-    return Closed(was_first=True, is_dormant=closing.reason in SILENCE and closed[closing.id] in dormant)
+    user_id = closed[closing.id]
+    is_dormant = closing.reason in SILENCE and user_id in dormant
+    # The batch may have closed several connections of the user; only one of them is announced.
+    dormant.difference_update({user_id} if is_dormant else ())
+    return Closed(was_first=True, is_dormant=is_dormant)
 
 
 def _changes(settled: _Settled) -> Changes:
