@@ -81,11 +81,11 @@ class GroupConsumer(RealtimeConsumer):
             return
         since = Position(frame.since.epoch, frame.since.offset) if frame.since is not None else None
 
-        present: frames.Present | None = None
-
         async def look() -> None:
-            nonlocal present
-            present = await lifecycle.watch(self.connection, frame.group)
+            await lifecycle.prepare_watch(self.connection, frame.group)
+
+        def present() -> frames.Present | None:
+            return lifecycle.begin_watch(self.connection, frame.group) if frame.presence else None
 
         def answer(joined: Joined) -> None:
             # Before the first message, so that the client knows what to expect.
@@ -97,7 +97,7 @@ class GroupConsumer(RealtimeConsumer):
                     epoch=joined.position.epoch,
                     offset=joined.position.offset,
                     recovered=joined.recovered,
-                    presence=present,
+                    presence=present(),
                 ),
             )
 
@@ -106,7 +106,7 @@ class GroupConsumer(RealtimeConsumer):
         )
         if joined is None:
             lifecycle.write(
-                self.connection, frames.Joined(ref=frame.ref, group=frame.group, presence=present)
+                self.connection, frames.Joined(ref=frame.ref, group=frame.group, presence=present())
             )
 
     async def _presence(self, frame: frames.ClientPresence) -> None:

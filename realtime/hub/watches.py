@@ -52,9 +52,11 @@ class _Watched:
         self.group = group
         self.picture = Picture()
         self.anonymous = 0
-        self.told_anonymous = 0
-        self.members: dict[Connection, bool] = {}
-        """The connections that are told, and whether by an event for their consumer instead of a frame."""
+        self.told_anonymous: int | None = 0
+        """The number that all members know; None if they know different ones."""
+        self.members: dict[Connection, bool | None] = {}
+        """The connections that are told, and whether by an event for their consumer instead of a frame; None
+        if the answer to their join must be written first."""
         self.loading: asyncio.Task[None] | None = None
         self.tell_at = 0.0
         """The loop time before which members are told nothing more."""
@@ -68,6 +70,13 @@ class _Watched:
     def present(self) -> frames.Present:
         """Return what a new member is told."""
         return frames.Present(self.picture.users(MAX_USERS), self.anonymous, len(self.picture))
+
+    def show(self) -> frames.Present:
+        """Return what a new member is told, and have changes told that it may know and others do not."""
+        self.picture.show()
+        if self.anonymous != self.told_anonymous:
+            self.told_anonymous = None
+        return self.present()
 
     def differs(self, summary: Summary) -> bool:
         """Return True if the picture is another one than the rows."""
@@ -113,6 +122,38 @@ class Watches:
         Raises:
             RecordsUnavailable: The group could not be read.
         """
+        watched = await self._prepare(connection, group)
+        return self.begin(connection, group, by_event=by_event) or watched.present()
+
+    async def prepare(self, connection: Connection, group: str) -> None:
+        """Read a group for a member, so that `begin` can say immediately who is there.
+
+        Raises:
+            RecordsUnavailable: The group could not be read.
+        """
+        await self._prepare(connection, group)
+
+    def begin(self, connection: Connection, group: str, *, by_event: bool = False) -> frames.Present | None:
+        """Return who is in a group, and tell its member from now on who comes and leaves.
+
+        The caller writes the answer before anything else happens. A change that were written before the
+        answer would be missing in the picture of the client, which begins with the answer.
+
+        Args:
+            connection: The connection, for which `prepare` has read the group.
+            group: The group.
+            by_event: Tell its consumer by the event `presence.changed` instead of its client by a frame.
+
+        Returns:
+            None if the connection has left the group meanwhile.
+        """
+        watched = self._watched.get(group)
+        if watched is None or connection not in watched.members:
+            return None
+        watched.members[connection] = by_event
+        return watched.show()
+
+    async def _prepare(self, connection: Connection, group: str) -> _Watched:
         watched = self._watched.get(group)
         if watched is None:
             watched = self._watched[group] = _Watched(group)
@@ -120,11 +161,11 @@ class Watches:
         if watched.loading is not None:
             await asyncio.shield(watched.loading)
         if group in connection.groups and not connection.gone:
-            watched.members[connection] = by_event
+            watched.members.setdefault(connection, None)
             self._groups.setdefault(connection, set()).add(group)
         elif not watched.members:
             watched.idle_since = self._loop.time()
-        return watched.present()
+        return watched
 
     def present(self, group: str) -> frames.Present | None:
         """Return who is in a group; None if no connection of this process watches it."""
@@ -266,7 +307,7 @@ class Watches:
         pause_at = self._loop.time() + SLICE
         for position, (connection, by_event) in enumerate(tuple(watched.members.items()), start=1):
             # Check again: the connection may have left during the loop's turn.
-            if connection not in watched.members:
+            if by_event is None or connection not in watched.members:
                 continue
             if by_event:
                 connection.on_event({**event, "joined": [*event["joined"]], "left": [*event["left"]]})

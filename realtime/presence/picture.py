@@ -30,6 +30,8 @@ class Picture:
         self._changed_since: set[str] | None = None
         # The users that members were told of otherwise, or not at all.
         self._untold: dict[str, None] = {}
+        # Those of them whose presence a later member knows, which the others do not know yet.
+        self._shown: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._stays)
@@ -98,6 +100,14 @@ class Picture:
 
     # -- what members are told ----------------------------------------------------------------------------
 
+    def show(self) -> None:
+        """Note that one more member knows all users now.
+
+        A change that was not told yet is told in any case, because this member knows it: if it is undone
+        before that, this member must be told so.
+        """
+        self._shown.update(self._untold)
+
     def take_change(self, limit: int) -> Change:
         """Return what members were not told yet, and take it for told.
 
@@ -107,12 +117,14 @@ class Picture:
         some = list(self._untold)[:limit]
         for user in some:
             del self._untold[user]
+        self._shown.difference_update(some)
         joined = sorted((user for user in some if user in self._stays), key=self._stays.__getitem__)
         return Change(joined, [user for user in some if user not in self._stays])
 
     def take_as_told(self) -> None:
         """Take everything for told, because there are no members yet."""
         self._untold.clear()
+        self._shown.clear()
 
     def _set(self, user: str, id: int) -> None:
         # Removed first, so that a later stay has its place behind the others.
@@ -127,8 +139,10 @@ class Picture:
         self._toggle(user)
 
     def _toggle(self, user: str) -> None:
-        """Note that the presence of a user has changed. A second change undoes the first one."""
-        if user in self._untold:
-            del self._untold[user]
-        else:
+        """Note that the presence of a user has changed. A second change undoes the first one, unless a member
+        knows the first one.
+        """
+        if user not in self._untold:
             self._untold[user] = None
+        elif user not in self._shown:
+            del self._untold[user]

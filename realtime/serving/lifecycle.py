@@ -339,6 +339,30 @@ async def watch(connection: Connection, group: str, *, by_event: bool = False) -
     return await _home(connection).watches.watch(connection, group, by_event=by_event)
 
 
+async def prepare_watch(connection: Connection, group: str) -> None:
+    """Read who is in a group, so that `begin_watch` can say it immediately.
+
+    Args:
+        connection: A member of the group.
+        group: The group, whose users are tracked.
+
+    Raises:
+        RecordsUnavailable: The database is down.
+    """
+    await _home(connection).watches.prepare(connection, group)
+
+
+def begin_watch(connection: Connection, group: str) -> frames.Present | None:
+    """Return who is in a group, and tell the client from now on who comes and leaves.
+
+    Write the answer before anything else is awaited, so that no change is written before it.
+
+    Returns:
+        None if the connection has left the group since `prepare_watch`.
+    """
+    return connection.hub.watches.begin(connection, group) if connection.hub is not None else None
+
+
 def present(connection: Connection, group: str) -> frames.Present | None:
     """Return who is in a group, if this process knows it without asking the database."""
     return connection.hub.watches.present(group) if connection.hub is not None else None

@@ -200,8 +200,8 @@ class Client:
         await self.send({"type": kind, "ref": ref, **fields})
         return await self.seen(lambda frame: frame.get("ref") == ref)
 
-    async def join(self, group: str) -> Frame:
-        return await self.ask("join", group=group)
+    async def join(self, group: str, **more: object) -> Frame:
+        return await self.ask("join", group=group, **more)
 
     async def leave(self, group: str) -> Frame:
         return await self.ask("leave", group=group)
