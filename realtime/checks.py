@@ -399,8 +399,8 @@ def check_grace(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[Check
     return [
         Warning(
             f"PRESENCE_GRACE is {found.PRESENCE_GRACE:g} s, and clients of a process that stops come back "
-            f"within RECONNECT_WINDOW, {found.RECONNECT_WINDOW:g} s: with each restart, some of them are told "
-            "to others as gone.",
+            f"within RECONNECT_WINDOW, {found.RECONNECT_WINDOW:g} s: with each restart, users leave for a "
+            "moment.",
             hint="Set PRESENCE_GRACE above RECONNECT_WINDOW, by the time that a client needs to connect. "
             "See docs/howto/show-who-is-here.md.",
             id="realtime.W012",

@@ -195,7 +195,9 @@ async def test_groups_without_a_pattern_have_no_presence(realtime_settings: Call
 _SHOWING = """
 const shown = [];
 globalThis.document = {
-  getElementById: () => ({ replaceChildren: (...items) => shown.push(items.map((item) => item.textContent)) }),
+  getElementById: () => ({
+    replaceChildren: (...items) => shown.push(items.map((item) => item.textContent)),
+  }),
   createElement: () => ({}),
 };
 let people = [];
