@@ -38,6 +38,7 @@ navigation = {
         "docs/howto/test-your-consumers",
         "docs/howto/publish-from-workers",
         "docs/howto/catch-up",
+        "docs/howto/show-who-is-here",
         "docs/howto/other-clients",
         "docs/howto/use-the-client",
         "docs/howto/look-at-connections",

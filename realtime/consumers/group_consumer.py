@@ -7,6 +7,8 @@ import asyncio
 import logging
 from collections import deque
 
+from django.db import Error as DatabaseFailure
+
 from realtime import conf, policy, publishing
 from realtime.closing import CloseReason
 from realtime.consumers.asynchronous import RealtimeConsumer
@@ -112,7 +114,12 @@ class GroupConsumer(RealtimeConsumer):
     async def _presence(self, frame: frames.ClientPresence) -> None:
         if not await self._may_see(frame.group, frame.ref):
             return
-        found = lifecycle.present(self.connection, frame.group) or await apresence(frame.group)
+        try:
+            found = lifecycle.present(self.connection, frame.group) or await apresence(frame.group)
+        except DatabaseFailure as error:
+            logger.warning("Who is present could not be read: %s", error, extra=self.connection.log_fields())
+            self._refuse_frame(ErrorCode.INTERNAL, "Who is present could not be read; try again.", frame.ref)
+            return
         lifecycle.write(
             self.connection,
             frames.Presence(

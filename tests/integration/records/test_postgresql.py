@@ -17,6 +17,7 @@ REPEATED = [
     "records/test_presence_rows.py",
     "records/test_presence_model.py",
     "records/test_query_plans.py",
+    "records/test_upgrade.py",
     "admin",
 ]
 

@@ -9,6 +9,7 @@ import pytest
 from channels.routing import URLRouter
 from channels.testing import WebsocketCommunicator
 from django.contrib.auth.models import AnonymousUser, User
+from django.db import OperationalError
 
 from realtime import signals
 from realtime.closing import CloseReason
@@ -17,6 +18,7 @@ from realtime.errors import BadGroup, NoPresence
 from realtime.hub import watches
 from realtime.models import PresentUser
 from realtime.presence import Presence, ais_online, apresence
+from realtime.records import presence_rows
 from realtime.routing import websocket_urlpatterns
 from realtime.serving import lifecycle
 from realtime.serving.runner import Runner, Times
@@ -185,6 +187,20 @@ class TestClients:
         assert (await join(client))["code"] == "forbidden"
         assert (await ask(client, type="presence", ref=1, group=GROUP))["code"] == "forbidden"
         assert (await ask(client, type="join", ref=1, group=GROUP))["type"] == "joined"
+        await client.disconnect()
+
+    async def test_a_client_that_asks_a_database_that_is_down_stays(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def read(*arguments: Any) -> Any:
+            raise OperationalError("The database is down.")
+
+        client = await connected()
+        with monkeypatch.context() as patch:
+            patch.setattr(presence_rows, "read", read)
+            error = await ask(client, type="presence", ref=1, group=GROUP)
+        assert (error["type"], error["code"], error["ref"]) == ("error", "internal", 1)
+        assert (await ask(client, type="presence", ref=2, group=GROUP))["total"] == 0
         await client.disconnect()
 
     async def test_a_client_that_leaves_is_told_nothing_more(self) -> None:
