@@ -403,12 +403,23 @@ class Reaper:
         Returns:
             The number of memberships of which processes were told, and the errors of the other ones.
         """
-        by_address: dict[str, list[Leftover]] = defaultdict(list)
-        for leftover in leftovers:
-            by_address[leftover.channel_name].append(leftover)
-        failed = await groups.tell_all({address: _kick(some) for address, some in by_address.items()})
-        told = sum(len(some) for address, some in by_address.items() if address not in failed)
-        return told, list(failed.values())
+        told = 0
+        failures: list[LayerUnavailable] = []
+        # The client of a superseded connection must not come back: it would supersede the newer one.
+        superseded = CloseReason.SUPERSEDED.value
+        for reason, some in (
+            (superseded, [each for each in leftovers if each.reason == superseded]),
+            (CloseReason.SERVER_LOST.value, [each for each in leftovers if each.reason != superseded]),
+        ):
+            by_address: dict[str, list[Leftover]] = defaultdict(list)
+            for leftover in some:
+                by_address[leftover.channel_name].append(leftover)
+            failed = await groups.tell_all(
+                {address: _kick(held, reason) for address, held in by_address.items()}
+            )
+            told += sum(len(held) for address, held in by_address.items() if address not in failed)
+            failures += failed.values()
+        return told, failures
 
     # -- purge -------------------------------------------------------------------------------------
 
@@ -468,11 +479,11 @@ class Reaper:
         self._answer_came.set()
 
 
-def _kick(leftovers: list[Leftover]) -> messages.Kick:
+def _kick(leftovers: list[Leftover], reason: str) -> messages.Kick:
     return messages.Kick(
         connections=sorted({leftover.connection_id for leftover in leftovers}),
         memberships=[(leftover.connection_id, leftover.group) for leftover in leftovers],
-        reason=CloseReason.SERVER_LOST.value,
+        reason=reason,
     )
 
 

@@ -65,6 +65,7 @@ class Connection:
         closes_old_connections: True if `on_group_event` must be called after stale database connections were
             closed.
         transport: Writes to the client.
+        client_id: The id that its client gave itself; empty if it gave none.
         subprotocol: The subprotocol. Until the handshake is complete, the one that will be chosen unless the
             application chooses another.
         liveness: Set when the handshake is complete: a client in its handshake cannot answer pings.
@@ -88,6 +89,7 @@ class Connection:
         "alias",
         "changing",
         "channel_name",
+        "client_id",
         "close_code",
         "closes_old_connections",
         "eviction",
@@ -120,6 +122,7 @@ class Connection:
         self.on_event = on_event
         self.on_group_event = on_event
         self.closes_old_connections = False
+        self.client_id = ""
         self.transport: AsgiTransport
         self.subprotocol = SUBPROTOCOL if SUBPROTOCOL in scope.get("subprotocols", ()) else ""
         self.liveness: Liveness | None = None

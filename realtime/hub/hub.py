@@ -28,6 +28,7 @@ from realtime.hub.heartbeat import Heartbeat
 from realtime.hub.lanes import Lanes
 from realtime.hub.memberships import Memberships
 from realtime.hub.recovery import Recovery
+from realtime.hub.superseding import Superseding
 from realtime.hub.watches import Watches
 from realtime.layers import groups, messages
 from realtime.process import pids, tasks, tuning
@@ -119,6 +120,16 @@ class Hub:
             take=self.watches.take,
         )
         ledger.on_changes = self._take_changes
+        self.superseding = Superseding(
+            process,
+            self.channel,
+            ledger,
+            self.connections,
+            announcements=self.announcements,
+            evict=owner.evict,
+            departed=self.stays.departed,
+            interval=settings.ROUND_INTERVAL,
+        )
         self.lanes = Lanes(self.memberships.groups, settings.COALESCE_WINDOW)
         self.events = Events(self.channel, self.fanout, self.recovery, self.lanes, mailbox)
         self.healer = Healer(
@@ -190,6 +201,7 @@ class Hub:
         if ledger.shared:
             # No other process sees what a test suite writes inline.
             hub._watch("rounds", hub.answers.follow_rounds())
+            hub._watch("superseded connections", hub.superseding.look())
             # In a task: the connection that started the hub must not wait for what earlier processes left.
             hub._spawn(sweep.sweep_predecessors())
         mailbox.reading.add_done_callback(hub._task_ended)

@@ -8,7 +8,7 @@ database cannot be reached or refuses a row, each function raises a `django.db.E
 """
 
 import uuid
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
@@ -36,6 +36,8 @@ class Leftover:
     channel_name: str
     connection_id: uuid.UUID
     group: str
+    reason: str
+    """The `value` of the `CloseReason` in the record of the connection."""
 
 
 class Forgotten(NamedTuple):
@@ -53,7 +55,29 @@ def in_one_transaction() -> AbstractContextManager[Any]:
 
 
 def open_connections(openings: Sequence[Opening]) -> None:
-    """Insert the records of new connections. A record that exists is left as it is, even if it is closed."""
+    """Insert the records of new connections. A record that exists is left as it is, even if it is closed.
+
+    Connections of one client get different times, in the order of `openings`.
+    """
+    for some in _without_repeated_clients(openings):
+        _open_connections(some)
+
+
+def _without_repeated_clients(openings: Sequence[Opening]) -> list[list[Opening]]:
+    """Divide openings so that no part has a client twice: all rows of a statement have the same time."""
+    parts: list[list[Opening]] = []
+    counts: Counter[tuple[str, str]] = Counter()
+    for opening in openings:
+        client = (opening.user_id, opening.client_id)
+        part = counts[client] if opening.client_id else 0
+        counts[client] += 1
+        if part == len(parts):
+            parts.append([])
+        parts[part].append(opening)
+    return parts
+
+
+def _open_connections(openings: Sequence[Opening]) -> None:
     texts = ("user_id", "path", "remote_address", "user_agent", "subprotocol", "client_id")
     rows.insert_new(
         Connection,
@@ -70,13 +94,16 @@ def open_connections(openings: Sequence[Opening]) -> None:
     )
 
 
-def close_connections(closings: Sequence[Closing], stamp: uuid.UUID) -> dict[uuid.UUID, str]:
+def close_connections(
+    closings: Sequence[Closing], stamp: uuid.UUID, *, skip_locked: bool = False
+) -> dict[uuid.UUID, str]:
     """Close these records, if they are open.
 
     Args:
         closings: The records to close.
         stamp: A value that no other batch has. A call that is repeated with its stamp returns the same ids
             again.
+        skip_locked: Pass over memberships that another writer has locked, because it marks them as left.
 
     Returns:
         The ids of the records that were closed with this stamp, with their users. Of any number of callers
@@ -97,24 +124,34 @@ def close_connections(closings: Sequence[Closing], stamp: uuid.UUID) -> dict[uui
                 )
             closed = dict(records.filter(closed_by=stamp).values_list("pk", "user_id"))
             # In the same transaction, so that every membership of a closed record is found as a leftover.
-            _note_closed(closed)
+            _note_closed(closed, skip_locked=skip_locked)
         mine.update(closed)
     return mine
 
 
 def end_connections(closings: Sequence[Closing], stamp: uuid.UUID) -> dict[uuid.UUID, str]:
-    """Do what `close_connections` does, and note in the same transaction who has gone."""
+    """Close records of other processes, and note in the same transaction who has gone.
+
+    The arguments and the result are those of `close_connections`.
+    """
     with in_one_transaction():
-        closed = close_connections(closings, stamp)
+        # The process of a connection may end it at the same time. Its batch locks first the memberships that
+        # it leaves, and then the record: to wait here for these memberships would be a deadlock.
+        closed = close_connections(closings, stamp, skip_locked=True)
         presence_rows.settle((), places_of(closed))
     return closed
 
 
-def _note_closed(connections: Collection[uuid.UUID]) -> None:
+def _note_closed(connections: Collection[uuid.UUID], *, skip_locked: bool = False) -> None:
     """Note in the memberships of closed connections that they do not count for presence any more."""
     held = Membership.objects.using(rows.database()).to_leave().filter(connection__in=connections)
-    rows.lock(held)
-    held.update(connection_closed=True)
+    if not skip_locked or not rows.locks_rows(held):
+        rows.lock(held)
+        held.update(connection_closed=True)
+        return
+    free = held.select_for_update(no_key=True, skip_locked=True)
+    for some in rows.batches(free.values_list("pk", flat=True)):
+        held.filter(pk__in=some).update(connection_closed=True)
 
 
 def places_of(connections: Mapping[uuid.UUID, str]) -> set[Place]:
@@ -298,7 +335,9 @@ def leftovers(process_id: uuid.UUID | None = None, limit: int = BATCH) -> list[L
     held = Membership.objects.using(rows.database()).leftovers().order_by("pk")
     if process_id is not None:
         held = held.filter(process=process_id)
-    columns = held.values_list("process_id", "process__channel_name", "connection_id", "group")
+    columns = held.values_list(
+        "process_id", "process__channel_name", "connection_id", "group", "connection__close_reason"
+    )
     return [Leftover(*row) for row in columns[:limit]]
 
 

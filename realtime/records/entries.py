@@ -25,8 +25,23 @@ class Opening:
     remote_address: str
     user_agent: str
     subprotocol: str
-    client_id: str = ""
-    """The id that the client gave itself; empty if it gave none."""
+    client_id: str = field(default="", repr=False)
+    """The id that the client gave itself; empty if it gave none. Not for logs: it is the client's secret."""
+
+
+class Client(NamedTuple):
+    """A client, as its connections name it."""
+
+    user_id: str
+    client_id: str
+
+
+class Superseded(NamedTuple):
+    """The record of a connection that a newer one of the same client supersedes."""
+
+    opening: Opening
+    address: str
+    """The address of the process that holds the connection."""
 
 
 @dataclass(frozen=True, slots=True)

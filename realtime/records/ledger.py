@@ -23,10 +23,11 @@ from django.db import Error, connections
 from django.utils.module_loading import import_string
 
 from realtime import conf, metrics
+from realtime.closing import CloseReason
 from realtime.errors import RecordsUnavailable
 from realtime.process.pids import Pid
-from realtime.records import batch, connection_rows, process_rows
-from realtime.records.entries import Changes, Closed, Closing, Join, Opening
+from realtime.records import batch, client_rows, connection_rows, process_rows
+from realtime.records.entries import Changes, Client, Closed, Closing, Join, Opening, Superseded
 from realtime.records.process_rows import Look
 from realtime.records.retry import Retry
 from realtime.records.thread import Writer
@@ -170,6 +171,27 @@ class Ledger:
         closed: Closed = await self._repeat(Kind.CLOSE, (closing,), (closing.id,))
         return closed
 
+    async def supersede(self, clients: Collection[Client]) -> list[Superseded]:
+        """Close the open records of these clients, except the newest one of each.
+
+        Call it when the newest records are committed. Returns when the others are closed, however long that
+        takes.
+
+        Args:
+            clients: The clients, as `client_rows.clients_of` returns them.
+
+        Returns:
+            The records that this call closed. Each is returned to one caller only.
+        """
+        found = await self._repeat_call(client_rows.superseded, clients)
+        if not found:
+            return []
+        reason = CloseReason.SUPERSEDED
+        closings = [Closing(each.opening.id, reason, reason.code) for each in found]
+        # With one stamp, so that a repeated call returns again what an earlier one closed.
+        closed = await self._repeat_call(connection_rows.end_connections, closings, uuid.uuid4())
+        return [each for each in found if each.opening.id in closed]
+
     async def touch(self, connections: Sequence[uuid.UUID]) -> None:
         """Note that these connections gave a proof of life.
 
@@ -216,12 +238,25 @@ class Ledger:
         self._retry.over()
         return result
 
-    async def _repeat(self, kind: Kind, rows: Sequence[Any], connections: Collection[uuid.UUID]) -> Any:
+    async def _repeat_call(self, call: Callable[..., Result], *arguments: object) -> Result:
+        """Call a function of `records`, before all writes that wait, until the database answers."""
+        result: Result = await self._repeat(Kind.CALL, call=partial(call, *arguments), first=True)
+        return result
+
+    async def _repeat(
+        self,
+        kind: Kind,
+        rows: Sequence[Any] = (),
+        connections: Collection[uuid.UUID] = (),
+        *,
+        call: Callable[[], Any] | None = None,
+        first: bool = False,
+    ) -> Any:
         stamp = None
         while True:
-            write = Write(kind, rows, connections, stamp=stamp)
+            write = Write(kind, rows, connections, call=call, stamp=stamp)
             try:
-                result = await self._submit(write)
+                result = await self._submit(write, first=first)
             except Error as error:
                 metrics.record_errors.inc()
                 if batch.is_row_error(error):

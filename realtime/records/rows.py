@@ -72,8 +72,13 @@ def lock(rows: "QuerySet[_Row]") -> None:
 
     SQLite has one writer at a time, and a read before the write would only make a deferred transaction fail.
     """
-    if connections[rows.db].features.has_select_for_update:
+    if locks_rows(rows):
         list(rows.order_by("pk").select_for_update(no_key=True).values_list("pk"))
+
+
+def locks_rows(rows: "QuerySet[_Row]") -> bool:
+    """Return True if the database of these rows has locks of rows, and several writers at a time."""
+    return connections[rows.db].features.has_select_for_update
 
 
 def lock_some(rows: "QuerySet[_Row]", limit: int) -> list[uuid.UUID]:

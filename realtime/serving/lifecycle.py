@@ -143,9 +143,19 @@ async def _admit(connection: Connection) -> None:
         home.add(connection)
         connection.state = State.OPEN
         metrics.opened.inc()
+        if opening.client_id:
+            # Not for a connection that is gone: its client may have a newer one, which it waits for.
+            _supersede(home, opening)
         await _send_signal(signals.connection_opened, opening)
     # Removed, because a finished task would keep all its local names alive as long as the connection.
     connection.admission = None
+
+
+def _supersede(home: Hub, opening: Opening) -> None:
+    """Close the older connections of the client of a new one, soon."""
+    if home.superseding.add(opening):
+        # A stop waits for it, as for every step that closes records and announces their ends.
+        tasks.keep_reference(_clean(home, home.superseding.run()), home.endings)
 
 
 def _opening(connection: Connection, home: Hub) -> Opening:
@@ -157,6 +167,7 @@ def _opening(connection: Connection, home: Hub) -> Opening:
         remote_address=connection.remote_address,
         user_agent=connection.user_agent,
         subprotocol=connection.subprotocol,
+        client_id=connection.client_id,
     )
 
 
@@ -502,10 +513,15 @@ async def _close_record(
     closed = await home.ledger.close(closing)
     if closed.was_first:
         metrics.closed.labels(reason=closing.reason.value).inc()
-    elif not was_announced or await _is_recorded(home, opening):
-        # Another process closed it, or it was never written.
-        return
-    # A record that was deleted while it was open is closed by no other process.
+    else:
+        is_recorded = await _is_recorded(home, opening)
+        if is_recorded and not was_announced:
+            # The process that closed it announces the end only.
+            await _send_signal(signals.connection_opened, opening)
+        if is_recorded or not was_announced:
+            # Another process closed it, or it was never written.
+            return
+        # A record that was deleted while it was open is closed by no other process.
     if not was_announced:
         # The connection ended during the write of its record. A receiver that counts must see both signals.
         await _send_signal(signals.connection_opened, opening)
@@ -599,8 +615,10 @@ def _reason_of(kick: messages.Kick) -> CloseReason:
 async def _kick(home: Hub, kick: messages.Kick) -> None:
     """Handle a KICK: evict the named connections held here, and leave the named memberships."""
     reason = _reason_of(kick)
+    # The answer of the database for a new connection may be on its way.
+    admitting = {connection.id: connection for connection in home.admitting}
     for number, connection_id in enumerate(kick.connections, start=1):
-        connection = home.connections.get(connection_id)
+        connection = home.connections.get(connection_id) or admitting.get(connection_id)
         if connection is not None:
             evict(connection, reason)
         if number % SLICE == 0:

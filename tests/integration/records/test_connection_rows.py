@@ -329,7 +329,9 @@ def test_leftovers_are_of_closed_connections():
     connection_rows.close_connections(closings([closed, *orphan]), uuid.uuid4())
     make_lost(lost)
 
-    assert connection_rows.leftovers() == [connection_rows.Leftover(process, "specific.abc", closed, "news")]
+    assert connection_rows.leftovers() == [
+        connection_rows.Leftover(process, "specific.abc", closed, "news", "ping_timeout")
+    ]
 
     connection_rows.mark_memberships_left(joins(process, [closed], "news"))
     assert connection_rows.leftovers() == []

@@ -12,6 +12,7 @@ from tests.support.programs.servers import CHECKOUT
 
 REPEATED = [
     "records/test_connection_rows.py",
+    "records/test_client_rows.py",
     "records/test_process_rows.py",
     "records/test_batch.py",
     "records/test_presence_rows.py",
