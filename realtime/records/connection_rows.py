@@ -118,7 +118,7 @@ def _note_closed(connections: Collection[uuid.UUID]) -> None:
 
 
 def places_of(connections: Mapping[uuid.UUID, str]) -> set[Place]:
-    """Return the places that closed connections held, except those that were left before.
+    """Return the places that closed connections held, except the groups that were left before.
 
     Args:
         connections: The ids of the connections with their users.
