@@ -297,7 +297,7 @@ class PresentUser(models.Model):
     dormant_since = models.DateTimeField(null=True)
     """Only for users online: the end of the last connection, if that ended by silence."""
     dormant_by = models.UUIDField(null=True)
-    """The connection whose silence made the user dormant. It shows to a repeated write that it did."""
+    """The connection that made the user dormant by its silence. A repeated write finds itself by it."""
     left_at = models.DateTimeField(null=True)
     """Only for dormant users: the end of their grace, at which they went offline."""
     stamp = models.UUIDField()
@@ -313,7 +313,7 @@ class PresentUser(models.Model):
             models.UniqueConstraint(fields=["user_id", "group"], name="realtime_present_user_once"),
         )
         indexes = (
-            # The users of a group in the order in which they came. Everything that is read of a group is in
+            # The users of a group in the order of their arrival. Everything that is read of a group is in
             # the index, because the rows of its users are scattered over the table.
             models.Index(
                 fields=["group", "id", "user_id", "gone_at", "left_at"], name="realtime_present_user_group"

@@ -41,7 +41,7 @@ class _Settled:
 
     began: list[Stay] = field(default_factory=list)
     dormant: set[uuid.UUID] = field(default_factory=set)
-    """The connections whose user became dormant by their end."""
+    """The connections that made their user dormant by their end."""
     departed: bool = False
     """True if users may have gone."""
 
@@ -52,7 +52,7 @@ class _Settled:
 
 
 class Arrivals(NamedTuple):
-    """The arrivals of a transaction whose COMMIT was not answered."""
+    """The arrivals of a transaction with a COMMIT that was not answered."""
 
     stamp: uuid.UUID
     places: Collection[Place]
@@ -67,8 +67,8 @@ def write_batch(batch: Sequence[Write], unsure: list[Arrivals] | None = None) ->
     Args:
         batch: The writes.
         unsure: Arrivals of earlier batches that may have been committed. The first batch that is written
-            finds out, returns their stays as its own, and empties the list. A batch whose COMMIT is not
-            answered adds its own.
+            finds out, returns their stays as its own, and empties the list. A batch adds its own if its
+            COMMIT is not answered.
     """
     settled = _Settled()
     unsure = [] if unsure is None else unsure
@@ -196,7 +196,7 @@ def _settle(
 
 
 def _begun(unsure: list[Arrivals]) -> list[Stay]:
-    """Return the stays that began by writes whose COMMIT was not answered, and empty the list."""
+    """Return the stays that began by writes without an answer to their COMMIT, and empty the list."""
     try:
         found = [stay for each in unsure for stay in presence_rows.stays_begun_by(*each)]
     except Exception:

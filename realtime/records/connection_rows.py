@@ -155,7 +155,7 @@ def _note_closed(connections: Collection[uuid.UUID], *, skip_locked: bool = Fals
 
 
 def places_of(connections: Mapping[uuid.UUID, str]) -> set[Place]:
-    """Return the places that closed connections held, except those that were left before.
+    """Return the places that closed connections held, except the groups that were left before.
 
     Args:
         connections: The ids of the connections with their users.

@@ -60,7 +60,7 @@ def settle(
             by it what the call did.
 
     Returns:
-        The stays that began, and of the connections in `silent` those whose user became dormant by their end.
+        The stays that began, and the connections in `silent` that made their user dormant by their end.
         A call that is repeated returns these connections again.
     """
     connection = connections[rows.database()]
@@ -134,7 +134,7 @@ def _go_offline(
     """Note the time at which these users lost their last connection, if they did.
 
     Returns:
-        Of the connections in `silent` those whose user became dormant by their end.
+        The connections in `silent` that made their user dormant by their end.
     """
     quote, now = connection.ops.quote_name, rows.now_sql(connection)
     table, group = _table(PresentUser, quote), quote("group")
@@ -172,7 +172,7 @@ def _go_offline(
 
 
 def stays_begun_by(stamp: uuid.UUID, arrived: Collection[Place]) -> list[Stay]:
-    """Return the stays that a call of `settle` with this stamp began, except those that are over."""
+    """Return the stays that a call of `settle` with this stamp began, without the ones that are over already."""
     connection = connections[rows.database()]
     quote = connection.ops.quote_name
     found: list[Stay] = []
@@ -375,8 +375,8 @@ def _table(model: type[models.Model], quote: Any) -> str:
 
 def _ids_of(places: Sequence[Place], quote: Any) -> str:
     """Return a query for the ids of the rows of places."""
-    # SQLite would read the whole table for a condition on pairs of values. This join it takes in the order
-    # in which it is written.
+    # SQLite would read the whole table for a condition on pairs of values. It takes this join in the given
+    # order.
     return (
         f"SELECT p.id FROM (VALUES {', '.join(['(%s, %s)'] * len(places))}) AS named"  # noqa: S608 - as above
         f" CROSS JOIN {_table(PresentUser, quote)} p"

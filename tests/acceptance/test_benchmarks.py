@@ -18,6 +18,7 @@ COMMANDS = [
     "idle",
     pytest.param("history", marks=pytest.mark.matrix),
     pytest.param("costs", marks=pytest.mark.matrix),
+    pytest.param("presence", marks=pytest.mark.matrix),
     pytest.param("presence_group", marks=pytest.mark.matrix),
     pytest.param(
         "proxy",

@@ -60,7 +60,7 @@ class Presence(RuleBasedStateMachine):
         """The connections and groups of the memberships of each process that were not left."""
         self.stays: dict[Place, Known] = {}
         self.dormant: set[str] = set()
-        """The users whose rows outlived their stay."""
+        """The dormant users after their grace."""
         self.told: dict[Place, list[tuple[str, int]]] = defaultdict(list)
         self.unsure: list[batch.Arrivals] = []
 

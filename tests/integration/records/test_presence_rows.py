@@ -373,7 +373,7 @@ def test_the_users_of_a_lost_process_have_left():
     assert PresentUser.objects.filter(dormant_since__isnull=False).count() == 0
 
 
-def test_a_membership_without_a_closed_record_leaves_with_its_group():
+def test_a_membership_of_an_open_record_leaves_with_its_group():
     process = a_process()
     visit(process, "u", "g", "h")
     make_lost(process)
@@ -399,7 +399,7 @@ def test_departures_that_no_write_noted_are_found_in_parts():
     assert end_stays(0.0) == []
 
 
-def test_a_row_that_was_deleted_by_hand_does_not_come_back_with_a_departure():
+def test_a_departure_brings_no_deleted_row_back():
     process = a_process()
     id = visit(process, "u", "g")
     PresentUser.objects.all().delete()
@@ -555,7 +555,7 @@ def test_a_refused_row_that_is_tried_twice_reports_no_stay_twice():
     assert began(write_batch(writes)) == {IS_ONLINE, Place(ONLINE, "v")}
 
 
-def test_a_close_repeated_after_a_lost_commit_answer_tells_who_is_dormant(monkeypatch):
+def test_a_close_repeated_after_a_lost_answer_tells_the_dormant(monkeypatch):
     process = a_process()
     ids = [visit(process, user) for user in "uuv"]
     lost_commits(monkeypatch, {1})
@@ -570,7 +570,7 @@ def test_a_close_repeated_after_a_lost_commit_answer_tells_who_is_dormant(monkey
     assert end(ids[1], CloseReason.PING_TIMEOUT) == Closed(False, False)
 
 
-def test_a_lost_commit_answer_makes_no_close_dormant_that_was_not(monkeypatch):
+def test_a_lost_answer_makes_no_user_dormant_twice(monkeypatch):
     process = a_process()
     first, second = visit(process, "u"), visit(process, "u")
     lost_commits(monkeypatch, {1})
@@ -581,7 +581,7 @@ def test_a_lost_commit_answer_makes_no_close_dormant_that_was_not(monkeypatch):
     assert write(close).results == [Closed(True, False)]
 
 
-def test_stays_of_a_lost_commit_answer_are_told_with_the_next_batch(monkeypatch):
+def test_stays_of_a_lost_answer_are_told_with_the_next_batch(monkeypatch):
     process = a_process()
     unsure: list[batch.Arrivals] = []
     visit(process, "v")
@@ -598,7 +598,7 @@ def test_stays_of_a_lost_commit_answer_are_told_with_the_next_batch(monkeypatch)
     assert places(end_stays(0.0)) == {IS_ONLINE}
 
 
-def test_arrivals_that_failed_before_the_commit_are_not_looked_for(monkeypatch):
+def test_arrivals_that_failed_before_the_commit_are_dropped(monkeypatch):
     unsure: list[batch.Arrivals] = []
 
     def fail(*_: object) -> None:
@@ -619,7 +619,7 @@ class SerializationFailure(Exception):
 
 
 @pytest.mark.parametrize("cause", [Deadlock, SerializationFailure])
-def test_a_batch_that_another_writer_stood_in_the_way_of_is_written_again(monkeypatch, cause):
+def test_a_batch_is_written_again_after_a_conflict(monkeypatch, cause):
     settle, failures = presence_rows.settle, iter([True] * (rows.TRIES - 1))
 
     def fail_first(*arguments: object) -> object:
@@ -788,7 +788,7 @@ def test_two_callers_that_end_stays_end_each_once():
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_many_writers_of_the_same_users_never_stand_in_each_others_way(seed, monkeypatch):
+def test_many_writers_of_the_same_users_never_deadlock(seed, monkeypatch):
     conflicts = []
     again = rows.again_after_conflict
 
