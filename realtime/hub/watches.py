@@ -355,7 +355,10 @@ class Watches:
     async def _compare(self) -> None:
         for group, summary in (await self._count(tuple(self._watched))).items():
             watched = self._watched.get(group)
-            if watched is not None and watched.differs(summary):
+            if watched is None:
+                continue
+            watched.picture.age()
+            if watched.differs(summary):
                 await self._read(watched)
                 self._note_change(watched)
 

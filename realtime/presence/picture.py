@@ -23,7 +23,7 @@ class Picture:
         self._stays: dict[str, int] = {}
         self._sum = 0
         # The last stays that ended, in case their beginning is told later. Two generations, so that an entry
-        # lives for at least one interval between two readings, and not for ever.
+        # lives for at least the time between two calls of `age`, and not for ever.
         self._ended: dict[str, int] = {}
         self._ended_before: dict[str, int] = {}
         # The users of whom a change came since the current reading began; None if there is none.
@@ -79,6 +79,9 @@ class Picture:
     def begin_reading(self) -> None:
         """Note that the rows are about to be read. Changes that come meanwhile are newer than the rows."""
         self._changed_since = set()
+
+    def age(self) -> None:
+        """Forget the stays that had ended when this was called before. Call it now and then."""
         self._ended_before, self._ended = self._ended, {}
 
     def read(self, stays: Mapping[str, int]) -> None:

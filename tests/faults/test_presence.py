@@ -347,6 +347,52 @@ async def test_a_phone_that_sleeps_is_dormant_then_gone(
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("pairing", pairings())
+async def test_users_of_a_stopped_process_leave_once_and_come_back(
+    pairing: Pairing, start_site: StartSite
+) -> None:
+    scene = start(start_site, pairing, 2)
+    stopped, healthy = scene.servers
+    guests = users(1, 20)
+    visitors = [Visitor(user, GROUP, stopped) for user in guests]
+    async with watching(GROUP, healthy) as (watcher,), visiting(*visitors):
+        await eventually_async(lambda: watcher.sees(guests), within=PATIENCE)
+        stopped.freeze()
+        try:
+            await eventually_async(lambda: watcher.sees([]), within=FOUND + GRACE + PATIENCE)
+            await eventually_async(lambda: scene.were_told(OFFLINE, guests), within=PATIENCE)
+        finally:
+            stopped.thaw()
+        await eventually_async(lambda: watcher.sees(guests), within=PATIENCE)
+        await scene.rest([watcher], healthy)
+        assert all(each.connects >= 2 for each in visitors)
+        assert watcher.sees(guests)
+        assert watcher.picture.left == Counter([*guests, LAST])
+        assert watcher.picture.said_again == []
+    expected = Counter({(user, ONLINE): 2 for user in guests}) + Counter((user, OFFLINE) for user in guests)
+    assert scene.signals() - Counter([(LAST, ONLINE), (LAST, OFFLINE)]) == expected
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("pairing", pairings(database="sqlite"))
+async def test_pictures_agree_after_the_database_was_locked(pairing: Pairing, start_site: StartSite) -> None:
+    scene = start(start_site, pairing, 3)
+    leaving = [Visitor(user, GROUP, scene.servers[int(user) % 3]) for user in users(1, 15)]
+    coming = [Visitor(user, GROUP, scene.servers[int(user) % 3]) for user in users(101, 15)]
+    async with watching(GROUP, *scene.servers) as watchers, visiting(*leaving):
+        await eventually_async(lambda: all_see(watchers, users(1, 15)), within=PATIENCE)
+        async with contextlib.AsyncExitStack() as stack:
+            with scene.site.database.locked():  # type: ignore[attr-defined]
+                await asyncio.gather(*(each.stop() for each in leaving))
+                await stack.enter_async_context(visiting(*coming))
+                await asyncio.sleep(2 * GRACE)
+            await eventually_async(lambda: all_see(watchers, users(101, 15)), within=PATIENCE)
+            await scene.rest(watchers, scene.servers[0])
+            assert all_see(watchers, users(101, 15))
+            assert [each.picture.said_again for each in watchers] == [[]] * 3
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("pairing", pairings())
 async def test_each_process_tells_each_change_once(pairing: Pairing, start_site: StartSite) -> None:
     scene = start(start_site, pairing, 3)
     *watched, third = scene.servers
