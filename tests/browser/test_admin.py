@@ -101,8 +101,17 @@ async def test_a_page_is_disconnected_from_the_admin_and_stays_so(
 
 async def test_the_list_and_the_pages_fit_a_phone(page: Page, admin: Page) -> None:
     await open_page(page)
+    await open_page(await admin.context.new_page())  # the user online
+    await admin.goto("/admin/realtime/presentuser/")
+    user = await admin.locator("#result_list .field-user a").get_attribute("href")
     await admin.set_viewport_size(PHONE)
-    for address in ("connection/?state=open", f"connection/{await id_of(page)}/change/", "process/"):
+    for address in (
+        "connection/?state=open",
+        f"connection/{await id_of(page)}/change/",
+        "process/",
+        "presentuser/",
+        user.removeprefix("/admin/realtime/"),
+    ):
         await admin.goto(f"/admin/realtime/{address}")
         scrolled = await admin.evaluate("document.scrollingElement.scrollWidth")
         assert scrolled <= await admin.evaluate("innerWidth"), address

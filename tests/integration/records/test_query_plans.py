@@ -16,6 +16,8 @@ from realtime.records import connection_rows, presence_rows, process_rows
 from realtime.records.entries import ONLINE, Join, Place, Stay
 from tests.support.doubles.rows import a_process, an_opening, closings, joins, make_lost, open_connections
 
+STAY = "presentuser_1"
+"""The end of SQLite's name for the index of `realtime_present_user_once`."""
 LARGE_TABLES = ("connection", "membership", "presentuser")
 
 
@@ -148,6 +150,7 @@ def test_purging_memberships_reads_its_index_in_order(processes):
         ({"group": "news"}, "membership_to_leave"),
         ({"opened_at__year": "2026"}, "connection_opened"),
         ({"q": "7"}, "connection_user"),
+        ({"user_id": "7", "state": "open"}, "connection_client"),
         ({"q": "192.0.2.1"}, "connection_opened"),
         ({"q": "/nowhere/"}, "connection_opened"),
     ],
@@ -166,6 +169,41 @@ def test_each_list_of_the_admin_uses_its_index(processes, admin_client, monkeypa
     assert [line for line in plan if is_full_scan(line)] == []
     # PostgreSQL may choose another index that is as good.
     assert connection.vendor == "postgresql" or any(f"realtime_{index} " in f"{line} " for line in plan)
+
+
+@pytest.mark.usefixtures("whenever_possible")
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [
+        ({}, "present_user_group"),
+        ({"state": "online"}, "present_user_online"),
+        ({"state": "dormant"}, "present_user_left"),
+        ({"group": "news"}, "present_user_group"),
+        ({"q": "2000000101"}, STAY),
+    ],
+    ids=str,
+)
+def test_each_list_of_users_uses_its_index(processes, admin_client, query, index):
+    def look() -> None:
+        assert admin_client.get(reverse("admin:realtime_presentuser_changelist"), query).status_code == 200
+
+    plan = plan_of(look)
+
+    assert [line for line in plan if is_full_scan(line)] == []
+    if connection.vendor == "sqlite":
+        # Two more find the groups of each user, and the open connections.
+        for name in (index, STAY, "connection_client"):
+            assert any(f"realtime_{name} " in f"{line} " for line in plan), plan
+        if query.keys() <= {"state"}:
+            assert not any("TEMP B-TREE" in line for line in plan), plan
+
+
+@pytest.mark.usefixtures("whenever_possible")
+def test_the_admins_page_of_a_user_uses_an_index(processes, admin_client):
+    for user in ("2000000101", "2000000200"):  # online, dormant
+        row = PresentUser.objects.users().get(user_id=user)
+        page = reverse("admin:realtime_presentuser_change", args=[row.pk])
+        assert full_scans(lambda page=page: admin_client.get(page)) == []
 
 
 @pytest.mark.usefixtures("whenever_possible")
