@@ -80,7 +80,17 @@ class Migration(migrations.Migration):
         migrations.AddIndex(
             "presentuser",
             models.Index(
-                condition=Q(("left_at__isnull", False)), fields=["left_at"], name="realtime_present_user_left"
+                condition=Q(("left_at__isnull", False)),
+                fields=["group", "left_at"],
+                name="realtime_present_user_left",
+            ),
+        ),
+        migrations.AddIndex(
+            "presentuser",
+            models.Index(
+                condition=Q(("group", ""), ("left_at__isnull", True)),
+                fields=["group", "id"],
+                name="realtime_present_user_online",
             ),
         ),
         migrations.CreateModel(

@@ -267,7 +267,7 @@ def purge_dormant(older_than: float, limit: int = rows.BATCH) -> int:
         The number of deleted rows.
     """
     expired = PresentUser.objects.using(rows.database()).filter(
-        left_at__isnull=False, left_at__lte=Now() - timedelta(seconds=older_than)
+        group=ONLINE, left_at__isnull=False, left_at__lte=Now() - timedelta(seconds=older_than)
     )
     return rows.delete_some(expired.order_by("left_at"), limit)
 

@@ -16,6 +16,10 @@ from realtime.records import connection_rows, presence_rows, process_rows
 from realtime.records.entries import ONLINE, Join, Place, Stay
 from tests.support.doubles.rows import a_process, an_opening, closings, joins, make_lost, open_connections
 
+STAY = "presentuser_1"
+"""The end of SQLite's name for the index of `realtime_present_user_once`."""
+LARGE_TABLES = ("connection", "membership", "presentuser")
+
 
 @pytest.fixture(scope="module")
 def processes(django_db_setup, django_db_blocker):
@@ -29,6 +33,11 @@ def processes(django_db_setup, django_db_blocker):
             connection_rows.close_connections(closings(old), uuid.uuid4())
             connection_rows.open_memberships(joins(process, open_connections(process, 30), "news", "sport"))
         Connection.objects.closed().update(closed_at=Now() - timedelta(days=1))
+        users = [str(2_000_000_100 + number) for number in range(1500)]
+        presence_rows.settle([Place(group, user) for user in users for group in (ONLINE, "news")])
+        silent = {user: uuid.uuid4() for user in users[30:]}
+        presence_rows.settle((), [Place(ONLINE, user) for user in silent], silent)
+        presence_rows.end_stays(-1.0, limit=len(users))
         make_lost(*ids[:2])
         if connection.vendor == "postgresql":
             with connection.cursor() as cursor:
@@ -64,7 +73,7 @@ def plan_of(call: Callable[[], object], *, apart_from: str = "nothing") -> list[
 
 def is_full_scan(line: str) -> bool:
     if connection.vendor == "postgresql":
-        return "Seq Scan on realtime_connection" in line or "Seq Scan on realtime_membership" in line
+        return any(f"Seq Scan on realtime_{table}" in line for table in LARGE_TABLES)
     # SQLite names the alias of a table if it has one. The table of processes has none, and a round may read
     # all of it.
     of_something_else = (
@@ -72,7 +81,8 @@ def is_full_scan(line: str) -> bool:
         or line.startswith(("SCAN subquery", "SCAN (subquery", "SCAN named"))
         or "CONSTANT ROW" in line
     )
-    return line.startswith("SCAN") and "USING" not in line and not of_something_else
+    by_index = "USING" in line and "presentuser" not in line
+    return line.startswith("SCAN") and not by_index and not of_something_else
 
 
 def test_a_full_scan_is_told_from_the_use_of_an_index(processes, db):
@@ -108,6 +118,10 @@ def test_purging_uses_an_index(processes, db):
     assert full_scans(lambda: connection_rows.purge_closed(7 * 86400.0)) == []
 
 
+def test_purging_dormant_users_uses_an_index(processes, db):
+    assert full_scans(lambda: presence_rows.purge_dormant(-1.0)) == []
+
+
 @pytest.fixture
 def whenever_possible(db):
     """Make PostgreSQL use every possible index. With so few rows, it would read a whole table as quickly."""
@@ -136,6 +150,7 @@ def test_purging_memberships_reads_its_index_in_order(processes):
         ({"group": "news"}, "membership_to_leave"),
         ({"opened_at__year": "2026"}, "connection_opened"),
         ({"q": "7"}, "connection_user"),
+        ({"user_id": "7", "state": "open"}, "connection_client"),
         ({"q": "192.0.2.1"}, "connection_opened"),
         ({"q": "/nowhere/"}, "connection_opened"),
     ],
@@ -154,6 +169,41 @@ def test_each_list_of_the_admin_uses_its_index(processes, admin_client, monkeypa
     assert [line for line in plan if is_full_scan(line)] == []
     # PostgreSQL may choose another index that is as good.
     assert connection.vendor == "postgresql" or any(f"realtime_{index} " in f"{line} " for line in plan)
+
+
+@pytest.mark.usefixtures("whenever_possible")
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [
+        ({}, "present_user_group"),
+        ({"state": "online"}, "present_user_online"),
+        ({"state": "dormant"}, "present_user_left"),
+        ({"group": "news"}, "present_user_group"),
+        ({"q": "2000000101"}, STAY),
+    ],
+    ids=str,
+)
+def test_each_list_of_users_uses_its_index(processes, admin_client, query, index):
+    def look() -> None:
+        assert admin_client.get(reverse("admin:realtime_presentuser_changelist"), query).status_code == 200
+
+    plan = plan_of(look)
+
+    assert [line for line in plan if is_full_scan(line)] == []
+    if connection.vendor == "sqlite":
+        # Two more find the groups of each user, and the open connections.
+        for name in (index, STAY, "connection_client"):
+            assert any(f"realtime_{name} " in f"{line} " for line in plan), plan
+        if query.keys() <= {"state"}:
+            assert not any("TEMP B-TREE" in line for line in plan), plan
+
+
+@pytest.mark.usefixtures("whenever_possible")
+def test_the_admins_page_of_a_user_uses_an_index(processes, admin_client):
+    for user in ("2000000101", "2000000200"):  # online, dormant
+        row = PresentUser.objects.users().get(user_id=user)
+        page = reverse("admin:realtime_presentuser_change", args=[row.pk])
+        assert full_scans(lambda page=page: admin_client.get(page)) == []
 
 
 @pytest.mark.usefixtures("whenever_possible")
