@@ -4,6 +4,7 @@ The frames are those of `realtime.wire.frames`.
 """
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from tests.browser.scripted import Client
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
 G = "public.a"
+MODELS = [Path(__file__).parent / name for name in ("model_server.js", "presence_server.js")]
 JOIN = f"watch('join', connection.join('{G}', {{ presence: true }}))"
 
 
@@ -377,3 +379,28 @@ async def test_a_listener_that_closes_loses_nothing(client: Client) -> None:
     await client.accept()
     await joined(client, "7", "8")
     assert await told(client) == [(["7"], ["7"], []), (["7", "8"], ["8"], [])]
+
+
+# The random walk.
+
+
+async def test_a_random_walk_ends_with_the_users_of_the_server(client: Client) -> None:
+    for model in MODELS:
+        await client.page.add_script_tag(path=model)
+    result: dict[str, Any] = await client.page.evaluate(
+        "async () => {"
+        "  connection.close();"
+        "  const sum = {}; const faults = [];"
+        "  for (let seed = 0; seed < 300; seed += 1) {"
+        "    const walked = walkPresence(module, generator(seed), 150);"
+        "    WebSocket.all.length = 0;"
+        "    faults.push(...walked.faults.map((fault) => [seed, ...fault]));"
+        "    for (const name in walked.counts) sum[name] = (sum[name] ?? 0) + walked.counts[name];"
+        "    await null;"
+        "  }"
+        "  return { faults: faults.slice(0, 5), counts: sum };"
+        "}"
+    )
+    assert result["faults"] == []
+    # The walk came everywhere.
+    assert all(count > 100 for count in result["counts"].values()), result["counts"]

@@ -54,9 +54,6 @@ const OPEN = 1;
 /** Seconds between two writes of the positions to the storage. A page that is hidden or left writes them as well. */
 const REMEMBER_EVERY = 1;
 
-/** @type {{ size: number, ttl: number }} */
-const DEFAULT_QUEUE = { size: 100, ttl: 60 };
-
 /**
  * @typedef {"closed" | "connecting" | "open" | "waiting"} State
  *   `closed`: nothing happens until connect(). `waiting`: a reconnect is due at `retryAt`.
@@ -300,7 +297,10 @@ class Place {
       // Whether they are older or newer than this epoch, only the server knows.
       this.#held = [];
       this.#ask();
-    } else this.#release(); // take() drops those that the application loads now.
+      return;
+    }
+    // Of the others, take() drops those that the application loads now.
+    this.#release();
   }
 
   /**
@@ -676,7 +676,7 @@ export class RealtimeConnection extends EventTarget {
     this.#address = absolute.href;
     this.#options = { ...DEFAULTS, ...options };
     const { remember, queue } = this.#options;
-    if (queue) this.#limits = { ...DEFAULT_QUEUE, .../** @type {object} */ (queue) };
+    if (queue) this.#limits = { size: 100, ttl: 60, .../** @type {object} */ (queue) };
     if (remember) this.#recall(`realtime:${remember === true ? this.#url : remember}`);
   }
 
@@ -929,7 +929,8 @@ export class RealtimeConnection extends EventTarget {
       // Without a ref, the server removed this connection from the group, so do not join it again.
       if (!command) this.#wanted.delete(group);
       this.#joined.delete(group);
-      this.#forget(group);
+      // The application may have joined again.
+      if (!this.#wanted.has(group)) this.#forget(group);
       this.#emitGroups();
     }
     if (type === "presence" && !command) this.#places.get(group)?.see(frame);
