@@ -137,7 +137,7 @@ def _go_offline(
         The connections in `silent` that made their user dormant by their end.
     """
     quote, now = connection.ops.quote_name, rows.now_sql(connection)
-    table, group = _table(PresentUser, quote), quote("group")
+    table = _table(PresentUser, quote)
     loud = [user for user in users if user not in silent]
     quiet = {user: _prepared(silent[user], connection) for user in users if user in silent}
     dormant: set[str] = set()
@@ -153,26 +153,26 @@ def _go_offline(
         ):
             if some:
                 cursor.execute(
-                    f"UPDATE {table} SET {change} WHERE gone_at IS NULL AND {group} = %s"  # noqa: S608 - names of our own tables
-                    f" AND user_id IN ({_marks(some)})"
+                    f"UPDATE {table} SET {change} WHERE gone_at IS NULL"  # noqa: S608 - names of our own tables
+                    f" AND id IN ({_ids_of(some, quote)})"
                     f" AND NOT EXISTS (SELECT 1 FROM {_table(Connection, quote)} c"
                     f" WHERE c.user_id = {table}.user_id AND c.closed_at IS NULL)",
-                    [*values, ONLINE, *some],
+                    [*values, *(text for user in some for text in (ONLINE, user))],
                 )
         if quiet:
             # Not what the UPDATE returns: a close that is repeated after a lost answer to its COMMIT
             # must find that it made the user dormant.
             cursor.execute(
-                f"SELECT user_id, dormant_by FROM {table} WHERE {group} = %s AND user_id IN ({_marks(quiet)})"  # noqa: S608 - as above
+                f"SELECT user_id, dormant_by FROM {table} WHERE id IN ({_ids_of(quiet, quote)})"  # noqa: S608 - as above
                 " AND dormant_since IS NOT NULL",
-                [ONLINE, *quiet],
+                [text for user in quiet for text in (ONLINE, user)],
             )
             dormant = {user for user, connection_id in cursor.fetchall() if connection_id == quiet[user]}
     return {silent[user] for user in dormant}
 
 
 def stays_begun_by(stamp: uuid.UUID, arrived: Collection[Place]) -> list[Stay]:
-    """Return the stays that a call of `settle` with this stamp began, without the ones that are over already."""
+    """Return the stays that a call of `settle` with this stamp began, if they are not over yet."""
     connection = connections[rows.database()]
     quote = connection.ops.quote_name
     found: list[Stay] = []
@@ -373,10 +373,10 @@ def _table(model: type[models.Model], quote: Any) -> str:
     return str(quote(model._meta.db_table))
 
 
-def _ids_of(places: Sequence[Place], quote: Any) -> str:
-    """Return a query for the ids of the rows of places."""
-    # SQLite would read the whole table for a condition on pairs of values. It takes this join in the given
-    # order.
+def _ids_of(places: Collection[object], quote: Any) -> str:
+    """Return a query for the ids of the rows of places. Its parameters are their groups and users."""
+    # SQLite takes this join in the given order. For a condition on pairs of values, it would read the whole
+    # table; for one on a group and some users, all users of the group.
     return (
         f"SELECT p.id FROM (VALUES {', '.join(['(%s, %s)'] * len(places))}) AS named"  # noqa: S608 - as above
         f" CROSS JOIN {_table(PresentUser, quote)} p"
