@@ -324,7 +324,7 @@ async def _resume(
         joined = await home.recovery.resume(connection, group, since, on_joined)
     except LayerUnavailable:
         # The client got no position. As a member it would miss messages without a sign of it.
-        home.memberships.remove(connection, group)
+        _remove(home, connection, group)
         _clean(home, _leave_one(connection, group))
         raise
     if not connection.transport.accepted:
@@ -418,9 +418,8 @@ async def group_discard(connection: Connection, group: str) -> None:
     if connection.hub is None or connection.gone or not is_joined:
         # The eviction of a connection that is gone leaves all of its groups.
         return
-    connection.hub.memberships.remove(connection, group)
+    _remove(connection.hub, connection, group)
     connection.hub.recovery.release(connection, group)
-    connection.hub.watches.unwatch(connection, group)
     _leaving[connection, group] += 1
     leaving = _clean(connection.hub, _leave_one(connection, group))
     leaving.add_done_callback(lambda _: _count_down(_leaving, (connection, group)))
@@ -575,6 +574,12 @@ async def _leave_many(home: Hub, leaving: Mapping[str, Collection[Join]]) -> Non
     await asyncio.gather(*writes)
 
 
+def _remove(home: Hub, connection: Connection, group: str) -> None:
+    """Write no more of a group to a connection that may go on, neither messages nor who is there."""
+    home.memberships.remove(connection, group)
+    home.watches.unwatch(connection, group)
+
+
 async def _try_leave_layer(home: Hub, group: str, tries: int = LEAVE_TRIES) -> bool:
     """Return True if the process left the group, or must not because it has other members there."""
     for attempt in range(1, tries + 1):
@@ -595,7 +600,7 @@ async def _leave_one(connection: Connection, group: str) -> None:
         # Removed again, because a `group_add` that held the lock until now may have added it. A rider was
         # added by a later call, whose turn comes after this one.
         if home.memberships.is_recorded(connection, group):
-            home.memberships.remove(connection, group)
+            _remove(home, connection, group)
         if await _try_leave_layer(home, group):
             connection.joined.discard(group)
             # Before the lock is released: a `group_add` that follows must find the row left, or it would take
