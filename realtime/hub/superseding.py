@@ -66,7 +66,7 @@ class Superseding:
         self._departed = departed
         self._interval = interval
         self._new: list[Opening] = []
-        """The new connections whose clients may have older ones."""
+        """The new connections. Their clients may have older ones."""
 
     def add(self, opening: Opening) -> bool:
         """Take a new connection of a client with an id.

@@ -23,7 +23,7 @@ BATCH = 200
 
 
 def superseded(clients: Collection[Client]) -> list[Superseded]:
-    """Return the open records of these clients, except the newest one of each.
+    """Return the open records of some clients, except the newest one of each.
 
     A record in the result stays superseded, also if the newer one is closed meanwhile. So it may be closed
     after any time.

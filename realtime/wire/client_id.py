@@ -1,6 +1,7 @@
 """The random id with which a client names itself in the URL of each of its connections.
 
-Whoever knows the id of an anonymous client can close its connection. So no exception or log line has the id.
+A client that knows the id of another anonymous client can close its connection. So no exception and no log
+line has the id.
 """
 
 import re

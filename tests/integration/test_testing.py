@@ -51,6 +51,13 @@ class InsideATestCase(TestCase):
         assert record.close_reason == CloseReason.APPLICATION_CLOSED.value
         assert not await Membership.objects.to_leave().aexists()
 
+    async def test_a_client_that_comes_back(self) -> None:
+        url = "/ws/?client=0123456789abcdef"
+        async with connect(application, url) as older, connect(application, url):
+            await older.assert_closed(CloseReason.SUPERSEDED)
+        reasons = [reason async for reason in Connection.objects.values_list("close_reason", flat=True)]
+        assert sorted(reasons) == ["client_closed", "superseded"]
+
     async def test_a_refusal(self) -> None:
         with pytest.raises(Refused):
             async with connect(Shouting.as_asgi(), "/"):

@@ -52,7 +52,7 @@ def open_ids() -> set[uuid.UUID]:
     return set(Connection.objects.open().values_list("pk", flat=True))
 
 
-def test_all_but_the_newest_open_connection_of_a_client_are_found():
+def test_all_open_connections_but_the_newest_are_found():
     one, other = a_process(channel_name="specific.one"), a_process(channel_name="specific.other")
     older = [opened(one), opened(other), opened(one)]
     opened(other)
@@ -96,7 +96,7 @@ def test_anonymous_clients_are_told_apart_by_their_ids():
     assert found(Client("", PHONE), Client("", LAPTOP)) == [older]
 
 
-def test_connections_in_one_batch_supersede_in_the_order_of_the_calls():
+def test_connections_in_one_batch_have_the_order_of_the_calls():
     process = a_process()
     batch = [an_opening(process, client_id=PHONE) for _ in range(20)]
 
@@ -105,7 +105,7 @@ def test_connections_in_one_batch_supersede_in_the_order_of_the_calls():
     assert {each.id for each in found()} == {each.id for each in batch[:-1]}
 
 
-def test_connections_of_different_clients_are_opened_in_one_statement(django_assert_num_queries):
+def test_different_clients_are_opened_in_one_statement(django_assert_num_queries):
     process = a_process()
     batch = [an_opening(process, client_id=f"client-{i}") for i in range(20)]
     with django_assert_num_queries(3):  # BEGIN, INSERT, COMMIT
@@ -139,7 +139,7 @@ def test_of_racing_writers_all_find_the_same_newest_connection():
     assert list(rows) == [("superseded", 4509)]
 
 
-def test_a_superseded_connection_takes_its_memberships_out_of_presence():
+def test_memberships_of_a_superseded_connection_do_not_count():
     process = a_process()
     older = opened(process)
     connection_rows.open_memberships(with_user(joins(process, [older.id], "news", "sport")))
@@ -159,7 +159,7 @@ def test_a_superseded_connection_takes_its_memberships_out_of_presence():
 
 
 @pytest.mark.skipif("connection.vendor == 'sqlite'", reason="SQLite has one writer at a time")
-def test_a_process_that_ends_the_connection_meanwhile_is_no_deadlock():
+def test_an_eviction_at_the_same_time_is_no_deadlock():
     process = a_process()
     older = opened(process)
     left = joins(process, [older.id], "news")
@@ -190,7 +190,7 @@ def test_a_process_that_ends_the_connection_meanwhile_is_no_deadlock():
     assert not Membership.objects.to_leave().exists()
 
 
-def test_a_process_finds_its_connections_that_were_superseded_lately():
+def test_a_process_finds_what_was_superseded_lately():
     mine, other = a_process(pid=1), a_process(pid=2)
     older = [opened(mine), opened(other), opened(mine)]
     supersede(opened(mine))
@@ -223,7 +223,7 @@ def test_finding_the_connections_of_clients_uses_an_index():
     assert full_scans(lambda: client_rows.superseded_of(process, 20.0)) == []
 
 
-async def test_the_ledger_returns_what_it_closed_also_if_the_answer_was_lost(
+async def test_a_close_with_a_lost_answer_is_returned(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ledger = Ledger()

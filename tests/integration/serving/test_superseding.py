@@ -71,7 +71,7 @@ def told() -> Iterator[list[tuple[str, uuid.UUID]]]:
 
 @pytest.fixture
 def kicks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, messages.Control]]:
-    """What this process tells others, with their addresses."""
+    """The messages that this process sends to others, with their addresses."""
     sent: list[tuple[str, messages.Control]] = []
 
     async def tell(address: str, message: messages.Control) -> None:
@@ -307,7 +307,7 @@ async def test_a_connection_whose_kick_is_lost_ends_within_a_round() -> None:
     assert is_end_of_a_superseded_one(await end_of(client))
 
 
-async def test_a_connection_superseded_during_its_admission_is_announced(told: Any) -> None:
+async def test_an_end_during_the_admission_is_announced_once(told: Any) -> None:
     """Its record is committed and closed by another process before this process knows of the commit."""
     await (await connected(query="")).disconnect()
     await eventually_async(lambda: len(told) == 2, within=5)
