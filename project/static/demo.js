@@ -529,7 +529,7 @@ function note(text, kind = "") {
 
 function sender(frame) {
   if (!("from" in frame)) return gettext("from the server");
-  return frame.from === null ? gettext("from an anonymous user") : filled(gettext("from user %s"), frame.from);
+  return frame.from === null ? gettext("from an anonymous user") : filled(gettext("from user %s"), names.get(frame.from) ?? frame.from);
 }
 
 function printed(data) {
