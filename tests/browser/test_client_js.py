@@ -170,6 +170,12 @@ async def test_the_client_id_follows_the_query_of_the_application(page: Page) ->
     assert await client.get("connection.url") == "wss://site.test/ws/?next=%20a+b&x=(1)"
 
 
+async def test_a_client_id_of_the_application_is_the_only_one(page: Page) -> None:
+    """The server refuses two."""
+    client = await Client(page).start("/ws/?client=chosen-by-the-page")
+    assert await client.get("WebSocket.all[0].url") == "wss://site.test/ws/?client=chosen-by-the-page"
+
+
 @pytest.mark.parametrize("missing", ["randomUUID", "getRandomValues"])
 async def test_client_ids_need_no_secure_context(client: Client, missing: str) -> None:
     script = {

@@ -672,7 +672,8 @@ export class RealtimeConnection extends EventTarget {
     absolute.protocol = absolute.protocol.replace(/^http/, "ws");
     this.#url = absolute.href;
     // In memory only: a duplicated tab gets a copy of the storage, and must be another client.
-    absolute.search += `${absolute.search && "&"}client=${newId()}`;
+    // If the application has chosen an id of its own, it stays: the server refuses two.
+    if (!absolute.searchParams.has("client")) absolute.search += `${absolute.search && "&"}client=${newId()}`;
     this.#address = absolute.href;
     this.#options = { ...DEFAULTS, ...options };
     const { remember, queue } = this.#options;
@@ -869,9 +870,6 @@ export class RealtimeConnection extends EventTarget {
     switch (frame.type) {
       case "welcome":
         return this.#welcome(frame);
-      case "ping":
-      case "notification":
-        return emit(this, frame.type, frame);
       case "message":
       case "reset":
         return this.#history(frame);
@@ -880,7 +878,10 @@ export class RealtimeConnection extends EventTarget {
       case "goodbye":
         this.#goodbye = frame;
         this.#link?.expectFrame();
-        return emit(this, "goodbye", frame);
+      // falls through
+      case "ping":
+      case "notification":
+        return emit(this, frame.type, frame);
       default: // Answers, changes of presence, and unknown types, which are for newer clients.
         return this.#answered(frame);
     }
