@@ -29,6 +29,7 @@ from django.test import Client as Browser
 from django.test import TestCase
 from py_vapid import Vapid02
 
+from realtime import signals
 from realtime.consumers import GroupConsumer
 from realtime.signals import connection_dormant
 from realtime.testing import Client, connect
@@ -326,7 +327,7 @@ async def test_a_user_who_falls_asleep_is_pushed_to_once(push_server: PushServer
     phone = await sync_to_async(push_server.device)(anne)
     importlib.import_module("chat.receivers")
     opening = an_opening(anne.pk, user_id=str(anne.pk))
-    await connection_dormant.asend(type(opening), connection=opening)
+    await signals.send(connection_dormant, type(opening), connection=opening)
     assert [message["id"] for message in phone.messages] == ["more"]
 
 
