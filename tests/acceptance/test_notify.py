@@ -1,4 +1,4 @@
-"""`notify()` with two server processes: clients that read, that sleep, and whose process is gone."""
+"""`notify()` with two server processes: clients that read or sleep, and processes that hang or died."""
 
 import asyncio
 import itertools

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from channels.db import database_sync_to_async
 from channels.layers import channel_layers, get_channel_layer
 from django.contrib.auth.models import AnonymousUser, User
+from django.db import connection
 from django.test import TestCase
 
 from realtime import metrics, notifying
@@ -239,8 +241,8 @@ async def test_nobody_connected_is_told_without_a_question(monkeypatch: pytest.M
 
 @pytest.mark.usefixtures("process")
 async def test_a_process_that_does_not_answer_delays_no_other() -> None:
-    dead = await asyncio.to_thread(a_process)
-    await asyncio.to_thread(open_connections, [an_opening(dead, user_id=USER)])
+    dead = await database_sync_to_async(a_process)()
+    await database_sync_to_async(open_connections)([an_opening(dead, user_id=USER)])
     began = time.monotonic()
     assert not await anotify(USER, "hello", timeout=0.5)
     assert time.monotonic() - began < 5
@@ -252,34 +254,56 @@ async def test_a_process_that_does_not_answer_delays_no_other() -> None:
 @on_memory
 @pytest.mark.usefixtures("process")
 async def test_processes_that_ended_are_not_asked() -> None:
-    dead = await asyncio.to_thread(a_process)
-    await asyncio.to_thread(open_connections, [an_opening(dead, user_id=USER)])
-    await asyncio.to_thread(process_rows.stop_process, dead)
+    dead = await database_sync_to_async(a_process)()
+    await database_sync_to_async(open_connections)([an_opening(dead, user_id=USER)])
+    await database_sync_to_async(process_rows.stop_process)(dead)
     assert not await asyncio.wait_for(anotify(USER, "hello", timeout=60), 5)
 
 
 @on_memory
 @pytest.mark.usefixtures("process")
 async def test_a_process_that_cannot_be_told_says_no(caplog: pytest.LogCaptureFixture) -> None:
-    elsewhere = await asyncio.to_thread(a_process, channel_name="nowhere:specific.0123456789abcdef")
-    await asyncio.to_thread(open_connections, [an_opening(elsewhere, user_id=USER)])
+    elsewhere = await database_sync_to_async(a_process)(channel_name="nowhere:specific.0123456789abcdef")
+    await database_sync_to_async(open_connections)([an_opening(elsewhere, user_id=USER)])
     assert not await asyncio.wait_for(anotify(USER, "hello", timeout=60), 5)
     assert 'CHANNEL_LAYERS has no "nowhere" layer' in caplog.text
 
 
 @pytest.mark.usefixtures("redis_is_down", "transactional_db")
 async def test_a_redis_that_is_down_says_no(caplog: pytest.LogCaptureFixture) -> None:
-    process = await asyncio.to_thread(a_process)
-    await asyncio.to_thread(open_connections, [an_opening(process, user_id=USER)])
+    process = await database_sync_to_async(a_process)()
+    await database_sync_to_async(open_connections)([an_opening(process, user_id=USER)])
     assert not await asyncio.wait_for(anotify(USER, "hello", timeout=60), 30)
     assert "A process could not be told of a notification" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["PubSubLayer", "CoreLayer"], indirect=True)
+@pytest.mark.parametrize("known", [False, True], ids=["first call", "later call"])
+@pytest.mark.usefixtures("process")
+async def test_a_redis_that_hangs_costs_no_more_than_the_timeout(server: RedisServer, known: bool) -> None:
+    await a_peer()
+    if known:
+        assert await anotify(USER, "hello")
+    server.freeze()
+    try:
+        began = time.monotonic()
+        assert not await anotify(USER, "hello", timeout=0.5)
+        assert time.monotonic() - began < 4
+    finally:
+        server.thaw()
+    assert await anotify(USER, "again", timeout=PATIENCE)
 
 
 @pytest.mark.usefixtures("process")
 async def test_synchronous_code_notifies_from_any_thread() -> None:
     peer = await a_peer()
     taken: list[bool] = []
-    thread = threading.Thread(target=lambda: taken.append(notify(USER, "hello", timeout=PATIENCE)))
+
+    def work() -> None:
+        taken.append(notify(USER, "hello", timeout=PATIENCE))
+        connection.close()
+
+    thread = threading.Thread(target=work)
     thread.start()
     await asyncio.to_thread(thread.join, PATIENCE)
     assert taken == [True]
@@ -364,8 +388,8 @@ async def test_a_mailbox_that_has_gone_deaf_is_mended(kind: str, monkeypatch: py
     await a_peer()
     assert await anotify(USER, "hello")
     asker, rebuilt = notifying._asker(), []
-    dead = await asyncio.to_thread(a_process)
-    await asyncio.to_thread(open_connections, [an_opening(dead, user_id="2000000012")])
+    dead = await database_sync_to_async(a_process)()
+    await database_sync_to_async(open_connections)([an_opening(dead, user_id="2000000012")])
     assert not await anotify("2000000012", "hello", timeout=0.1)
     mailbox = asker._opening.result()
 
@@ -422,7 +446,7 @@ FRAME = {"type": "notification", "data": "hello"}
 
 
 async def test_tests_of_applications_notify(db: None) -> None:
-    user = await asyncio.to_thread(lambda: User(pk=2000000011, username="anne"))
+    user = User(pk=2000000011, username="anne")
     assert await _notified(user) == [FRAME, FRAME]
 
 

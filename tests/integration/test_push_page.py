@@ -19,7 +19,7 @@ from typing import Any
 
 import http_ece
 import pytest
-from asgiref.sync import sync_to_async
+from channels.db import database_sync_to_async
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from django.apps import apps
@@ -207,7 +207,7 @@ def anne(transactional_db: None) -> User:
 
 async def send(user: User, message: dict[str, str]) -> None:
     """Call `send_message` of the page, as a worker does."""
-    await sync_to_async(importlib.import_module("chat.sending").send_message)(user, message)
+    await database_sync_to_async(importlib.import_module("chat.sending").send_message)(user, message)
 
 
 class Page:
@@ -250,7 +250,9 @@ async def test_each_message_that_no_client_confirms_is_pushed_once(
 ) -> None:
     realtime_settings(PONG_TIMEOUT=0.5)
     bob = await User.objects.acreate(username="bob")
-    phone, tablet, of_bob = [await sync_to_async(push_server.device)(user) for user in (anne, anne, bob)]
+    phone, tablet, of_bob = [
+        await database_sync_to_async(push_server.device)(user) for user in (anne, anne, bob)
+    ]
     messages = [{**MESSAGE, "id": str(number)} for number in range(6)]
     await send(anne, messages[0])  # no page is open
     async with page_of(bob):
@@ -271,7 +273,7 @@ async def test_each_message_that_no_client_confirms_is_pushed_once(
 async def test_a_push_message_is_signed_and_encrypted(
     push_server: PushServer, anne: User, keys: dict[str, str]
 ) -> None:
-    phone = await sync_to_async(push_server.device)(anne)
+    phone = await database_sync_to_async(push_server.device)(anne)
     await send(anne, MESSAGE)
     (body,), (authorization,) = phone.bodies, phone.authorizations
     assert MESSAGE["text"].encode() not in body
@@ -285,7 +287,7 @@ async def test_a_push_message_is_signed_and_encrypted(
 
 @pytest.mark.parametrize("status", [404, 410])
 async def test_a_subscription_that_ended_is_deleted(push_server: PushServer, anne: User, status: int) -> None:
-    gone, phone = [await sync_to_async(push_server.device)(anne) for _ in range(2)]
+    gone, phone = [await database_sync_to_async(push_server.device)(anne) for _ in range(2)]
     gone.status = status
     await send(anne, MESSAGE)
     assert phone.messages == [MESSAGE]
@@ -295,7 +297,7 @@ async def test_a_subscription_that_ended_is_deleted(push_server: PushServer, ann
 async def test_a_push_service_that_fails_keeps_its_subscription(
     push_server: PushServer, anne: User, caplog: pytest.LogCaptureFixture
 ) -> None:
-    failing, unreachable, phone = [await sync_to_async(push_server.device)(anne) for _ in range(3)]
+    failing, unreachable, phone = [await database_sync_to_async(push_server.device)(anne) for _ in range(3)]
     failing.status = 500
     await subscriptions(anne).filter(endpoint=unreachable.address).aupdate(endpoint="http://127.0.0.1:1/push")
     with caplog.at_level(logging.WARNING, logger="chat.sending"):
@@ -309,7 +311,7 @@ async def test_a_push_service_that_fails_keeps_its_subscription(
 async def test_the_task_sends_after_the_commit(
     push_server: PushServer, anne: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    phone = await sync_to_async(push_server.device)(anne)
+    phone = await database_sync_to_async(push_server.device)(anne)
     tasks = importlib.import_module("chat.tasks")
     # In the place of a worker.
     monkeypatch.setattr(tasks.deliver, "delay", tasks.deliver)
@@ -319,12 +321,12 @@ async def test_the_task_sends_after_the_commit(
             tasks.deliver_after_commit(anne.pk, MESSAGE)
             assert phone.messages == []
 
-    await sync_to_async(in_a_transaction)()
+    await database_sync_to_async(in_a_transaction)()
     assert phone.messages == [MESSAGE]
 
 
 async def test_a_user_who_falls_asleep_is_pushed_to_once(push_server: PushServer, anne: User) -> None:
-    phone = await sync_to_async(push_server.device)(anne)
+    phone = await database_sync_to_async(push_server.device)(anne)
     importlib.import_module("chat.receivers")
     opening = an_opening(anne.pk, user_id=str(anne.pk))
     await signals.send(connection_dormant, type(opening), connection=opening)

@@ -394,7 +394,7 @@ def test_the_connections_of_a_user_with_a_long_key_are_found():
     assert [held.connection_id for held in connection_rows.open_of_user("k" * 300)] == [opening.id]
 
 
-def test_the_connections_of_anonymous_clients_are_not_found_together():
+def test_anonymous_clients_are_not_found_together():
     with pytest.raises(ValueError, match="every anonymous client"):
         connection_rows.open_of_user("")
 
