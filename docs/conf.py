@@ -41,6 +41,7 @@ navigation = {
         "docs/howto/show-who-is-here",
         "docs/howto/other-clients",
         "docs/howto/use-the-client",
+        "docs/howto/push-when-asleep",
         "docs/howto/look-at-connections",
         "docs/howto/stop-a-server",
         "docs/howto/servers",

@@ -30,6 +30,7 @@ class GroupConsumer(RealtimeConsumer):
     own_channel = False
     closes_old_connections = False
     client_parameter = "client"
+    takes_notifications = True
 
     #: More error frames than this in a minute end the connection.
     MAX_ERRORS_PER_MINUTE = 10

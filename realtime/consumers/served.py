@@ -57,6 +57,10 @@ class Served(AsyncConsumer):
     #: client supersedes the older one of the same client and user, in any process. None reads no parameter.
     client_parameter: str | None = None
 
+    #: True sends the client the notifications to its user (`realtime.notifying`), as frames `notification`.
+    #: Leave it False for a client that speaks a protocol of its own.
+    takes_notifications = False
+
     #: Set when the consumer is called. An author may use the name for another attribute.
     connection: Connection
 

@@ -27,6 +27,7 @@ from realtime.hub.healing import Healer
 from realtime.hub.heartbeat import Heartbeat
 from realtime.hub.lanes import Lanes
 from realtime.hub.memberships import Memberships
+from realtime.hub.notifications import Notifications
 from realtime.hub.recovery import Recovery
 from realtime.hub.superseding import Superseding
 from realtime.hub.watches import Watches
@@ -130,6 +131,7 @@ class Hub:
             departed=self.stays.departed,
             interval=settings.ROUND_INTERVAL,
         )
+        self.notifications = Notifications(process, self.connections, self.fanout, self.heartbeat)
         self.lanes = Lanes(self.memberships.groups, settings.COALESCE_WINDOW)
         self.events = Events(self.channel, self.fanout, self.recovery, self.lanes, mailbox)
         self.healer = Healer(
@@ -297,6 +299,8 @@ class Hub:
                 self._heal(stray)
             case messages.PresenceChanges(began, ended):
                 self.watches.note([Stay(*each) for each in began], [Stay(*each) for each in ended])
+            case messages.Notify():
+                self._spawn(self.notifications.deliver(message))
             case messages.Kick():
                 self._spawn(self._owner.kick(self, message))
 

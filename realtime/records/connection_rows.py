@@ -40,6 +40,15 @@ class Leftover:
     """The `value` of the `CloseReason` in the record of the connection."""
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An open connection, and the running process that holds it."""
+
+    process_id: uuid.UUID
+    channel_name: str
+    connection_id: uuid.UUID
+
+
 class Forgotten(NamedTuple):
     """The outcome of `forget_user`."""
 
@@ -400,6 +409,22 @@ def forget_user(user_id: str, limit: int = BATCH) -> Forgotten:
 
 
 # Reads
+
+
+def open_of_user(user_id: str) -> list[Held]:
+    """Return the open connections of a user in running processes.
+
+    Args:
+        user_id: The user's primary key as text.
+
+    Raises:
+        ValueError: The key is empty. Records of anonymous clients have an empty key.
+    """
+    if not user_id:
+        raise ValueError("An empty key is that of every anonymous client")
+    theirs = Connection.objects.using(rows.database()).open()
+    found = theirs.filter(user_id=rows.cut(user_id, Connection, "user_id"), process__stopped_at__isnull=True)
+    return [Held(*row) for row in found.values_list("process_id", "process__channel_name", "pk")]
 
 
 def count_open_records(process_id: uuid.UUID) -> int:

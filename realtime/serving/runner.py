@@ -45,6 +45,7 @@ class Consumer(Protocol):
     own_channel: bool
     closes_old_connections: bool
     client_parameter: str | None
+    takes_notifications: bool
     channel_layer: Any
     channel_name: str
 
@@ -136,6 +137,7 @@ class Runner(Watcher):
         """The rest of a handler that another task called: the connection's own task goes on with it."""
         self.closed_old_connections = False
         self.connection = Connection(scope, self.queue, consumer.channel_layer_alias)
+        self.connection.takes_notifications = consumer.takes_notifications
         if not old_connections.has_own_thread(self._context):
             self.connection.on_group_event = self._take_group_event
             self.connection.closes_old_connections = consumer.closes_old_connections

@@ -181,12 +181,30 @@ class Presence(_Frame, frozen=True, tag="presence"):
     left: list[str] = []
 
 
+class Notification(_Frame, frozen=True, tag="notification"):
+    """Data for the user of the connection, which `realtime.notifying.notify` sent."""
+
+    data: msgspec.Raw
+
+
 class Refresh(_Frame, frozen=True, tag="refresh"):
     """Reserved: renews an expiring authorisation. It is not sent yet, so it has no fields."""
 
 
 ServerFrame: TypeAlias = (
-    Welcome | Ping | Message | Joined | Left | Published | Reset | Error | Pong | Goodbye | Presence | Refresh
+    Welcome
+    | Ping
+    | Message
+    | Joined
+    | Left
+    | Published
+    | Reset
+    | Error
+    | Pong
+    | Goodbye
+    | Presence
+    | Notification
+    | Refresh
 )
 
 

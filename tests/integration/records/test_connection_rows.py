@@ -13,6 +13,7 @@ from django.db.models.functions import Now
 from realtime.closing import CloseReason
 from realtime.models import Connection, Membership, Process
 from realtime.records import connection_rows, process_rows
+from realtime.records.connection_rows import Held
 from realtime.records.entries import Closing
 from tests.support.doubles.rows import (
     USER_KEY,
@@ -373,6 +374,29 @@ def test_a_purge_is_limited_and_begins_with_the_oldest():
     assert connection_rows.purge_closed(DAY, limit=2) == 2
 
     assert Connection.objects.get().pk == ids[0]
+
+
+def test_a_user_is_reached_in_running_processes_only():
+    running, stopped = a_process(channel_name="specific.a"), a_process(channel_name="specific.b")
+    here = an_opening(running)
+    others = [an_opening(running), an_opening(running, user_id=""), an_opening(running, user_id="1")]
+    connection_rows.open_connections([here, *others, an_opening(stopped)])
+    connection_rows.close_connections(closings([others[0].id]), uuid.uuid4())
+    process_rows.stop_process(stopped)
+
+    assert connection_rows.open_of_user(USER_KEY) == [Held(running, "specific.a", here.id)]
+
+
+def test_the_connections_of_a_user_with_a_long_key_are_found():
+    opening = an_opening(a_process(), user_id="k" * 300)
+    connection_rows.open_connections([opening])
+
+    assert [held.connection_id for held in connection_rows.open_of_user("k" * 300)] == [opening.id]
+
+
+def test_anonymous_clients_are_not_found_together():
+    with pytest.raises(ValueError, match="every anonymous client"):
+        connection_rows.open_of_user("")
 
 
 def test_no_record_names_a_forgotten_user():

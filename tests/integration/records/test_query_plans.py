@@ -138,6 +138,14 @@ def test_purging_memberships_reads_its_index_in_order(processes):
 
 
 @pytest.mark.usefixtures("whenever_possible")
+def test_the_open_connections_of_a_user_are_found_by_their_index(processes):
+    # Another user than the one of all rows, for which PostgreSQL would take any index of open ones.
+    plan = plan_of(lambda: connection_rows.open_of_user("7"))
+    assert any("realtime_connection_client " in f"{line} " for line in plan), plan
+    assert not [line for line in plan if is_full_scan(line)]
+
+
+@pytest.mark.usefixtures("whenever_possible")
 @pytest.mark.parametrize(
     ("query", "index"),
     [

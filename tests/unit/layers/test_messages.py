@@ -20,6 +20,8 @@ from realtime.layers.messages import (
     Heal,
     Holdings,
     Kick,
+    Notified,
+    Notify,
     PresenceChanges,
 )
 
@@ -33,6 +35,16 @@ all_messages = st.one_of(
     st.builds(Kick, connections=st.lists(st.uuids()), memberships=memberships, reason=texts),
     st.builds(Explain, request=texts, reply_to=texts),
     st.builds(Heal, stray=st.lists(texts)),
+    st.builds(
+        Notify,
+        request=texts,
+        reply_to=texts,
+        connections=st.lists(st.uuids(), max_size=3),
+        text=texts,
+        confirm=st.booleans(),
+        within=st.floats(0, 1e6),
+    ),
+    st.builds(Notified, request=texts, process=st.uuids(), taken=st.booleans()),
     st.builds(Answer, round=numbers, process=st.uuids()),
     st.builds(
         Holdings,
@@ -102,6 +114,34 @@ RECORDED: list[tuple[dict[str, Any], AnyMessage]] = [
     (
         {"type": "realtime.presence", "began": [(7, "g", "42")], "ended": []},
         PresenceChanges([(7, "g", "42")], []),
+    ),
+    (
+        {
+            "type": "realtime.notify",
+            "request": "6a1c",
+            "reply_to": "realtime.control.2",
+            "connections": ["0b9f7f8e-8a5e-4f55-9d3c-6f1f0c9c6a11"],
+            "text": '{"type":"notification","data":1}',
+            "confirm": True,
+            "within": 10.0,
+        },
+        Notify(
+            "6a1c",
+            "realtime.control.2",
+            [UUID("0b9f7f8e-8a5e-4f55-9d3c-6f1f0c9c6a11")],
+            '{"type":"notification","data":1}',
+            True,
+            10.0,
+        ),
+    ),
+    (
+        {
+            "type": "realtime.notified",
+            "request": "6a1c",
+            "process": "5b7d0a3c-0d6f-4f0e-9a57-0f4f0e1f2a3b",
+            "taken": True,
+        },
+        Notified("6a1c", UUID("5b7d0a3c-0d6f-4f0e-9a57-0f4f0e1f2a3b"), True),
     ),
     ({"type": "realtime.echo", "number": 3, "part": 1}, EchoPart(3, 1)),
     (

@@ -108,6 +108,7 @@ server_frames = st.one_of(
     st.builds(Published, ref=refs, group=groups, offset=st.none() | counts, epoch=st.none() | short_texts),
     st.builds(Error, code=st.sampled_from(ErrorCode).map(str), detail=st.text(), ref=st.none() | refs),
     st.builds(Pong, n=counts),
+    st.builds(frames.Notification, data=raws),
     st.builds(Goodbye, reason=st.text(), reconnect=st.booleans(), retry_after=st.none() | seconds),
     st.builds(
         frames.Presence,
@@ -160,7 +161,7 @@ def test_every_type_of_frame_makes_the_round_trip():
     assert tags(frames.ClientFrame) == {"pong", "ping", "join", "leave", "publish", "presence", "refresh"}
     assert tags(frames.ServerFrame) == {
         "welcome", "ping", "message", "joined", "left", "published", "error", "pong", "goodbye",
-        "reset", "presence", "refresh",
+        "reset", "presence", "notification", "refresh",
     }  # fmt: skip
 
 
