@@ -8,10 +8,11 @@ been announced once by `connection_closed`, in one of all servers and reapers. T
 progress, and after a failure the command that repeats it.
 
 With `--presence`, which is the default, clients are users, some of them with several connections, and some
-are anonymous. Each client keeps a picture of the users in its groups. In the end these pictures,
-`presence()`, `is_online()`, the rows of presence and the open memberships must be exactly the same. Each
-change that the database noted must have been told once by `user_online` or `user_offline`, and the two
-alternate for each user.
+are anonymous. Now and then a client changes to another server, and its newer connection supersedes the older
+one. Each client keeps a picture of the users in its groups. In the end these pictures, `presence()`,
+`is_online()`, the rows of presence and the open memberships must be exactly the same. Each change that the
+database noted must have been told once by `user_online` or `user_offline`, and the two alternate for each
+user.
 """
 
 import argparse
@@ -170,9 +171,11 @@ class Churn:
     async def _do(self, action: Action) -> None:
         match action.what:
             case "connect":
-                url = self.servers[action.server].websocket("").rstrip("/")
+                urls = [server.websocket("").rstrip("/") for server in self.servers]
+                url, *others = urls[action.server :] + urls[: action.server]
                 users = users_of(action.who, action.count) if self.presence else None
-                phone = Phone(url, action.group, action.count, log=next(self._logs), users=users)
+                log = next(self._logs)
+                phone = Phone(url, action.group, action.count, log=log, users=users, others=others)
                 self.phones[action.who] = await asyncio.to_thread(phone.start)
             case "disconnect":
                 await self._end(self.phones.pop(action.who))
@@ -238,6 +241,11 @@ class Churn:
         await asyncio.sleep(seconds)
         await asyncio.to_thread(program.start)
 
+    def settle(self) -> None:
+        """Have clients change their server no more."""
+        for phone in self.phones.values():
+            phone.tell(do="stay")
+
     async def go_home(self) -> None:
         """Have every client leave."""
         await asyncio.gather(*(self._end(phone) for phone in self.phones.values()))
@@ -279,6 +287,7 @@ async def churn(site: Site, *, seed: int, seconds: float, say: Say, presence: bo
         before, had = (await memory(steady)).resident, connections_had(steady)
         await chaos.run(seed, seconds)
         say("nothing is broken any more")
+        chaos.settle()
         rest, rest_after, ends = await at_rest(site, witnesses, say)
         present = await presence_agrees(chaos, witnesses) if presence else {}
         await chaos.go_home()

@@ -6,13 +6,16 @@ and then obeys its input, a JSON object a line:
     {"do": "join", "group": G}                       every client
     {"do": "leave", "group": G}                      every client
     {"do": "publish", "group": G, "data": ANY}       the first client that is open
+    {"do": "stay"}                                   no client changes its server any more
     {"do": "report", "number": N}                    prints one line of JSON: see `Report`
 
 At the end of the input every client closes in an orderly way. A client that the other side closed reconnects
 after a moment, and joins its groups again.
 
 With `--users 7,7,,8` the clients are users of `tests.support.applications.users`, in turn; an empty name
-stands for an anonymous client. They join with `"presence": true` and keep a picture of each group.
+stands for an anonymous client. They join with `"presence": true` and keep a picture of each group. From time
+to time such a client changes to the next server while its connection is open, as a phone does that changes
+its network. The newer connection must supersede the older one.
 """
 
 import argparse
@@ -40,6 +43,11 @@ from tests.support.programs.servers import Program
 
 #: Seconds between two attempts to connect or to join: jittered, and short, so that a test sees many.
 PAUSE = (0.2, 1.0)
+#: The chance that a client changes its server at one of these pauses: about every half minute.
+CHANGE = 0.02
+#: Seconds until a superseded connection has ended, also if a message between servers is lost.
+SUPERSEDED_WITHIN = 20.0
+SUPERSEDED = 4509
 #: Seconds for an answer to a command; then the client connects again.
 ANSWER = 12.0
 CLOSED = (WebSocketException, OSError, TimeoutError, NeverHappened)
@@ -99,17 +107,20 @@ class Member:
     """One client of the phone, with the groups that it wants to be in.
 
     Args:
-        url: The server.
+        urls: The servers. A client without presence only uses the first one.
         home: The group that it is always in.
         user: The user that it says it is; empty if it is anonymous. None for a client without presence.
     """
 
-    def __init__(self, url: str, home: str, user: str | None) -> None:
-        self.url = f"{url}/ws/{home}/"
+    def __init__(self, urls: Sequence[str], home: str, user: str | None) -> None:
         self.presence = {} if user is None else {"presence": True}
+        query = ""
         if user is not None:
             name = {"user": user} if user else {}
-            self.url += "?" + urlencode({**name, "client": uuid.uuid4().hex})
+            query = "?" + urlencode({**name, "client": uuid.uuid4().hex})
+        servers = urls if self.presence else urls[:1]
+        self._urls = itertools.cycle([f"{url}/ws/{home}/{query}" for url in servers])
+        self.may_change = len(servers) > 1
         self.home = home
         self.wanted = {home}
         self.joined: set[str] = set()
@@ -119,6 +130,8 @@ class Member:
         self.seen: Counter[str] = Counter()
         self.unlike: list[str] = []
         self._changed = asyncio.Event()
+        self._older: set[asyncio.Task[None]] = set()
+        """Waits for connections that a newer one supersedes."""
 
     @property
     def settled(self) -> bool:
@@ -135,24 +148,58 @@ class Member:
 
     async def live(self) -> None:
         """Connect again and again, until `close` was called and the client has closed."""
+        older: PhoneClient | None = None
         while not self.off:
-            client = PhoneClient(self.url)
+            client, changes = PhoneClient(next(self._urls)), False
             with contextlib.suppress(*CLOSED):
                 await client.open()
                 self.client = client
                 self.connects += 1
                 await client.welcomed()
+                if older is not None:
+                    self._leave_to_server(older)
+                    older = None
                 # A client with presence joins its home once more, to be told of its users.
                 self.joined = set() if self.presence else {self.home}
-                while client.is_open and not self.off:
+                while client.is_open and not self.off and not changes:
                     await self._settle(client)
                     await self._pause(*PAUSE)
-            with contextlib.suppress(*CLOSED):
-                await client.close()
-            self._count(client)
+                    changes = self.may_change and random.random() < CHANGE
+            if client.close_code == SUPERSEDED:
+                self.unlike.append(f"the newest connection was superseded: {client.url}")
+            # A client that changes its server has welcomed the next one before it forgets this one.
             self.client, self.joined = None, set()
+            if changes and client.is_open:
+                older = client
+                continue
+            await self._end(client)
+            if older is not None:
+                await self._end(older)
+                older = None
             if not self.off:
                 await asyncio.sleep(random.uniform(*PAUSE))
+        if older is not None:
+            await self._end(older)
+        await asyncio.gather(*self._older)
+
+    def _leave_to_server(self, older: PhoneClient) -> None:
+        """Wait in the background until the server has closed an older connection."""
+        waiting = asyncio.create_task(self._superseded(older))
+        self._older.add(waiting)
+        waiting.add_done_callback(self._older.discard)
+
+    async def _superseded(self, older: PhoneClient) -> None:
+        try:
+            # Its server may also have ended it for another reason, or have been killed.
+            await older.closes(within=SUPERSEDED_WITHIN)
+        except NeverHappened:
+            self.unlike.append(f"an older connection is still open: {older.url}")
+        await self._end(older)
+
+    async def _end(self, client: PhoneClient) -> None:
+        with contextlib.suppress(*CLOSED):
+            await client.close()
+        self._count(client)
 
     async def _settle(self, client: Client) -> None:
         """Join and leave one group after the other, until all are as wanted or an answer fails."""
@@ -179,8 +226,8 @@ class Member:
         return self.seen + now
 
 
-async def run(url: str, group: str, users: Sequence[str | None]) -> None:
-    members = [Member(url, group, user) for user in users]
+async def run(urls: Sequence[str], group: str, users: Sequence[str | None]) -> None:
+    members = [Member(urls, group, user) for user in users]
     living = [asyncio.create_task(member.live()) for member in members]
     loop = asyncio.get_running_loop()
     orders = asyncio.StreamReader()
@@ -204,6 +251,9 @@ async def _obey(order: dict[str, Any], members: list[Member]) -> None:
                     await client.send(
                         {"type": "publish", "ref": 0, "group": order["group"], "data": order["data"]}
                     )
+        case "stay":
+            for member in members:
+                member.may_change = False
         case "report":
             print(json.dumps(asdict(_report(order["number"], members))), flush=True)  # noqa: T201 - its product
 
@@ -236,16 +286,24 @@ class Phone(Program):
         count: The number of clients.
         log: The file of its output.
         users: The user of each client in turn, for clients with presence.
+        others: More servers, for clients with presence.
     """
 
     stdin = subprocess.PIPE
 
     def __init__(
-        self, url: str, group: str, count: int, *, log: Path, users: Sequence[str] | None = None
+        self,
+        url: str,
+        group: str,
+        count: int,
+        *,
+        log: Path,
+        users: Sequence[str] | None = None,
+        others: Sequence[str] = (),
     ) -> None:
         command = [sys.executable, "-m", "tests.support.clients.phone", url, group, "--count", str(count)]
         if users is not None:
-            command += ["--users", ",".join(users)]
+            command += ["--users", ",".join(users), "--others", *others]
         super().__init__(command, log=log)
         self._reports = 0
 
@@ -297,7 +355,9 @@ if __name__ == "__main__":
     parser.add_argument("url")
     parser.add_argument("group")
     parser.add_argument("--count", type=int, default=1)
+    parser.add_argument("--others", nargs="*", default=[], metavar="URL")
     parser.add_argument("--users", type=lambda names: names.split(","))
     options = parser.parse_args()
     named = itertools.cycle(options.users or [None])
-    asyncio.run(run(options.url, options.group, list(itertools.islice(named, options.count))))
+    users = list(itertools.islice(named, options.count))
+    asyncio.run(run([options.url, *options.others], options.group, users))
