@@ -1,14 +1,13 @@
 """Ask the database who is in a group, and who is online."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
-
-from channels.db import database_sync_to_async
 
 from realtime import conf
 from realtime.errors import NoPresence
 from realtime.layers import groups
-from realtime.records import presence_rows
+from realtime.records import presence_rows, transactions
 from realtime.records.entries import ONLINE
 
 #: The largest number of users that clients are told at a time. In larger groups, they are told the total.
@@ -55,8 +54,7 @@ def presence(group: str, *, limit: int = MAX_USERS) -> Presence:
 
 async def apresence(group: str, *, limit: int = MAX_USERS) -> Presence:
     """Do what `presence` does, from asynchronous code."""
-    found: Presence = await database_sync_to_async(presence)(group, limit=limit)
-    return found
+    return await transactions.call(partial(presence, limit=limit), group)
 
 
 def is_online(user: Any) -> bool:
@@ -78,8 +76,7 @@ def is_online(user: Any) -> bool:
 
 async def ais_online(user: Any) -> bool:
     """Do what `is_online` does, from asynchronous code."""
-    online: bool = await database_sync_to_async(is_online)(user)
-    return online
+    return await transactions.call(is_online, user)
 
 
 def require_tracked(group: str) -> None:

@@ -625,7 +625,9 @@ function decode(payload) {
 export class RealtimeConnection extends EventTarget {
   /** @type {string} */ #url;
   /** The URL with the id of this client, by which the server knows which connection a new one replaces. */
-  /** @type {string} */ #address;
+  /** The URL of the socket, up to the client id. @type {string} */ #address;
+  /** The client id; empty if the application has chosen one in its URL. */
+  #client = "";
   /** @type {Options} */ #options;
   /** @type {State} */ #state = "closed";
   /** @type {Link | null} */ #link = null;
@@ -673,7 +675,10 @@ export class RealtimeConnection extends EventTarget {
     this.#url = absolute.href;
     // In memory only: a duplicated tab gets a copy of the storage, and must be another client.
     // If the application has chosen an id of its own, it stays: the server refuses two.
-    if (!absolute.searchParams.has("client")) absolute.search += `${absolute.search && "&"}client=${newId()}`;
+    if (!absolute.searchParams.has("client")) {
+      absolute.search += `${absolute.search && "&"}client=`;
+      this.#client = newId();
+    }
     this.#address = absolute.href;
     this.#options = { ...DEFAULTS, ...options };
     const { remember, queue } = this.#options;
@@ -789,7 +794,7 @@ export class RealtimeConnection extends EventTarget {
   async leave(group) {
     this.#wanted.delete(group);
     this.#unwanted.add(group);
-    this.#joins.get(group)?.reject(new RealtimeError("left", `The group ${group} was left before the answer.`));
+    this.#joins.get(group)?.reject(new RealtimeError("left", `The group was left.`));
     this.#joins.delete(group);
     this.#forget(group);
     // Without a socket there is nothing to leave, because membership ends with the connection.
@@ -818,7 +823,7 @@ export class RealtimeConnection extends EventTarget {
     if (!this.#limits || this.#state === "closed") return this.#command({ type: "publish", group, data, id });
     const { size, ttl } = this.#limits;
     if (this.#state !== "open" && this.#queue.length >= size) {
-      throw new RealtimeError("queue_full", `${size} publishes wait for the connection.`);
+      throw new RealtimeError("queue_full", `${size} publishes wait.`);
     }
     // A copy, because the application may change its object before it is sent.
     const frame = { type: "publish", group, data: JSON.parse(text), id };
@@ -857,7 +862,7 @@ export class RealtimeConnection extends EventTarget {
     this.#slotted = false;
     this.#goodbye = null;
     this.#link = new Link(
-      this.#address,
+      this.#address + this.#client,
       this.#options,
       (frame) => this.#receive(frame),
       (code, reason) => this.#lost(code, reason),
@@ -998,7 +1003,11 @@ export class RealtimeConnection extends EventTarget {
     this.#link = null;
     this.#id = null;
     this.#lastClose = { code, reason: goodbye?.reason || reason, at: Date.now() };
-    const final = closedHere || !mayReconnect(code) || goodbye?.reconnect === false;
+    // The server closed the current socket for one that it took for newer: a late attempt of this client, which it had
+    // given up. Under a new id, the client comes back and takes no other for its own.
+    if (code === 4509) this.#client &&= newId();
+    const final =
+      closedHere || (code === 4509 ? !this.#client : !mayReconnect(code) || goodbye?.reconnect === false);
     for (const place of this.#places.values()) place.lost();
     /** @type {Queued[]} */
     const again = [];
@@ -1162,7 +1171,7 @@ export class RealtimeConnection extends EventTarget {
   /** @param {Queued} queued */
   #expire(queued) {
     this.#queue = this.#queue.filter((each) => each !== queued);
-    this.#giveUp(queued, "expired", "The publish waited too long for the connection.");
+    this.#giveUp(queued, "expired", "The publish waited too long.");
   }
 
   /** @param {Queued} queued */
@@ -1269,7 +1278,7 @@ function notConnected() {
 }
 
 function disconnected() {
-  return new RealtimeError("disconnected", "The connection was lost before the answer.");
+  return new RealtimeError("disconnected", "The connection was lost.");
 }
 
 /** @returns {string}  A random name. `crypto.randomUUID` exists only on pages of secure contexts, so it is not used. */
@@ -1277,5 +1286,5 @@ function newId() {
   // Node has no global `crypto` before version 19.
   const parts = new Uint32Array(4).map(() => Math.random() * 2 ** 32);
   globalThis.crypto?.getRandomValues(parts);
-  return Array.from(parts, (part) => part.toString(36)).join("-");
+  return parts.join("-");
 }
