@@ -75,8 +75,8 @@ class Crowd:
     def watch(self) -> dict[str, Any]:
         return self._ask("watch")
 
-    def calm_until_left(self, *, rate: float, users: int, before: float, timeout: float) -> dict[str, Any]:
-        return self._ask("calm_until_left", rate=rate, users=users, before=before, timeout=timeout)
+    def calm_until_left(self, *, rate: float, users: int, timeout: float) -> dict[str, Any]:
+        return self._ask("calm_until_left", rate=rate, users=users, timeout=timeout)
 
     def join(self, number: int, *, presence: bool) -> dict[str, Any]:
         return self._ask("join", number=number, presence=presence)

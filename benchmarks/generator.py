@@ -13,6 +13,7 @@ lost or out of order.
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -540,8 +541,10 @@ class Crowd:
             families["publisher"] = [psutil.Process(self.publisher.process.pid)]
         for pair in self.options.watch:
             name, pid = pair.split("=")
-            process = psutil.Process(int(pid))
-            families.setdefault(name, []).extend((process, *process.children(recursive=True)))
+            # A measurement may kill a server.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process = psutil.Process(int(pid))
+                families.setdefault(name, []).extend((process, *process.children(recursive=True)))
         return families
 
     def _cpu(self) -> dict[str, float]:

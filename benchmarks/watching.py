@@ -99,13 +99,12 @@ class WatchingCrowd(Crowd):
             "cpu": self._used(before),
         }
 
-    async def calm_until_left(self, rate: float, users: int, before: float, timeout: float) -> dict[str, Any]:
+    async def calm_until_left(self, rate: float, users: int, timeout: float) -> dict[str, Any]:
         """Publish `rate` texts a second until each client knows that `users` users have left.
 
         Returns:
-            The latency of texts that arrived in the `before` seconds before the first client was told, and of
-            those that were under way between then and the time when the last client was told; and what the
-            clients were told.
+            The latency of all texts, and of those that were under way between the time when the first client
+            was told and that when the last one was; and what the clients were told.
         """
         self._count_from_zero()
         began = time.monotonic()
@@ -117,11 +116,10 @@ class WatchingCrowd(Crowd):
         await self._drained()
         pairs = list(zip(self.arrivals, self.latencies, strict=True))
         first, last = self.left_from, self.left_until
-        calm = sorted(late for at, late in pairs if first - before <= at < first)
         burst = sorted(late for at, late in pairs if at >= first and at - late / 1e9 <= last)
         told = [[name for names in client.left for name in names] for client in self.clients]
         return {
-            "before": _percentiles(calm),
+            "all": _percentiles(sorted(self.latencies)),
             "during": _percentiles(burst),
             "seconds": last - first,
             "first_after": first - began,
