@@ -327,7 +327,11 @@ async def test_a_user_or_a_primary_key_names_the_user() -> None:
 
 @on_memory
 @pytest.mark.usefixtures("process")
-@pytest.mark.parametrize("user", [None, "", AnonymousUser(), User(username="unsaved")], ids=repr)
+@pytest.mark.parametrize(
+    "user",
+    [None, "", AnonymousUser(), User(username="unsaved")],
+    ids=["None", "empty", "anonymous", "unsaved"],
+)
 async def test_an_anonymous_user_is_refused(user: object) -> None:
     with pytest.raises(ValueError, match="anonymous users have no primary key"):
         await anotify(user, "hello")
