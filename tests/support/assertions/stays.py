@@ -125,12 +125,12 @@ def signals_equal_changes(site: Site, log: Path, kills: Sequence[float]) -> Told
         assert events == [(ONLINE, OFFLINE)[number % 2] for number in range(len(events))], (user_id, events)
         cut_off.update(events)
         cut_off.subtract(heard[user_id])
-        out_of_turn += _out_of_turn(theirs, heard[user_id], kills)
+        out_of_turn += signals_out_of_turn(theirs, heard[user_id], kills)
     signals = Counter(event for events in heard.values() for event in events)
     return Told(signals[ONLINE], signals[OFFLINE], cut_off[ONLINE], cut_off[OFFLINE], out_of_turn=out_of_turn)
 
 
-def _out_of_turn(theirs: Sequence[Change], heard: Sequence[str], kills: Sequence[float]) -> int:
+def signals_out_of_turn(theirs: Sequence[Change], heard: Sequence[str], kills: Sequence[float]) -> int:
     """Compare the changes of one user with the signals about them.
 
     Returns:
