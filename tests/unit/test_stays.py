@@ -27,7 +27,7 @@ def test_the_signal_of_a_process_that_was_killed_may_be_missing() -> None:
         signals_out_of_turn(changes(0, 10, 20), [ONLINE, ONLINE], kills=[9.5])
 
 
-def test_signals_of_two_processes_may_overtake_each_other_by_a_moment() -> None:
+def test_signals_of_two_processes_may_overtake_each_other() -> None:
     near, far = 10 + OUT_OF_TURN / 2, 10 + 2 * OUT_OF_TURN
     assert signals_out_of_turn(changes(0, 10, near), [ONLINE, ONLINE, OFFLINE], []) == 1
     with pytest.raises(AssertionError, match="out of order"):
