@@ -43,6 +43,11 @@ def full_time(at: datetime) -> str:
     return date_format(local(at), "Y-m-d H:i:s T")
 
 
+def in_full(at: datetime | None, now: datetime) -> str:
+    """Return a time, and how long ago that was; empty without a time."""
+    return "" if at is None else f"{full_time(at)}, {ago(now - at)}"
+
+
 def local(at: datetime) -> datetime:
     """Return a time in the time zone of the page; unchanged if the project has no time zones."""
     return timezone.localtime(at) if timezone.is_aware(at) else at

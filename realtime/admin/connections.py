@@ -1,6 +1,5 @@
 """The list of connections, and the page of one."""
 
-from datetime import datetime
 from typing import Any, cast
 from urllib.parse import urlencode
 
@@ -17,7 +16,7 @@ from realtime.admin.memberships import Groups, current_groups
 from realtime.admin.readonly import BoundedChangeList, ReadOnlyAdmin, may_view
 from realtime.admin.search import HELP, SOUGHT, search
 from realtime.admin.timeline import reason_text, timeline
-from realtime.admin.wording import ago, device, duration
+from realtime.admin.wording import device, duration
 from realtime.models import Connection, PresentUser
 from realtime.records.entries import ONLINE
 
@@ -156,15 +155,15 @@ class ConnectionAdmin(DisconnectAction, ReadOnlyAdmin):
 
     @admin.display(description="opened")
     def opened_in_full(self, row: Any) -> str:
-        return self._in_full(row.opened_at, row.now)
+        return cells.in_full(row.opened_at, row.now)
 
     @admin.display(description="last seen")
     def last_seen_in_full(self, row: Any) -> str:
-        return self._in_full(row.last_seen_at, row.now)
+        return cells.in_full(row.last_seen_at, row.now)
 
     @admin.display(description="closed")
     def closed_in_full(self, row: Any) -> str:
-        return self._in_full(row.closed_at, row.now)
+        return cells.in_full(row.closed_at, row.now)
 
     @admin.display
     def lifetime(self, row: Any) -> str:
@@ -185,9 +184,6 @@ class ConnectionAdmin(DisconnectAction, ReadOnlyAdmin):
         visible = site.get_model_admin(PresentUser).get_queryset(request)
         online: PresentUser | None = visible.filter(group=ONLINE, user_id=row.user_id).first()
         return online
-
-    def _in_full(self, at: datetime | None, now: datetime) -> str:
-        return "" if at is None else f"{cells.full_time(at)}, {ago(now - at)}"
 
     def render_change_form(
         self, request: HttpRequest, context: dict[str, Any], *arguments: Any, **options: Any

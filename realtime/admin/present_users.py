@@ -19,7 +19,7 @@ DEVICES = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Presence:
+class UserDetails:
     """The groups and the open connections of one user."""
 
     groups: Groups = field(default_factory=Groups)
@@ -43,7 +43,7 @@ class Presence:
         return f"and {more} {ngettext('connection', 'connections', rest)}"
 
 
-def presence_of(users: Collection[str]) -> dict[str, Presence]:
+def details_of(users: Collection[str]) -> dict[str, UserDetails]:
     """Return the groups and the open connections of the given users who have a row."""
     groups = stays(OuterRef("user_id"))
     # In the order of the index that holds only open connections. In the order of time, the index by user
@@ -58,7 +58,7 @@ def presence_of(users: Collection[str]) -> dict[str, Presence]:
         *(Subquery(held.values("user_agent")[number : number + 1]) for number in range(DEVICES)),
     )
     return {
-        user: Presence(Groups(tuple(filter(None, texts[:NAMED])), joined), opened, devices(texts[NAMED:]))
+        user: UserDetails(Groups(tuple(filter(None, texts[:NAMED])), joined), opened, devices(texts[NAMED:]))
         for user, joined, opened, *texts in found
     }
 

@@ -13,11 +13,11 @@ from django.utils.safestring import SafeString
 from realtime import conf
 from realtime.admin import cells, filters, people
 from realtime.admin.cells import NOTHING
-from realtime.admin.present_users import Presence, presence_of, stays
+from realtime.admin.present_users import UserDetails, details_of, stays
 from realtime.admin.readonly import ReadOnlyAdmin, may_view
 from realtime.admin.search import USER_HELP, search_users
 from realtime.admin.timeline import reason_text
-from realtime.admin.wording import ago, device
+from realtime.admin.wording import device
 from realtime.models import Connection, PresentUser, Process
 
 NEWEST = 20
@@ -90,11 +90,11 @@ class PresentUserAdmin(ReadOnlyAdmin):
     def complete(self, rows: list[Any], request: HttpRequest) -> None:
         """Give rows what their cells show besides the columns of the row, in two queries."""
         usernames = people.usernames(row.user_id for row in rows)
-        found = presence_of([row.user_id for row in rows]) if rows else {}
+        found = details_of([row.user_id for row in rows]) if rows else {}
         links = may_view(Connection, self.admin_site, request)
         for row in rows:
             row.username = usernames.get(row.user_id, row.user_id)
-            row.presence = found.get(row.user_id, Presence())
+            row.details = found.get(row.user_id, UserDetails())
             row.has_links = links
 
     # -- the columns of the list -------------------------------------------------------------------
@@ -113,20 +113,20 @@ class PresentUserAdmin(ReadOnlyAdmin):
 
     @admin.display(description="connections")
     def open_connections(self, row: Any) -> SafeString | str:
-        presence: Presence = row.presence
+        details: UserDetails = row.details
         if not row.has_links:
-            return presence.number
-        return format_html('<a href="{}">{}</a>', self._connections(row), presence.number)
+            return details.number
+        return format_html('<a href="{}">{}</a>', self._connections(row), details.number)
 
     @admin.display
     def groups(self, row: Any) -> SafeString:
-        presence: Presence = row.presence
-        return cells.chips(presence.groups.names, presence.groups.more) if presence.groups.names else NOTHING
+        details: UserDetails = row.details
+        return cells.chips(details.groups.names, details.groups.more) if details.groups.names else NOTHING
 
     @admin.display
     def devices(self, row: Any) -> SafeString:
-        presence: Presence = row.presence
-        return cells.lines(*presence.devices, *filter(None, [presence.more_devices])) or NOTHING
+        details: UserDetails = row.details
+        return cells.lines(*details.devices, *filter(None, [details.more_devices])) or NOTHING
 
     @admin.display(description="dormant since")
     def dormant(self, row: Any) -> SafeString:
@@ -144,19 +144,19 @@ class PresentUserAdmin(ReadOnlyAdmin):
 
     @admin.display(description="online since")
     def online_since_in_full(self, row: Any) -> str:
-        return self._in_full(row.since, row.now)
+        return cells.in_full(row.since, row.now)
 
     @admin.display(description="last connection gone")
     def gone_in_full(self, row: Any) -> str:
-        return self._in_full(row.gone_at, row.now)
+        return cells.in_full(row.gone_at, row.now)
 
     @admin.display(description="dormant since")
     def dormant_in_full(self, row: Any) -> str:
-        return self._in_full(row.dormant_since, row.now)
+        return cells.in_full(row.dormant_since, row.now)
 
     @admin.display(description="offline since")
     def offline_in_full(self, row: Any) -> str:
-        return self._in_full(row.left_at, row.now)
+        return cells.in_full(row.left_at, row.now)
 
     @admin.display(description="last closed connection")
     def last_connection(self, row: Any) -> SafeString | str:
@@ -164,11 +164,8 @@ class PresentUserAdmin(ReadOnlyAdmin):
         if last is None:
             return ""
         link = cells.connection_link(last, self.admin_site.name) if row.has_links else cells.short(last)
-        closed = self._in_full(last.closed_at, row.now)
+        closed = cells.in_full(last.closed_at, row.now)
         return format_html("{} {}. {}: {}", link, closed, last.close_reason, reason_text(last))
-
-    def _in_full(self, at: datetime | None, now: datetime) -> str:
-        return "" if at is None else f"{cells.full_time(at)}, {ago(now - at)}"
 
     def render_change_form(
         self, request: HttpRequest, context: dict[str, Any], *arguments: Any, **options: Any

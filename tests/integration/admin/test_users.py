@@ -154,7 +154,7 @@ def test_a_thousand_groups_and_connections_are_counted(admin_client, monkeypatch
     shown = cells(admin_client, USERS)
 
     assert shown["open_connections"] == "4+"
-    assert present_users.presence_of([USER_KEY])[USER_KEY].groups.count == 4
+    assert present_users.details_of([USER_KEY])[USER_KEY].groups.count == 4
 
 
 def test_a_user_leads_to_the_open_connections(admin_client):

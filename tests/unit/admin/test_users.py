@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from realtime.admin import cells
-from realtime.admin.present_users import DEVICES, Presence, devices
+from realtime.admin.present_users import DEVICES, UserDetails, devices
 from realtime.models import PresentUser
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -51,6 +51,6 @@ def test_each_device_is_named_once_and_in_order() -> None:
     ],
 )
 def test_a_user_with_many_connections_names_some(connections: int, number: str, more: str) -> None:
-    presence = Presence(connections=connections)
+    details = UserDetails(connections=connections)
 
-    assert (presence.number, presence.more_devices) == (number, more)
+    assert (details.number, details.more_devices) == (number, more)
