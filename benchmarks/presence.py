@@ -15,8 +15,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -24,7 +22,6 @@ from collections.abc import Callable, Iterator
 from benchmarks.contenders import CONTENDERS
 from benchmarks.results import Column, Goal, Results, parser
 from benchmarks.stage import Stage
-from tests.support.programs.servers import CHECKOUT, RedisServer
 
 #: Users and the number of such groups, the largest first.
 GROUPS = ((10_000, 1), (1_000, 10), (100, 10), (10, 10))
@@ -194,24 +191,13 @@ def timed(call: Callable[[int], object], calls: int) -> list[float]:
 
 
 def run(stage: Stage, results: Results, kind: str, options: argparse.Namespace) -> None:
-    contender = CONTENDERS["ours"]
-    database = stage.database(contender.settings, kind)
-    with RedisServer(stage.folder) as redis:
-        done = subprocess.run(
-            [
-                *(sys.executable, "-m", "benchmarks.presence", "--inside"),
-                *("--rows", str(options.rows), "--calls", str(options.calls)),
-                *("--batches", str(options.batches)),
-            ],
-            cwd=CHECKOUT,
-            env={**os.environ, **stage.environment(contender, redis, database)},
-            stdout=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-    if done.returncode:
-        sys.exit("the measurement failed; see above")
-    found: dict[str, list[float]] = json.loads(done.stdout)
+    found: dict[str, list[float]] = stage.measured(
+        CONTENDERS["ours"],
+        kind,
+        *("benchmarks.presence", "--inside"),
+        *("--rows", str(options.rows), "--calls", str(options.calls)),
+        *("--batches", str(options.batches)),
+    )
     for name, seconds in found.items():
         figures = {
             "median_ms": statistics.median(seconds) * 1e3,

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -186,6 +187,31 @@ class Stage:
             "CHANNEL_LAYER_BACKEND": contender.layer,
             "REALTIME_JSON": json.dumps(dict(contender.realtime)),
         }
+
+    def measured(self, contender: Contender, kind: str, *command: str) -> Any:
+        """Run a program that measures in a process of its own, with a new database and an own Redis.
+
+        Args:
+            contender: Names the settings.
+            kind: "sqlite" or "postgres".
+            *command: The module and its arguments.
+
+        Returns:
+            The JSON that the program has printed. If it failed, this process exits.
+        """
+        database = self.database(contender.settings, kind)
+        with RedisServer(self.folder) as redis:
+            done = subprocess.run(
+                [sys.executable, "-m", *command],
+                cwd=CHECKOUT,
+                env={**os.environ, **self.environment(contender, redis, database)},
+                stdout=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+        if done.returncode:
+            sys.exit(f"{command[0]} failed; see above")
+        return json.loads(done.stdout)
 
     # -- databases ---------------------------------------------------------------------------------
 
