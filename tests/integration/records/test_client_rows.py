@@ -158,7 +158,7 @@ def test_memberships_of_a_superseded_connection_do_not_count():
     assert [each.reason for each in connection_rows.leftovers()] == ["superseded", "superseded"]
 
 
-@pytest.mark.skipif("connection.vendor == 'sqlite'", reason="SQLite has one writer at a time")
+@pytest.mark.only_on("postgresql")  # SQLite has one writer at a time
 def test_an_eviction_at_the_same_time_is_no_deadlock():
     process = a_process()
     older = opened(process)

@@ -672,9 +672,8 @@ def lost_with_records() -> uuid.UUID:
     ],
     ids=["close", "close_lost", "mark_left", "note_departed", "end_stays", "purge", "forget"],
 )
+@pytest.mark.only_on("sqlite")  # a transaction of PostgreSQL may read first
 def test_no_transaction_begins_with_a_read(prepare, call):
-    if connection.vendor != "sqlite":
-        pytest.skip("a transaction of PostgreSQL may read first")
     prepared = prepare()
     with CaptureQueriesContext(connection) as captured:
         call(prepared)
