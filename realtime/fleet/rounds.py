@@ -279,6 +279,7 @@ class Reaper:
         """Stop receiving answers, and wait for the receivers of `connection_closed` for a limited time."""
         if self._mailbox is not None:
             await self._mailbox.close()
+        await self.stays.finish(STOP_TIMEOUT)
         await self._announcements.finish(STOP_TIMEOUT if self.stopping.is_set() else FINISH_TIMEOUT)
 
     # -- ask ---------------------------------------------------------------------------------------

@@ -7,8 +7,9 @@ grace is over. From time to time it looks for stays that other processes have le
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
+from typing import Any, TypeVar
 
 from django.db import Error as DatabaseFailure
 
@@ -22,6 +23,8 @@ from realtime.records import presence_rows
 from realtime.records.entries import ONLINE, Changes, Stay
 
 logger = logging.getLogger("realtime.fleet")
+
+Result = TypeVar("Result")
 
 #: Seconds by which a look is later than the end of the grace, because the clock of the database began later.
 LATER = 0.05
@@ -59,7 +62,8 @@ class Stays:
         self._looks: deque[float] = deque()
         """The times on the loop's clock at which the grace of some users is over."""
         self._wake = asyncio.Event()
-        self._telling: set[asyncio.Task[None]] = set()
+        self._steps: set[asyncio.Task[Any]] = set()
+        """The steps under way, which go on if their caller is cancelled."""
 
     def departed(self) -> None:
         """Note that users may have gone now: look for them when their grace is over."""
@@ -71,7 +75,7 @@ class Stays:
     def tell(self, changes: Changes) -> None:
         """Tell the processes that watch, and the receivers of signals."""
         if any(address != self._address for address in changes.watchers):
-            tasks.keep_reference(tasks.start(self._tell(changes)), self._telling)
+            self._start(self._tell(changes))
         self._signals.add(announcements.online(stay) for stay in changes.began if stay.group == ONLINE)
         self._signals.add(announcements.offline(stay) for stay in changes.ended if stay.group == ONLINE)
 
@@ -115,11 +119,31 @@ class Stays:
         grace = settings.PRESENCE_GRACE
         if not settings.PRESENCE or not await self._database(presence_rows.any_gone, grace):
             return
-        while self._signals.has_room and (ended := await self._database(presence_rows.end_stays, grace)):
-            changes = await self._watched(ended)
-            self.tell(changes)
-            if self._take is not None:
-                self._take(changes)
+        # In a task of its own: if it were cancelled after the write, nothing would tell of these stays.
+        while self._signals.has_room and await tasks.shielded(self._start(self._end_some(grace))):
+            pass
+
+    async def _end_some(self, grace: float) -> bool:
+        """End some stays, and tell of them. Return True if there may be more."""
+        if not (ended := await self._database(presence_rows.end_stays, grace)):
+            return False
+        changes = await self._watched(ended)
+        self.tell(changes)
+        if self._take is not None:
+            self._take(changes)
+        return True
+
+    async def finish(self, within: float) -> None:
+        """Wait until the stays that have ended were told, for at most `within` seconds."""
+        until = asyncio.get_running_loop().time() + within
+        # A task that ends stays starts another one that tells.
+        while self._steps and (left := until - asyncio.get_running_loop().time()) > 0:
+            await asyncio.wait(tuple(self._steps), timeout=left)
+
+    def _start(self, step: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+        task = tasks.start(step)
+        tasks.keep_reference(task, self._steps)
+        return task
 
     async def _watched(self, ended: Sequence[Stay]) -> Changes:
         try:

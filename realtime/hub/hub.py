@@ -215,6 +215,7 @@ class Hub:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, self.mailbox.close(), return_exceptions=True)
+        await self.stays.finish(STOP_TIMEOUT)
         await self.announcements.finish(STOP_TIMEOUT)
         self.ledger.shut()
 

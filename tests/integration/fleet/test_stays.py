@@ -149,6 +149,30 @@ async def test_no_more_stays_end_than_receivers_keep_up_with(
     assert told == []
 
 
+async def test_a_process_that_stops_tells_of_the_stays_that_it_ended(told: Any) -> None:
+    """The write goes on when the task that waits for it is cancelled."""
+    await come_and_go("anne")
+    writing, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def database(call: Callable[..., Any], *arguments: object) -> Any:
+        result = await database_sync_to_async(call)(*arguments)
+        if call is presence_rows.end_stays and not goes_on.is_set():
+            writing.set()
+            await goes_on.wait()
+        return result
+
+    signals = Announcements(own_thread=False)
+    ending = Stays(database, signals, interval=0.2)
+    running = asyncio.ensure_future(ending.run())
+    async with asyncio.timeout(5):
+        await writing.wait()
+    running.cancel()
+    asyncio.get_running_loop().call_later(0.1, goes_on.set)
+    await ending.finish(5)
+    await signals.finish(5)
+    assert told == [("offline", "anne")]
+
+
 async def test_a_process_sends_itself_no_message(watcher: Watcher) -> None:
     taken: list[Changes] = []
     await come_and_go("anne", group="g")

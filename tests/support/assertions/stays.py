@@ -137,19 +137,26 @@ def signals_out_of_turn(theirs: Sequence[Change], heard: Sequence[str], kills: S
         The number of signals that came out of turn.
     """
     about = f"signals {list(heard)} do not tell {list(theirs)}"
-    places: dict[str, list[int]] = {}
+    made: dict[str, list[int]] = {}
+    cuts: dict[str, list[tuple[int, ...]]] = {}
     for event in (ONLINE, OFFLINE):
-        made = [number for number, change in enumerate(theirs) if change.event == event]
-        spare = len(made) - heard.count(event)
+        made[event] = [number for number, change in enumerate(theirs) if change.event == event]
+        spare = len(made[event]) - heard.count(event)
         assert spare >= 0, f"told twice: {about}"
         # If some were not told, they are ones of which a process was killed just after it had made them.
-        cut = [
-            number for number in made if any(0 <= kill - theirs[number].at <= BEFORE_A_KILL for kill in kills)
-        ][:spare]
-        assert len(cut) == spare, f"not told: {about}"
-        places[event] = [number for number in made if number not in cut]
-    order = [places[event].pop(0) for event in heard]
-    late = [(before, after) for before, after in itertools.pairwise(order) if after < before]
-    for before, after in late:
-        assert theirs[before].at - theirs[after].at < OUT_OF_TURN, f"out of order: {about}"
-    return len(late)
+        candidates = [
+            number
+            for number in made[event]
+            if any(0 <= kill - theirs[number].at <= BEFORE_A_KILL for kill in kills)
+        ]
+        assert len(candidates) >= spare, f"not told: {about}"
+        cuts[event] = list(itertools.combinations(candidates, spare))
+    # It is not known which of them they are. With the right ones, the rest is in order.
+    for cut in itertools.product(cuts[ONLINE], cuts[OFFLINE]):
+        missing = {*cut[0], *cut[1]}
+        places = {event: [each for each in made[event] if each not in missing] for event in made}
+        order = [places[event].pop(0) for event in heard]
+        late = [(before, after) for before, after in itertools.pairwise(order) if after < before]
+        if all(theirs[before].at - theirs[after].at < OUT_OF_TURN for before, after in late):
+            return len(late)
+    raise AssertionError(f"out of order: {about}")
