@@ -271,7 +271,9 @@ async def _group_add(
     try:
         if not is_member:
             await _record_and_add(connection, group, keeps_history=keeps_history)
-            _home(connection).watches.touched(connection, group)
+            if connection.hub is not None:
+                # Otherwise it ended before its process had a hub for it.
+                connection.hub.watches.touched(connection, group)
         if on_member is not None and not connection.gone:
             await on_member()
         if keeps_history and not connection.gone:
