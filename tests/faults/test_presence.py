@@ -258,7 +258,7 @@ class Moving(Repeating):
 
 
 @pytest.mark.parametrize("kind", ["restart", pytest.param("flush", marks=pytest.mark.matrix)])
-@pytest.mark.parametrize("pairing", pairings("core-uvicorn-sqlite"))
+@pytest.mark.parametrize("pairing", pairings())
 async def test_pictures_agree_after_redis_was_emptied(
     pairing: Pairing, kind: str, start_site: StartSite
 ) -> None:
