@@ -15,11 +15,19 @@ class GeneratorFailed(RuntimeError):
 
 
 class Crowd:
-    """A running load generator. Its methods are the commands of `benchmarks.generator.Crowd`."""
+    """A running load generator. Its methods are the commands of `benchmarks.generator.Crowd`.
 
-    def __init__(self, *arguments: object, environment: Mapping[str, str]) -> None:
+    Args:
+        arguments: The command line of the generator.
+        environment: Its environment.
+        module: A module with more commands than `benchmarks.generator`.
+    """
+
+    def __init__(
+        self, *arguments: object, environment: Mapping[str, str], module: str = "benchmarks.generator"
+    ) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.generator", *map(str, arguments)],
+            [sys.executable, "-m", module, *map(str, arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=CHECKOUT,
@@ -63,6 +71,15 @@ class Crowd:
         self, number: int, *, missed: int, since: dict[str, Any] | None, timeout: float
     ) -> dict[str, Any]:
         return self._ask("recover", number=number, missed=missed, since=since, timeout=timeout)
+
+    def watch(self) -> dict[str, Any]:
+        return self._ask("watch")
+
+    def calm_until_left(self, *, rate: float, users: int, timeout: float) -> dict[str, Any]:
+        return self._ask("calm_until_left", rate=rate, users=users, timeout=timeout)
+
+    def join(self, number: int, *, presence: bool) -> dict[str, Any]:
+        return self._ask("join", number=number, presence=presence)
 
     def close(self) -> dict[str, Any]:
         return self._ask("close")

@@ -13,7 +13,7 @@ from realtime.records import process_rows
 
 def fill(processes: list[uuid.UUID], rows: int) -> None:
     """Insert `rows` open connections, spread evenly over these processes, each in a group of its own."""
-    with _much_cache():
+    with much_cache():
         _fill(processes, rows // len(processes))
 
 
@@ -48,7 +48,7 @@ def _fill(processes: list[uuid.UUID], each: int) -> None:
 
 
 @contextmanager
-def _much_cache() -> Iterator[None]:
+def much_cache() -> Iterator[None]:
     """Enlarge the cache of SQLite, which otherwise writes each page of each index many times."""
     if connection.vendor != "sqlite":
         yield

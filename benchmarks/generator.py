@@ -13,6 +13,7 @@ lost or out of order.
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -274,6 +275,8 @@ class Publisher:
 class Crowd:
     """All connections and counters of one run."""
 
+    client_class = Client
+
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.buffer = bytearray(256 * 1024)
@@ -355,9 +358,9 @@ class Crowd:
             async with slots:
                 asked = time.monotonic()
                 group = self._group_for(position)
-                client = Client(
+                client = self.client_class(
                     self,
-                    options.path.format(group.room),
+                    options.path.format(group.room, position),
                     group,
                     sampled=bool(every) and position % every == 0,
                 )
@@ -538,8 +541,10 @@ class Crowd:
             families["publisher"] = [psutil.Process(self.publisher.process.pid)]
         for pair in self.options.watch:
             name, pid = pair.split("=")
-            process = psutil.Process(int(pid))
-            families.setdefault(name, []).extend((process, *process.children(recursive=True)))
+            # A measurement may kill a server.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process = psutil.Process(int(pid))
+                families.setdefault(name, []).extend((process, *process.children(recursive=True)))
         return families
 
     def _cpu(self) -> dict[str, float]:
@@ -561,10 +566,10 @@ def seconds_of(process: psutil.Process) -> float:
     return own if process.pid == os.getpid() else own + times.children_user + times.children_system
 
 
-async def obey(options: argparse.Namespace) -> None:
+async def obey(options: argparse.Namespace, crowd_class: type[Crowd]) -> None:
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
-    crowd = Crowd(options)
+    crowd = crowd_class(options)
     try:
         if options.publish or options.publish_path:
             await crowd.publisher.start()
@@ -576,11 +581,11 @@ async def obey(options: argparse.Namespace) -> None:
         crowd.publisher.stop()
 
 
-def main() -> None:
+def main(crowd_class: type[Crowd] = Crowd) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("host")
     parser.add_argument("port", type=int)
-    parser.add_argument("path", help="path of a connection, with {} for its room")
+    parser.add_argument("path", help="path of a connection: {0} is its room, {1} its number")
     parser.add_argument("--subprotocol", default="")
     parser.add_argument("--engine-io", action="store_true", help="speak Socket.IO 4")
     parser.add_argument("--groups", choices=("one", "each"), default="one")
@@ -591,7 +596,7 @@ def main() -> None:
     parser.add_argument("--publish-path", default="", help="publish through a connection to this path")
     parser.add_argument("--publish-tasks", type=int, default=1)
     parser.add_argument("--watch", action="append", default=[], metavar="NAME=PID")
-    uvloop.run(obey(parser.parse_args()))
+    uvloop.run(obey(parser.parse_args(), crowd_class))
 
 
 if __name__ == "__main__":

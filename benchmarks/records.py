@@ -9,17 +9,13 @@ minute for its own connections.
 """
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
 import sys
 from typing import Any
 
 from benchmarks.contenders import CONTENDERS
 from benchmarks.results import Column, Goal, Results, parser
 from benchmarks.stage import Stage
-from tests.support.programs.servers import CHECKOUT, RedisServer
 
 PROCESSES = 10
 COLUMNS = (
@@ -38,22 +34,8 @@ def run(
     stage: Stage, results: Results, layer: str, kind: str, rows: int, options: argparse.Namespace
 ) -> None:
     contender = CONTENDERS["ours" if layer == "pubsub" else "ours-core"]
-    database = stage.database(contender.settings, kind)
-    with RedisServer(stage.folder) as redis:
-        done = subprocess.run(
-            [
-                *(sys.executable, "-m", "benchmarks.rounds"),
-                *map(str, (rows, PROCESSES, options.repeats, max(3, options.repeats))),
-            ],
-            cwd=CHECKOUT,
-            env={**os.environ, **stage.environment(contender, redis, database)},
-            stdout=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-    if done.returncode:
-        sys.exit("rounds or sweeps failed; see above")
-    found: dict[str, Any] = json.loads(done.stdout)
+    arguments = (rows, PROCESSES, options.repeats, max(3, options.repeats))
+    found: dict[str, Any] = stage.measured(contender, kind, "benchmarks.rounds", *map(str, arguments))
     for swept in found["sweeps"]:
         held = rows // PROCESSES
         if (swept["reaped"], swept["discarded"]) != (held, held):

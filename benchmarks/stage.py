@@ -9,9 +9,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -87,6 +88,8 @@ class Running:
     crowd: Crowd
     database: Database | None
     redis: RedisServer | None
+    crowd_for: Callable[[WebServer, str], Crowd]
+    """Starts one more crowd, for another server than the first, with another path for its clients."""
 
 
 class Stage:
@@ -119,6 +122,7 @@ class Stage:
         few: int = 0,
         processes: int = 1,
         proxied: bool = False,
+        generator: str = "benchmarks.generator",
     ) -> Iterator[Running]:
         """Start the contender's server, or several behind a proxy, and a crowd for it."""
         if contender.node and (why := node_is_ready()):
@@ -155,16 +159,23 @@ class Stage:
             if reaper:
                 reaping = ReaperProcess(log=folder / "reaper.log", environment=environment)
                 watched.append(("reaper", ends.enter_context(reaping)))
-            arguments: list[object] = [
-                *(servers[0].interface, port, contender.path, "--group", contender.group),
+            options: list[object] = [
+                *("--group", contender.group),
                 *("--groups", groups, "--few", few, "--publish-path", contender.publish_path),
                 *("--publish", contender.publish, "--publish-tasks", publish_tasks),
                 *("--subprotocol", contender.subprotocol),
                 *(("--engine-io",) if contender.engine_io else ()),
                 *(part for name, program in watched for part in ("--watch", f"{name}={program.pid}")),
             ]
-            crowd = ends.enter_context(Crowd(*arguments, environment=environment))
-            yield Running(contender, servers, crowd, made, redis)
+
+            def crowd_for(server: WebServer, path: str, port: int = 0) -> Crowd:
+                address = (server.interface, port or server.port, path)
+                return ends.enter_context(
+                    Crowd(*address, *options, environment=environment, module=generator)
+                )
+
+            crowd = crowd_for(servers[0], contender.path, port)
+            yield Running(contender, servers, crowd, made, redis, crowd_for)
 
     def environment(self, contender: Contender, redis: RedisServer, database: Database) -> dict[str, str]:
         return {
@@ -176,6 +187,31 @@ class Stage:
             "CHANNEL_LAYER_BACKEND": contender.layer,
             "REALTIME_JSON": json.dumps(dict(contender.realtime)),
         }
+
+    def measured(self, contender: Contender, kind: str, *command: str) -> Any:
+        """Run a program that measures in a process of its own, with a new database and an own Redis.
+
+        Args:
+            contender: Names the settings.
+            kind: "sqlite" or "postgres".
+            *command: The module and its arguments.
+
+        Returns:
+            The JSON that the program has printed. If it failed, this process exits.
+        """
+        database = self.database(contender.settings, kind)
+        with RedisServer(self.folder) as redis:
+            done = subprocess.run(
+                [sys.executable, "-m", *command],
+                cwd=CHECKOUT,
+                env={**os.environ, **self.environment(contender, redis, database)},
+                stdout=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+        if done.returncode:
+            sys.exit(f"{command[0]} failed; see above")
+        return json.loads(done.stdout)
 
     # -- databases ---------------------------------------------------------------------------------
 

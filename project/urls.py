@@ -8,6 +8,7 @@ from project import views
 
 urlpatterns = [
     path("", views.index, name="index"),
+    path("names", views.names, name="names"),
     path("admin/", admin.site.urls),
     path("i18n/", include("django.conf.urls.i18n")),
     # The texts of the page alone: `realtime` has none, and those of the admin stay in the admin.

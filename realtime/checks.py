@@ -388,6 +388,26 @@ def _is_installed(distribution: str) -> bool:
     return True
 
 
+def check_grace(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
+    """W012: users would leave and come back whenever a server process restarts."""
+    given = getattr(settings, "REALTIME", {})
+    if conf.problems(given):
+        return []
+    found = conf.Settings(**given)
+    if not found.PRESENCE or found.PRESENCE_GRACE > found.RECONNECT_WINDOW:
+        return []
+    return [
+        Warning(
+            f"PRESENCE_GRACE is {found.PRESENCE_GRACE:g} s, and clients of a process that stops come back "
+            f"within RECONNECT_WINDOW, {found.RECONNECT_WINDOW:g} s: with each restart, users leave for a "
+            "moment.",
+            hint="Set PRESENCE_GRACE above RECONNECT_WINDOW, by the time that a client needs to connect. "
+            "See docs/howto/show-who-is-here.md.",
+            id="realtime.W012",
+        )
+    ]
+
+
 def register() -> None:
     """Register the checks with Django, under the tag "realtime"."""
     for check in (
@@ -397,5 +417,6 @@ def register() -> None:
         check_installation,
         check_budget,
         check_server,
+        check_grace,
     ):
         checks.register(check, "realtime")

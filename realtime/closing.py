@@ -72,6 +72,10 @@ class CloseReason(enum.Enum):
         return may_reconnect(self.code)
 
 
+SILENCE = frozenset({CloseReason.PING_TIMEOUT, CloseReason.SEND_FAILED})
+"""The reasons of a client that stopped answering, such as a phone that fell asleep."""
+
+
 def of_disconnect(code: int | None) -> CloseReason:
     """Return the reason behind a `websocket.disconnect` event that the server did not cause."""
     return CloseReason.CLIENT_LOST if code == ABNORMAL_CLOSURE else CloseReason.CLIENT_CLOSED

@@ -18,6 +18,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from msgspec import Meta
 
+from realtime import patterns
 from realtime.history import retention
 from realtime.history.retention import Retention
 from realtime.liveness.connection import Limits
@@ -40,6 +41,9 @@ LedgerKind: TypeAlias = Annotated[Literal["thread", "inline"], Meta(description=
 # `retention.problems` looks at the patterns and their values.
 Patterns: TypeAlias = Annotated[
     dict[str, Any], Meta(description='a dict such as {"public.*": {"size": 300, "ttl": 300}}')
+]
+GroupPatterns: TypeAlias = Annotated[
+    tuple[str, ...], Meta(description='a list of patterns of group names such as ["room.*"]')
 ]
 
 
@@ -131,10 +135,17 @@ class Settings:
     #: Recent messages of all groups together that a server process keeps in memory for clients that come
     #: back. What is not there is read from Redis.
     HISTORY_TAIL_BYTES: Whole = 64 * 1024 * 1024
+    #: The groups that are tracked for presence: patterns of names, where `*` stands for any characters. If
+    #: there is none, it is not tracked either who is online.
+    PRESENCE: GroupPatterns = ("*",)
+    #: A user has left, or is offline, when the last connection has been gone for this long. A user that comes
+    #: back within this time was never away.
+    PRESENCE_GRACE: SecondsOrZero = 15.0
     #: The number of threads for the handlers of synchronous consumers. None runs them in the one thread that
     #: all synchronous code of the process shares, as Channels does.
     THREADS: Whole | None = None
-    #: Dotted path to `policy(scope, action, group) -> bool`, sync or async. `action` is "join" or "publish".
+    #: Dotted path to `policy(scope, action, group) -> bool`, sync or async. `action` is "join", "publish" or
+    #: "presence".
     POLICY: DottedPath = "realtime.policy.default_policy"
 
     def limits(self) -> Limits:
@@ -153,6 +164,10 @@ class Settings:
         """Return how much history a group keeps; None if it keeps none."""
         return _retention(self, group) if self.HISTORY else None
 
+    def tracks_presence(self, group: str) -> bool:
+        """Return True if the users of a group are tracked."""
+        return "*" in self.PRESENCE or _tracks_presence(self, group)
+
 
 _TYPES = get_type_hints(Settings, include_extras=True)
 
@@ -160,6 +175,11 @@ _TYPES = get_type_hints(Settings, include_extras=True)
 @lru_cache(maxsize=10_000)
 def _retention(settings: Settings, group: str) -> Retention | None:
     return retention.find(settings.HISTORY, group)
+
+
+@lru_cache(maxsize=10_000)
+def _tracks_presence(settings: Settings, group: str) -> bool:
+    return any(patterns.matches(pattern, group) for pattern in settings.PRESENCE)
 
 
 def problems(given: Any) -> list[str]:
@@ -204,6 +224,9 @@ def _description(type_: Any) -> str:
 def _wrong_relations(settings: Settings) -> list[str]:
     """Find relations with which liveness or rounds would judge wrongly."""
     found = list(retention.problems(settings.HISTORY))
+    for pattern in settings.PRESENCE:
+        if wrong := patterns.problem(pattern):
+            found.append(f"PRESENCE has the pattern {pattern!r}: {wrong}")
     if settings.PONG_TIMEOUT >= settings.PING_INTERVAL:
         found.append(
             f"PONG_TIMEOUT ({settings.PONG_TIMEOUT}) must be below PING_INTERVAL ({settings.PING_INTERVAL}): "
@@ -254,6 +277,7 @@ def _forget(*, setting: str, **_: Any) -> None:
     if setting == "REALTIME":
         get.cache_clear()
         _retention.cache_clear()
+        _tracks_presence.cache_clear()
 
 
 setting_changed.connect(_forget)

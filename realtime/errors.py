@@ -12,6 +12,7 @@ __all__ = [
     "ErrorCode",
     "LayerUnavailable",
     "NoHistory",
+    "NoPresence",
     "NoSuchLayer",
     "RealtimeError",
     "RecordsUnavailable",
@@ -49,6 +50,15 @@ class NoHistory(RealtimeError):
         )
 
 
+class NoPresence(RealtimeError):
+    """The users of the group are not tracked. Add a pattern that matches its name to PRESENCE."""
+
+    def __init__(self, group: str) -> None:
+        what = f"the group {group!r} are" if group else "this project are"
+        pattern = "that matches its name" if group else "for the groups whose users it shall track"
+        super().__init__(f'The users of {what} not tracked: add a pattern {pattern} to REALTIME["PRESENCE"].')
+
+
 class UnpublishableData(RealtimeError, TypeError):
     """A value has no JSON form, or one that no client could read. The message names its type."""
 
@@ -68,6 +78,7 @@ class ErrorCode(enum.StrEnum):
     BAD_GROUP = "bad_group"
     RATE_LIMITED = "rate_limited"
     NOT_JOINED = "not_joined"
+    NO_PRESENCE = "no_presence"
     INTERNAL = "internal"
 
 

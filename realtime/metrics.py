@@ -38,6 +38,14 @@ queued_bytes = Gauge(
 )
 deliveries = Counter("realtime_deliveries", "Frames that fan-out handed to transports.")
 published = Counter("realtime_messages_published", "Messages that this process published.")
+notifications = Counter(
+    "realtime_notifications",
+    "Notifications that this process sent, by outcome: taken by a connection, or not_taken.",
+    ["outcome"],
+)
+presence_changes = Counter(
+    "realtime_presence_changes", "Users of whom members of a group were told that they came or left."
+)
 history_appended = Counter(
     "realtime_history_appended", "Messages that this process appended to the history of a group."
 )

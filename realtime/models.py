@@ -128,6 +128,8 @@ class Connection(models.Model):
     remote_address = models.CharField(max_length=64)
     user_agent = models.CharField(max_length=512)
     subprotocol = models.CharField(max_length=100)
+    client_id = models.CharField(max_length=64, blank=True, default="", db_default="")
+    """The id that the client gave itself in the query string; empty if it gave none."""
     opened_at = models.DateTimeField()
     last_seen_at = models.DateTimeField()
     """The last proof of life. It is only displayed and up to a minute old."""
@@ -167,6 +169,12 @@ class Connection(models.Model):
             # A partial index without anonymous users would be smaller. SQLite would not use it for a bound
             # parameter.
             models.Index(fields=["user_id", "opened_at"], name="realtime_connection_user"),
+            # To find out if a user is connected, and the other connections of a client.
+            models.Index(
+                fields=["user_id", "client_id"],
+                condition=Q(closed_at__isnull=True),
+                name="realtime_connection_client",
+            ),
             # Last, because SQLite takes the newest of several indexes that seem equally good.
             models.Index(
                 fields=["process", "opened_at"],
@@ -211,10 +219,14 @@ class Membership(models.Model):
     process = models.ForeignKey(Process, on_delete=models.CASCADE, related_name="memberships")
     """The connection's process again, so that one indexed query finds the memberships of a lost process."""
     group = models.CharField(max_length=100)
+    user_id = models.CharField(max_length=255, blank=True, default="", db_default="")
+    """The connection's user again, so that one index finds the memberships of a user in a group."""
     joined_at = models.DateTimeField()
     left_at = models.DateTimeField(null=True)
     connection_closed = models.BooleanField(default=False)
-    """True from the close of the record, so that finding leftovers costs nothing while there are none."""
+    """True from the close of the record, so that finding leftovers costs nothing while there are none. Such a
+    membership does not count for presence.
+    """
 
     objects = MembershipQuerySet.as_manager()
 
@@ -237,6 +249,12 @@ class Membership(models.Model):
                 condition=Q(left_at__isnull=True, connection_closed=True),
                 name="realtime_membership_leftover",
             ),
+            # The last two fields are always the same. With them, SQLite counts in the index alone.
+            models.Index(
+                fields=["group", "user_id", "left_at", "connection_closed"],
+                condition=Q(left_at__isnull=True, connection_closed=False),
+                name="realtime_membership_present",
+            ),
             # Ordered by the time of leaving, so that each new entry goes to its end.
             models.Index(
                 fields=["left_at"], condition=Q(left_at__isnull=False), name="realtime_membership_left"
@@ -245,6 +263,101 @@ class Membership(models.Model):
 
     def __str__(self) -> str:
         return f"{self.connection_id} in {self.group}"
+
+
+class PresentUserQuerySet(models.QuerySet["PresentUser"]):
+    """Queries for presence."""
+
+    def users(self) -> "PresentUserQuerySet":
+        """Return the rows of users who are online or dormant, once each."""
+        return self.filter(group="")
+
+    def present(self) -> "PresentUserQuerySet":
+        """Return the rows of users who are present, including those in their grace."""
+        return self.filter(left_at__isnull=True)
+
+
+class PresentUser(models.Model):
+    """A user who is present in a group, or online. Anonymous clients have no rows.
+
+    A row whose group is empty says that the user is online: some connection of the user is open.
+
+    The row is inserted with the first membership, and its `gone_at` is set with the end of the last one, each
+    in the same transaction. When the grace has passed since then, the user has left, and the row is deleted.
+    The row of a dormant user stays, to be shown to operators.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    """The number of this stay. It is higher than that of every earlier stay of the user in the group."""
+    group = models.CharField(max_length=100, blank=True)
+    user_id = models.CharField(max_length=255)
+    since = models.DateTimeField()
+    gone_at = models.DateTimeField(null=True)
+    """The end of the last membership, or connection; null while there is one."""
+    dormant_since = models.DateTimeField(null=True)
+    """Only for users online: the end of the last connection, if that ended by silence."""
+    dormant_by = models.UUIDField(null=True)
+    """The connection that made the user dormant by its silence. A repeated write finds itself by it."""
+    left_at = models.DateTimeField(null=True)
+    """Only for dormant users: the end of their grace, at which they went offline."""
+    stamp = models.UUIDField()
+    """The stamp of the write that began this stay, which thereby knows that it did."""
+
+    objects = PresentUserQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = "user online"
+        verbose_name_plural = "users online"
+        constraints = (
+            # The user first, so that it also finds all rows of a user.
+            models.UniqueConstraint(fields=["user_id", "group"], name="realtime_present_user_once"),
+        )
+        indexes = (
+            # The users of a group in the order of their arrival. Everything that is read of a group is in
+            # the index, because the rows of its users are scattered over the table.
+            models.Index(
+                fields=["group", "id", "user_id", "gone_at", "left_at"], name="realtime_present_user_group"
+            ),
+            models.Index(
+                fields=["gone_at"],
+                condition=Q(gone_at__isnull=False, left_at__isnull=True),
+                name="realtime_present_user_gone",
+            ),
+            # For dormant users, the newest first. No rows of groups are in it; with the column, SQLite also
+            # takes it for the admin's list, which names the group.
+            models.Index(
+                fields=["group", "left_at"],
+                condition=Q(left_at__isnull=False),
+                name="realtime_present_user_left",
+            ),
+            # For the admin's list of users online, of whom there may be few among many who are dormant. Last,
+            # because SQLite takes the newest of several indexes that seem equally good.
+            models.Index(
+                fields=["group", "id"],
+                condition=Q(group="", left_at__isnull=True),
+                name="realtime_present_user_online",
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.user_id} in {self.group}" if self.group else self.user_id
+
+
+class PresenceWatch(models.Model):
+    """A process with connections that are told who comes to a group and who leaves it."""
+
+    id = models.BigAutoField(primary_key=True)
+    process = models.ForeignKey(Process, on_delete=models.CASCADE, related_name="watches", db_index=False)
+    group = models.CharField(max_length=100)
+
+    class Meta:
+        constraints = (
+            models.UniqueConstraint(fields=["process", "group"], name="realtime_presence_watch_once"),
+        )
+        indexes = (models.Index(fields=["group", "process"], name="realtime_presence_watch_group"),)
+
+    def __str__(self) -> str:
+        return f"{self.process_id} watches {self.group}"
 
 
 class Round(models.Model):

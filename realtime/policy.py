@@ -1,8 +1,8 @@
-"""The policy: may this client join this group, or publish to it?
+"""The policy: may this client join this group, publish to it, or know who is in it?
 
 A policy is a function `policy(scope, action, group) -> bool`, sync or async. `scope` is the ASGI scope with
-`user` from Channels' auth middleware, `action` is "join" or "publish", and `group` is a valid group name. A
-synchronous policy runs in Django's thread for synchronous code, so it may use the ORM.
+`user` from Channels' auth middleware, `action` is "join", "publish" or "presence", and `group` is a valid
+group name. A synchronous policy runs in Django's thread for synchronous code, so it may use the ORM.
 """
 
 import inspect
@@ -22,11 +22,12 @@ __all__ = ["default_policy"]
 async def default_policy(scope: dict[str, Any], action: str, group: str) -> bool:
     """Allow any client to join `public.*`, a user to join `user.<pk>`, and staff to join `staff.*`.
 
-    A client may publish to `public.*` if it is logged in, or if DEBUG is on.
+    A client may publish to `public.*` if it is logged in, or if DEBUG is on. A client that may join a group
+    may know who is in it.
 
     Args:
         scope: The ASGI scope, with `user`.
-        action: "join" or "publish".
+        action: "join", "publish" or "presence".
         group: A valid group name.
     """
     user: Any = scope.get("user")
@@ -45,7 +46,7 @@ async def allows(scope: dict[str, Any], action: str, group: str) -> bool:
 
     Args:
         scope: The ASGI scope, with `user`.
-        action: "join" or "publish".
+        action: "join", "publish" or "presence".
         group: A valid group name.
     """
     policy, is_async = _configured(conf.get().POLICY)

@@ -1,7 +1,14 @@
 import { RealtimeConnection } from "./realtime/realtime.js";
+import { Names } from "./names.js";
 import { Sleep } from "./sleep.js";
 
 const MOST_ENTRIES = 200;
+
+/** The largest number of users of a group that the page names. */
+const MOST_USERS = 200;
+
+/** The largest number of users who are named in one line of the log. */
+const MOST_NAMED = 3;
 
 // texts.js has loaded before this module, and has the texts of the chosen language.
 const { gettext, ngettext, interpolate } = window;
@@ -46,6 +53,7 @@ const REFUSALS = {
   bad_group: gettext("This is not the name of a group."),
   rate_limited: gettext("This page sent too much."),
   not_joined: gettext("This page is not in the group."),
+  no_presence: gettext("The server does not track who is in this group."),
   internal: gettext("The server could not do this now."),
   not_connected: gettext("There is no open connection."),
   disconnected: gettext("The connection was lost before the server answered."),
@@ -59,6 +67,9 @@ const page = element("demo");
 const sleep = new Sleep();
 // Positions are remembered, so that a page that is loaded again gets what it missed.
 const connection = new RealtimeConnection(page.dataset.socket, { WebSocket: sleep.WebSocket, remember: true });
+const names = new Names(page.dataset.names, Number(page.dataset.maxNames));
+/** The id of the signed-in user, or undefined. */
+const me = page.dataset.user;
 let messages = 0;
 
 // Connection
@@ -67,6 +78,11 @@ const time = (at = Date.now()) => new Date(at).toLocaleTimeString("en-GB");
 
 /** @param {string} text  With `%s` for each value. @param {unknown[]} values */
 const filled = (text, ...values) => interpolate(text, values);
+
+/** The pieces of a text with `%s` for each node. @param {string} text @param {Node[]} nodes @returns {(string | Node)[]} */
+function around(text, ...nodes) {
+  return text.split("%s").flatMap((piece, number) => (number < nodes.length ? [piece, nodes[number]] : [piece]));
+}
 
 function described(reason, code) {
   return REASONS[reason] ?? (reason ? reason.replaceAll("_", " ") : (REASONS[code] ?? gettext("no reason given")));
@@ -93,8 +109,12 @@ function waitText() {
 }
 
 /** Change only a text that differs. Otherwise a screen reader would read it again and a selection would be lost. */
+function put(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
 function say(id, text) {
-  if (element(id).textContent !== text) element(id).textContent = text;
+  put(element(id), text);
 }
 
 function showState() {
@@ -188,11 +208,21 @@ function leaveLabel(group) {
   return filled(gettext("Leave %s"), group);
 }
 
+/** Join a group, and be told who is in it, if the server tracks that. */
+async function joinAndSee(group) {
+  try {
+    await connection.join(group, { presence: true });
+  } catch (error) {
+    if (error.code !== "no_presence") throw error;
+    await connection.join(group);
+  }
+}
+
 async function join(group) {
   const later = filled(gettext("Joins %s when the connection is open."), group);
   feedback("join-feedback", connection.state === "open" ? "" : later);
   try {
-    await connection.join(group);
+    await joinAndSee(group);
     feedback("join-feedback", "");
   } catch (error) {
     feedback("join-feedback", `${group}: ${refusal(error)}`, "bad");
@@ -200,6 +230,7 @@ async function join(group) {
 }
 
 async function leave(group) {
+  forget(group);
   try {
     await connection.leave(group);
     feedback("join-feedback", "");
@@ -244,10 +275,7 @@ function showHistory(group) {
     list.replaceChildren(...lines.flatMap(([name, , kind]) => [part(name, "dt"), part("", "dd", kind)]));
     for (const dd of list.querySelectorAll(".mono")) dd.translate = false;
   }
-  lines.forEach(([, text], number) => {
-    const dd = list.children[2 * number + 1];
-    if (dd.textContent !== text) dd.textContent = text;
-  });
+  lines.forEach(([, text], number) => put(list.children[2 * number + 1], text));
 }
 
 function groupRow(group) {
@@ -294,6 +322,140 @@ element("join-form").addEventListener("submit", (event) => {
   join(element("join-group").value.trim());
   element("join-group").value = "";
 });
+
+// Who is here
+
+/** Who is in each joined group, in what order they came, and until when that was known if it is not now. */
+const pictures = new Map();
+/** The groups of the last event `groups`. */
+let confirmed = [];
+/** The last line of the log about users, which waits for their names. */
+let told = Promise.resolve();
+
+/** The picture of a group is current while the page is awake and a member. */
+function isCurrent(group) {
+  return !sleep.asleep && connection.state === "open" && connection.groups.includes(group);
+}
+
+/** A user, as text: a name is never markup. `bdi` keeps a name with letters of another direction from moving others. */
+function user(id) {
+  const name = names.get(id);
+  const node = part(name ?? filled(gettext("user %s"), id), "bdi");
+  node.translate = name === undefined;
+  return node;
+}
+
+/** The users whom the page names: the page's own first, then in the order in which they came. */
+function named({ users }) {
+  const some = users.slice(0, MOST_USERS);
+  return users.includes(me) ? [me, ...some.filter((id) => id !== me)] : some;
+}
+
+function summary({ anonymous, total }) {
+  const users = filled(ngettext("%s user", "%s users", total), total);
+  const visitors = ngettext("%s visitor not signed in", "%s visitors not signed in", anonymous);
+  const others = filled(visitors, anonymous);
+  let own = "%s";
+  if (me === undefined && anonymous > 0) own = anonymous === 1 ? gettext("%s (you)") : gettext("%s (you among them)");
+  return filled(gettext("%s in all: %s, %s"), total + anonymous, users, filled(own, others));
+}
+
+function hereRow(group) {
+  const row = document.createElement("section");
+  row.dataset.group = group;
+  const title = part(group, "h3");
+  title.translate = false;
+  const list = document.createElement("ul");
+  list.setAttribute("aria-label", filled(gettext("Users in %s"), group));
+  row.append(title, part("", "p", "muted"), list, part("", "p", "muted"));
+  return row;
+}
+
+/** Show who is in each group. The rows stay, because a list that scrolls may have the focus. */
+function showHere() {
+  const rows = new Map([...element("here-groups").children].map((row) => [row.dataset.group, row]));
+  const since = [];
+  for (const [group, row] of rows) if (!pictures.has(group)) row.remove();
+  for (const group of [...pictures.keys()].sort()) {
+    const row = rows.get(group) ?? hereRow(group);
+    // Appending moves a row, and that would take the focus away.
+    if (!rows.has(group)) element("here-groups").append(row);
+    const picture = pictures.get(group);
+    picture.until = isCurrent(group) ? null : (picture.until ?? Date.now());
+    if (picture.until !== null) since.push(picture.until);
+    row.dataset.current = String(picture.until === null);
+    const [, numbers, list, rest] = row.children;
+    const ids = named(picture);
+    put(numbers, summary(picture));
+    list.replaceChildren(...ids.map(hereItem));
+    // With the keyboard, only a list that can be focused scrolls.
+    if (list.scrollHeight > list.clientHeight) list.tabIndex = 0;
+    else list.removeAttribute("tabindex");
+    const more = picture.total - ids.length;
+    put(rest, more > 0 ? filled(gettext("and %s more"), more) : "");
+  }
+  element("here-nowhere").hidden = pictures.size > 0;
+  say("here-stale", since.length > 0 ? filled(gettext("Not current: as of %s"), time(Math.min(...since))) : "");
+}
+
+function hereItem(id) {
+  const item = document.createElement("li");
+  item.append(...(id === me ? around(gettext("%s (you)"), user(id)) : [user(id)]));
+  return item;
+}
+
+function forget(group) {
+  if (pictures.delete(group)) showHere();
+}
+
+/** Tell in the log who came to a group, or who left it. */
+function tell(group, ids, one, many) {
+  if (ids.length === 0) return;
+  const entry = document.createElement("li");
+  const who = document.createElement("span");
+  if (ids.length > MOST_NAMED) {
+    who.textContent = filled(many, ids.length);
+  } else {
+    const list = document.createElement("span");
+    list.append(...ids.flatMap((id, number) => (number === 0 ? [user(id)] : [gettext(", "), user(id)])));
+    who.append(...around(one, list));
+  }
+  const name = part(group, "b");
+  name.translate = false;
+  entry.append(meta(name, who));
+  show(entry);
+}
+
+connection.addEventListener("presence", ({ detail: { group, users, anonymous, total } }) => {
+  const before = pictures.get(group);
+  const picture = { users, anonymous, total, until: null };
+  pictures.set(group, picture);
+  const without = (some, others) => {
+    const known = new Set(others);
+    return some.filter((id) => !known.has(id) && id !== me);
+  };
+  // The first picture of a group has no news.
+  const came = before ? without(users, before.users) : [];
+  const left = before ? without(before.users, users) : [];
+  showHere();
+  const wanted = [...new Set([...named(picture), ...(came.length > MOST_NAMED ? [] : came)])];
+  const answered = names.ask(group, wanted).then(showHere);
+  told = Promise.all([told, answered]).then(() => {
+    tell(group, came, gettext("%s came"), ngettext("%s user came", "%s users came", came.length));
+    tell(group, left, gettext("%s left"), ngettext("%s user left", "%s users left", left.length));
+  });
+});
+connection.addEventListener("groups", ({ detail: { groups } }) => {
+  // After a reconnect, groups are joined one after the other. A group that was confirmed on this socket has ended.
+  const ended = connection.state === "open" ? confirmed.filter((group) => !groups.includes(group)) : [];
+  confirmed = groups;
+  for (const group of ended) pictures.delete(group);
+  // The client knows the picture from the same frame, after this event.
+  queueMicrotask(showHere);
+});
+connection.addEventListener("state", showHere);
+// A group that this page was in, and into which the server no longer lets it.
+connection.addEventListener("error", ({ detail }) => forget(detail.group));
 
 // Publishing
 
@@ -367,7 +529,7 @@ function note(text, kind = "") {
 
 function sender(frame) {
   if (!("from" in frame)) return gettext("from the server");
-  return frame.from === null ? gettext("from an anonymous user") : filled(gettext("from user %s"), frame.from);
+  return frame.from === null ? gettext("from an anonymous user") : filled(gettext("from user %s"), names.get(frame.from) ?? frame.from);
 }
 
 function printed(data) {
@@ -441,6 +603,7 @@ function showSleep() {
   for (const id of ["connection-buttons", "groups", "join-form", "publish-form"]) element(id).inert = asleep;
   showState();
   showLife();
+  showHere();
 }
 
 function fall() {

@@ -1,7 +1,7 @@
 """Small pieces of HTML for the cells of lists and pages. All text from clients is escaped."""
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode
 
@@ -12,8 +12,8 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.translation import ngettext
 
-from realtime.admin.wording import ago
-from realtime.models import Connection, Process
+from realtime.admin.wording import ago, duration
+from realtime.models import Connection, PresentUser, Process
 
 NOTHING = SafeString('<span class="rt-nothing">&ndash;</span>')
 
@@ -41,6 +41,11 @@ def moment(at: datetime | None, now: datetime) -> SafeString:
 def full_time(at: datetime) -> str:
     """Return a time with date, seconds and time zone, in the time zone of the page."""
     return date_format(local(at), "Y-m-d H:i:s T")
+
+
+def in_full(at: datetime | None, now: datetime) -> str:
+    """Return a time, and how long ago that was; empty without a time."""
+    return "" if at is None else f"{full_time(at)}, {ago(now - at)}"
 
 
 def local(at: datetime) -> datetime:
@@ -75,6 +80,12 @@ def connection_link(connection: Connection, site: str) -> SafeString:
     )
 
 
+def user_link(row: PresentUser, username: str, site: str) -> SafeString:
+    """Return a link to the page of a user online. `site` is the name of the admin site."""
+    address = reverse(f"admin:{row._meta.app_label}_presentuser_change", args=[row.pk], current_app=site)
+    return format_html('<a href="{}" title="key {}">{}</a>', address, row.user_id, username)
+
+
 def short(connection: Connection) -> str:
     """Return the first part of an id, which is enough to tell the rows of one page apart."""
     return str(connection.pk)[:8]
@@ -99,6 +110,26 @@ def connection_state(connection: Connection) -> SafeString:
     if process.missed:
         return badge("doubt", "suspect", "Its process did not answer the last round.")
     return badge("good", "open")
+
+
+def user_state(row: PresentUser, now: datetime, grace: float) -> SafeString:
+    """Return a label: online, gone for some seconds, or dormant.
+
+    Args:
+        row: The row of a user online.
+        now: The time of the database's clock.
+        grace: The setting PRESENCE_GRACE, in seconds.
+    """
+    if row.gone_at is None:
+        return badge("good", "online")
+    if row.left_at is not None:
+        return badge("over", "dormant", "Offline: the last connection ended by silence.")
+    gone = now - row.gone_at
+    if gone < timedelta(seconds=grace):
+        why = f"No connection is open. The user stays online until the grace of {grace:g} s is over."
+    else:
+        why = "No connection is open, and the grace is over. A server or a reaper ends the presence soon."
+    return badge("doubt", f"gone for {duration(gone)}", why)
 
 
 def process_state(process: Process) -> SafeString:

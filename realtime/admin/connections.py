@@ -1,6 +1,5 @@
 """The list of connections, and the page of one."""
 
-from datetime import datetime
 from typing import Any, cast
 from urllib.parse import urlencode
 
@@ -14,11 +13,12 @@ from realtime.admin import cells, filters, people
 from realtime.admin.action import DisconnectAction
 from realtime.admin.cells import NOTHING
 from realtime.admin.memberships import Groups, current_groups
-from realtime.admin.readonly import BoundedChangeList, ReadOnlyAdmin
+from realtime.admin.readonly import BoundedChangeList, ReadOnlyAdmin, may_view
 from realtime.admin.search import HELP, SOUGHT, search
 from realtime.admin.timeline import reason_text, timeline
-from realtime.admin.wording import ago, device, duration
-from realtime.models import Connection
+from realtime.admin.wording import device, duration
+from realtime.models import Connection, PresentUser
+from realtime.records.entries import ONLINE
 
 NEWEST = 100
 """The number of memberships on the page of a connection. One that joins and leaves all day has many."""
@@ -130,6 +130,8 @@ class ConnectionAdmin(DisconnectAction, ReadOnlyAdmin):
     def _user(self, row: Any) -> SafeString:
         if not row.user_id:
             return SafeString('<span class="rt-nothing">anonymous</span>')
+        if (online := getattr(row, "user_online", None)) is not None:
+            return cells.user_link(online, row.username, self.admin_site.name)
         return format_html('<span title="key {}">{}</span>', row.user_id, row.username)
 
     # -- the page of one ---------------------------------------------------------------------------
@@ -153,15 +155,15 @@ class ConnectionAdmin(DisconnectAction, ReadOnlyAdmin):
 
     @admin.display(description="opened")
     def opened_in_full(self, row: Any) -> str:
-        return self._in_full(row.opened_at, row.now)
+        return cells.in_full(row.opened_at, row.now)
 
     @admin.display(description="last seen")
     def last_seen_in_full(self, row: Any) -> str:
-        return self._in_full(row.last_seen_at, row.now)
+        return cells.in_full(row.last_seen_at, row.now)
 
     @admin.display(description="closed")
     def closed_in_full(self, row: Any) -> str:
-        return self._in_full(row.closed_at, row.now)
+        return cells.in_full(row.closed_at, row.now)
 
     @admin.display
     def lifetime(self, row: Any) -> str:
@@ -174,13 +176,20 @@ class ConnectionAdmin(DisconnectAction, ReadOnlyAdmin):
         code = "" if row.close_code is None else f" ({row.close_code})"
         return f"{row.close_reason}{code}: {reason_text(row)}"
 
-    def _in_full(self, at: datetime | None, now: datetime) -> str:
-        return "" if at is None else f"{cells.full_time(at)}, {ago(now - at)}"
+    def _user_online(self, row: Connection, request: HttpRequest) -> PresentUser | None:
+        """Return the row of the connection's user, if that is online or dormant and may be viewed."""
+        site = self.admin_site
+        if not row.user_id or not may_view(PresentUser, site, request):
+            return None
+        visible = site.get_model_admin(PresentUser).get_queryset(request)
+        online: PresentUser | None = visible.filter(group=ONLINE, user_id=row.user_id).first()
+        return online
 
     def render_change_form(
         self, request: HttpRequest, context: dict[str, Any], *arguments: Any, **options: Any
     ) -> HttpResponse:
         row = context["original"]
+        row.user_online = self._user_online(row, request)
         memberships = list(row.memberships.order_by("-pk")[: NEWEST + 1])
         address = cells.list_address("connection", self.admin_site.name)
         context |= {

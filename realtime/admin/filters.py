@@ -10,7 +10,7 @@ from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 
 from realtime.closing import CloseReason
-from realtime.models import Connection, Membership, Process
+from realtime.models import Connection, Membership, PresentUser, Process
 
 #: The number of processes in the filter. The list of processes has links to the connections of each process.
 PROCESSES_NAMED = 30
@@ -139,6 +139,37 @@ class ProcessStateFilter(Pick):
             case "lost":
                 return queryset.filter(lost=True)
         return queryset
+
+
+class UserStateFilter(Pick):
+    """Online (also in the grace) or dormant."""
+
+    title = "state"
+    parameter_name = "state"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("online", "online"), ("dormant", "dormant")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        match self.value():
+            case "online":
+                return queryset.present()  # type: ignore[attr-defined, no-any-return]
+            case "dormant":
+                return queryset.filter(left_at__isnull=False)
+        return queryset
+
+
+class UserGroupFilter(GroupFilter):
+    """A text field for the name of a group, whose present users are listed."""
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        group = _plain(self.value())
+        if not group:
+            return queryset
+        members = PresentUser.objects.present().filter(group=group).order_by("-pk")
+        users = PresentUser.objects.users().filter(user_id__in=members.values("user_id")[: self.limit])
+        # The limit once more, so that the database finds these rows first and then puts them in order.
+        return queryset.filter(pk__in=users.values("pk")[: self.limit])
 
 
 def _plain(text: str | None) -> str:

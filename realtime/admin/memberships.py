@@ -12,7 +12,7 @@ NAMED = 3
 COUNTED = 1000
 
 
-class _CountUpTo(Subquery):
+class CountUpTo(Subquery):
     """The number of rows of a sliced subquery."""
 
     template = "(SELECT COUNT(*) FROM (%(subquery)s) subquery)"
@@ -41,6 +41,6 @@ def current_groups(connections: Collection[uuid.UUID]) -> dict[uuid.UUID, Groups
     rows = Connection.objects.filter(pk__in=connections).values_list(
         "pk",
         *(Subquery(held.values("group")[number : number + 1]) for number in range(NAMED)),
-        _CountUpTo(held.values("group")[:COUNTED]),
+        CountUpTo(held.values("group")[:COUNTED]),
     )
     return {pk: Groups(tuple(filter(None, names)), count) for pk, *names, count in rows}

@@ -1,4 +1,4 @@
-"""The common part of both lists: nothing can be changed, and no page reads a whole table."""
+"""The common part of all lists: nothing can be changed, and no page reads a whole table."""
 
 from collections.abc import Sequence
 from datetime import MAXYEAR, MINYEAR
@@ -8,7 +8,7 @@ from django.contrib import admin
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.views.main import ChangeList
 from django.core.paginator import Paginator
-from django.db.models import QuerySet
+from django.db.models import Model, QuerySet
 from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponse
 from django.utils.functional import cached_property
@@ -82,6 +82,11 @@ class BoundedChangeList(ChangeList):
                 for each in shown.choices
             ],
         }
+
+
+def may_view(model: type[Model], site: admin.AdminSite, request: HttpRequest) -> bool:
+    """Return True if the user may view the pages of a model. Otherwise no page has links to them."""
+    return site.is_registered(model) and site.get_model_admin(model).has_view_permission(request)
 
 
 class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # takes none at run time

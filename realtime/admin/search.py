@@ -1,4 +1,6 @@
-"""The search for connections. A text is compared with one column, because no index orders two."""
+"""The searches for connections and for users online. A text is compared with one column, because no index
+orders two.
+"""
 
 import ipaddress
 import uuid
@@ -12,6 +14,7 @@ from realtime.models import Connection
 #: The number of newest connections that are searched for an address or a path. Neither has an index, because
 #: every connect would have to write to it.
 SOUGHT = 10_000
+USER_HELP = "a user's name or key"
 HELP = (
     f"a connection's id; a user's name or key; or, among the newest {SOUGHT:,} of the list, an address or the"
     " beginning of a path"
@@ -42,6 +45,28 @@ def search(connections: QuerySet[Any], text: str, newest: int = SOUGHT) -> Query
     if Connection.objects.filter(pk=id).exists():
         return connections.filter(pk=id)
     return connections.filter(user_id=str(id))
+
+
+def search_users(users: QuerySet[Any], text: str) -> QuerySet[Any]:
+    """Search users online.
+
+    Args:
+        users: The users of the list, after its filters.
+        text: A user's name or key; empty for all.
+
+    Returns:
+        The users who match, as a query.
+    """
+    text = text.strip()
+    return users.filter(user_id=key_of(text) or _plain_key(text)) if text else users
+
+
+def _plain_key(text: str) -> str:
+    """Return a key as it stands in records. A UUID may be typed in other ways."""
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        return text
 
 
 def _newest(connections: QuerySet[Any], count: int) -> QuerySet[Any]:

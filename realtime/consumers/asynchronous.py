@@ -11,7 +11,8 @@ from channels.generic.websocket import AsyncJsonWebsocketConsumer, AsyncWebsocke
 from realtime.closing import CloseReason
 from realtime.consumers.served import HANDLERS, Served, warn_of_methods
 from realtime.history.positions import Joined, Position
-from realtime.serving import lifecycle
+from realtime.presence import Presence
+from realtime.serving import lifecycle, seeing
 
 
 class RealtimeMixin(Served):
@@ -61,6 +62,27 @@ class RealtimeMixin(Served):
     async def group_discard(self, group: str) -> None:
         """Leave a group. The connection receives nothing more from it from the moment of the call."""
         await lifecycle.group_discard(self._Served__serving.connection, group)
+
+    async def presence(self, group: str) -> Presence:
+        """Return who is in a group.
+
+        If the connection is a member of the group and the consumer has a handler `presence_changed`, the
+        handler is called from now on when users come or leave, at most once a second. Its event has `group`,
+        `joined` and `left` (lists of primary keys as text), `anonymous` and `total`. A change may repeat what
+        this method has returned.
+
+        Args:
+            group: The name of the group.
+
+        Returns:
+            The users, at most the first 1,000, and the numbers of all users and anonymous connections.
+
+        Raises:
+            BadGroup: No group can have this name.
+            NoPresence: No pattern in PRESENCE matches the group.
+            RecordsUnavailable: The database is down.
+        """
+        return await seeing.see(self._Served__serving.connection, type(self), group)
 
     async def refuse(self, reason: CloseReason) -> None:
         """Accept the handshake, say goodbye, and close. No record is made.

@@ -7,11 +7,14 @@ import asyncio
 import logging
 from collections import deque
 
+from django.db import Error as DatabaseFailure
+
 from realtime import conf, policy, publishing
 from realtime.closing import CloseReason
 from realtime.consumers.asynchronous import RealtimeConsumer
 from realtime.errors import BadFrame, ErrorCode, LayerUnavailable
 from realtime.history.positions import Joined, Position
+from realtime.presence import apresence
 from realtime.serving import lifecycle
 from realtime.wire import frames
 
@@ -26,6 +29,8 @@ class GroupConsumer(RealtimeConsumer):
 
     own_channel = False
     closes_old_connections = False
+    client_parameter = "client"
+    takes_notifications = True
 
     #: More error frames than this in a minute end the connection.
     MAX_ERRORS_PER_MINUTE = 10
@@ -62,7 +67,9 @@ class GroupConsumer(RealtimeConsumer):
                 await self._leave(frame)
             case frames.Publish():
                 await self._publish(frame)
-            case frames.ClientPresence(ref=ref) | frames.ClientRefresh(ref=ref):
+            case frames.ClientPresence():
+                await self._presence(frame)
+            case frames.ClientRefresh(ref=ref):
                 detail = "This type is reserved for a later version."
                 self._refuse_frame(ErrorCode.UNKNOWN_TYPE, detail, ref)
             case frames.ClientPing():
@@ -74,7 +81,15 @@ class GroupConsumer(RealtimeConsumer):
         if not await policy.allows(self.scope, "join", frame.group):
             self._refuse_frame(ErrorCode.FORBIDDEN, f"You may not join {frame.group}.", frame.ref)
             return
+        if frame.presence and not await self._may_see(frame.group, frame.ref):
+            return
         since = Position(frame.since.epoch, frame.since.offset) if frame.since is not None else None
+
+        async def look() -> None:
+            await lifecycle.prepare_watch(self.connection, frame.group)
+
+        def present() -> frames.Present | None:
+            return lifecycle.begin_watch(self.connection, frame.group) if frame.presence else None
 
         def answer(joined: Joined) -> None:
             # Before the first message, so that the client knows what to expect.
@@ -86,11 +101,43 @@ class GroupConsumer(RealtimeConsumer):
                     epoch=joined.position.epoch,
                     offset=joined.position.offset,
                     recovered=joined.recovered,
+                    presence=present(),
                 ),
             )
 
-        if await lifecycle.group_add(self.connection, frame.group, since, answer) is None:
-            lifecycle.write(self.connection, frames.Joined(ref=frame.ref, group=frame.group))
+        joined = await lifecycle.group_add(
+            self.connection, frame.group, since, answer, look if frame.presence else None
+        )
+        if joined is None:
+            lifecycle.write(
+                self.connection, frames.Joined(ref=frame.ref, group=frame.group, presence=present())
+            )
+
+    async def _presence(self, frame: frames.ClientPresence) -> None:
+        if not await self._may_see(frame.group, frame.ref):
+            return
+        try:
+            found = lifecycle.present(self.connection, frame.group) or await apresence(frame.group)
+        except DatabaseFailure as error:
+            logger.warning("Who is present could not be read: %s", error, extra=self.connection.log_fields())
+            self._refuse_frame(ErrorCode.INTERNAL, "Who is present could not be read; try again.", frame.ref)
+            return
+        lifecycle.write(
+            self.connection,
+            frames.Presence(
+                frame.group, found.anonymous, found.total, ref=frame.ref, users=tuple(found.users)
+            ),
+        )
+
+    async def _may_see(self, group: str, ref: frames.Ref) -> bool:
+        """Return True if the client may know who is in a group. Otherwise answer with an error frame."""
+        if not conf.get().tracks_presence(group):
+            self._refuse_frame(ErrorCode.NO_PRESENCE, f"The users of {group} are not tracked.", ref)
+            return False
+        if not await policy.allows(self.scope, "presence", group):
+            self._refuse_frame(ErrorCode.FORBIDDEN, f"You may not know who is in {group}.", ref)
+            return False
+        return True
 
     async def _leave(self, frame: frames.Leave) -> None:
         if frame.group not in self.connection.groups:

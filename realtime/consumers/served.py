@@ -53,6 +53,14 @@ class Served(AsyncConsumer):
     #: ORM.
     closes_old_connections = True
 
+    #: The name of the query parameter with the random id of a client. If it is set, a new connection of a
+    #: client supersedes the older one of the same client and user, in any process. None reads no parameter.
+    client_parameter: str | None = None
+
+    #: True sends the client the notifications to its user (`realtime.notifying`), as frames `notification`.
+    #: Leave it False for a client that speaks a protocol of its own.
+    takes_notifications = False
+
     #: Set when the consumer is called. An author may use the name for another attribute.
     connection: Connection
 

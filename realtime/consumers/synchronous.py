@@ -13,7 +13,8 @@ from realtime.closing import CloseReason
 from realtime.consumers.asynchronous import RealtimeMixin
 from realtime.consumers.served import HANDLERS, Served, warn_of_methods
 from realtime.history.positions import Joined, Position
-from realtime.serving import lifecycle, threads
+from realtime.presence import Presence
+from realtime.serving import lifecycle, seeing, threads
 
 Result = TypeVar("Result")
 
@@ -66,6 +67,20 @@ class SyncRealtimeMixin(Served, SyncConsumer):
     def group_discard(self, group: str) -> None:
         """Leave a group. The connection receives nothing more from it from the moment of the call."""
         self.__call_on_loop(lifecycle.group_discard, self._Served__serving.connection, group)
+
+    def presence(self, group: str) -> Presence:
+        """Return who is in a group, and have `presence_changed` called; see `RealtimeConsumer.presence`.
+
+        Args:
+            group: The name of the group.
+
+        Raises:
+            BadGroup: No group can have this name.
+            NoPresence: No pattern in PRESENCE matches the group.
+            RecordsUnavailable: The database is down.
+        """
+        connection = self._Served__serving.connection
+        return self.__call_on_loop(seeing.see, connection, type(self), group)
 
     def refuse(self, reason: CloseReason) -> None:
         """Accept the handshake, say goodbye, and close. No record is made.

@@ -13,7 +13,7 @@ from channels import DEFAULT_CHANNEL_LAYER
 from realtime import metrics
 from realtime.closing import CloseReason
 from realtime.errors import LayerUnavailable
-from realtime.fleet import differences, snapshot
+from realtime.fleet import announcements, differences, snapshot
 from realtime.fleet.announcements import Announcements
 from realtime.fleet.database import on_shared_thread as database
 from realtime.fleet.differences import Difference, Held, Kind, LayerSnapshot, Stored
@@ -189,14 +189,17 @@ class Explainer:
             by_kind[difference.kind].append(difference)
         if gone := by_kind[Kind.RECORD_WITHOUT_SOCKET]:
             closings = [Closing(uuid.UUID(each.connection), CloseReason.SERVER_LOST, None) for each in gone]
-            closed = await database(connection_rows.close_connections, closings, uuid.uuid4())
+            closed = await database(connection_rows.end_connections, closings, uuid.uuid4())
             metrics.closed.labels(reason=CloseReason.SERVER_LOST.value).inc(len(closed))
-            self._announcements.add(await database(connection_rows.openings, closed))
+            ended = await database(connection_rows.openings, closed)
+            self._announcements.add(
+                announcements.closed(opening, CloseReason.SERVER_LOST) for opening in ended
+            )
         if unrecorded := by_kind[Kind.MEMBER_WITHOUT_ROW]:
             joins = [
                 Join(uuid.UUID(each.connection), uuid.UUID(each.process), each.group) for each in unrecorded
             ]
-            await database(connection_rows.open_memberships, joins)
+            await database(connection_rows.restore_memberships, joins)
         await self._kick(by_kind[Kind.SOCKET_WITHOUT_RECORD], by_kind[Kind.ROW_WITHOUT_MEMBER])
         await self._heal(by_kind[Kind.NOT_IN_LAYER], by_kind[Kind.ONLY_IN_LAYER])
 

@@ -194,7 +194,7 @@ class Mailbox:
 
     def _sort(self, event: Event) -> None:
         if event.get("type") != messages.ECHO:
-            metrics.events.labels(type=event.get("type", "")).inc()
+            self._count(event.get("type", ""))
         try:
             message = messages.decode(event)
         except BadMessage as error:
@@ -212,6 +212,9 @@ class Mailbox:
                 self._waiting.append(message)
             case _:
                 self._deliver(message)
+
+    def _count(self, kind: str) -> None:
+        metrics.events.labels(type=kind).inc()
 
     def _deliver(self, message: Control) -> None:
         assert self._take is not None, "messages wait until there is a listener"  # noqa: S101

@@ -24,9 +24,11 @@ from realtime.fleet import sweep
 from realtime.fleet.announcements import FINISH_TIMEOUT, STOP_TIMEOUT, Announcements
 from realtime.fleet.database import on_shared_thread as database
 from realtime.fleet.mailbox import Mailbox
+from realtime.fleet.stays import Stays
 from realtime.fleet.sweep import Swept
 from realtime.layers import groups, messages
-from realtime.records import connection_rows, process_rows
+from realtime.process import tasks
+from realtime.records import connection_rows, presence_rows, process_rows
 from realtime.records.connection_rows import Leftover
 from realtime.records.process_rows import Asked, LostProcess
 
@@ -155,6 +157,9 @@ class Reaper:
         """The question that is waiting for answers."""
         self._answer_came = asyncio.Event()
         self._announcements = Announcements(own_thread=True)
+        self.stays = Stays(database, self._announcements, interval=interval)
+        self._checked = 0
+        """The id up to which the rows of present users were checked."""
 
     @classmethod
     def as_configured(cls, interval: float | None = None, timeout: float | None = None) -> "Reaper":
@@ -274,6 +279,7 @@ class Reaper:
         """Stop receiving answers, and wait for the receivers of `connection_closed` for a limited time."""
         if self._mailbox is not None:
             await self._mailbox.close()
+        await self.stays.finish(STOP_TIMEOUT)
         await self._announcements.finish(STOP_TIMEOUT if self.stopping.is_set() else FINISH_TIMEOUT)
 
     # -- ask ---------------------------------------------------------------------------------------
@@ -379,6 +385,11 @@ class Reaper:
             ended, database, self.stopping.is_set, self._announcements, keep_closed=self.keep_closed
         )
         failures += swept.failures
+        if swept.reaped:
+            self.stays.departed()
+        checked: int | None = await database(presence_rows.note_departed, self._checked)
+        self._checked = checked or 0
+        await self.stays.end_due()
         # A layer that is down must not keep the processes of another layer from being told.
         kicked, not_told = await self._kick(await database(connection_rows.leftovers))
         failures += not_told
@@ -393,12 +404,23 @@ class Reaper:
         Returns:
             The number of memberships of which processes were told, and the errors of the other ones.
         """
-        by_address: dict[str, list[Leftover]] = defaultdict(list)
-        for leftover in leftovers:
-            by_address[leftover.channel_name].append(leftover)
-        failed = await groups.tell_all({address: _kick(some) for address, some in by_address.items()})
-        told = sum(len(some) for address, some in by_address.items() if address not in failed)
-        return told, list(failed.values())
+        told = 0
+        failures: list[LayerUnavailable] = []
+        # The client of a superseded connection must not come back: it would supersede the newer one.
+        superseded = CloseReason.SUPERSEDED.value
+        for reason, some in (
+            (superseded, [each for each in leftovers if each.reason == superseded]),
+            (CloseReason.SERVER_LOST.value, [each for each in leftovers if each.reason != superseded]),
+        ):
+            by_address: dict[str, list[Leftover]] = defaultdict(list)
+            for leftover in some:
+                by_address[leftover.channel_name].append(leftover)
+            failed = await groups.tell_all(
+                {address: _kick(held, reason) for address, held in by_address.items()}
+            )
+            told += sum(len(held) for address, held in by_address.items() if address not in failed)
+            failures += failed.values()
+        return told, failures
 
     # -- purge -------------------------------------------------------------------------------------
 
@@ -422,6 +444,7 @@ class Reaper:
                 ("records", connection_rows.purge_closed),
                 ("memberships", connection_rows.purge_left),
                 ("processes", process_rows.purge_processes),
+                ("dormant", presence_rows.purge_dormant),
             )
         )
         while turns and clock() < until and not self.stopping.is_set():
@@ -457,11 +480,11 @@ class Reaper:
         self._answer_came.set()
 
 
-def _kick(leftovers: list[Leftover]) -> messages.Kick:
+def _kick(leftovers: list[Leftover], reason: str) -> messages.Kick:
     return messages.Kick(
         connections=sorted({leftover.connection_id for leftover in leftovers}),
         memberships=[(leftover.connection_id, leftover.group) for leftover in leftovers],
-        reason=CloseReason.SERVER_LOST.value,
+        reason=reason,
     )
 
 
@@ -474,17 +497,21 @@ async def run_rounds(reaper: Reaper, report: Callable[[Report | Exception], None
         reaper: Runs the rounds.
         report: Called with the report of each round, or with the exception that it failed with.
     """
-    while not reaper.stopping.is_set():
-        try:
-            done = await reaper.round()
-        except (LayerUnavailable, DatabaseFailure, RoundFailed) as error:
-            metrics.rounds.labels(outcome="failed").inc()
-            report(error)
-        else:
-            if done is not None:
-                metrics.rounds.labels(outcome="done").inc()
-                report(done)
-        await reaper.until_next()
+    ending = tasks.start(reaper.stays.run())
+    try:
+        while not reaper.stopping.is_set():
+            try:
+                done = await reaper.round()
+            except (LayerUnavailable, DatabaseFailure, RoundFailed) as error:
+                metrics.rounds.labels(outcome="failed").inc()
+                report(error)
+            else:
+                if done is not None:
+                    metrics.rounds.labels(outcome="done").inc()
+                    report(done)
+            await reaper.until_next()
+    finally:
+        ending.cancel()
 
 
 async def run_enough_rounds(reaper: Reaper, report: Callable[[Report], None]) -> bool:

@@ -17,6 +17,7 @@ from django.db import Error as DatabaseFailure
 from realtime import conf, metrics
 from realtime.closing import CloseReason
 from realtime.errors import LayerUnavailable, NoSuchLayer
+from realtime.fleet import announcements as news
 from realtime.fleet.announcements import Announcements
 from realtime.fleet.database import Database, OwnThread
 from realtime.layers import groups
@@ -161,7 +162,7 @@ async def _close_records(
         closed += len(batch)
         # Per batch, because a later one may fail.
         metrics.closed.labels(reason=CloseReason.SERVER_LOST.value).inc(len(batch))
-        announcements.add(batch)
+        announcements.add(news.closed(opening, CloseReason.SERVER_LOST) for opening in batch)
     return closed
 
 

@@ -64,7 +64,9 @@ class Connection:
             runs. It never raises.
         closes_old_connections: True if `on_group_event` must be called after stale database connections were
             closed.
+        takes_notifications: True if the client understands the frame `notification`.
         transport: Writes to the client.
+        client_id: The id that its client gave itself; empty if it gave none.
         subprotocol: The subprotocol. Until the handshake is complete, the one that will be chosen unless the
             application chooses another.
         liveness: Set when the handshake is complete: a client in its handshake cannot answer pings.
@@ -88,6 +90,7 @@ class Connection:
         "alias",
         "changing",
         "channel_name",
+        "client_id",
         "close_code",
         "closes_old_connections",
         "eviction",
@@ -104,6 +107,7 @@ class Connection:
         "reason",
         "scope",
         "subprotocol",
+        "takes_notifications",
         "transport",
     )
 
@@ -120,6 +124,8 @@ class Connection:
         self.on_event = on_event
         self.on_group_event = on_event
         self.closes_old_connections = False
+        self.client_id = ""
+        self.takes_notifications = False
         self.transport: AsgiTransport
         self.subprotocol = SUBPROTOCOL if SUBPROTOCOL in scope.get("subprotocols", ()) else ""
         self.liveness: Liveness | None = None

@@ -111,6 +111,14 @@ class Fanout:
                 self._write(connection, _prepared(run), len(run.texts))
                 metrics.deliveries.inc(len(run.texts))
 
+    async def quiet(self, within: float) -> None:
+        """Give the loop a turn, and wait until no message waits, for at most `within` seconds."""
+        until = self._loop.time() + within
+        await asyncio.sleep(0)
+        # Checked periodically, so that messages are not delayed by telling others that they were written.
+        while self._waiting and self._loop.time() < until:  # noqa: ASYNC110 - see above
+            await asyncio.sleep(SLICE / 5)
+
     def _is_quiet(self, group: str) -> bool:
         """Return True if no message waits and this group was not just written to.
 

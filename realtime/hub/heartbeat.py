@@ -73,6 +73,8 @@ class Heartbeat:
         self._round_trips: list[float] = []
         self._behind: set[Connection] = set()
         """Connections that had unsent bytes in this process at the last check."""
+        self._confirming: dict[Connection, list[tuple[int, asyncio.Future[bool]]]] = {}
+        """The callers that wait until a client answers a ping, each with the number of the ping."""
         self._schedule: Schedule[Connection] = Schedule()
         self._loop = asyncio.get_running_loop()
         self._time = RunningTime(self._loop.time(), longest_step=LONGEST_STEP)
@@ -103,6 +105,7 @@ class Heartbeat:
         """Stop watching a connection that ended, and count the messages that its client never read."""
         self._schedule.discard(connection)
         self._behind.discard(connection)
+        self._confirm(connection, inf, False)
         if connection.liveness is not None and connection.reason is not None:
             silence = self.now() - connection.liveness.last_proof_at
             metrics.zombie_lifetime.labels(reason=connection.reason.value).observe(silence)
@@ -141,11 +144,47 @@ class Heartbeat:
         liveness = connection.liveness
         if liveness is None or connection.gone or liveness.last_ping_at >= since:
             return
+        self._send(connection, liveness, self._next(liveness))
+
+    def confirm(self, connection: Connection) -> "asyncio.Future[bool]":
+        """Send a ping, to find out if the client has read everything that was written before.
+
+        Returns:
+            A future. It is True as soon as the client has answered this ping or a later one. It is False when
+            the connection has ended, or if the client cannot be pinged. A caller that stops waiting cancels
+            it.
+        """
+        confirmed: asyncio.Future[bool] = self._loop.create_future()
+        liveness = connection.liveness
+        if liveness is None or connection.gone or not liveness.pingable:
+            confirmed.set_result(False)
+            return confirmed
+        n = self._next(liveness)
+        # Before the ping is written, because a write that fails ends the connection.
+        self._confirming.setdefault(connection, []).append((n, confirmed))
+        confirmed.add_done_callback(lambda _: self._forget_confirmed(connection))
+        self._send(connection, liveness, n)
+        return confirmed
+
+    def _next(self, liveness: Liveness) -> int:
         # Use the time of the ping itself: loop turns since the caller's check must not shorten its deadline.
-        ping = ping_for(liveness.pinged(self.now()), connection.speaks_v1)
+        return liveness.pinged(self.now())
+
+    def _send(self, connection: Connection, liveness: Liveness, n: int) -> None:
         self._pings += 1
         self._schedule.set(connection, liveness.look_at)
-        connection.transport.ping(ping)
+        connection.transport.ping(ping_for(n, connection.speaks_v1))
+
+    def _confirm(self, connection: Connection, n: float, outcome: bool) -> None:
+        """Tell all callers that wait for a ping up to this number."""
+        for number, confirmed in self._confirming.get(connection, ()):
+            if number <= n and not confirmed.done():
+                confirmed.set_result(outcome)
+
+    def _forget_confirmed(self, connection: Connection) -> None:
+        waiting = [each for each in self._confirming.pop(connection, ()) if not each[1].done()]
+        if waiting:
+            self._confirming[connection] = waiting
 
     def is_behind(self, connection: Connection) -> None:
         """Note that bytes for this connection wait in this process."""
@@ -172,6 +211,8 @@ class Heartbeat:
         liveness = connection.liveness
         if liveness is not None and liveness.ponged(n, self.now()):
             self._round_trips.append(liveness.round_trip or 0.0)
+            if self._confirming:
+                self._confirm(connection, n, True)
             self._schedule.set(connection, liveness.look_at)
 
     async def run(self) -> None:

@@ -9,13 +9,16 @@ import logging
 import uuid
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
+from math import inf
 from typing import Any, Protocol
 
 from realtime import conf, metrics
 from realtime.closing import CloseReason
 from realtime.errors import LayerUnavailable
 from realtime.fleet import differences, sweep
+from realtime.fleet.announcements import STOP_TIMEOUT, Announcements
 from realtime.fleet.mailbox import HEARING_TIMEOUT, Mailbox
+from realtime.fleet.stays import Stays
 from realtime.hub.answers import Answers, look_every
 from realtime.hub.connection import Connection
 from realtime.hub.events import Events
@@ -24,9 +27,13 @@ from realtime.hub.healing import Healer
 from realtime.hub.heartbeat import Heartbeat
 from realtime.hub.lanes import Lanes
 from realtime.hub.memberships import Memberships
+from realtime.hub.notifications import Notifications
 from realtime.hub.recovery import Recovery
+from realtime.hub.superseding import Superseding
+from realtime.hub.watches import Watches
 from realtime.layers import groups, messages
 from realtime.process import pids, tasks, tuning
+from realtime.records.entries import Changes, Stay
 from realtime.records.ledger import Ledger
 from realtime.records.ledger import make as make_ledger
 from realtime.transports.asgi import Event
@@ -103,6 +110,28 @@ class Hub:
             interval=settings.ROUND_INTERVAL,
             max_size=settings.HISTORY_TAIL_BYTES,
         )
+        self.watches = Watches(process, ledger, self.fanout, interval=settings.ROUND_INTERVAL)
+        self.announcements = Announcements(own_thread=False)
+        self.stays = Stays(
+            ledger.call,
+            self.announcements,
+            # What a test suite writes inline is seen by no other process, and others leave nothing behind.
+            interval=settings.ROUND_INTERVAL if ledger.shared else inf,
+            address=self.channel,
+            take=self.watches.take,
+        )
+        ledger.on_changes = self._take_changes
+        self.superseding = Superseding(
+            process,
+            self.channel,
+            ledger,
+            self.connections,
+            announcements=self.announcements,
+            evict=owner.evict,
+            departed=self.stays.departed,
+            interval=settings.ROUND_INTERVAL,
+        )
+        self.notifications = Notifications(process, self.connections, self.fanout, self.heartbeat)
         self.lanes = Lanes(self.memberships.groups, settings.COALESCE_WINDOW)
         self.events = Events(self.channel, self.fanout, self.recovery, self.lanes, mailbox)
         self.healer = Healer(
@@ -167,10 +196,14 @@ class Hub:
         hub._watch("pings", hub.heartbeat.run())
         hub._watch("healing", hub.healer.run())
         hub._watch("positions", hub.recovery.run())
+        hub._watch("departures", hub.stays.run())
+        hub._watch("presence", hub.watches.run())
+        hub._watch("comparison of presence", hub.watches.check())
         mailbox.listen(hub._take_control)
         if ledger.shared:
             # No other process sees what a test suite writes inline.
             hub._watch("rounds", hub.answers.follow_rounds())
+            hub._watch("superseded connections", hub.superseding.look())
             # In a task: the connection that started the hub must not wait for what earlier processes left.
             hub._spawn(sweep.sweep_predecessors())
         mailbox.reading.add_done_callback(hub._task_ended)
@@ -182,6 +215,8 @@ class Hub:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, self.mailbox.close(), return_exceptions=True)
+        await self.stays.finish(STOP_TIMEOUT)
+        await self.announcements.finish(STOP_TIMEOUT)
         self.ledger.shut()
 
     def _watch(self, name: str, work: Coroutine[Any, Any, None]) -> None:
@@ -216,6 +251,7 @@ class Hub:
         """Stop writing to the connection. Nothing is waited for."""
         if self.connections.pop(connection.id, None) is not None:
             metrics.connections.dec()
+        self.watches.removed(connection)
         self.memberships.remove_from_all(connection)
         self.recovery.removed(connection)
         self.heartbeat.forget(connection)
@@ -243,6 +279,15 @@ class Hub:
         if ping_follows:
             self.heartbeat.ask(connection)
 
+    # -- presence ----------------------------------------------------------------------------------
+
+    def _take_changes(self, changes: Changes) -> None:
+        """Take what a batch of this process has changed in presence."""
+        self.watches.take(changes)
+        self.stays.tell(changes)
+        if changes.departed:
+            self.stays.departed()
+
     # -- what other processes say --------------------------------------------------------------------
 
     def _take_control(self, message: messages.Control) -> None:
@@ -253,6 +298,10 @@ class Hub:
                 self._spawn(self._explain(request, reply_to))
             case messages.Heal(stray):
                 self._heal(stray)
+            case messages.PresenceChanges(began, ended):
+                self.watches.note([Stay(*each) for each in began], [Stay(*each) for each in ended])
+            case messages.Notify():
+                self._spawn(self.notifications.deliver(message))
             case messages.Kick():
                 self._spawn(self._owner.kick(self, message))
 

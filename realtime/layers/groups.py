@@ -27,6 +27,7 @@ from realtime.history.retention import Retention
 from realtime.layers import OURS, messages
 from realtime.layers.contents import Contents, StoredMembers
 from realtime.layers.stamped import LAYER_ERRORS, Layer, Message
+from realtime.process import background_loop
 from realtime.wire import frames
 
 #: Seconds after which a call to the layer is given up. A Redis that works answers in less than a millisecond.
@@ -143,8 +144,12 @@ async def bounded(work: Coroutine[Any, Any, Result]) -> Result:
 
 
 def unavailable(name: str, error: BaseException) -> LayerUnavailable:
-    """Count an error of a layer, and return the exception that says which call failed."""
-    metrics.layer_errors.labels(call=name).inc()
+    """Count an error of a layer, and return the exception that says which call failed.
+
+    On the background loop of a process with greenlets, the error is not counted.
+    """
+    if background_loop.may_lock():
+        metrics.layer_errors.labels(call=name).inc()
     detail = f"{type(error).__name__}: {error}".rstrip(": ")
     return LayerUnavailable(f"The channel layer failed to {name} ({detail}).")
 

@@ -97,6 +97,42 @@ class Heal(_Control, frozen=True, tag="realtime.heal"):
     stray: Sequence[str]
 
 
+class PresenceChanges(_Control, frozen=True, tag="realtime.presence"):
+    """Tells a process that watches groups who has come to them and who has left.
+
+    Attributes:
+        began: For each stay that began: its id, the group and the user.
+        ended: The same for each stay that ended.
+    """
+
+    purpose = "tell of presence"
+
+    began: Sequence[tuple[int, str, str]]
+    ended: Sequence[tuple[int, str, str]]
+
+
+class Notify(_Control, frozen=True, tag="realtime.notify"):
+    """Tells a process to write a frame to connections of a user. The process answers with `Notified`.
+
+    Attributes:
+        request: An id that the answer repeats.
+        reply_to: The address of the program that notifies.
+        connections: The ids of the connections.
+        text: The frame, as `realtime.wire.frames.build` makes it.
+        confirm: Ask the clients for a pong, and answer when one came.
+        within: Seconds for which the program waits for the answer.
+    """
+
+    purpose = "notify"
+
+    request: str
+    reply_to: str
+    connections: Sequence[UUID]
+    text: str
+    confirm: bool
+    within: float
+
+
 # To a reaper, or to another program that asked.
 
 
@@ -134,6 +170,22 @@ class Holdings(_Control, frozen=True, tag="realtime.holdings"):
     pages: int
 
 
+class Notified(_Control, frozen=True, tag="realtime.notified"):
+    """Answers a `Notify`.
+
+    Attributes:
+        request: The id of the request.
+        process: The id of the process that answers.
+        taken: True if one of the connections took the frame.
+    """
+
+    purpose = "say what was taken"
+
+    request: str
+    process: UUID
+    taken: bool
+
+
 # To the process that sends it.
 
 
@@ -169,7 +221,7 @@ class GroupMessage(_Message, frozen=True, tag=MESSAGE, omit_defaults=True):
     offset: int | None = None
 
 
-Control: TypeAlias = Ask | Kick | Explain | Heal | Answer | Holdings
+Control: TypeAlias = Ask | Kick | Explain | Heal | PresenceChanges | Notify | Answer | Holdings | Notified
 AnyMessage: TypeAlias = Control | EchoPart | GroupMessage
 
 _TYPES: dict[str, type[AnyMessage]] = {str(each.__struct_config__.tag): each for each in get_args(AnyMessage)}

@@ -49,6 +49,14 @@ def require_blocking(name: str, alternative: str) -> None:
         )
 
 
+def may_lock() -> bool:
+    """Return False on the background loop of a process that gevent or eventlet has patched.
+
+    Locks that they have patched, such as those of the metrics, do not work between native threads.
+    """
+    return not isinstance(asyncio._get_running_loop(), NativeLoop)
+
+
 class BackgroundLoop:
     """The loop of this process, started for the first call and stopped when the process exits.
 

@@ -8,10 +8,10 @@ database cannot be reached or refuses a row, each function raises a `django.db.E
 """
 
 import uuid
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -19,10 +19,11 @@ from django.db import transaction
 from django.db.models import F, Q, QuerySet
 from django.db.models.functions import Now
 
+from realtime import conf
 from realtime.closing import CloseReason
 from realtime.models import Connection, Membership, Process
-from realtime.records import rows
-from realtime.records.entries import Closing, Join, Opening
+from realtime.records import presence_rows, rows
+from realtime.records.entries import ONLINE, Closing, Join, Opening, Place
 
 BATCH = rows.BATCH
 
@@ -35,6 +36,17 @@ class Leftover:
     channel_name: str
     connection_id: uuid.UUID
     group: str
+    reason: str
+    """The `value` of the `CloseReason` in the record of the connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An open connection, and the running process that holds it."""
+
+    process_id: uuid.UUID
+    channel_name: str
+    connection_id: uuid.UUID
 
 
 class Forgotten(NamedTuple):
@@ -47,13 +59,35 @@ class Forgotten(NamedTuple):
 
 
 def in_one_transaction() -> AbstractContextManager[Any]:
-    """Return a context that commits calls of the next four functions together or not at all."""
+    """Return a context that commits calls of the next functions and of `settle` together or not at all."""
     return transaction.atomic(using=rows.database())
 
 
 def open_connections(openings: Sequence[Opening]) -> None:
-    """Insert the records of new connections. A record that exists is left as it is, even if it is closed."""
-    texts = ("user_id", "path", "remote_address", "user_agent", "subprotocol")
+    """Insert the records of new connections. A record that exists is left as it is, even if it is closed.
+
+    Connections of one client get different times, in the order of `openings`.
+    """
+    for some in _without_repeated_clients(openings):
+        _open_connections(some)
+
+
+def _without_repeated_clients(openings: Sequence[Opening]) -> list[list[Opening]]:
+    """Divide openings so that no part has a client twice: all rows of a statement have the same time."""
+    parts: list[list[Opening]] = []
+    counts: Counter[tuple[str, str]] = Counter()
+    for opening in openings:
+        client = (opening.user_id, opening.client_id)
+        part = counts[client] if opening.client_id else 0
+        counts[client] += 1
+        if part == len(parts):
+            parts.append([])
+        parts[part].append(opening)
+    return parts
+
+
+def _open_connections(openings: Sequence[Opening]) -> None:
+    texts = ("user_id", "path", "remote_address", "user_agent", "subprotocol", "client_id")
     rows.insert_new(
         Connection,
         ("id", "process_id", *texts),
@@ -69,20 +103,23 @@ def open_connections(openings: Sequence[Opening]) -> None:
     )
 
 
-def close_connections(closings: Sequence[Closing], stamp: uuid.UUID) -> set[uuid.UUID]:
+def close_connections(
+    closings: Sequence[Closing], stamp: uuid.UUID, *, skip_locked: bool = False
+) -> dict[uuid.UUID, str]:
     """Close these records, if they are open.
 
     Args:
         closings: The records to close.
         stamp: A value that no other batch has. A call that is repeated with its stamp returns the same ids
             again.
+        skip_locked: Pass over memberships that another writer has locked, because it marks them as left.
 
     Returns:
-        The ids of the records that were closed with this stamp. Of any number of callers that close a record,
-        exactly one stamp gets its id.
+        The ids of the records that were closed with this stamp, with their users. Of any number of callers
+        that close a record, exactly one stamp gets its id.
     """
     using = rows.database()
-    mine: set[uuid.UUID] = set()
+    mine: dict[uuid.UUID, str] = {}
     for batch in rows.batches(closings):
         endings = defaultdict(list)
         for closing in batch:
@@ -94,23 +131,82 @@ def close_connections(closings: Sequence[Closing], stamp: uuid.UUID) -> set[uuid
                 records.open().filter(pk__in=ids).update(
                     closed_at=Now(), close_reason=reason.value, close_code=code, closed_by=stamp
                 )
-            closed = set(records.filter(closed_by=stamp).values_list("pk", flat=True))
+            closed = dict(records.filter(closed_by=stamp).values_list("pk", "user_id"))
             # In the same transaction, so that every membership of a closed record is found as a leftover.
-            held = Membership.objects.using(using).to_leave().filter(connection__in=closed)
-            rows.lock(held)
-            held.update(connection_closed=True)
-        mine |= closed
+            _note_closed(closed, skip_locked=skip_locked)
+        mine.update(closed)
     return mine
+
+
+def end_connections(closings: Sequence[Closing], stamp: uuid.UUID) -> dict[uuid.UUID, str]:
+    """Close records of other processes, and note in the same transaction who has gone.
+
+    The arguments and the result are those of `close_connections`.
+    """
+    with in_one_transaction():
+        # The process of a connection may end it at the same time. Its batch locks first the memberships that
+        # it leaves, and then the record: to wait here for these memberships would be a deadlock.
+        closed = close_connections(closings, stamp, skip_locked=True)
+        presence_rows.settle((), places_of(closed))
+    return closed
+
+
+def _note_closed(connections: Collection[uuid.UUID], *, skip_locked: bool = False) -> None:
+    """Note in the memberships of closed connections that they do not count for presence any more."""
+    held = Membership.objects.using(rows.database()).to_leave().filter(connection__in=connections)
+    if not skip_locked or not rows.locks_rows(held):
+        rows.lock(held)
+        held.update(connection_closed=True)
+        return
+    free = held.select_for_update(no_key=True, skip_locked=True)
+    for some in rows.batches(free.values_list("pk", flat=True)):
+        held.filter(pk__in=some).update(connection_closed=True)
+
+
+def places_of(connections: Mapping[uuid.UUID, str]) -> set[Place]:
+    """Return the places that closed connections held, except the groups that were left before.
+
+    Args:
+        connections: The ids of the connections with their users.
+    """
+    known = {id_: user for id_, user in connections.items() if user}
+    places = {Place(ONLINE, user) for user in known.values()}
+    held = Membership.objects.using(rows.database()).to_leave()
+    for batch in rows.batches(known):
+        found = held.filter(connection__in=batch).exclude(user_id="")
+        places.update(Place(*row) for row in found.values_list("group", "user_id").distinct())
+    return places
 
 
 def open_memberships(joins: Sequence[Join]) -> None:
     """Insert memberships. A membership that is open already is left as it is."""
     rows.insert_new(
         Membership,
-        ("connection_id", "process_id", "group"),
-        [(join.connection_id, join.process_id, join.group) for join in joins],
+        ("connection_id", "process_id", "group", "user_id"),
+        [
+            (join.connection_id, join.process_id, join.group, rows.cut(join.user_id, Membership, "user_id"))
+            for join in joins
+        ],
         now=("joined_at",),
     )
+
+
+def restore_memberships(joins: Sequence[Join]) -> None:
+    """Insert the missing rows of memberships, with the users of their connections.
+
+    The processes that watch presence find the users when they compare.
+    """
+    records = Connection.objects.using(rows.database())
+    users: dict[uuid.UUID, str] = {}
+    for batch in rows.batches({join.connection_id for join in joins}):
+        users.update(records.filter(pk__in=batch).values_list("pk", "user_id"))
+    named = [replace(join, user_id=users.get(join.connection_id, "")) for join in joins]
+    tracks = conf.get().tracks_presence
+    with in_one_transaction():
+        open_memberships(named)
+        presence_rows.settle(
+            {Place(join.group, join.user_id) for join in named if join.user_id and tracks(join.group)}
+        )
 
 
 def mark_memberships_left(joins: Sequence[Join]) -> int:
@@ -178,7 +274,11 @@ def close_lost_records(process_id: uuid.UUID, stamp: uuid.UUID, limit: int = BAT
             closed_at=Now(), close_reason=CloseReason.SERVER_LOST.value, closed_by=stamp
         )
         # The stamp again, because SQLite locks no rows: another writer may have closed some of them.
-        return _openings(records.filter(pk__in=batch, closed_by=stamp))
+        closed = _openings(records.filter(pk__in=batch, closed_by=stamp))
+        users = {opening.id: opening.user_id for opening in closed}
+        _note_closed(users)
+        presence_rows.settle((), places_of(users))
+        return closed
 
 
 def lost_records_closed_by(process_id: uuid.UUID, stamp: uuid.UUID) -> list[Opening]:
@@ -226,7 +326,11 @@ def mark_groups_left(process_id: uuid.UUID, groups: Collection[str]) -> set[str]
             Process.objects.using(using).filter(pk=process_id).update(stopped_at=F("stopped_at"))
             rows.lock(memberships)
             left.update(memberships.values_list("group", flat=True).distinct())
+            # Nearly always none: the records of the process were closed before.
+            counted = memberships.filter(connection_closed=False).exclude(user_id="")
+            places = {Place(*row) for row in counted.values_list("group", "user_id").distinct()}
             memberships.update(left_at=Now())
+            presence_rows.settle((), places)
     return left
 
 
@@ -240,7 +344,9 @@ def leftovers(process_id: uuid.UUID | None = None, limit: int = BATCH) -> list[L
     held = Membership.objects.using(rows.database()).leftovers().order_by("pk")
     if process_id is not None:
         held = held.filter(process=process_id)
-    columns = held.values_list("process_id", "process__channel_name", "connection_id", "group")
+    columns = held.values_list(
+        "process_id", "process__channel_name", "connection_id", "group", "connection__close_reason"
+    )
     return [Leftover(*row) for row in columns[:limit]]
 
 
@@ -288,13 +394,37 @@ def forget_user(user_id: str, limit: int = BATCH) -> Forgotten:
     deleted = 0
     while number := rows.delete_some(theirs.to_purge(Now()).order_by("closed_at"), limit):
         deleted += number
+    # This reads the whole table. An index only for this would cost something with every join.
+    memberships = Membership.objects.using(using)
+    named = memberships.filter(user_id=user_id).order_by("pk").values_list("pk", flat=True)
+    for some in rows.batches(list(named), limit):
+        with transaction.atomic(using=using):
+            rows.lock(memberships.filter(pk__in=some))
+            memberships.filter(pk__in=some).update(user_id="")
     with transaction.atomic(using=using):
         rows.lock(theirs)
-        emptied = theirs.update(user_id="", remote_address="", user_agent="")
+        emptied = theirs.update(user_id="", remote_address="", user_agent="", client_id="")
+        presence_rows.forget_user(user_id)
     return Forgotten(deleted, emptied)
 
 
 # Reads
+
+
+def open_of_user(user_id: str) -> list[Held]:
+    """Return the open connections of a user in running processes.
+
+    Args:
+        user_id: The user's primary key as text.
+
+    Raises:
+        ValueError: The key is empty. Records of anonymous clients have an empty key.
+    """
+    if not user_id:
+        raise ValueError("An empty key is that of every anonymous client")
+    theirs = Connection.objects.using(rows.database()).open()
+    found = theirs.filter(user_id=rows.cut(user_id, Connection, "user_id"), process__stopped_at__isnull=True)
+    return [Held(*row) for row in found.values_list("process_id", "process__channel_name", "pk")]
 
 
 def count_open_records(process_id: uuid.UUID) -> int:

@@ -32,10 +32,13 @@ class InlineLedger(Ledger):
             if threading.current_thread() is threading.main_thread():
                 # pytest-asyncio: the loop runs in the thread that holds the test's transaction.
                 with off_the_loop():
-                    (outcome,) = batch.write_batch([write])
+                    written = batch.write_batch([write])
             else:
                 # Django's TestCase: the loop runs beside that thread, and this is the way into it.
-                (outcome,) = await sync_to_async(batch.write_batch)([write])
+                written = await sync_to_async(batch.write_batch)([write])
+        if written.changes is not None:
+            self._tell(written.changes)
+        (outcome,) = written.results
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome

@@ -12,6 +12,7 @@ takes them, because no other code in this process will write them.
 """
 
 import asyncio
+import logging
 import uuid
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -22,10 +23,11 @@ from django.db import Error, connections
 from django.utils.module_loading import import_string
 
 from realtime import conf, metrics
+from realtime.closing import CloseReason
 from realtime.errors import RecordsUnavailable
 from realtime.process.pids import Pid
-from realtime.records import batch, connection_rows, process_rows
-from realtime.records.entries import Closing, Join, Opening
+from realtime.records import batch, client_rows, connection_rows, process_rows
+from realtime.records.entries import Changes, Client, Closed, Closing, Join, Opening, Superseded
 from realtime.records.process_rows import Look
 from realtime.records.retry import Retry
 from realtime.records.thread import Writer
@@ -41,6 +43,8 @@ _CLASSES = {
     "thread": "realtime.records.ledger.Ledger",
     "inline": "realtime.records.inline_ledger.InlineLedger",
 }
+
+logger = logging.getLogger("realtime.records")
 
 Result = TypeVar("Result")
 
@@ -66,6 +70,10 @@ class Ledger:
         """True while a batch is in flight or about to be."""
         self._timer_set = False
         self._shutting = False
+        self._unsure: list[batch.Arrivals] = []
+        """Used on the thread only: the arrivals of batches that may have been committed."""
+        self.on_changes: Callable[[Changes], None] = _ignore
+        """Called with what a batch has changed in presence, before its callers have their answers."""
 
     async def start_process(self, channel_name: str, pid: Pid, look_every: float = 0.0) -> uuid.UUID:
         """Record a server process that starts.
@@ -158,14 +166,31 @@ class Ledger:
             rows = joins[start : start + BATCH]
             await self._repeat(Kind.LEAVE, rows, {join.connection_id for join in rows})
 
-    async def close(self, closing: Closing) -> bool:
-        """Close a record. Returns when it is closed, however long that takes.
+    async def close(self, closing: Closing) -> Closed:
+        """Close a record. Returns when it is closed, however long that takes."""
+        closed: Closed = await self._repeat(Kind.CLOSE, (closing,), (closing.id,))
+        return closed
+
+    async def supersede(self, clients: Collection[Client]) -> list[Superseded]:
+        """Close the open records of these clients, except the newest one of each.
+
+        Call it when the newest records are committed. Returns when the others are closed, however long that
+        takes.
+
+        Args:
+            clients: The clients, as `client_rows.clients_of` returns them.
 
         Returns:
-            True if this call closed the record, False if another writer had done so.
+            The records that this call closed. Each is returned to one caller only.
         """
-        was_it_me: bool = await self._repeat(Kind.CLOSE, (closing,), (closing.id,))
-        return was_it_me
+        found = await self._repeat_call(client_rows.superseded, clients)
+        if not found:
+            return []
+        reason = CloseReason.SUPERSEDED
+        closings = [Closing(each.opening.id, reason, reason.code) for each in found]
+        # With one stamp, so that a repeated call returns again what an earlier one closed.
+        closed = await self._repeat_call(connection_rows.end_connections, closings, uuid.uuid4())
+        return [each for each in found if each.opening.id in closed]
 
     async def touch(self, connections: Sequence[uuid.UUID]) -> None:
         """Note that these connections gave a proof of life.
@@ -213,12 +238,25 @@ class Ledger:
         self._retry.over()
         return result
 
-    async def _repeat(self, kind: Kind, rows: Sequence[Any], connections: Collection[uuid.UUID]) -> Any:
+    async def _repeat_call(self, call: Callable[..., Result], *arguments: object) -> Result:
+        """Call a function of `records`, before all writes that wait, until the database answers."""
+        result: Result = await self._repeat(Kind.CALL, call=partial(call, *arguments), first=True)
+        return result
+
+    async def _repeat(
+        self,
+        kind: Kind,
+        rows: Sequence[Any] = (),
+        connections: Collection[uuid.UUID] = (),
+        *,
+        call: Callable[[], Any] | None = None,
+        first: bool = False,
+    ) -> Any:
         stamp = None
         while True:
-            write = Write(kind, rows, connections, stamp=stamp)
+            write = Write(kind, rows, connections, call=call, stamp=stamp)
             try:
-                result = await self._submit(write)
+                result = await self._submit(write, first=first)
             except Error as error:
                 metrics.record_errors.inc()
                 if batch.is_row_error(error):
@@ -282,15 +320,28 @@ class Ledger:
 
     def _write(self, loop: asyncio.AbstractEventLoop, writes: list[Write]) -> None:
         """Write a batch, on the ledger's thread."""
-        outcomes = batch.write_batch_outside_requests(writes)
+        written = batch.write_batch_outside_requests(writes, self._unsure)
         # If the loop is closed by now, no caller waits.
         with suppress(RuntimeError):
-            loop.call_soon_threadsafe(self._written, writes, outcomes)
+            loop.call_soon_threadsafe(self._written, writes, written)
 
-    def _written(self, writes: list[Write], outcomes: list[Any]) -> None:
+    def _tell(self, changes: Changes) -> None:
+        try:
+            self.on_changes(changes)
+        except Exception:
+            # The callers of the batch must get their answers.
+            logger.exception("A change in presence could not be told; it is found within a round")
+
+    def _written(self, writes: list[Write], written: batch.Written) -> None:
         self._write_next()
-        for write, outcome in zip(writes, outcomes, strict=True):
-            write.answer(outcome)
+        if written.changes is not None:
+            self._tell(written.changes)
+        for write, result in zip(writes, written.results, strict=True):
+            write.answer(result)
+
+
+def _ignore(changes: Changes) -> None:
+    """Do nothing with changes in presence."""
 
 
 def _lacks_a_table(error: Error) -> bool:

@@ -14,7 +14,7 @@ from django.db.models import F, Q, QuerySet
 from django.db.models.functions import Greatest, Now
 
 from realtime.models import Process, Round
-from realtime.records import rows
+from realtime.records import presence_rows, rows
 from realtime.records.rows import BATCH
 
 
@@ -169,7 +169,9 @@ def stop_process(process_id: uuid.UUID) -> bool:
         False if the process had ended already.
     """
     running = Process.objects.using(rows.database()).running().filter(pk=process_id)
-    return bool(running.update(stopped_at=Now()))
+    stopped = bool(running.update(stopped_at=Now()))
+    presence_rows.unwatch(process_id)
+    return stopped
 
 
 # Rounds
@@ -332,4 +334,6 @@ def _end(processes: "QuerySet[Process]") -> list[LostProcess]:
     """Declare running processes lost, and return them. This transaction must have locked their rows."""
     lost = _lost(processes)
     processes.filter(pk__in=[process.id for process in lost]).update(lost=True, stopped_at=Now())
+    for process in lost:
+        presence_rows.unwatch(process.id)
     return lost

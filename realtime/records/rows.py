@@ -12,18 +12,23 @@ from functools import cache
 from itertools import islice
 from typing import Any, TypeVar, cast
 
-from django.db import connections, models, router, transaction
+from django.db import OperationalError, connections, models, router, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import QuerySet
 from django.db.models.constants import OnConflict
 from django.db.models.functions import Now
 
-from realtime.models import Process
+from realtime.models import Process, Round
 
 BATCH = 500
 """The number of rows that one statement names. A write of more rows is several transactions, so that none is
 long; an insert of more is several statements in one.
 """
+
+#: The number of times that a transaction is tried, if other writers are in its way.
+TRIES = 5
+#: SQLSTATE of transactions that PostgreSQL rolled back because of another: serialization failure, deadlock.
+_CONFLICTS = frozenset({"40001", "40P01"})
 
 _T = TypeVar("_T")
 _Row = TypeVar("_Row", bound=models.Model)
@@ -34,13 +39,46 @@ def database() -> str:
     return router.db_for_write(Process)
 
 
+def again_after_conflict(transact: Callable[[], _T]) -> _T:
+    """Call a function that is one transaction. Call it again if PostgreSQL rolled it back for another's sake.
+
+    Writers lock rows in one order, so that deadlocks are rare. They are possible between the records of a
+    process that was declared lost although it lives, and the sweep that closes them.
+
+    Args:
+        transact: The function. In a transaction of the caller it is called only once.
+
+    Raises:
+        django.db.Error: Any other error, or the conflict of the last of `TRIES`.
+    """
+    tries = 1 if connections[database()].in_atomic_block else TRIES
+    for rest in reversed(range(tries)):
+        try:
+            return transact()
+        except OperationalError as error:
+            if not rest or not is_conflict(error):
+                raise
+    raise AssertionError("unreachable")
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Return True if PostgreSQL rolled a transaction back because another writer was in its way."""
+    cause = error.__cause__
+    return (getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)) in _CONFLICTS
+
+
 def lock(rows: "QuerySet[_Row]") -> None:
     """Lock rows in the order of their keys. Two writers that lock in different orders would deadlock.
 
     SQLite has one writer at a time, and a read before the write would only make a deferred transaction fail.
     """
-    if connections[rows.db].features.has_select_for_update:
+    if locks_rows(rows):
         list(rows.order_by("pk").select_for_update(no_key=True).values_list("pk"))
+
+
+def locks_rows(rows: "QuerySet[_Row]") -> bool:
+    """Return True if the database of these rows has locks of rows, and several writers at a time."""
+    return connections[rows.db].features.has_select_for_update
 
 
 def lock_some(rows: "QuerySet[_Row]", limit: int) -> list[uuid.UUID]:
@@ -49,6 +87,10 @@ def lock_some(rows: "QuerySet[_Row]", limit: int) -> list[uuid.UUID]:
     Returns:
         Their keys.
     """
+    if not connections[rows.db].features.has_select_for_update:
+        # A deferred transaction of SQLite that begins with a read may fail at its first write. This write
+        # changes nothing.
+        Round.objects.using(rows.db).filter(pk=0).update(number=0)
     free = rows.select_for_update(no_key=True, skip_locked=True)
     return list(free.values_list("pk", flat=True)[:limit])
 
@@ -127,9 +169,7 @@ def _insertion(
         for name, field in by_name.items()
         if name not in names and name not in now
     }
-    clock, _ = (
-        model._default_manager.using(connection.alias).query.get_compiler(connection.alias).compile(Now())
-    )
+    clock = now_sql(connection)
     quote = connection.ops.quote_name
     columns = ", ".join(quote(str(by_name[name].column)) for name in (*names, *defaults, *now))
     values = len(names) + len(defaults)
@@ -146,6 +186,12 @@ def _insertion(
         defaults=tuple(defaults.values()),
         limit=min(BATCH, most // values) if most else BATCH,
     )
+
+
+def now_sql(connection: BaseDatabaseWrapper) -> str:
+    """Return the time of the database's clock as SQL, for statements that are written here."""
+    compiler = Process._default_manager.using(connection.alias).query.get_compiler(connection.alias)
+    return str(compiler.compile(Now())[0])
 
 
 def batches(items: Iterable[_T], size: int = BATCH) -> Iterator[list[_T]]:

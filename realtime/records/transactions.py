@@ -2,10 +2,12 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from asgiref.sync import sync_to_async
+from channels.db import database_sync_to_async
 from django.db import connections
 
 from realtime import conf
@@ -18,6 +20,21 @@ IN_A_TRANSACTION = (
     "tests, or derive the test from TransactionTestCase (pytest: django_db(transaction=True)). See "
     "docs/howto/test-your-consumers.md."
 )
+
+
+Result = TypeVar("Result")
+
+
+async def call(function: Callable[..., Result], *arguments: object) -> Result:
+    """Call a function of `records` on the thread that all synchronous code of the process shares.
+
+    With the ledger of tests, call it where it sees the transaction of the test.
+    """
+    if conf.get().LEDGER == "inline" and threading.current_thread() is threading.main_thread():
+        with off_the_loop():
+            return function(*arguments)
+    result: Result = await database_sync_to_async(function)(*arguments)
+    return result
 
 
 async def prepare_test() -> None:

@@ -19,6 +19,10 @@ from realtime.serving.inbox import SERVER_EVENTS
 #: Answers that are remembered of one class. Types of events come from the network, so the number is bounded.
 MAX_ANSWERS = 1024
 
+#: Methods of this package that only applications call. The event handler of an application may have the same
+#: name.
+_FREE_NAMES = frozenset({"presence"})
+
 _SERVER_NAMES = frozenset(kind.replace(".", "_") for kind in SERVER_EVENTS)
 
 
@@ -73,7 +77,8 @@ def _find_target(consumer: type, kind: str) -> Target:
     defined = [cls for cls in consumer.__mro__ if name in vars(cls)]
     if not defined:
         return Target.MISSING
-    if any(is_of_a_framework(cls) for cls in defined):
+    is_free = name in _FREE_NAMES and not is_of_a_framework(defined[0])
+    if not is_free and any(is_of_a_framework(cls) for cls in defined):
         return Target.FORBIDDEN
     method = vars(defined[0])[name]
     if issubclass(consumer, SyncConsumer):

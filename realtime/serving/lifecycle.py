@@ -2,7 +2,7 @@
 
     admit          record (committed) → hub
     group_add      receives, if others here do → membership row (committed) → layer's group → receives
-                   (with history: → position or what was missed → receives messages)
+                   (→ who is present) (with history: → position or what was missed → receives messages)
     group_discard  receives no more → layer's group → membership row says left
     evict          out of the hub, immediately → close frame → layer's groups → rows say left and closed
 
@@ -17,10 +17,9 @@ import logging
 import random
 import weakref
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
-from uuid import UUID
 
 from channels import DEFAULT_CHANNEL_LAYER
 from django.dispatch import Signal
@@ -52,6 +51,7 @@ SLICE = 100
 LEAVING_TIMEOUT = 1.0
 
 
+Key = TypeVar("Key")
 Result = TypeVar("Result")
 
 
@@ -143,9 +143,19 @@ async def _admit(connection: Connection) -> None:
         home.add(connection)
         connection.state = State.OPEN
         metrics.opened.inc()
+        if opening.client_id:
+            # Not for a connection that is gone: its client may have a newer one, which it waits for.
+            _supersede(home, opening)
         await _send_signal(signals.connection_opened, opening)
     # Removed, because a finished task would keep all its local names alive as long as the connection.
     connection.admission = None
+
+
+def _supersede(home: Hub, opening: Opening) -> None:
+    """Close the older connections of the client of a new one, soon."""
+    if home.superseding.add(opening):
+        # A stop waits for it, as for every step that closes records and announces their ends.
+        tasks.keep_reference(_clean(home, home.superseding.run()), home.endings)
 
 
 def _opening(connection: Connection, home: Hub) -> Opening:
@@ -157,6 +167,7 @@ def _opening(connection: Connection, home: Hub) -> Opening:
         remote_address=connection.remote_address,
         user_agent=connection.user_agent,
         subprotocol=connection.subprotocol,
+        client_id=connection.client_id,
     )
 
 
@@ -170,6 +181,9 @@ def accepted(connection: Connection) -> None:
 #: The joins under way, counted. An earlier `group_discard` may have removed their group from `joined`, and a
 #: later one must still have its turn.
 _joining: Counter[tuple[Connection, str]] = Counter()
+#: The leaves under way, counted. Between the call of a `group_discard` and its turn, an earlier `group_add`
+#: may be done. A later `group_add` must not take the connection for a member then.
+_leaving: Counter[tuple[Connection, str]] = Counter()
 
 
 def _ignore(joined: Joined) -> None:
@@ -181,6 +195,7 @@ async def group_add(
     group: str,
     since: Position | None = None,
     on_joined: Callable[[Joined], None] = _ignore,
+    on_member: Callable[[], Awaitable[None]] | None = None,
 ) -> Joined | None:
     """Add the connection to a group; return when it receives what is sent there.
 
@@ -193,6 +208,7 @@ async def group_add(
         group: The name of the group.
         since: The last message that the client has, if the group keeps history.
         on_joined: Called before the first message is written, if the group keeps history.
+        on_member: Awaited before that, when the connection is a member.
 
     Returns:
         The outcome, if the group keeps history. The connection has caught up then, unless its handshake is
@@ -215,8 +231,10 @@ async def group_add(
     if connection.state is State.OPEN:
         _require_home(connection)
         home = _home(connection)
-        is_member = home.memberships.is_recorded(connection, group)
+        is_member = home.memberships.is_recorded(connection, group) and (connection, group) not in _leaving
         if is_member and not keeps_history:
+            if on_member is not None:
+                await on_member()
             return None
         # Nothing is awaited from here until the task below exists. It commits the row, or ends the ride.
         if keeps_history and (since is not None or not is_member):
@@ -230,7 +248,7 @@ async def group_add(
     # In a task of its own, like every sequence here: if it were cancelled half-way, it would be unknown
     # whether the layer has the membership, or what the client has received.
     joining = _group_add(
-        connection, group, since, on_joined, is_member=is_member, keeps_history=keeps_history
+        connection, group, since, on_joined, on_member, is_member=is_member, keeps_history=keeps_history
     )
     joined = await tasks.shielded(tasks.start(joining))
     if connection.gone:
@@ -244,6 +262,7 @@ async def _group_add(
     group: str,
     since: Position | None,
     on_joined: Callable[[Joined], None],
+    on_member: Callable[[], Awaitable[None]] | None,
     *,
     is_member: bool,
     keeps_history: bool,
@@ -252,12 +271,15 @@ async def _group_add(
     try:
         if not is_member:
             await _record_and_add(connection, group, keeps_history=keeps_history)
+            if connection.hub is not None:
+                # Otherwise it ended before its process had a hub for it.
+                connection.hub.watches.touched(connection, group)
+        if on_member is not None and not connection.gone:
+            await on_member()
         if keeps_history and not connection.gone:
             joined = await _resume(connection, group, since, on_joined)
     finally:
-        _joining[connection, group] -= 1
-        if not _joining[connection, group]:
-            del _joining[connection, group]
+        _count_down(_joining, (connection, group))
         home = connection.hub
         if home is not None and keeps_history and (joined is None or connection.gone):
             home.recovery.release(connection, group)
@@ -304,7 +326,7 @@ async def _resume(
         joined = await home.recovery.resume(connection, group, since, on_joined)
     except LayerUnavailable:
         # The client got no position. As a member it would miss messages without a sign of it.
-        home.memberships.remove(connection, group)
+        _remove(home, connection, group)
         _clean(home, _leave_one(connection, group))
         raise
     if not connection.transport.accepted:
@@ -314,6 +336,49 @@ async def _resume(
             group: since if joined.recovered and since else joined.position,
         }
     return joined
+
+
+async def watch(connection: Connection, group: str, *, by_event: bool = False) -> frames.Present:
+    """Return who is in a group, and tell the connection from now on who comes and leaves.
+
+    Args:
+        connection: A member of the group.
+        group: The group, whose users are tracked.
+        by_event: Tell its consumer by the event `presence.changed` instead of its client by a frame.
+
+    Raises:
+        RecordsUnavailable: The database is down.
+    """
+    return await _home(connection).watches.watch(connection, group, by_event=by_event)
+
+
+async def prepare_watch(connection: Connection, group: str) -> None:
+    """Read who is in a group, so that `begin_watch` can say it immediately.
+
+    Args:
+        connection: A member of the group.
+        group: The group, whose users are tracked.
+
+    Raises:
+        RecordsUnavailable: The database is down.
+    """
+    await _home(connection).watches.prepare(connection, group)
+
+
+def begin_watch(connection: Connection, group: str) -> frames.Present | None:
+    """Return who is in a group, and tell the client from now on who comes and leaves.
+
+    Write the answer before anything else is awaited, so that no change is written before it.
+
+    Returns:
+        None if the connection has left the group since `prepare_watch`.
+    """
+    return connection.hub.watches.begin(connection, group) if connection.hub is not None else None
+
+
+def present(connection: Connection, group: str) -> frames.Present | None:
+    """Return who is in a group, if this process knows it without asking the database."""
+    return connection.hub.watches.present(group) if connection.hub is not None else None
 
 
 # -- writing ------------------------------------------------------------------------------------------
@@ -355,9 +420,11 @@ async def group_discard(connection: Connection, group: str) -> None:
     if connection.hub is None or connection.gone or not is_joined:
         # The eviction of a connection that is gone leaves all of its groups.
         return
-    connection.hub.memberships.remove(connection, group)
+    _remove(connection.hub, connection, group)
     connection.hub.recovery.release(connection, group)
+    _leaving[connection, group] += 1
     leaving = _clean(connection.hub, _leave_one(connection, group))
+    leaving.add_done_callback(lambda _: _count_down(_leaving, (connection, group)))
     done, _ = await asyncio.wait([leaving], timeout=CLEANUP_TIMEOUT)
     for each in done:
         each.result()
@@ -418,7 +485,8 @@ async def _clean_up(connection: Connection, opening: Opening, reason: CloseReaso
     closing = Closing(id=opening.id, reason=reason, code=connection.close_code)
     # Side by side, because neither may wait for the other: a hung Redis must not keep the record open, and
     # a hung database must not keep the membership alive.
-    leaving = _clean(home, _leave_many(home, dict.fromkeys(connection.joined, (connection.id,))))
+    joins = {group: [_join(connection, group)] for group in connection.joined}
+    leaving = _clean(home, _leave_many(home, joins))
     ending = _clean(home, _close_record(home, opening, closing, leaving, was_announced=was_open))
     tasks.keep_reference(ending, home.endings)
     steps = [ending, leaving]
@@ -443,25 +511,33 @@ async def _close_record(
     """
     # Only the process that closed the record counts the ending and announces it, so that none is counted or
     # announced twice. If the database is down, the end is announced when it is recorded, here or elsewhere.
-    if await home.ledger.close(closing):
+    closed = await home.ledger.close(closing)
+    if closed.was_first:
         metrics.closed.labels(reason=closing.reason.value).inc()
-    elif not was_announced or await _is_recorded(home, opening):
-        # Another process closed it, or it was never written.
-        return
-    # A record that was deleted while it was open is closed by no other process.
+    else:
+        is_recorded = await _is_recorded(home, opening)
+        if is_recorded and not was_announced:
+            # The process that closed it announces the end only.
+            await _send_signal(signals.connection_opened, opening)
+        if is_recorded or not was_announced:
+            # Another process closed it, or it was never written.
+            return
+        # A record that was deleted while it was open is closed by no other process.
     if not was_announced:
         # The connection ended during the write of its record. A receiver that counts must see both signals.
         await _send_signal(signals.connection_opened, opening)
     if signals.connection_closed.receivers:
         await asyncio.wait([leaving], timeout=LEAVING_TIMEOUT)
         await _send_signal(signals.connection_closed, opening, reason=closing.reason)
+    if closed.is_dormant:
+        await _send_signal(signals.connection_dormant, opening)
 
 
 async def _is_recorded(home: Hub, opening: Opening) -> bool:
     return bool(await home.ledger.call(connection_rows.openings, (opening.id,)))
 
 
-async def _leave_many(home: Hub, leaving: Mapping[str, Collection[UUID]]) -> None:
+async def _leave_many(home: Hub, leaving: Mapping[str, Collection[Join]]) -> None:
     """Leave groups of connections that are gone: first in the layer, then in the rows.
 
     In this order, because a row that says left must be true. A connection may have twenty thousand groups,
@@ -473,17 +549,17 @@ async def _leave_many(home: Hub, leaving: Mapping[str, Collection[UUID]]) -> Non
 
     Args:
         home: The hub that the connections were admitted to.
-        leaving: For each group, the ids of the connections that leave it.
+        leaving: For each group, the memberships of the connections that leave it.
     """
     names, writes = tuple(leaving), []
     for first in range(0, len(names), SLICE):
         some = names[first : first + SLICE]
         outcomes = await asyncio.gather(*(_try_leave_layer(home, group) for group in some))
         joins = [
-            Join(connection_id, home.process, group)
+            join
             for group, was_left in zip(some, outcomes, strict=True)
             if was_left
-            for connection_id in leaving[group]
+            for join in leaving[group]
         ]
         rest = len(names) - first - len(some)
         if rest and not all(outcomes):
@@ -498,6 +574,12 @@ async def _leave_many(home: Hub, leaving: Mapping[str, Collection[UUID]]) -> Non
         writes.append(_clean(home, home.ledger.leave(joins)))
         writes[-1].add_done_callback(tasks.retrieve_exception)
     await asyncio.gather(*writes)
+
+
+def _remove(home: Hub, connection: Connection, group: str) -> None:
+    """Write no more of a group to a connection that may go on, neither messages nor who is there."""
+    home.memberships.remove(connection, group)
+    home.watches.unwatch(connection, group)
 
 
 async def _try_leave_layer(home: Hub, group: str, tries: int = LEAVE_TRIES) -> bool:
@@ -520,7 +602,7 @@ async def _leave_one(connection: Connection, group: str) -> None:
         # Removed again, because a `group_add` that held the lock until now may have added it. A rider was
         # added by a later call, whose turn comes after this one.
         if home.memberships.is_recorded(connection, group):
-            home.memberships.remove(connection, group)
+            _remove(home, connection, group)
         if await _try_leave_layer(home, group):
             connection.joined.discard(group)
             # Before the lock is released: a `group_add` that follows must find the row left, or it would take
@@ -540,15 +622,19 @@ def _reason_of(kick: messages.Kick) -> CloseReason:
 async def _kick(home: Hub, kick: messages.Kick) -> None:
     """Handle a KICK: evict the named connections held here, and leave the named memberships."""
     reason = _reason_of(kick)
+    # The answer of the database for a new connection may be on its way.
+    admitting = {connection.id: connection for connection in home.admitting}
     for number, connection_id in enumerate(kick.connections, start=1):
-        connection = home.connections.get(connection_id)
+        connection = home.connections.get(connection_id) or admitting.get(connection_id)
         if connection is not None:
             evict(connection, reason)
         if number % SLICE == 0:
             await asyncio.sleep(0)
-    leaving: dict[str, list[UUID]] = defaultdict(list)
+    leaving: dict[str, list[Join]] = defaultdict(list)
     for connection_id, group in kick.memberships:
-        leaving[group].append(connection_id)
+        # Presence does not count the memberships of closed connections any more.
+        user_id = connection.user_id if (connection := home.connections.get(connection_id)) else ""
+        leaving[group].append(Join(connection_id, home.process, group, user_id))
     await _leave_many(home, leaving)
 
 
@@ -567,6 +653,12 @@ def goodbye(reason: CloseReason) -> Event:
     return {"type": "websocket.send", "text": text}
 
 
+def _count_down(counter: Counter[Key], key: Key) -> None:
+    counter[key] -= 1
+    if not counter[key]:
+        del counter[key]
+
+
 def _require_home(connection: Connection) -> None:
     """Raise ConnectionGone if its hub ends: no connection joins a group there any more."""
     if (reason := _home(connection).ending) is not None:
@@ -580,7 +672,7 @@ def _home(connection: Connection) -> Hub:
 
 
 def _join(connection: Connection, group: str) -> Join:
-    return Join(connection_id=connection.id, process_id=_home(connection).process, group=group)
+    return Join(connection.id, _home(connection).process, group, connection.user_id)
 
 
 @asynccontextmanager
@@ -604,7 +696,7 @@ async def _turn(connection: Connection) -> AsyncIterator[None]:
 
 
 async def _send_signal(signal: Signal, opening: Opening, **what: Any) -> None:
-    if not await signals.send(signal, opening, **what):
+    if not await signals.send(signal, Opening, connection=opening, **what):
         logger.error(signals.TOO_SLOW, signals.RECEIVERS_TIMEOUT)
 
 

@@ -28,7 +28,7 @@ from realtime.serving.handlers import Target
 from realtime.serving.inbox import Inbox, is_for_handlers
 from realtime.transports import transport_for
 from realtime.transports.asgi import Event, Options, Receive, Send, Watcher, is_test_client
-from realtime.wire import frames
+from realtime.wire import client_id, frames
 
 logger = logging.getLogger("realtime.serving")
 
@@ -44,6 +44,8 @@ class Consumer(Protocol):
     channel_layer_alias: str
     own_channel: bool
     closes_old_connections: bool
+    client_parameter: str | None
+    takes_notifications: bool
     channel_layer: Any
     channel_name: str
 
@@ -135,6 +137,7 @@ class Runner(Watcher):
         """The rest of a handler that another task called: the connection's own task goes on with it."""
         self.closed_old_connections = False
         self.connection = Connection(scope, self.queue, consumer.channel_layer_alias)
+        self.connection.takes_notifications = consumer.takes_notifications
         if not old_connections.has_own_thread(self._context):
             self.connection.on_group_event = self._take_group_event
             self.connection.closes_old_connections = consumer.closes_old_connections
@@ -290,12 +293,26 @@ class Runner(Watcher):
                         # Not 403: that tells the client neither the reason nor when to come back.
                         await self.refuse(ending)
                         break
+                    if not self._read_client_id():
+                        await self.refuse(CloseReason.PROTOCOL_ERROR)
+                        break
                     self._disconnect_owed = True
                 case "realtime.evicted" if not self._is_over():
                     continue
             going_on = not self._is_over() and await self._handle(self._consumer.dispatch(event))
         if self._disconnect_owed:
             await self._tell_disconnect(await self._disconnect_event(event))
+
+    def _read_client_id(self) -> bool:
+        """Read the id that the client gives itself in the URL. Return False if it is malformed."""
+        connection, parameter = self.connection, self._consumer.client_parameter
+        if parameter is not None:
+            try:
+                connection.client_id = client_id.find(connection.scope.get("query_string", b""), parameter)
+            except ValueError as error:
+                logger.warning("A connection is refused: %s", error, extra=connection.log_fields())
+                return False
+        return True
 
     def _take_group_event(self, event: Event) -> None:
         """Call the handler of a group event if the consumer is idle. Otherwise queue the event.

@@ -269,6 +269,22 @@ class AsgiTransport:
         if self._writer is not None:
             await asyncio.wait([self._writer])
 
+    async def handed_over(self) -> None:
+        """Wait until the server has been given all messages that were written so far, or has refused one.
+
+        It also returns when the connection ends. Messages that are written meanwhile are not waited for.
+        """
+        if self._writer is None or not self._queue:
+            return
+        reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        async def reach() -> None:
+            if not reached.done():
+                reached.set_result(None)
+
+        self._queue.append((reach, 0))
+        await asyncio.wait([reached, self._writer], return_when=asyncio.FIRST_COMPLETED)
+
     def close(self, event: Event, goodbye: Event | None = None) -> None:
         """Send a last message and the close event, without blocking. Later messages are dropped.
 

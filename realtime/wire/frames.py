@@ -1,13 +1,14 @@
 """The wire protocol `realtime.v1`: text frames, each one JSON object with its kind in the field `type`.
 
 Both sides ignore fields that they do not know. A client ignores types that it does not know. The server
-answers them with an error frame. `presence` and `refresh` are reserved in both directions.
+answers them with an error frame. `refresh` is reserved in both directions.
 
 Applications send `data` to each other. The server checks this JSON text but does not encode it again. So
 numbers, the order of keys and escapes reach the receiver unchanged.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Protocol, TypeAlias, TypeVar, get_args
 
 import msgspec
@@ -95,14 +96,32 @@ class Message(_Frame, frozen=True, tag="message"):
     epoch: ShortText | None = None
 
 
+class Present(msgspec.Struct, frozen=True):
+    """The users in a group.
+
+    Attributes:
+        users: The ids of the users, each once, in the order in which they came. At most the first 1,000.
+        anonymous: The number of anonymous connections.
+        total: The number of all users.
+    """
+
+    users: Sequence[str]
+    anonymous: Count
+    total: Count
+
+
 class Joined(_Frame, frozen=True, tag="joined"):
-    """Answers a join. The last three fields are set if the group keeps history."""
+    """Answers a join.
+
+    `epoch`, `offset` and `recovered` are set if the group keeps history, `presence` if the client asked.
+    """
 
     ref: Ref
     group: str
     epoch: ShortText | None = None
     offset: Count | None = None
     recovered: bool | None = None
+    presence: Present | None = None
 
 
 class Left(_Frame, frozen=True, tag="left"):
@@ -147,7 +166,25 @@ class Goodbye(_Frame, frozen=True, tag="goodbye"):
 
 
 class Presence(_Frame, frozen=True, tag="presence"):
-    """Reserved: the users in a group. It is not sent yet, so it has no fields."""
+    """The users in a group: the answer to a client that asked, or what has changed since the last frame.
+
+    An answer has `ref` and `users`. A change has `joined` or `left`, or only another `anonymous`. In one
+    frame, no user is in both. `Present` says what the other fields are.
+    """
+
+    group: str
+    anonymous: Count
+    total: Count
+    ref: Ref | None = None
+    users: Sequence[str] | None = None
+    joined: list[str] = []
+    left: list[str] = []
+
+
+class Notification(_Frame, frozen=True, tag="notification"):
+    """Data for the user of the connection, which `realtime.notifying.notify` sent."""
+
+    data: msgspec.Raw
 
 
 class Refresh(_Frame, frozen=True, tag="refresh"):
@@ -155,7 +192,19 @@ class Refresh(_Frame, frozen=True, tag="refresh"):
 
 
 ServerFrame: TypeAlias = (
-    Welcome | Ping | Message | Joined | Left | Published | Reset | Error | Pong | Goodbye | Presence | Refresh
+    Welcome
+    | Ping
+    | Message
+    | Joined
+    | Left
+    | Published
+    | Reset
+    | Error
+    | Pong
+    | Goodbye
+    | Presence
+    | Notification
+    | Refresh
 )
 
 
@@ -175,11 +224,15 @@ class ClientPing(_Frame, frozen=True, tag="ping"):
 
 
 class Join(_Frame, frozen=True, tag="join"):
-    """Asks to become a member of a group, and for the messages that were missed since a message."""
+    """Asks to become a member of a group, and for the messages that were missed since a message.
+
+    With `presence`, the answer says who is in the group, and `presence` frames say who comes and leaves.
+    """
 
     group: str
     ref: Ref
     since: Since | None = None
+    presence: bool = False
 
 
 class Leave(_Frame, frozen=True, tag="leave"):
@@ -202,9 +255,10 @@ class Publish(_Frame, frozen=True, tag="publish"):
 
 
 class ClientPresence(_Frame, frozen=True, tag="presence"):
-    """Reserved: asks for the users in a group. The server answers with an error frame as yet."""
+    """Asks for the users in a group. The client need not be a member."""
 
-    ref: Ref | None = None
+    group: str
+    ref: Ref
 
 
 class ClientRefresh(_Frame, frozen=True, tag="refresh"):
@@ -238,7 +292,7 @@ def parse(text: str) -> ClientFrame:
         BadFrame: The text is not a valid frame. No text raises any other exception.
     """
     frame = _decode(_client_decoder, text)
-    if isinstance(frame, Join | Leave | Publish) and not valid_group(frame.group):
+    if isinstance(frame, Join | Leave | Publish | ClientPresence) and not valid_group(frame.group):
         raise BadFrame(ErrorCode.BAD_GROUP, _GROUP_RULE, frame.ref)
     if isinstance(frame, Publish):
         try:

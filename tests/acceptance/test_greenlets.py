@@ -1,4 +1,4 @@
-"""`publish()` in processes that gevent or eventlet has patched: gunicorn, Celery, and a bare Python."""
+"""`publish()` and `notify()` in processes that gevent or eventlet has patched: gunicorn, Celery, Python."""
 
 import asyncio
 import contextlib
@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import urllib.request
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ import psutil
 import pytest
 from channels.layers import channel_layers, get_channel_layer
 
+from realtime.fleet.mailbox import Mailbox
+from realtime.layers import groups, messages
+from realtime.process import tasks
 from tests.support.programs.servers import CHECKOUT, Program, RedisServer, WebServer
 
 pytestmark = pytest.mark.acceptance
@@ -127,6 +131,36 @@ async def test_many_greenlets_publish(library: str, listener: Listener, environm
     assert sorted(heard) == list(range(300))
     for first in range(0, 300, 3):
         assert [number for number in heard if first <= number < first + 3] == [first, first + 1, first + 2]
+
+
+class Asked:
+    """The mailbox of a process that says yes to each notification."""
+
+    def __init__(self, mailbox: Mailbox) -> None:
+        self.address = mailbox.address
+        self.texts: list[str] = []
+        mailbox.listen(self._take)
+
+    def _take(self, message: messages.Control) -> None:
+        assert isinstance(message, messages.Notify)
+        self.texts.append(message.text)
+        tasks.start(groups.tell(message.reply_to, messages.Notified(message.request, uuid.uuid4(), True)))
+
+
+@pytest.fixture
+async def asked(listener: Listener) -> AsyncIterator[Asked]:
+    mailbox = await Mailbox.open()
+    assert await mailbox.hears_itself(10.0)
+    yield Asked(mailbox)
+    await mailbox.close()
+
+
+@both_libraries
+@both_layers
+async def test_many_greenlets_notify(library: str, asked: Asked, environment: dict[str, str]) -> None:
+    printed = await run(library, "notifications", environment | {"ADDRESS": asked.address})
+    assert printed == ["True", "100", "False"]
+    assert len(asked.texts) == 101
 
 
 @both_libraries

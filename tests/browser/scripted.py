@@ -41,7 +41,7 @@ class Client:
                 window.module = module;
                 window.connection = new module.RealtimeConnection(url, options);
                 window.seen = [];
-                const names = "state message recovered reset groups ping goodbye error";
+                const names = "state message recovered reset presence notification groups ping goodbye error";
                 for (const name of names.split(" ")) {
                     connection.addEventListener(name, ({ detail }) => seen.push({ event: name, ...detail }));
                 }

@@ -101,8 +101,17 @@ async def test_a_page_is_disconnected_from_the_admin_and_stays_so(
 
 async def test_the_list_and_the_pages_fit_a_phone(page: Page, admin: Page) -> None:
     await open_page(page)
+    await open_page(await admin.context.new_page())  # of the user whom the list shows
+    await admin.goto("/admin/realtime/presentuser/")
+    user = await admin.locator("#result_list .field-user a").get_attribute("href")
     await admin.set_viewport_size(PHONE)
-    for address in ("connection/?state=open", f"connection/{await id_of(page)}/change/", "process/"):
+    for address in (
+        "connection/?state=open",
+        f"connection/{await id_of(page)}/change/",
+        "process/",
+        "presentuser/",
+        user.removeprefix("/admin/realtime/"),
+    ):
         await admin.goto(f"/admin/realtime/{address}")
         scrolled = await admin.evaluate("document.scrollingElement.scrollWidth")
         assert scrolled <= await admin.evaluate("innerWidth"), address
@@ -111,4 +120,4 @@ async def test_the_list_and_the_pages_fit_a_phone(page: Page, admin: Page) -> No
     await admin.locator(".rt-pick a").filter(has_text="open").click()
     await expect(admin).to_have_url(re.compile(r"\?state=open$"))
     await admin.check("#action-toggle")
-    await expect(admin.locator("tr.selected")).to_have_count(1)
+    await expect(admin.locator("tr.selected")).to_have_count(2)

@@ -4,6 +4,9 @@ Frames to the client are built and frames from it parsed by `realtime.wire.frame
 protocol cannot drift apart.
 """
 
+import re
+from urllib.parse import parse_qs, urlsplit
+
 import pytest
 from msgspec import Raw
 from playwright.async_api import Page
@@ -19,7 +22,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
 
 async def test_it_offers_the_subprotocol_and_takes_the_pages_scheme(client: Client) -> None:
-    assert await client.get("WebSocket.all[0].url") == "wss://site.test/ws/"
+    assert await client.get("connection.url") == "wss://site.test/ws/"
+    assert str(await client.get("WebSocket.all[0].url")).startswith("wss://site.test/ws/?")
     assert await client.get("WebSocket.all[0].protocols") == [frames.SUBPROTOCOL]
 
 
@@ -58,6 +62,13 @@ async def test_messages_arrive_with_the_fields_of_the_server(client: Client) -> 
             "epoch": "e",
         }
     ]
+
+
+async def test_a_notification_is_an_event(client: Client) -> None:
+    await client.accept()
+    await client.sends('{"type":"notification","data":{"hello":1}}')
+    expected = {"event": "notification", "type": "notification", "data": {"hello": 1}}
+    assert await client.events("notification") == [expected]
 
 
 async def test_frames_that_it_does_not_understand_are_ignored(client: Client) -> None:
@@ -123,13 +134,97 @@ async def test_a_sent_command_rejects_when_the_connection_is_lost(client: Client
     assert await client.get("outcomes.publish") == "disconnected"
 
 
+# The client id.
+
+
+async def client_ids(client: Client) -> list[str]:
+    """Return the client id that each socket has in its URL."""
+    urls = await client.page.evaluate("WebSocket.all.map((socket) => socket.url)")
+    return [parse_qs(urlsplit(url).query)["client"][0] for url in urls]
+
+
+async def test_every_connect_has_the_same_client_id(client: Client) -> None:
+    await client.drops(1006)
+    await client.passes(1)
+    await client.run("connection.close(); connection.connect()")
+    ids = await client_ids(client)
+    assert (len(ids), len(set(ids))) == (3, 1)
+    assert re.fullmatch(r"[A-Za-z0-9._-]{8,64}", ids[0])
+
+
+async def test_every_connection_has_a_client_id_of_its_own(client: Client) -> None:
+    """A duplicated tab has a copy of the storage, too."""
+    await client.run(
+        "for (const _ of '123') new module.RealtimeConnection('/ws/', { remember: true }).connect()"
+    )
+    assert len(set(await client_ids(client))) == 4
+    assert await client.get("Object.values({ ...sessionStorage, ...localStorage })") == []
+
+
+async def test_the_client_id_follows_the_query_of_the_application(page: Page) -> None:
+    client = await Client(page).start("/ws/?next=%20a+b&x=(1)")
+    [client_id] = await client_ids(client)
+    assert (
+        await client.get("WebSocket.all[0].url") == f"{await client.get('connection.url')}&client={client_id}"
+    )
+    assert await client.get("connection.url") == "wss://site.test/ws/?next=%20a+b&x=(1)"
+
+
+async def test_a_client_id_of_the_application_is_the_only_one(page: Page) -> None:
+    """The server refuses two."""
+    client = await Client(page).start("/ws/?client=chosen-by-the-page")
+    assert await client.get("WebSocket.all[0].url") == "wss://site.test/ws/?client=chosen-by-the-page"
+
+
+@pytest.mark.parametrize("missing", ["randomUUID", "getRandomValues"])
+async def test_client_ids_need_no_secure_context(client: Client, missing: str) -> None:
+    script = {
+        "randomUUID": "Object.defineProperty(crypto, 'randomUUID', { value: undefined })",
+        "getRandomValues": (
+            "Object.defineProperty(window, 'crypto', { value: undefined });"
+            "let n = 0; Math.random = () => (n = (n + 0.123) % 1)"
+        ),
+    }
+    await client.run(script[missing])
+    await client.run("for (const _ of '123') new module.RealtimeConnection().connect()")
+    ids = await client_ids(client)
+    assert len(set(ids)) == 4
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]{8,64}", each) for each in ids)
+
+
+@pytest.mark.parametrize("goodbye", [True, False])
+async def test_a_superseded_client_comes_back_by_another_id(client: Client, goodbye: bool) -> None:
+    """A late attempt of its own was served after the current socket: no other client has its id."""
+    await client.accept()
+    if goodbye:
+        await client.says(frames.Goodbye(reason="superseded", reconnect=False))
+    await client.drops(closing.CloseReason.SUPERSEDED.code)
+    assert await client.get("connection.lastClose.code") == 4509
+    await client.passes(5)
+    first, second = await client_ids(client)
+    assert first != second
+    assert re.fullmatch(r"[A-Za-z0-9._-]{8,64}", second)
+
+
+async def test_a_superseded_client_with_a_chosen_id_stays_away(page: Page) -> None:
+    """Another tab may have the same id. The goodbye may be lost: the code alone must be enough."""
+    client = await Client(page).start("/ws/?client=chosen-by-the-page")
+    await client.accept()
+    await client.drops(closing.CloseReason.SUPERSEDED.code)
+    assert (await client.state(), await client.get("connection.lastClose.code")) == ("closed", 4509)
+    await client.shown()
+    await client.run("dispatchEvent(new Event('online'))")
+    await client.passes(3600)
+    assert await client.sockets() == 1
+
+
 # Reconnecting.
 
 
 async def test_it_reconnects_after_the_codes_that_ask_for_it(client: Client) -> None:
-    for code in sorted(
-        {reason.code for reason in closing.CloseReason} | {1000, 1001, 1006, 1011, 4499, 4999}
-    ):
+    codes = {reason.code for reason in closing.CloseReason} | {1000, 1001, 1006, 1011, 4499, 4999}
+    # A superseded client has tests of its own.
+    for code in sorted(codes - {closing.CloseReason.SUPERSEDED.code}):
         sockets = await client.sockets()
         await client.accept()
         await client.drops(code)

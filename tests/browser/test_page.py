@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, ConsoleMessage, Page, Response, expect
+from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, Response, expect
 
 from tests.support.fixtures import StartSite
 from tests.support.pairings import Pairing, pairings
@@ -35,14 +35,26 @@ NAMES = re.compile(
     r"<[^>]+>|\b(ping|JSON|JavaScript|Redis|realtime)\b|[0-9a-f-]{12,}|(public|staff)\.\w+|\(\w+\)"
 )
 
+#: Creates a user with each of the `names`, and prints a session of each.
+LOG_IN = """
+from django.contrib.auth.models import User
+from django.test import Client
+for name in names:
+    client = Client()
+    client.force_login(User.objects.create_user(name))
+    print(client.session.session_key)
+"""
+
 expect.set_options(timeout=PATIENCE)
 
 
 @pytest.fixture(scope="module", params=pairings("pubsub-daphne-sqlite"))
 def site(request: pytest.FixtureRequest, start_shared_site: StartSite) -> Site:
     pairing: Pairing = request.param
-    # A page that sleeps is closed after 3.5 s.
-    return start_shared_site(pairing, PING_INTERVAL=2.0, PONG_TIMEOUT=1.5, HISTORY=HISTORY)
+    # A page that sleeps is closed after 3.5 s. A user who has gone is here for another second.
+    return start_shared_site(
+        pairing, PING_INTERVAL=2.0, PONG_TIMEOUT=1.5, PRESENCE_GRACE=1.0, HISTORY=HISTORY
+    )
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +100,11 @@ async def publish(page: Page, group: str, data: str) -> None:
     await page.fill("#publish-group", group)
     await page.fill("#publish-data", data)
     await page.click("#publish")
+
+
+async def untranslated(page: Page) -> list[str]:
+    texts: list[str] = await page.evaluate(TRANSLATABLE)
+    return [each for each in texts if re.search("[A-Za-z]", NAMES.sub("", each))]
 
 
 async def test_the_page_connects_joins_and_measures_by_itself(page: Page) -> None:
@@ -159,8 +176,10 @@ async def test_a_killed_server_is_noticed_and_its_successor_found(
     await expect(page.locator("#state-text")).to_have_text("Reconnecting")
     await expect(page.locator("#last-close")).to_contain_text("1006")
     await expect(page.locator("#publish")).to_be_disabled()
+    await expect(page.locator("#here-stale")).to_contain_text("Not current")
     server.start()
     await expect(page.locator("#state")).to_have_text("Open", timeout=3 * PATIENCE)
+    await expect(page.locator("#here-stale")).to_be_empty()
     await expect(page.locator("#groups span")).to_have_text(["public.lobby"])
     assert await page.locator("#connection-id").inner_text() != before
     done = await site.amanage("publish", "public.lobby", '"after the restart"')
@@ -233,6 +252,7 @@ async def test_a_page_that_slept_too_long_shows_what_it_recovered(page: Page, si
     other = await page.context.new_page()
     await open_page(other)
     slept = await fall_asleep(page)
+    await expect(page.locator("#here-stale")).to_contain_text("Not current")
     assert await closed_as(site, slept) == "ping_timeout"
     for group, data in [("lobby", "one"), ("short", "lost"), ("lobby", "two"), ("short", "kept")]:
         await publish(other, f"public.{group}", data)
@@ -255,6 +275,7 @@ async def test_a_page_that_slept_too_long_shows_what_it_recovered(page: Page, si
     await publish(page, "public.lobby", "live")
     await expect(page.locator("#log pre")).to_have_text(["live", "two", "one"])
     await expect(page.locator("#log .recovered")).to_have_count(2)
+    await expect(page.locator("#here-stale")).to_be_empty()
     assert complaints.seen == []
 
 
@@ -267,6 +288,52 @@ async def test_a_page_that_is_loaded_again_recovers(page: Page) -> None:
     await expect(other.locator("#publish-feedback")).to_contain_text("Published")
     await open_page(page)
     await expect(page.locator("#log .recovered pre")).to_have_text(["meanwhile"])
+
+
+async def log_in(site: Site, *names: str) -> list[str]:
+    """Create users, and return a session of each."""
+    done = await site.amanage("shell", "--verbosity=0", "-c", f"names = {names!r}\n{LOG_IN}")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+async def test_the_page_shows_who_is_here(chromium: Browser, server: WebServer, site: Site) -> None:
+    async def visit(session: str | None, locale: str) -> Page:
+        context = await chromium.new_context(base_url=server.http(), locale=locale)
+        contexts.append(context)
+        if session:
+            await context.add_cookies([{"name": "sessionid", "value": session, "url": server.http()}])
+        page = await context.new_page()
+        complaints.append(Complaints(page))
+        await open_page(page)
+        return page
+
+    markup = "<img src=x onerror=alert(1)>"
+    complaints: list[Complaints] = []
+    contexts: list[BrowserContext] = []
+    sessions = await log_in(site, "anne", markup)
+    try:
+        anne = await visit(sessions[0], "en")
+        here, numbers = anne.locator("#here-groups li"), anne.locator("#here-groups p").first
+        await expect(here).to_have_text(["anne (you)"])
+        await visit(sessions[1], "en")
+        await expect(here).to_have_text(["anne (you)", markup])
+        await expect(anne.locator("#log li", has_text="came")).to_contain_text(f"{markup} came")
+        stranger = await visit(None, "zh-CN")
+        await expect(stranger.locator("#here-groups li")).to_have_text(["anne", markup])
+        await expect(stranger.locator("#here-groups p").first).to_have_text(
+            re.compile("共 3.2 位用户.1 位未登录的访客.您")
+        )
+        await expect(numbers).to_have_text("3 in all: 2 users, 1 visitor not signed in")
+        await contexts[1].close()
+        await expect(here).to_have_text(["anne (you)"])
+        await expect(anne.locator("#log li", has_text="left")).to_contain_text(f"{markup} left")
+        await expect(stranger.locator("#log li", has_text="离开")).to_contain_text(f"{markup} 离开了")
+        assert await untranslated(stranger) == []
+        assert [each.seen for each in complaints] == [[], [], []]
+    finally:
+        for context in contexts:
+            await context.close()
 
 
 async def test_the_language_is_chosen_by_the_browser_or_by_a_button(page: Page) -> None:
@@ -284,10 +351,6 @@ async def test_the_language_is_chosen_by_the_browser_or_by_a_button(page: Page) 
 
 
 async def test_the_chinese_page_has_no_english_text(chromium: Browser, server: WebServer) -> None:
-    async def untranslated() -> list[str]:
-        texts: list[str] = await page.evaluate(TRANSLATABLE)
-        return [each for each in texts if re.search("[A-Za-z]", NAMES.sub("", each))]
-
     context = await chromium.new_context(base_url=server.http(), locale="zh-CN")
     try:
         page = await context.new_page()
@@ -300,14 +363,14 @@ async def test_the_chinese_page_has_no_english_text(chromium: Browser, server: W
         await expect(page.locator("#join-feedback")).to_contain_text("您没有权限")
         await publish(page, "public.lobby", "{not JSON")
         await expect(page.locator("#log pre")).to_have_text(["{not JSON"])
-        assert await untranslated() == []
+        assert await untranslated(page) == []
         await fall_asleep(page)
-        assert await untranslated() == []
+        assert await untranslated(page) == []
         await page.click("#sleep-button")
         await expect(page.locator("#sleep-report")).to_contain_text("休眠了")
         await page.click("#disconnect")
         await expect(page.locator("#state-text")).to_have_text("已关闭")
-        assert await untranslated() == []
+        assert await untranslated(page) == []
         assert complaints.seen == []
     finally:
         await context.close()

@@ -6,10 +6,19 @@ The actions follow from the seed (`tests.support.faults.churn_plan`). When nothi
 sockets, open records and the memberships in the layer must be exactly the same. Each closed record must have
 been announced once by `connection_closed`, in one of all servers and reapers. The program prints its
 progress, and after a failure the command that repeats it.
+
+With `--presence`, which is the default, clients are users, some of them with several connections, and some
+are anonymous. Now and then a client changes to another server, and its newer connection supersedes the older
+one. Each client keeps a picture of the users in its groups. In the end these pictures, `presence()`,
+`is_online()`, the rows of presence and the open memberships must be exactly the same. Each change that the
+database noted must have been told once by `user_online` or `user_offline`, and the two alternate for each
+user.
 """
 
+import argparse
 import asyncio
 import contextlib
+import functools
 import os
 import sys
 import time
@@ -23,6 +32,7 @@ from realtime.errors import LayerUnavailable
 from tests.support import by_hand
 from tests.support.assertions.agreement import Agreement, Witnesses
 from tests.support.assertions.announced import Announced, signals_equal_records
+from tests.support.assertions.eventually import eventually_async
 from tests.support.assertions.growth import (
     MANY_WAVES,
     WAVES,
@@ -33,6 +43,8 @@ from tests.support.assertions.growth import (
     wave,
 )
 from tests.support.assertions.measured import measured
+from tests.support.assertions.present import Pictures, Present, all_agree
+from tests.support.assertions.stays import Told, note_changes, signals_equal_changes
 from tests.support.by_hand import say
 from tests.support.clients.phone import OUT_OF_ORDER, Phone
 from tests.support.clients.torrent import Torrent
@@ -49,7 +61,10 @@ REALTIME = {
     "ROUND_INTERVAL": 2.0,
     "ROUND_TIMEOUT": 1.0,
     "MAX_SILENCE": 10.0,
+    "PRESENCE_GRACE": 3.0,
 }
+#: The application with users.
+WITH_USERS = "tests.support.applications.users:application"
 #: Seconds for the system to come to rest when nothing is broken any more.
 QUIESCENCE = 45.0
 #: Blocks of Python's objects that a connection may leave in use in the memory of a process: a seventieth of
@@ -104,17 +119,23 @@ class Outcome:
     """Ends that `connection_closed` announced, once each; also the closed records."""
     cut_off: int
     """Ends that were not announced, because the process that closed the record was killed at that moment."""
+    presence: dict[str, int]
+    """With presence: the numbers of `Present` at rest, and signals and changes over the whole churn."""
 
 
 class Churn:
     """A site, and the actions of a plan on it."""
 
-    def __init__(self, site: Site, say: Say) -> None:
+    def __init__(self, site: Site, say: Say, *, presence: bool) -> None:
         self.site = site
         self.say = say
+        self.presence = presence
         self.signals = site.folder / "signals.jsonl"
         log = {"SIGNALS_LOG": str(self.signals)}
-        self.servers: list[WebServer] = [site.serve(**log) for _ in range(SERVERS)]
+        if presence:
+            note_changes(site)
+        serve = functools.partial(site.serve, application=WITH_USERS) if presence else site.serve
+        self.servers: list[WebServer] = [serve(**log) for _ in range(SERVERS)]
         self.reaper: Program = site.reaper(**log)
         self.kills: list[float] = []
         """The times at which servers and reapers were killed, as seconds since 1970."""
@@ -150,8 +171,11 @@ class Churn:
     async def _do(self, action: Action) -> None:
         match action.what:
             case "connect":
-                url = self.servers[action.server].websocket("").rstrip("/")
-                phone = Phone(url, action.group, action.count, log=next(self._logs))
+                urls = [server.websocket("").rstrip("/") for server in self.servers]
+                url, *others = urls[action.server :] + urls[: action.server]
+                users = users_of(action.who, action.count) if self.presence else None
+                log = next(self._logs)
+                phone = Phone(url, action.group, action.count, log=log, users=users, others=others)
                 self.phones[action.who] = await asyncio.to_thread(phone.start)
             case "disconnect":
                 await self._end(self.phones.pop(action.who))
@@ -217,6 +241,11 @@ class Churn:
         await asyncio.sleep(seconds)
         await asyncio.to_thread(program.start)
 
+    def settle(self) -> None:
+        """Have clients change their server no more."""
+        for phone in self.phones.values():
+            phone.tell(do="stay")
+
     async def go_home(self) -> None:
         """Have every client leave."""
         await asyncio.gather(*(self._end(phone) for phone in self.phones.values()))
@@ -227,7 +256,17 @@ class Churn:
             phone.kill()
 
 
-async def churn(site: Site, *, seed: int, seconds: float, say: Say) -> Outcome:
+def users_of(phone: str, count: int) -> list[str]:
+    """Return the user of each client of a phone; empty for an anonymous client.
+
+    Two phones share eight users, and a phone with more clients has users with several connections. So some
+    users always have another connection elsewhere, and others leave.
+    """
+    pair = int(phone.split()[1]) // 2
+    return ["" if number % 5 == 4 else str(1 + pair * 8 + number % 8) for number in range(count)]
+
+
+async def churn(site: Site, *, seed: int, seconds: float, say: Say, presence: bool = True) -> Outcome:
     """Run the plan of this seed against a site that was started with `REALTIME`.
 
     Args:
@@ -235,11 +274,12 @@ async def churn(site: Site, *, seed: int, seconds: float, say: Say) -> Outcome:
         seed: The seed of the plan.
         seconds: The length of the plan.
         say: Called with lines about the progress.
+        presence: Clients are users, and keep pictures.
 
     Raises:
         AssertionError: Something is left over, or missing.
     """
-    chaos = Churn(site, say)
+    chaos = Churn(site, say, presence=presence)
     witnesses = Witnesses(site, chaos.servers, chaos.phones.values())
     steady = chaos.servers[STEADY]
     try:
@@ -247,9 +287,15 @@ async def churn(site: Site, *, seed: int, seconds: float, say: Say) -> Outcome:
         before, had = (await memory(steady)).resident, connections_had(steady)
         await chaos.run(seed, seconds)
         say("nothing is broken any more")
+        chaos.settle()
         rest, rest_after, ends = await at_rest(site, witnesses, say)
+        present = await presence_agrees(chaos, witnesses) if presence else {}
         await chaos.go_home()
         await nothing_is_left(site, witnesses)
+        if presence:
+            told = await all_are_offline(chaos)
+            say(f"signals equal changes: {told}")
+            present |= {f"signals_{name}": number for name, number in asdict(told).items()}
         grown, had = (await memory(steady)).resident - before, connections_had(steady) - had
         growth = await memory_is_kept(steady, grown, had, long=seconds >= LONG, say=say)
         announced = await all_announced(chaos)
@@ -270,7 +316,51 @@ async def churn(site: Site, *, seed: int, seconds: float, say: Say) -> Outcome:
         growth_blocks_per_connection=growth.blocks,
         announced=announced.closed,
         cut_off=announced.cut_off,
+        presence=present,
     )
+
+
+async def presence_agrees(chaos: Churn, witnesses: Witnesses) -> dict[str, int]:
+    """Wait until all that know who is present agree, and compare the signals with the changes."""
+
+    async def pictures() -> Pictures:
+        reports = await witnesses.reports()
+        assert [sentence for each in reports for sentence in each.unlike] == []
+        return sum((Counter(dict(each.pictures)) for each in reports), Counter()).items()
+
+    present = await all_agree(chaos.site, pictures, GROUPS, within=QUIESCENCE)
+    chaos.say(f"all know who is present: {present}")
+    # A client is told of all groups that it is in.
+    members = sum(sum(each.groups.values()) for each in await witnesses.reports())
+    assert present.pictures == members, f"{members} memberships, {present}"
+    await signals_told_all(chaos, present.online)
+    return asdict(present)
+
+
+async def signals_told_all(chaos: Churn, online: int) -> Told:
+    """Check the signals against the changes in the database, while `online` users are online."""
+
+    def told() -> Told:
+        # The last changes were made just now.
+        found = signals_equal_changes(chaos.site, chaos.signals, chaos.kills)
+        assert found.users == online, f"{online} users are online: {found}"
+        return found
+
+    return await eventually_async(told, within=10.0, every=0.5)
+
+
+async def all_are_offline(chaos: Churn) -> Told:
+    """Wait until no user is present, and check the signals of the whole churn."""
+
+    async def no_pictures() -> Pictures:
+        return ()
+
+    rest = await all_agree(chaos.site, no_pictures, GROUPS, within=QUIESCENCE)
+    assert rest == Present(online=0, places=0, anonymous=0, pictures=0)
+    await eventually_async(
+        lambda: chaos.site.database.value("SELECT count(*) FROM realtime_presencewatch") == 0, within=10.0
+    )
+    return await signals_told_all(chaos, 0)
 
 
 async def all_announced(chaos: Churn) -> Announced:
@@ -337,23 +427,28 @@ def ends_by_reason(site: Site) -> dict[str, int]:
     return {row["close_reason"]: row["number"] for row in rows}
 
 
-def command(pairing: Pairing, seed: int, seconds: float) -> str:
+def command(pairing: Pairing, seed: int, seconds: float, *, presence: bool = True) -> str:
     """Return the command line that repeats a churn."""
     options = {"minutes": f"{seconds / 60:g}", "seed": str(seed)}
-    return by_hand.command("tests.faults.churn", pairing, options)
+    flags = () if presence else ("--no-presence",)
+    return by_hand.command("tests.faults.churn", pairing, options, *flags)
 
 
 def main() -> None:
-    options = by_hand.parser(__doc__, minutes=30.0).parse_args()
+    asked = by_hand.parser(__doc__, minutes=30.0)
+    asked.add_argument("--presence", action=argparse.BooleanOptionalAction, default=True)
+    options = asked.parse_args()
     pairing, seconds = by_hand.pairing_of(options), options.minutes * 60
     if options.plan:
         for action in plan(options.seed, seconds):
             say(str(action))
         return
-    again = command(pairing, options.seed, seconds)
+    again = command(pairing, options.seed, seconds, presence=options.presence)
     say(f"seed {options.seed}; again: {again}")
     with by_hand.site_by_hand("churn", pairing, again, **REALTIME) as site:
-        outcome = asyncio.run(churn(site, seed=options.seed, seconds=seconds, say=say))
+        outcome = asyncio.run(
+            churn(site, seed=options.seed, seconds=seconds, say=say, presence=options.presence)
+        )
     measured(f"churn of {options.minutes:g} minutes", pairing, seed=options.seed, **asdict(outcome))
 
 

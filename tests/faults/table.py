@@ -326,8 +326,21 @@ ROWS = (
         (("poisoned row", "connected"), ("poisoned row", "culprits")),
     ),
     Row(
+        "users while a process is killed or restarted, Redis is emptied, a phone sleeps, many reconnect",
+        "each change once, a grace after the fault was found; none for users who are back within the grace",
+        ("presence,",),
+        "test_presence",
+        (
+            ("presence, process killed", "left_after"),
+            ("presence, users who reconnect", "frames"),
+            ("presence, users who reconnect", "signals"),
+            ("presence, rolling restart", "frames"),
+            ("presence, a phone that sleeps", "left_after"),
+        ),
+    ),
+    Row(
         "churn",
-        "open sockets = open records = memberships in the layer; signals = closed records; no growth",
+        "open sockets = open records = memberships in the layer; signals = closed records; presence agrees",
         ("churn of",),
         "test_churn",
         (

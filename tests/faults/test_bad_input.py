@@ -158,7 +158,12 @@ FRAMES: dict[str, tuple[bytes, Error | Answer | Closed]] = {
     "a type that is an array": (frame('{"type":["join"]}'), BAD),
     "a type that is not known": (frame('{"type":"dance","ref":1}'), Error("unknown_type", 1)),
     "a type of the server": (frame('{"type":"goodbye","reason":"kicked","reconnect":false}'), UNKNOWN),
-    "a reserved type": (frame('{"type":"presence","ref":"a"}'), Error("unknown_type", "a")),
+    "a reserved type": (frame('{"type":"refresh","ref":"a"}'), Error("unknown_type", "a")),
+    "presence without a group": (frame('{"type":"presence","ref":"a"}'), Error("bad_frame", "a")),
+    "presence of a group with a bad name": (
+        frame('{"type":"presence","ref":"a","group":"realtime.x"}'),
+        Error("bad_group", "a"),
+    ),
     "an event of the layer": (frame('{"type":"realtime.kick","connections":[]}'), UNKNOWN),
     "no ref": (frame(f'{{"type":"join","group":"{GROUP}"}}'), BAD),
     "a ref that is an object": (frame('{"type":"join","ref":{},"group":"public.x"}'), BAD),

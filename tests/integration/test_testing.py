@@ -12,6 +12,7 @@ from realtime import apublish, publish
 from realtime.closing import CloseReason
 from realtime.consumers import RealtimeConsumer
 from realtime.models import Connection, Membership
+from realtime.presence import ais_online, apresence
 from realtime.routing import websocket_urlpatterns
 from realtime.testing import Refused, connect
 
@@ -50,6 +51,13 @@ class InsideATestCase(TestCase):
         record = await Connection.objects.aget()
         assert record.close_reason == CloseReason.APPLICATION_CLOSED.value
         assert not await Membership.objects.to_leave().aexists()
+
+    async def test_a_client_that_comes_back(self) -> None:
+        url = "/ws/?client=0123456789abcdef"
+        async with connect(application, url) as older, connect(application, url):
+            await older.assert_closed(CloseReason.SUPERSEDED)
+        reasons = [reason async for reason in Connection.objects.values_list("close_reason", flat=True)]
+        assert sorted(reasons) == ["client_closed", "superseded"]
 
     async def test_a_refusal(self) -> None:
         with pytest.raises(Refused):
@@ -123,3 +131,10 @@ async def test_an_expected_close_hides_the_exception_of_a_handler() -> None:
     async with connect(Buggy.as_asgi(), "/") as client:
         await client.send(text="x")
         await client.assert_closed(CloseReason.HANDLER_ERROR)
+
+
+@pytest.mark.django_db
+async def test_with_the_db_fixture_presence_sees_the_test() -> None:
+    async with connect(Shouting.as_asgi(), "/", user=User(pk=7, username="anne")):
+        assert (await apresence("shouts")).users == ("7",)
+        assert await ais_online(7)

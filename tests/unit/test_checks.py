@@ -230,5 +230,23 @@ def test_clients_that_nothing_pings(
         assert ids(checks.check_server(None)) == expected
 
 
+@pytest.mark.parametrize(
+    ("realtime", "expected"),
+    [
+        ({}, []),
+        ({"PRESENCE_GRACE": 5.1}, []),
+        ({"PRESENCE_GRACE": 5.0}, ["realtime.W012"]),
+        ({"PRESENCE_GRACE": 0}, ["realtime.W012"]),
+        ({"RECONNECT_WINDOW": 30.0}, ["realtime.W012"]),
+        ({"RECONNECT_WINDOW": 30.0, "PRESENCE": []}, []),
+        ({"PRESENCE_GRACE": -1}, []),
+        (["no dict"], []),
+    ],
+)
+def test_a_grace_that_a_restart_exceeds(realtime: Any, expected: list[str]) -> None:
+    with override_settings(REALTIME=realtime):
+        assert ids(checks.check_grace(None)) == expected
+
+
 def test_this_project_passes_all_checks() -> None:
     assert django_checks.run_checks(tags=["realtime"]) == []

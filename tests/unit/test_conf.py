@@ -62,6 +62,10 @@ def test_the_default_limits_of_liveness() -> None:
         ({"HISTORY": ["g"]}, "HISTORY is ['g']; set a dict such as"),
         ({"HISTORY": {"a b": {"size": 1, "ttl": 1}}}, "the pattern 'a b': no group has such a name"),
         ({"HISTORY": {"a": 300}}, """the pattern 'a': its value is 300; set {"size": …, "ttl": …}"""),
+        ({"PRESENCE": "room.*"}, "PRESENCE is 'room.*'; set a list of patterns of group names"),
+        ({"PRESENCE": ["a", "b c"]}, "PRESENCE has the pattern 'b c': no group has such a name"),
+        ({"PRESENCE": ["realtime.*"]}, 'names that start with "realtime." are reserved'),
+        ({"PRESENCE_GRACE": -1}, "set a number of seconds, zero or more."),
         ({"HISTORY_TAIL_BYTES": 0}, "set a whole number above zero."),
     ],
 )
@@ -85,6 +89,9 @@ def test_wrong_settings_are_named(given: dict[str, Any], words: str) -> None:
         {"GC_THRESHOLD": None},
         {"GC_THRESHOLD": [700, 10, 10]},
         {"MAX_ECHOES_MISSED": None},
+        {"PRESENCE": ["room.*", "lobby"]},
+        {"PRESENCE": ()},
+        {"PRESENCE_GRACE": 0},
         {"HISTORY": {"user.*": {"size": 10, "ttl": 0.5}, "*": {"size": 1, "ttl": 60}}},
     ],
 )
@@ -104,6 +111,16 @@ def test_the_history_of_a_group_follows_the_settings() -> None:
         assert conf.get().retention("ab") is conf.get().retention("ab")
         assert conf.get().retention("b") is None
     assert conf.get().retention("ab") is None
+
+
+@pytest.mark.parametrize(
+    ("patterns", "tracked"),
+    [(["room.*", "lobby"], True), (["*"], True), (["lobby", "room"], False), ([], False)],
+)
+def test_the_tracked_groups_follow_the_settings(patterns: list[str], tracked: bool) -> None:
+    with override_settings(REALTIME={"PRESENCE": patterns}):
+        assert conf.get().tracks_presence("room.7") is tracked
+    assert conf.get().tracks_presence("room.7")
 
 
 def test_wrong_project_settings_raise_all_their_sentences() -> None:

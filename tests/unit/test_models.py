@@ -8,9 +8,9 @@ from django.db import models
 from django.utils.functional import Promise
 
 from realtime.closing import CloseReason
-from realtime.models import Connection, Membership, Process, Round
+from realtime.models import Connection, Membership, PresenceWatch, PresentUser, Process, Round
 
-MODELS = [Process, Connection, Membership, Round]
+MODELS = [Process, Connection, Membership, PresentUser, PresenceWatch, Round]
 FIELDS = [field for model in MODELS for field in model._meta.local_fields]
 
 

@@ -38,6 +38,23 @@ export interface Message<Data = unknown> {
   readonly recovered?: true;
 }
 
+/** The users in a group, once each, however many connections they have. */
+export interface Present {
+  /** The ids of the users in the order in which they came, at most the first 1,000. */
+  readonly users: readonly string[];
+  /** The number of anonymous connections. */
+  readonly anonymous: number;
+  /** The number of all users. */
+  readonly total: number;
+}
+
+/** The answer to the question who is in a group. */
+export interface Presence extends Present {
+  readonly type: "presence";
+  readonly group: string;
+  readonly ref?: number | string;
+}
+
 /** The answer to a join. */
 export interface Joined {
   readonly type: "joined";
@@ -48,6 +65,8 @@ export interface Joined {
   readonly offset?: number;
   /** Whether everything after `since` follows. Absent if the join had no `since`. */
   readonly recovered?: boolean;
+  /** Who is in the group, if the join asked. */
+  readonly presence?: Present;
 }
 
 /** The answer to a leave. */
@@ -78,6 +97,18 @@ export interface RealtimeEventMap {
     readonly reason: "refused" | "reset";
     readonly position: Position | null;
   }>;
+  /** Who is in a group that was joined with `presence`; also after a reconnect, if something is different then. */
+  presence: CustomEvent<
+    Present & {
+      readonly group: string;
+      /** The users of this list who were not in that of the last event. */
+      readonly joined: readonly string[];
+      /** The users of the list of the last event who are not in this one. */
+      readonly left: readonly string[];
+    }
+  >;
+  /** Data that server code sent to the user of this connection. */
+  notification: CustomEvent<{ readonly data: unknown }>;
   groups: CustomEvent<{ readonly groups: readonly string[] }>;
   ping: CustomEvent<{ readonly n: number }>;
   goodbye: CustomEvent<{ readonly reason: string; readonly reconnect: boolean; readonly retry_after?: number }>;
@@ -124,6 +155,7 @@ export type ErrorCode =
   | "bad_group"
   | "forbidden"
   | "internal"
+  | "no_presence"
   | "not_joined"
   | "rate_limited"
   | "unknown_type"
@@ -171,12 +203,17 @@ export class RealtimeConnection extends EventTarget {
   connect(): void;
   /** Closes until connect() is called again; the groups and positions are remembered. */
   close(): void;
-  /** Joins a group, and again after every reconnect. `since` asks for the messages after a position. */
-  join(group: string, options?: { since?: Position | null }): Promise<Joined>;
+  /**
+   * Joins a group, and again after every reconnect. `since` asks for the messages after a position; `presence` asks for
+   * the event `presence`.
+   */
+  join(group: string, options?: { since?: Position | null; presence?: boolean }): Promise<Joined>;
   /** Leaves a group, and forgets its position. */
   leave(group: string): Promise<Left>;
   /** Publishes to a group. A publish with an `id` that the server knows is not delivered again (with history). */
   publish(group: string, data: unknown, options?: { id?: string }): Promise<Published>;
+  /** Asks who is in a group. The connection need not be a member. */
+  presence(group: string): Promise<Presence>;
   /** Pings the server; returns the round trip in seconds. */
   check(): Promise<number>;
 

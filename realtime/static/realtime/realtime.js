@@ -15,7 +15,7 @@
  * not, reconnects with back-off, joins its groups again, and asks for the messages that it missed in groups that keep
  * history. All durations are seconds, all times are `Date.now()` milliseconds.
  *
- * The module is one file in three parts: `Place` (recovery in one group), `Link` (one socket), `RealtimeConnection`.
+ * The module is one file in three parts: `Place` (one group), `Link` (one socket), `RealtimeConnection`.
  * Storages of static files that put a hash into file names do not rewrite imports between modules, so the parts could
  * come from different releases (docs/decisions/0030-the-client-is-one-file.md).
  *
@@ -54,26 +54,6 @@ const OPEN = 1;
 /** Seconds between two writes of the positions to the storage. A page that is hidden or left writes them as well. */
 const REMEMBER_EVERY = 1;
 
-/** @type {{ size: number, ttl: number }} */
-const DEFAULT_QUEUE = { size: 100, ttl: 60 };
-
-/** Node has no global `CustomEvent` before version 19. */
-const DetailEvent =
-  globalThis.CustomEvent ??
-  class extends Event {
-    /**
-     * @param {string} name
-     * @param {{ detail: object }} init
-     */
-    constructor(name, { detail }) {
-      super(name);
-      this.detail = detail;
-    }
-  };
-
-/** Errors after which a join is tried again; every other refusal of a join is final. */
-const PASSING_ERRORS = new Set(["rate_limited", "internal"]);
-
 /**
  * @typedef {"closed" | "connecting" | "open" | "waiting"} State
  *   `closed`: nothing happens until connect(). `waiting`: a reconnect is due at `retryAt`.
@@ -99,6 +79,15 @@ const PASSING_ERRORS = new Set(["rate_limited", "internal"]);
  * @property {string} [epoch]
  * @property {number} [offset]
  * @property {boolean} [recovered]
+ * @property {any} [presence]  `true` asks for the users in a group; the answer has them: a Present.
+ * @property {string[]} [users]
+ * @property {string[]} [joined]
+ * @property {string[]} [left]
+ * @property {number} [anonymous]
+ * @property {number} [total]
+ *
+ * @typedef {{ users: string[], anonymous: number, total: number }} Present  The users in a group, at most the first
+ *   1,000; the number of anonymous connections; the number of all users.
  *
  * @typedef {{ epoch: string, offset: number }} Position  The place of a message in the history of its group.
  *
@@ -124,14 +113,14 @@ const PASSING_ERRORS = new Set(["rate_limited", "internal"]);
  */
 
 /** @type {Readonly<Options>} */
-const DEFAULTS = Object.freeze({
+const DEFAULTS = {
   backoffBase: 1,
   backoffCap: 30,
   connectTimeout: 30,
   answerTimeout: 5,
   remember: false,
   queue: false,
-});
+};
 
 /** A command that the server refused (`code` comes from the error frame) or that could not be delivered. */
 export class RealtimeError extends Error {
@@ -170,7 +159,7 @@ export function mayReconnect(code) {
  * @returns {number}  Seconds.
  */
 function backoff(attempt, base, cap) {
-  return Math.random() * Math.min(cap, base * 2 ** Math.min(attempt, 30));
+  return Math.random() * Math.min(cap, base * 2 ** attempt);
 }
 
 /**
@@ -203,9 +192,9 @@ function backoff(attempt, base, cap) {
  */
 function deferred() {
   /** @type {any} */
-  const settle = {};
-  const promise = new Promise((resolve, reject) => Object.assign(settle, { resolve, reject }));
-  return { promise, ...settle };
+  const answer = {};
+  answer.promise = new Promise((resolve, reject) => Object.assign(answer, { resolve, reject }));
+  return answer;
 }
 
 /**
@@ -221,13 +210,13 @@ function readPosition(value) {
 }
 
 /**
- * Where this client is in the history of one group.
+ * What this client knows of one group: its place in the history, and the users who are there.
  *
  * Each message is delivered once and in order. If that cannot be, the application is told `reset`.
  */
 class Place {
+  /** @type {EventTarget} */ #connection;
   /** @type {string} */ #group;
-  /** @type {(name: string, detail: object) => void} */ #emit;
   /** @type {() => void} */ #ask;
 
   /** The last message that was delivered, or after which to begin. @type {Position | null} */ since = null;
@@ -241,15 +230,27 @@ class Place {
   /** Live messages that come after the recovery. @type {Frame[]} */ #held = [];
   #losses = 0;
 
+  /** True if the application wants to know the users. @type {true | undefined} */ presence;
+  /** The ref of the newest join that asks for the users, until its answer. */
+  looked = 0;
+  /** The changes since that join was sent: the users in its answer may be older. @type {Frame[]} */ #changes = [];
+  /** What the application knows of the users. @type {{ users: Set<string>, anonymous?: number, total?: number }} */
+  #told = { users: new Set() };
+
   /**
+   * @param {EventTarget} connection  Where events are dispatched.
    * @param {string} group
-   * @param {(name: string, detail: object) => void} emit
    * @param {() => void} ask  Sends a join with `since`.
    */
-  constructor(group, emit, ask) {
+  constructor(connection, group, ask) {
+    this.#connection = connection;
     this.#group = group;
-    this.#emit = emit;
     this.#ask = ask;
+  }
+
+  /** Returns what is kept in the storage. */
+  toJSON() {
+    return this.since;
   }
 
   /** Forgets what belonged to the socket that ended. Held messages were not delivered, so the next join recovers them. */
@@ -267,16 +268,13 @@ class Place {
    */
   joined(frame) {
     const position = readPosition(frame);
-    if (!this.asked || frame.ref !== this.asked) {
+    if (frame.ref !== this.asked) {
       // Without `since` in the join. If a message came first, it says more.
       this.since ??= position;
       return;
     }
     this.asked = 0;
-    if (!position || frame.recovered !== true) {
-      this.refused(position);
-      return;
-    }
+    if (!position || frame.recovered !== true) return this.refused(position);
     this.#end = position;
     this.#count = 0;
     this.#whole = true;
@@ -295,15 +293,13 @@ class Place {
     this.#end = null;
     this.since = position;
     this.#reset("refused");
-    if (position) {
-      if (this.#held.some((frame) => frame.epoch !== position.epoch)) {
-        // Whether they are older or newer than this epoch, only the server knows.
-        this.#held = [];
-        this.#ask();
-        return;
-      }
-      // Of the others, take() drops those that the application loads now.
+    if (position && this.#held.some((frame) => frame.epoch !== position.epoch)) {
+      // Whether they are older or newer than this epoch, only the server knows.
+      this.#held = [];
+      this.#ask();
+      return;
     }
+    // Of the others, take() drops those that the application loads now.
     this.#release();
   }
 
@@ -349,7 +345,7 @@ class Place {
     // First, because a listener may leave the group or close the connection.
     if (position) this.since = position;
     if (this.#end) this.#count += 1;
-    this.#emit("message", this.#end ? { ...frame, recovered: true } : frame);
+    emit(this.#connection, "message", this.#end ? { ...frame, recovered: true } : frame);
     this.#finish();
   }
 
@@ -358,23 +354,67 @@ class Place {
     // The same message in the newer epoch, which the server remembers for longer.
     if (this.since.offset === this.#end.offset) this.since = this.#end;
     this.#end = null;
-    if (this.#whole) this.#emit("recovered", { group: this.#group, messages: this.#count });
+    if (this.#whole) emit(this.#connection, "recovered", { group: this.#group, messages: this.#count });
     this.#release();
   }
 
   #release() {
-    const held = this.#held;
     const losses = this.#losses;
-    this.#held = [];
-    for (const frame of held) {
+    for (const frame of this.#held.splice(0)) {
       // If a listener closes the connection, the rest is recovered later. If a gap appears, take() holds the rest.
       if (losses === this.#losses) this.take(frame);
     }
   }
 
+  /** @param {number} ref  The ref of a join that asks for the users. They include all changes that arrived before. */
+  look(ref) {
+    this.looked = ref;
+    this.#changes = [];
+  }
+
+  /**
+   * Takes the users from the answer to a join, or a change of them.
+   *
+   * @param {Frame} frame
+   */
+  see(frame) {
+    const { type, ref, presence } = frame;
+    if (!this.presence) return;
+    if (type === "presence") {
+      if (this.looked) this.#changes.push(frame);
+      else this.#see(this.#told.users, [frame]);
+    } else if (ref === this.looked) {
+      this.looked = 0;
+      if (presence) this.#see(presence.users, [presence, ...this.#changes]);
+    }
+  }
+
+  /**
+   * Replaces the users, and tells the application what is different.
+   *
+   * @param {Iterable<string>} present
+   * @param {Partial<Frame>[]} changes  Changes of these users. The last one has the numbers.
+   */
+  #see(present, changes) {
+    const users = new Set(present);
+    const before = this.#told;
+    let anonymous, total;
+    for (const change of changes) {
+      for (const user of change.joined ?? []) users.add(user);
+      for (const user of change.left ?? []) users.delete(user);
+      ({ anonymous, total } = change);
+    }
+    const joined = [...users].filter((user) => !before.users.has(user));
+    const left = [...before.users].filter((user) => !users.has(user));
+    this.#told = { users, anonymous, total };
+    if (joined.length || left.length || anonymous !== before.anonymous || total !== before.total) {
+      emit(this.#connection, "presence", { group: this.#group, users: [...users], joined, left, anonymous, total });
+    }
+  }
+
   /** @param {"refused" | "reset"} reason */
   #reset(reason) {
-    this.#emit("reset", { group: this.#group, reason, position: this.since });
+    emit(this.#connection, "reset", { group: this.#group, reason, position: this.since });
   }
 }
 
@@ -392,7 +432,6 @@ class Link {
   /** @type {(code: number | null, reason: string) => void} */ #onOver;
   /** @type {ReturnType<typeof setInterval>} */ #timer;
   #over = false;
-  #maxSilence = DEFAULT_MAX_SILENCE;
 
   // Use the wall clock: on some platforms timers and performance.now() stop while the machine sleeps. After the
   // machine wakes, only the wall clock shows how long the silence was.
@@ -409,6 +448,7 @@ class Link {
   /** @type {number | null} When the last frame arrived. */ heardAt = null;
   /** @type {number | null} When the server's welcome arrived. */ openedAt = null;
   /** @type {number | null} */ roundTrip = null;
+  maxSilence = DEFAULT_MAX_SILENCE;
 
   /**
    * @param {string} url
@@ -432,17 +472,12 @@ class Link {
   /**
    * Starts the limit on silence. The connection calls this when the welcome arrived.
    *
-   * @param {unknown} maxSilence  Seconds for which the server may be silent. An unusable value means the default.
+   * @param {any} maxSilence  Seconds for which the server may be silent. An unusable value means the default.
    */
   opened(maxSilence) {
-    const usable = typeof maxSilence === "number" && Number.isFinite(maxSilence) && maxSilence > 0;
-    this.#maxSilence = usable ? maxSilence : DEFAULT_MAX_SILENCE;
+    this.maxSilence = Number.isFinite(maxSilence) && maxSilence > 0 ? maxSilence : DEFAULT_MAX_SILENCE;
     this.openedAt = Date.now();
-    this.#deadline = this.openedAt + this.#maxSilence * 1000;
-  }
-
-  get maxSilence() {
-    return this.#maxSilence;
+    this.#deadline = this.openedAt + this.maxSilence * 1000;
   }
 
   /**
@@ -471,13 +506,13 @@ class Link {
     ping.promise.catch(() => {});
     this.#pings.set(++this.#n, ping);
     this.#asking = true;
-    this.#deadline = Math.min(this.#deadline, Date.now() + this.#options.answerTimeout * 1000);
+    this.expectFrame();
     this.#write({ type: "ping", n: this.#n });
     return ping.promise;
   }
 
-  /** Bounds the wait for the close frame after the server's goodbye, because the close frame may be lost. */
-  expectClose() {
+  /** Bounds the wait for the next frame, or for the close frame after the server's goodbye, which may be lost. */
+  expectFrame() {
     this.#deadline = Math.min(this.#deadline, Date.now() + this.#options.answerTimeout * 1000);
   }
 
@@ -494,12 +529,9 @@ class Link {
   #judge() {
     if (this.#over) return;
     const now = Date.now();
-    if (now >= this.#deadline) {
-      this.end(null, this.openedAt === null ? "never_opened" : "silent");
-      return;
-    }
+    if (now >= this.#deadline) return this.end(null, this.openedAt === null ? "never_opened" : "silent");
     // If the clock was set back, the deadline must not move hours away.
-    this.#deadline = Math.min(this.#deadline, now + Math.max(this.#maxSilence, this.#options.connectTimeout) * 1000);
+    this.#deadline = Math.min(this.#deadline, now + Math.max(this.maxSilence, this.#options.connectTimeout) * 1000);
     if (now >= this.#askAt) {
       this.#askAt = Infinity;
       this.ask();
@@ -517,7 +549,7 @@ class Link {
     this.#over = true;
     clearInterval(this.#timer);
     this.#socket.close();
-    for (const ping of this.#pings.values()) ping.reject(new RealtimeError("disconnected", "The connection was lost."));
+    for (const ping of this.#pings.values()) ping.reject(disconnected());
     this.#pings.clear();
     this.#onOver(code, reason);
   }
@@ -534,7 +566,7 @@ class Link {
     // while the page slept prove nothing about the server now.
     this.heardAt = Date.now();
     this.#askAt = Infinity;
-    const silence = this.#asking ? Math.min(this.#options.answerTimeout, this.#maxSilence) : this.#maxSilence;
+    const silence = this.#asking ? Math.min(this.#options.answerTimeout, this.maxSilence) : this.maxSilence;
     if (this.openedAt !== null) this.#deadline = this.heardAt + silence * 1000;
     if (frame !== null) this.#onFrame(frame);
   }
@@ -565,7 +597,7 @@ function decode(payload) {
   if (typeof payload !== "string") return null;
   try {
     const frame = JSON.parse(payload);
-    return frame !== null && typeof frame === "object" && typeof frame.type === "string" ? frame : null;
+    return typeof frame?.type === "string" ? frame : null;
   } catch {
     return null;
   }
@@ -582,13 +614,20 @@ function decode(payload) {
  *   many messages that were.
  * - `reset`: `detail` is `{group, reason, position}`: messages of this group are lost to this client. The application
  *   loads its state again. The reason is `refused` (this client missed too much) or `reset` (the server lost the history).
+ * - `presence`: `detail` is `{group, users, joined, left, anonymous, total}`: the users in a group that was joined with
+ *   `presence`, and how they differ from the last event.
  * - `groups`: `detail` is `{groups}`, the groups that the server has confirmed.
- * - `ping`: `detail` is `{n}`; the ping is already answered.
+ * - `notification`: `detail` is the frame: `{data}`, which server code sent to the user of this connection.
+ * - `ping`: `detail` is the frame: `{n}`; the ping is already answered.
  * - `goodbye`: `detail` is the frame: `{reason, reconnect, retry_after}`; the close follows.
  * - `error`: `detail` is `{code, detail, ref?, group?}`: an error that none of your promises reports.
  */
 export class RealtimeConnection extends EventTarget {
   /** @type {string} */ #url;
+  /** The URL with the id of this client, by which the server knows which connection a new one replaces. */
+  /** The URL of the socket, up to the client id. @type {string} */ #address;
+  /** The client id; empty if the application has chosen one in its URL. */
+  #client = "";
   /** @type {Options} */ #options;
   /** @type {State} */ #state = "closed";
   /** @type {Link | null} */ #link = null;
@@ -615,7 +654,7 @@ export class RealtimeConnection extends EventTarget {
   /** The groups that the server confirmed on the current socket. @type {Set<string>} */
   #joined = new Set();
 
-  /** Groups with history. @type {Map<string, Place>} */ #places = new Map();
+  /** @type {Map<string, Place>} */ #places = new Map();
   /** Groups in which this client published and that keep history. @type {Set<string>} */ #repeatable = new Set();
   /** The key of the positions in the storage; "" if they are not kept. */
   #key = "";
@@ -634,9 +673,16 @@ export class RealtimeConnection extends EventTarget {
     const absolute = new URL(url, globalThis.location?.href);
     absolute.protocol = absolute.protocol.replace(/^http/, "ws");
     this.#url = absolute.href;
+    // In memory only: a duplicated tab gets a copy of the storage, and must be another client.
+    // If the application has chosen an id of its own, it stays: the server refuses two.
+    if (!absolute.searchParams.has("client")) {
+      absolute.search += `${absolute.search && "&"}client=`;
+      this.#client = newId();
+    }
+    this.#address = absolute.href;
     this.#options = { ...DEFAULTS, ...options };
     const { remember, queue } = this.#options;
-    if (queue) this.#limits = { ...DEFAULT_QUEUE, ...(queue === true ? {} : queue) };
+    if (queue) this.#limits = { size: 100, ttl: 60, .../** @type {object} */ (queue) };
     if (remember) this.#recall(`realtime:${remember === true ? this.#url : remember}`);
   }
 
@@ -690,13 +736,12 @@ export class RealtimeConnection extends EventTarget {
    * @returns {Position | null}
    */
   position(group) {
-    const since = this.#places.get(group)?.since;
-    return since ? { ...since } : null;
+    return readPosition(this.#places.get(group)?.since); // a copy
   }
 
   /** Connects. While the connection waits for a reconnect, tries now. */
   connect() {
-    if (this.#state === "connecting" || this.#state === "open") return;
+    if (this.#link) return;
     if (this.#state === "closed") this.#attempt = 0;
     // Code of the page runs, so the page is not frozen. A closed connection may have missed that it was resumed.
     this.#frozen = false;
@@ -717,18 +762,22 @@ export class RealtimeConnection extends EventTarget {
    * If the group keeps history, each later join asks for the messages that were missed. The first one asks only if the
    * position is given, or was remembered from an earlier life of the page.
    *
+   * With `presence`, the event `presence` tells who is in the group, until the group is left.
+   *
    * @param {string} group
-   * @param {{ since?: Position | null }} [options]  The last message that the application has.
+   * @param {{ since?: Position | null, presence?: boolean }} [options]  `since`: the last message that the application
+   *   has.
    * @returns {Promise<Frame>}  The `joined` frame.
    * @throws {RealtimeError}  The server refused, or the connection was closed first and does not reconnect.
    */
-  join(group, { since = null } = {}) {
+  join(group, { since = null, presence = false } = {}) {
     const waiting = this.#joins.get(group);
-    if (waiting) return waiting.promise;
-    const given = readPosition(since);
-    if (given) this.#place(group).since = given;
+    const place = this.#place(group);
+    if (waiting && (!presence || place.presence)) return waiting.promise;
+    if (presence) place.presence = true;
+    place.since = readPosition(since) ?? place.since;
     /** @type {Deferred<Frame>} */
-    const answer = deferred();
+    const answer = waiting ?? deferred();
     this.#joins.set(group, answer);
     this.#wanted.add(group);
     this.#unwanted.delete(group);
@@ -745,7 +794,7 @@ export class RealtimeConnection extends EventTarget {
   async leave(group) {
     this.#wanted.delete(group);
     this.#unwanted.add(group);
-    this.#joins.get(group)?.reject(new RealtimeError("left", `The group ${group} was left before it was joined.`));
+    this.#joins.get(group)?.reject(new RealtimeError("left", `The group was left.`));
     this.#joins.delete(group);
     this.#forget(group);
     // Without a socket there is nothing to leave, because membership ends with the connection.
@@ -770,11 +819,11 @@ export class RealtimeConnection extends EventTarget {
    */
   async publish(group, data, { id = newId() } = {}) {
     const text = JSON.stringify(data);
-    if (text === undefined) throw new TypeError(`JSON cannot encode data of type ${typeof data}.`);
+    if (text === undefined) throw new TypeError("JSON cannot encode this data.");
     if (!this.#limits || this.#state === "closed") return this.#command({ type: "publish", group, data, id });
     const { size, ttl } = this.#limits;
     if (this.#state !== "open" && this.#queue.length >= size) {
-      throw new RealtimeError("queue_full", `${size} publishes already wait for the connection.`);
+      throw new RealtimeError("queue_full", `${size} publishes wait.`);
     }
     // A copy, because the application may change its object before it is sent.
     const frame = { type: "publish", group, data: JSON.parse(text), id };
@@ -783,6 +832,17 @@ export class RealtimeConnection extends EventTarget {
     if (this.#state === "open") this.#sendQueued(queued);
     else this.#enqueue(queued);
     return queued.answer.promise;
+  }
+
+  /**
+   * Asks who is in a group. No membership is needed.
+   *
+   * @param {string} group
+   * @returns {Promise<Frame>}  The `presence` frame, with `users`, `anonymous` and `total`.
+   * @throws {RealtimeError}  Not connected, the server refused, or the connection was lost before the answer.
+   */
+  presence(group) {
+    return this.#command({ type: "presence", group });
   }
 
   /**
@@ -802,7 +862,7 @@ export class RealtimeConnection extends EventTarget {
     this.#slotted = false;
     this.#goodbye = null;
     this.#link = new Link(
-      this.#url,
+      this.#address + this.#client,
       this.#options,
       (frame) => this.#receive(frame),
       (code, reason) => this.#lost(code, reason),
@@ -815,23 +875,20 @@ export class RealtimeConnection extends EventTarget {
     switch (frame.type) {
       case "welcome":
         return this.#welcome(frame);
-      case "ping":
-        return this.#emit("ping", { n: frame.n });
       case "message":
-        return this.#message(frame);
       case "reset":
-        return this.#reset(frame);
-      case "joined":
-      case "left":
-      case "published":
-        return this.#answered(frame);
+        return this.#history(frame);
       case "error":
         return this.#refused(frame);
       case "goodbye":
         this.#goodbye = frame;
-        this.#link?.expectClose();
-        return this.#emit("goodbye", frame);
-      default: // Ignore unknown types, which are for newer clients.
+        this.#link?.expectFrame();
+      // falls through
+      case "ping":
+      case "notification":
+        return emit(this, frame.type, frame);
+      default: // Answers, changes of presence, and unknown types, which are for newer clients.
+        return this.#answered(frame);
     }
   }
 
@@ -839,20 +896,20 @@ export class RealtimeConnection extends EventTarget {
   #welcome(frame) {
     this.#id = frame.connection ?? null;
     this.#link?.opened(frame.max_silence);
-    this.#joined = new Set(Array.isArray(frame.groups) ? frame.groups : []);
+    this.#joined = new Set(frame.groups);
     for (const group of new Set([...this.#wanted, ...this.#joined])) {
-      const place = this.#places.get(group);
+      const place = this.#place(group);
       const position = readPosition(frame.positions?.[group]);
       if (this.#unwanted.has(group)) this.#send({ type: "leave", group }, null);
-      else if (!this.#joined.has(group) || place?.since) this.#sendJoin(group);
+      else if (!this.#joined.has(group) || place.since) this.#sendJoin(group);
       else {
-        if (position) this.#place(group).since = position;
-        this.#settleJoin(group, { type: "joined", group, ...position });
+        if (place.presence) this.#sendJoin(group);
+        else this.#settleJoin(group, { type: "joined", group, ...position });
+        // After the join, which asks for no messages.
+        place.since = position;
       }
     }
-    const queue = this.#queue;
-    this.#queue = [];
-    for (const queued of queue) this.#sendQueued(queued);
+    for (const queued of this.#queue.splice(0)) this.#sendQueued(queued);
     // Last, because a listener may join, publish or close.
     this.#enter("open");
     this.#emitGroups();
@@ -861,23 +918,28 @@ export class RealtimeConnection extends EventTarget {
   /** @param {Frame} frame */
   #answered(frame) {
     const command = this.#take(frame.ref);
-    const group = frame.group ?? command?.group;
+    const { type, group = command?.group } = frame;
     const position = readPosition(frame);
-    if (group !== undefined && frame.type === "joined") {
+    if (group === undefined) return;
+    if (type === "joined") {
       this.#joined.add(group);
       this.#settleJoin(group, frame);
       this.#emitGroups();
-      if (position || this.#places.has(group)) this.#place(group).joined(frame);
+      this.#place(group).joined(frame);
+      // A listener may have left the group.
+      this.#places.get(group)?.see(frame);
       this.#rememberSoon();
     }
-    if (group !== undefined && frame.type === "published" && position) this.#repeatable.add(group);
-    if (group !== undefined && frame.type === "left") {
+    if (type === "published" && position) this.#repeatable.add(group);
+    if (type === "left") {
       // Without a ref, the server removed this connection from the group, so do not join it again.
       if (!command) this.#wanted.delete(group);
       this.#joined.delete(group);
-      this.#forget(group);
+      // The application may have joined again.
+      if (!this.#wanted.has(group)) this.#forget(group);
       this.#emitGroups();
     }
+    if (type === "presence" && !command) this.#places.get(group)?.see(frame);
     command?.answer?.resolve(frame);
   }
 
@@ -885,36 +947,31 @@ export class RealtimeConnection extends EventTarget {
   #refused(frame) {
     const { code = "internal", detail = "" } = frame;
     const command = this.#take(frame.ref);
-    if (command?.answer) {
-      command.answer.reject(new RealtimeError(code, detail));
-      return;
-    }
-    if (command?.type !== "join") {
-      this.#emit("error", { code, detail, ref: frame.ref });
-      return;
-    }
+    if (command?.answer) return command.answer.reject(new RealtimeError(code, detail));
+    if (command?.type !== "join") return emit(this, "error", { code, detail, ref: frame.ref });
     const { group, tries } = command;
     const waiting = this.#joins.get(group);
-    const passing = PASSING_ERRORS.has(code);
-    const place = this.#places.get(group);
+    // After these, a join is tried again. Every other refusal of a join is final.
+    const passing = code === "rate_limited" || code === "internal";
+    const place = this.#place(group);
     const member = this.#joined.has(group);
-    if (passing && (!waiting || member)) {
-      this.#rejoinLater(group, tries);
-      return;
-    }
+    if (passing && (!waiting || member)) return this.#rejoinLater(group, tries);
+    const { presence } = place;
+    place.presence = undefined;
     if (member) {
-      // The connection stays in the group that the server added it to, but may not ask for what it missed.
-      this.#settleJoin(group, { type: "joined", group });
-      if (place?.asked === frame.ref) place?.refused(null);
-      return;
+      // The connection stays in the group, but may not ask for what it missed, or for the users.
+      if (!presence) this.#settleJoin(group, { type: "joined", group });
+      if (place.asked === frame.ref) place.refused(null);
+      if (!presence) return;
+    } else {
+      this.#wanted.delete(group);
+      // After a passing error, the application may join again, and misses nothing.
+      if (passing) place.lost();
+      else this.#forget(group);
     }
-    this.#wanted.delete(group);
     this.#joins.delete(group);
-    // After a passing error, the application may join again, and misses nothing.
-    if (passing) place?.lost();
-    else this.#forget(group);
     if (waiting) waiting.reject(new RealtimeError(code, detail));
-    else this.#emit("error", { code, detail, ref: frame.ref, group });
+    else emit(this, "error", { code, detail, ref: frame.ref, group });
   }
 
   /**
@@ -928,7 +985,8 @@ export class RealtimeConnection extends EventTarget {
       // On a newer socket, the welcome has already joined the group.
       if (this.#link !== link) return;
       const missing = this.#wanted.has(group) && !this.#joined.has(group);
-      if (missing || this.#places.get(group)?.asked) this.#sendJoin(group, tries + 1);
+      const place = this.#place(group);
+      if (missing || place.asked || place.looked) this.#sendJoin(group, tries + 1);
     }, wait * 1000);
   }
 
@@ -945,38 +1003,40 @@ export class RealtimeConnection extends EventTarget {
     this.#link = null;
     this.#id = null;
     this.#lastClose = { code, reason: goodbye?.reason || reason, at: Date.now() };
-    const final = closedHere || !mayReconnect(code) || goodbye?.reconnect === false;
+    // The server closed the current socket for one that it took for newer: a late attempt of this client, which it had
+    // given up. Under a new id, the client comes back and takes no other for its own.
+    if (code === 4509) this.#client &&= newId();
+    const final =
+      closedHere || (code === 4509 ? !this.#client : !mayReconnect(code) || goodbye?.reconnect === false);
     for (const place of this.#places.values()) place.lost();
     /** @type {Queued[]} */
     const again = [];
     for (const { type, group, answer, queued } of this.#commands.values()) {
-      if (queued && !final && this.#keepsHistory(group) && again.length < (this.#limits?.size ?? 0)) again.push(queued);
+      // In a group with history, a repeated `id` is harmless.
+      const repeatable = this.#repeatable.has(group) || this.#places.get(group)?.since;
+      if (queued && !final && repeatable && again.length < (this.#limits?.size ?? 0)) again.push(queued);
       else if (type === "leave") answer?.resolve({ type: "left", group }); // The membership ended with the connection.
       else answer?.reject(disconnected());
     }
     this.#commands.clear();
     // They were published before those that wait.
-    const waiting = this.#queue;
-    this.#queue = [];
-    for (const queued of [...again, ...waiting]) this.#enqueue(queued);
+    for (const queued of [...again, ...this.#queue.splice(0)]) this.#enqueue(queued);
     this.#joined.clear();
     // Only a connection that lasted resets the back-off. A server that drops clients immediately does not.
     if (link?.openedAt && Date.now() - link.openedAt >= STABLE_AFTER * 1000) this.#attempt = 0;
     if (final) this.#stop();
-    else this.#retry(goodbye?.retry_after);
+    else this.#retry(goodbye?.retry_after ?? -1);
     this.#emitGroups();
   }
 
-  /** @param {unknown} retryAfter  Seconds, if the server chose this client's slot. */
+  /** @param {number} retryAfter  Seconds, if the server chose this client's slot; otherwise negative. */
   #retry(retryAfter) {
     const { backoffBase, backoffCap } = this.#options;
-    const cap = globalThis.navigator?.onLine === false ? OFFLINE_CAP : Infinity;
-    let wait = backoff(this.#attempt, backoffBase, Math.min(backoffCap, cap));
-    this.#slotted = typeof retryAfter === "number" && retryAfter >= 0;
-    if (typeof retryAfter === "number" && this.#slotted) {
-      // Keep the first slot exactly, because the server has already spread its clients.
-      wait = this.#attempt === 0 ? retryAfter : Math.max(retryAfter, wait);
-    }
+    const offline = globalThis.navigator?.onLine === false;
+    let wait = backoff(this.#attempt, backoffBase, offline ? Math.min(backoffCap, OFFLINE_CAP) : backoffCap);
+    this.#slotted = retryAfter >= 0;
+    // Keep the first slot exactly, because the server has already spread its clients.
+    if (this.#slotted) wait = this.#attempt === 0 ? retryAfter : Math.max(retryAfter, wait);
     wait = Math.min(wait, LONGEST_WAIT);
     this.#attempt += 1;
     this.#retryAt = Date.now() + wait * 1000;
@@ -995,9 +1055,7 @@ export class RealtimeConnection extends EventTarget {
       answer.reject(new RealtimeError("closed", "The connection was closed."));
     }
     this.#joins.clear();
-    const queue = this.#queue;
-    this.#queue = [];
-    for (const queued of queue) this.#giveUp(queued, "closed", "The connection was closed.");
+    for (const queued of this.#queue.splice(0)) this.#giveUp(queued, "closed", "The connection was closed.");
     this.#enter("closed");
   }
 
@@ -1010,21 +1068,22 @@ export class RealtimeConnection extends EventTarget {
     this.#listening = new AbortController();
     const { signal } = this.#listening;
     const page = globalThis.document;
-    /** @type {(target: EventTarget | undefined, names: string[], listener: (event: Event) => void) => void} */
-    const on = (target, names, listener) => {
+    /** @type {(target: EventTarget | undefined, name: string, listener: () => void) => void} */
+    const on = (target, name, listener) => {
       // Node has a global object without events.
-      for (const name of names) target?.addEventListener?.(name, listener, { signal });
+      target?.addEventListener?.(name, listener, { signal });
     };
     const wake = () => {
       this.#frozen = false;
       this.#wake();
     };
-    on(globalThis, ["online"], () => this.#frozen || wake());
-    on(globalThis, ["focus", "pageshow"], wake);
-    on(globalThis, ["pagehide"], () => this.#remember());
-    on(page, ["resume"], wake);
-    on(page, ["visibilitychange"], () => (page.visibilityState === "visible" ? wake() : this.#remember()));
-    on(page, ["freeze"], () => {
+    on(globalThis, "online", () => this.#frozen || wake());
+    on(globalThis, "focus", wake);
+    on(globalThis, "pageshow", wake);
+    on(globalThis, "pagehide", () => this.#remember());
+    on(page, "resume", wake);
+    on(page, "visibilitychange", () => (page.visibilityState === "visible" ? wake() : this.#remember()));
+    on(page, "freeze", () => {
       this.#frozen = true;
       this.#remember();
     });
@@ -1033,7 +1092,7 @@ export class RealtimeConnection extends EventTarget {
   #wake() {
     if (this.#state === "waiting") {
       // A slot that the server chose stays. A back-off of our own ends here, because its reason may be gone.
-      if (!this.#slotted || (this.#retryAt !== null && Date.now() >= this.#retryAt)) this.#open();
+      if (!this.#slotted || Date.now() >= Number(this.#retryAt)) this.#open();
       return;
     }
     this.#link?.look();
@@ -1041,20 +1100,12 @@ export class RealtimeConnection extends EventTarget {
   }
 
   /** @param {Frame} frame */
-  #message(frame) {
-    const { group } = frame;
-    if (group === undefined || !(this.#places.has(group) || readPosition(frame))) {
-      this.#emit("message", frame);
-      return;
-    }
-    this.#place(group).take(frame);
-    this.#rememberSoon();
-  }
-
-  /** @param {Frame} frame */
-  #reset(frame) {
-    if (frame.group === undefined) return;
-    this.#place(frame.group).reset(frame);
+  #history(frame) {
+    const { type, group } = frame;
+    if (group === undefined) return;
+    const place = this.#place(group);
+    if (type === "reset") place.reset(frame);
+    else place.take(frame);
     this.#rememberSoon();
   }
 
@@ -1065,8 +1116,7 @@ export class RealtimeConnection extends EventTarget {
   #place(group) {
     let place = this.#places.get(group);
     if (!place) {
-      const emit = (/** @type {string} */ name, /** @type {object} */ detail) => this.#emit(name, detail);
-      place = new Place(group, emit, () => this.#sendJoin(group));
+      place = new Place(this, group, () => this.#sendJoin(group));
       this.#places.set(group, place);
     }
     return place;
@@ -1098,28 +1148,18 @@ export class RealtimeConnection extends EventTarget {
   }
 
   #rememberSoon() {
-    if (!this.#key || this.#rememberTimer !== undefined) return;
-    this.#rememberTimer = setTimeout(() => this.#remember(), REMEMBER_EVERY * 1000);
+    if (this.#key) this.#rememberTimer ??= setTimeout(() => this.#remember(), REMEMBER_EVERY * 1000);
   }
 
   #remember() {
     clearTimeout(this.#rememberTimer);
     this.#rememberTimer = undefined;
     if (!this.#key) return;
-    const positions = [...this.#places].flatMap(([group, { since }]) => (since ? [[group, since]] : []));
     try {
-      globalThis.sessionStorage.setItem(this.#key, JSON.stringify(Object.fromEntries(positions)));
+      globalThis.sessionStorage.setItem(this.#key, JSON.stringify(Object.fromEntries(this.#places)));
     } catch {
       // The storage is full or forbidden: the next life of this page recovers from an earlier position, or not at all.
     }
-  }
-
-  /**
-   * @param {string} group
-   * @returns {boolean}  Whether a repeated `id` is harmless in this group, as far as this client knows.
-   */
-  #keepsHistory(group) {
-    return this.#repeatable.has(group) || Boolean(this.#places.get(group)?.since);
   }
 
   /** @param {Queued} queued */
@@ -1131,17 +1171,14 @@ export class RealtimeConnection extends EventTarget {
   /** @param {Queued} queued */
   #expire(queued) {
     this.#queue = this.#queue.filter((each) => each !== queued);
-    this.#giveUp(queued, "expired", "The publish waited for the connection for too long.");
+    this.#giveUp(queued, "expired", "The publish waited too long.");
   }
 
   /** @param {Queued} queued */
   #sendQueued(queued) {
     clearTimeout(queued.timer);
     // Timers of a page that slept are late.
-    if (Date.now() > queued.until) {
-      this.#expire(queued);
-      return;
-    }
+    if (Date.now() > queued.until) return this.#expire(queued);
     queued.sent = true;
     this.#send(queued.frame, queued.answer, 0, queued);
   }
@@ -1162,10 +1199,12 @@ export class RealtimeConnection extends EventTarget {
    */
   #sendJoin(group, tries = 0) {
     // The promise is in #joins, because the answer may arrive on a later socket.
-    const place = this.#places.get(group);
-    if (!place?.since) this.#send({ type: "join", group }, null, tries);
+    const place = this.#place(group);
+    const since = place.since ?? undefined; // JSON leaves out undefined.
+    const ref = this.#send({ type: "join", group, since, presence: place.presence }, null, tries);
     // The ref is known before the answer can arrive.
-    else place.asked = this.#send({ type: "join", group, since: place.since }, null, tries);
+    if (since) place.asked = ref;
+    if (place.presence) place.look(ref);
   }
 
   /**
@@ -1195,9 +1234,8 @@ export class RealtimeConnection extends EventTarget {
     return ref;
   }
 
-  /** @param {number | string | undefined} ref */
-  #take(ref) {
-    if (ref === undefined) return undefined;
+  /** @param {number | string} [ref]  No command has the ref 0. */
+  #take(ref = 0) {
     const command = this.#commands.get(ref);
     this.#commands.delete(ref);
     return command;
@@ -1216,34 +1254,37 @@ export class RealtimeConnection extends EventTarget {
   #enter(state) {
     const previous = this.#state;
     this.#state = state;
-    if (state !== previous) this.#emit("state", { state, previous });
+    if (state !== previous) emit(this, "state", { state, previous });
   }
 
   #emitGroups() {
-    this.#emit("groups", { groups: this.groups });
+    emit(this, "groups", { groups: this.groups });
   }
+}
 
-  /**
-   * @param {string} name
-   * @param {object} detail
-   */
-  #emit(name, detail) {
-    this.dispatchEvent(new DetailEvent(name, { detail }));
-  }
+/**
+ * @param {EventTarget} connection
+ * @param {string} name
+ * @param {object} detail
+ */
+function emit(connection, name, detail) {
+  // Node has no global `CustomEvent` before version 19.
+  const event = globalThis.CustomEvent ? new CustomEvent(name, { detail }) : Object.assign(new Event(name), { detail });
+  connection.dispatchEvent(event);
 }
 
 function notConnected() {
-  return new RealtimeError("not_connected", "There is no open connection.");
+  return new RealtimeError("not_connected", "The connection is not open.");
 }
 
 function disconnected() {
-  return new RealtimeError("disconnected", "The connection was lost before the server answered.");
+  return new RealtimeError("disconnected", "The connection was lost.");
 }
 
-/** @returns {string}  A random name for a message; `randomUUID` exists only on pages of secure contexts. */
+/** @returns {string}  A random name. `crypto.randomUUID` exists only on pages of secure contexts, so it is not used. */
 function newId() {
-  const { crypto } = globalThis;
-  if (crypto?.randomUUID) return crypto.randomUUID();
-  const parts = crypto?.getRandomValues?.(new Uint32Array(4)) ?? Array.from("1234", () => Math.random() * 2 ** 32);
-  return Array.from(parts, (part) => Math.floor(part).toString(36)).join("-");
+  // Node has no global `crypto` before version 19.
+  const parts = new Uint32Array(4).map(() => Math.random() * 2 ** 32);
+  globalThis.crypto?.getRandomValues(parts);
+  return parts.join("-");
 }

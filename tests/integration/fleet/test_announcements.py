@@ -148,7 +148,7 @@ async def test_a_sync_receiver_that_hangs_stops_no_round(
         await reaper.close()
     assert {opening.id for opening, _ in told.asynchronous} <= set(ids)
     assert caplog.text.count("took more than 0.05 s") == 1
-    assert "too slow for 3 of the endings" in caplog.text
+    assert "too slow for 3 of the events" in caplog.text
 
 
 async def test_sync_receivers_of_a_reaper_run_on_their_own_thread(receives: Connect) -> None:
@@ -245,7 +245,7 @@ async def test_a_reaper_that_stops_says_how_many_endings_were_not_told(
     reaper.stop()
     await reaper.close()
     assert time.monotonic() - began < 5
-    assert "they are not told of 20 endings" in caplog.text
+    assert "they are not told of 20 events" in caplog.text
 
 
 async def test_a_record_that_explain_closed_is_announced(receives: Connect) -> None:

@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 from channels.db import database_sync_to_async
 from channels.layers import get_channel_layer
+from django.contrib.auth.models import AnonymousUser, User
 from django.core.management import CommandError, call_command
 
 from realtime.closing import CloseReason
@@ -21,7 +22,8 @@ from realtime.fleet.rounds import Reaper, run_enough_rounds
 from realtime.hub.connection import Connection
 from realtime.layers import groups, messages
 from realtime.models import Connection as Record
-from realtime.models import Membership, Process
+from realtime.models import Membership, PresentUser, Process
+from realtime.presence import apresence
 from realtime.records import connection_rows, process_rows
 from realtime.serving import lifecycle
 from realtime.transports.asgi import AsgiTransport, Event, Options, Watcher
@@ -38,9 +40,10 @@ async def explainer() -> AsyncIterator[Explainer]:
     await made.close()
 
 
-async def a_peer(*names: str) -> Connection:
+async def a_peer(*names: str, user: Any = None) -> Connection:
     """Return a connection in these groups, with a socket that takes everything."""
-    connection = Connection({"path": "/ws/", "client": ["127.0.0.1", 5]}, lambda event: None)
+    scope = {"path": "/ws/", "client": ["127.0.0.1", 5], "user": user or AnonymousUser()}
+    connection = Connection(scope, lambda event: None)
 
     async def send(event: Event) -> None: ...
 
@@ -96,6 +99,28 @@ async def test_a_member_without_a_row_gets_one(explainer: Explainer) -> None:
     found, _ = await told(explainer, rounds=no_rounds)
     assert [(each.difference.kind, each.repaired) for each in found] == [(Kind.MEMBER_WITHOUT_ROW, True)]
     assert await Membership.objects.to_leave().filter(group="g").acount() == 1
+
+
+async def test_the_new_row_of_a_member_has_its_user(explainer: Explainer) -> None:
+    anne = await User.objects.acreate_user("anne")
+    await a_peer("g", user=anne)
+    await Membership.objects.all().adelete()
+    await PresentUser.objects.filter(group="g").adelete()
+    await told(explainer, rounds=no_rounds)
+    assert (await apresence("g")).users == (str(anne.pk),)
+    assert (await Membership.objects.aget()).user_id == str(anne.pk)
+
+
+async def test_a_row_without_a_member_does_not_keep_its_user_present(
+    explainer: Explainer, realtime_settings: Any
+) -> None:
+    realtime_settings(PRESENCE_GRACE=0)
+    connection = await a_peer("g", user=await User.objects.acreate_user("anne"))
+    assert connection.hub is not None
+    connection.hub.memberships.remove(connection, "g")
+    found, _ = await told(explainer, rounds=no_rounds)
+    assert [each.difference.kind for each in found] == [Kind.ROW_WITHOUT_MEMBER]
+    assert (await apresence("g")).users == ()
 
 
 async def test_lost_memberships_are_re_added_and_strays_left(explainer: Explainer) -> None:

@@ -251,6 +251,26 @@ async def test_a_living_process_is_told_to_finish_leaving(
     assert process.kicks[0].memberships == [(connection, "g")]
 
 
+async def test_a_round_says_that_a_connection_was_superseded(
+    reaper: Reaper, processes: Callable[..., Any]
+) -> None:
+    """With another reason, its client would come back and supersede the newer connection."""
+    process = await processes()
+    older, lost = await process.hold("g"), await process.hold("h")
+    for connection, reason in ((older, CloseReason.SUPERSEDED), (lost, CloseReason.CLIENT_LOST)):
+        await database_sync_to_async(connection_rows.end_connections)(
+            [Closing(connection, reason, None)], uuid.uuid4()
+        )
+    assert (await next_round(reaper)).kicked == 2
+    async with asyncio.timeout(5):
+        while len(process.kicks) < 2:
+            await asyncio.sleep(0.01)
+    assert {(kick.reason, *kick.connections) for kick in process.kicks} == {
+        ("superseded", older),
+        ("server_lost", lost),
+    }
+
+
 async def test_a_preview_writes_nothing(reaper: Reaper, processes: Callable[..., Any]) -> None:
     dead = await processes(through_layer=False, in_database=False)
     await dead.hold("g")

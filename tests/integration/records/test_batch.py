@@ -17,7 +17,7 @@ from realtime.errors import RecordsUnavailable
 from realtime.models import Connection, Membership, Process
 from realtime.records import batch, connection_rows
 from realtime.records.batch import write_batch
-from realtime.records.entries import Closing, Join, Opening
+from realtime.records.entries import Closed, Closing, Join, Opening
 from realtime.records.ledger import Ledger
 from realtime.records.retry import Retry
 from realtime.records.write_queue import Kind, Write
@@ -54,17 +54,17 @@ def statements(verb: str, captured: CaptureQueriesContext) -> list[str]:
     return [query["sql"] for query in captured.captured_queries if query["sql"].startswith(verb)]
 
 
-def test_opens_and_joins_are_two_statements_in_one_transaction() -> None:
+def test_opens_joins_and_users_online_are_three_statements() -> None:
     process = a_process()
-    rows = [an_opening(process) for _ in range(90)]
+    rows = [an_opening(process) for _ in range(70)]
     writes = [opening(row) for row in rows] + [joining(process, row.id) for row in rows]
 
     with CaptureQueriesContext(connection) as captured:
-        assert write_batch(writes) == [None] * 180
+        assert write_batch(writes).results == [None] * 140
 
-    assert len(statements("INSERT", captured)) == 2
+    assert len(statements("INSERT", captured)) == 3
     assert len(statements("BEGIN", captured)) <= 1  # Django logs it on SQLite only
-    assert Connection.objects.open().count() == Membership.objects.to_leave().count() == 90
+    assert Connection.objects.open().count() == Membership.objects.to_leave().count() == 70
 
 
 def test_a_row_that_is_refused_fails_alone() -> None:
@@ -78,12 +78,12 @@ def test_a_row_that_is_refused_fails_alone() -> None:
         closing(to_close),
     ]
 
-    *outcomes, closed = write_batch(writes)
+    *outcomes, closed = write_batch(writes).results
 
     refused = [writes[position] for position, outcome in enumerate(outcomes) if outcome is not None]
     assert [write.connections for write in refused] == [(poisoned.id,), (poisoned.id,)]
     assert all(isinstance(outcome, IntegrityError) for outcome in outcomes if outcome is not None)
-    assert closed is True
+    assert closed == (True, False)
     assert set(Connection.objects.open().values_list("pk", flat=True)) == {row.id for row in good}
     assert Membership.objects.to_leave().count() == 9
 
@@ -98,7 +98,7 @@ def test_text_that_no_database_takes_fails_alone(group: str) -> None:
     writes = [joining(process, id) for id in ids]
     writes[2] = joining(process, ids[2], group)
 
-    outcomes = write_batch(writes)
+    outcomes = write_batch(writes).results
 
     if connection.vendor == "sqlite" and "\0" in group:
         assert outcomes == [None] * 4
@@ -112,7 +112,7 @@ def test_opens_of_a_removed_process_fail_alone() -> None:
     Process.objects.filter(pk=gone).delete()
     writes = [opening(an_opening(each)) for each in (gone, process) * 20]
 
-    outcomes = write_batch(writes)
+    outcomes = write_batch(writes).results
 
     assert [isinstance(outcome, IntegrityError) for outcome in outcomes] == [True, False] * 20
     assert Connection.objects.open().count() == 20
@@ -128,7 +128,7 @@ def test_a_database_error_fails_the_batch_after_one_try(
         raise OperationalError("the database is starting up")
 
     monkeypatch.setattr(connection_rows, "open_connections", refuse)
-    outcomes = write_batch([opening(an_opening(process)) for _ in range(10)])
+    outcomes = write_batch([opening(an_opening(process)) for _ in range(10)]).results
 
     assert len(tries) == 1
     assert [type(outcome) for outcome in outcomes] == [OperationalError] * 10
@@ -160,10 +160,10 @@ async def test_a_close_repeated_after_a_lost_commit_answer_was_first(
     ids = await database_sync_to_async(open_connections)(process, 5)
     with _answer_lost_at(monkeypatch, {1, 2}) as commits:
         closes = [ledger.close(Closing(id, CloseReason.CLIENT_LOST, None)) for id in ids]
-        assert await asyncio.gather(*closes) == [True] * 5
+        assert await asyncio.gather(*closes) == [Closed(was_first=True)] * 5
     assert len(commits) >= 3
     # A later close of another caller is not the first.
-    assert await ledger.close(Closing(ids[0], CloseReason.IDLE, None)) is False
+    assert await ledger.close(Closing(ids[0], CloseReason.IDLE, None)) == (False, False)
 
 
 async def test_an_open_with_a_lost_commit_answer_may_be_written(
@@ -212,7 +212,7 @@ async def test_a_close_with_a_refused_row_is_not_repeated(
     monkeypatch.setattr(connection_rows, "close_connections", refuse_one)
     closes = [ledger.close(Closing(id, CloseReason.CLIENT_LOST, None)) for id in ids]
     outcomes = await asyncio.wait_for(asyncio.gather(*closes, return_exceptions=True), 5)
-    assert [type(outcome) for outcome in outcomes] == [bool, IntegrityError, bool]
+    assert [type(outcome) for outcome in outcomes] == [Closed, IntegrityError, Closed]
 
 
 def test_debug_keeps_only_the_queries_of_the_last_batch(settings: Any) -> None:
@@ -232,5 +232,7 @@ def test_any_exception_on_the_thread_answers_every_write(monkeypatch: pytest.Mon
         raise SystemExit
 
     monkeypatch.setattr(batch, "close_old_connections", fail)
-    outcomes = batch.write_batch_outside_requests([opening(an_opening(uuid.uuid4())) for _ in range(2)])
+    outcomes = batch.write_batch_outside_requests(
+        [opening(an_opening(uuid.uuid4())) for _ in range(2)]
+    ).results
     assert [type(outcome) for outcome in outcomes] == [SystemExit] * 2

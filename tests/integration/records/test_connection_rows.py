@@ -13,6 +13,7 @@ from django.db.models.functions import Now
 from realtime.closing import CloseReason
 from realtime.models import Connection, Membership, Process
 from realtime.records import connection_rows, process_rows
+from realtime.records.connection_rows import Held
 from realtime.records.entries import Closing
 from tests.support.doubles.rows import (
     USER_KEY,
@@ -109,7 +110,7 @@ def test_a_storm_larger_than_a_batch_is_recorded():
     connection_rows.touch_connections(ids)
     assert Connection.objects.filter(last_seen_at__gt=F("opened_at")).count() == count
     assert connection_rows.mark_memberships_left(joins(process, ids, "news")) == count
-    assert connection_rows.close_connections(closings(ids), uuid.uuid4()) == set(ids)
+    assert connection_rows.close_connections(closings(ids), uuid.uuid4()).keys() == set(ids)
     assert open_rows() == (1, 0, 0)
 
 
@@ -121,7 +122,7 @@ def test_a_close_records_reason_code_and_stamp():
         Closing(closed, CloseReason.CLIENT_CLOSED, 1001),
         Closing(lost, CloseReason.PING_TIMEOUT, None),
     ]
-    assert connection_rows.close_connections(endings, stamp) == {closed, lost}
+    assert connection_rows.close_connections(endings, stamp).keys() == {closed, lost}
 
     rows = {row.id: row for row in Connection.objects.all()}
     assert (rows[closed].close_reason, rows[closed].close_code) == ("client_closed", 1001)
@@ -134,7 +135,7 @@ def test_the_first_reason_for_a_close_counts():
     connection_rows.close_connections(closings([id], CloseReason.SEND_FAILED), uuid.uuid4())
     before = Connection.objects.values().get()
 
-    assert connection_rows.close_connections(closings([id], CloseReason.CLIENT_CLOSED), uuid.uuid4()) == set()
+    assert connection_rows.close_connections(closings([id], CloseReason.CLIENT_CLOSED), uuid.uuid4()) == {}
 
     assert Connection.objects.values().get() == before
 
@@ -146,7 +147,8 @@ def test_a_close_repeated_with_its_stamp_returns_the_same_ids():
     first = connection_rows.close_connections(closings(ids), stamp)
     again = connection_rows.close_connections(closings(ids), stamp)
 
-    assert first == again == set(ids)
+    assert first == again
+    assert first.keys() == set(ids)
 
 
 @pytest.mark.parametrize("code", [-1, 0, 999, 5000, 65535])
@@ -178,7 +180,7 @@ def test_of_racing_writers_one_closes_each_connection():
             ),
         )
 
-        assert not forwards & backwards
+        assert not forwards.keys() & backwards.keys()
         assert len(forwards) + len(backwards) + reaped == len(ids)
         stored = Counter(Connection.objects.filter(pk__in=ids).values_list("closed_by", flat=True))
         counted = dict(zip(stamps, [len(forwards), len(backwards), reaped], strict=True))
@@ -328,7 +330,9 @@ def test_leftovers_are_of_closed_connections():
     connection_rows.close_connections(closings([closed, *orphan]), uuid.uuid4())
     make_lost(lost)
 
-    assert connection_rows.leftovers() == [connection_rows.Leftover(process, "specific.abc", closed, "news")]
+    assert connection_rows.leftovers() == [
+        connection_rows.Leftover(process, "specific.abc", closed, "news", "ping_timeout")
+    ]
 
     connection_rows.mark_memberships_left(joins(process, [closed], "news"))
     assert connection_rows.leftovers() == []
@@ -370,6 +374,29 @@ def test_a_purge_is_limited_and_begins_with_the_oldest():
     assert connection_rows.purge_closed(DAY, limit=2) == 2
 
     assert Connection.objects.get().pk == ids[0]
+
+
+def test_a_user_is_reached_in_running_processes_only():
+    running, stopped = a_process(channel_name="specific.a"), a_process(channel_name="specific.b")
+    here = an_opening(running)
+    others = [an_opening(running), an_opening(running, user_id=""), an_opening(running, user_id="1")]
+    connection_rows.open_connections([here, *others, an_opening(stopped)])
+    connection_rows.close_connections(closings([others[0].id]), uuid.uuid4())
+    process_rows.stop_process(stopped)
+
+    assert connection_rows.open_of_user(USER_KEY) == [Held(running, "specific.a", here.id)]
+
+
+def test_the_connections_of_a_user_with_a_long_key_are_found():
+    opening = an_opening(a_process(), user_id="k" * 300)
+    connection_rows.open_connections([opening])
+
+    assert [held.connection_id for held in connection_rows.open_of_user("k" * 300)] == [opening.id]
+
+
+def test_anonymous_clients_are_not_found_together():
+    with pytest.raises(ValueError, match="every anonymous client"):
+        connection_rows.open_of_user("")
 
 
 def test_no_record_names_a_forgotten_user():

@@ -13,8 +13,8 @@ from django.db import IntegrityError, OperationalError
 
 from realtime.closing import CloseReason
 from realtime.errors import RecordsUnavailable
-from realtime.records import batch, connection_rows, process_rows
-from realtime.records.entries import Closing, Opening
+from realtime.records import batch, connection_rows, presence_rows, process_rows
+from realtime.records.entries import Closed, Closing, Opening
 from realtime.records.ledger import Ledger
 from realtime.records.retry import Retry
 from tests.support.assertions.eventually import eventually_async
@@ -54,17 +54,18 @@ class Database:
         self.goes_on = threading.Event()
         monkeypatch.setattr(connection_rows, "open_connections", self._open)
         monkeypatch.setattr(connection_rows, "close_connections", self._close)
+        monkeypatch.setattr(presence_rows, "settle", lambda *_: ([], set()))
 
     def _open(self, openings: list[Opening]) -> None:
         self._answer(len(openings))
         self.opened += openings
 
-    def _close(self, closings: list[Closing], stamp: uuid.UUID) -> set[uuid.UUID]:
+    def _close(self, closings: list[Closing], stamp: uuid.UUID) -> dict[uuid.UUID, str]:
         self._answer(len(closings))
         if self.refused_row in {closing.id for closing in closings}:
             raise IntegrityError("this row breaks a rule")
         self.closed += closings
-        return {closing.id for closing in closings}
+        return {closing.id: "" for closing in closings}
 
     def _answer(self, rows: int) -> None:
         self.tries += 1
@@ -160,7 +161,7 @@ async def test_waiting_writes_are_written_before_the_thread_ends(ledger: Ledger,
     ledger.shut()
     database.hangs.clear()
     database.goes_on.set()
-    assert await asyncio.gather(*closes) == [True] * 4
+    assert await asyncio.gather(*closes) == [Closed(was_first=True)] * 4
     await eventually_async(lambda: not is_alive(ledger._writer), within=5)
 
 
@@ -173,7 +174,7 @@ async def test_a_close_waits_until_a_hung_database_answers(ledger: Ledger, datab
     assert not any(close.done() for close in closes)
     database.hangs.clear()
     database.goes_on.set()
-    assert await asyncio.wait_for(asyncio.gather(*closes), 5) == [True] * 20
+    assert await asyncio.wait_for(asyncio.gather(*closes), 5) == [Closed(was_first=True)] * 20
     assert database.opened == []
 
 
@@ -187,7 +188,7 @@ async def test_one_of_many_closes_retries_while_the_database_is_down(
     assert database.asked[0] == 100
     assert set(database.asked[1:]) == {1}
     database.refuses = False
-    assert await asyncio.wait_for(asyncio.gather(*closes), 5) == [True] * 100
+    assert await asyncio.wait_for(asyncio.gather(*closes), 5) == [Closed(was_first=True)] * 100
     assert len(caplog.records) == 1
 
 
@@ -197,7 +198,7 @@ async def test_the_retrying_close_may_be_cancelled(ledger: Ledger, database: Dat
     await eventually_async(lambda: database.tries >= 4, within=5, every=0.01)
     closes[0].cancel()
     database.refuses = False
-    assert await asyncio.wait_for(asyncio.gather(*closes[1:]), 5) == [True, True]
+    assert await asyncio.wait_for(asyncio.gather(*closes[1:]), 5) == [Closed(was_first=True)] * 2
 
 
 async def closes_that_wait_for_the_first(
@@ -218,7 +219,7 @@ async def test_waiting_closes_go_on_after_a_refused_row(ledger: Ledger, database
     database.refuses = False
     with pytest.raises(IntegrityError):
         await asyncio.wait_for(first, 5)
-    assert await asyncio.wait_for(asyncio.gather(*others), 5) == [True, True]
+    assert await asyncio.wait_for(asyncio.gather(*others), 5) == [Closed(was_first=True)] * 2
 
 
 async def test_waiting_closes_go_on_after_an_unexpected_error(ledger: Ledger, database: Database) -> None:
@@ -227,7 +228,7 @@ async def test_waiting_closes_go_on_after_an_unexpected_error(ledger: Ledger, da
     database.refuses = False
     with pytest.raises(RuntimeError, match="a fault"):
         await asyncio.wait_for(first, 5)
-    assert await asyncio.wait_for(asyncio.gather(*others), 5) == [True, True]
+    assert await asyncio.wait_for(asyncio.gather(*others), 5) == [Closed(was_first=True)] * 2
 
 
 async def test_waiting_closes_go_on_after_a_cancelled_try(ledger: Ledger, database: Database) -> None:
@@ -241,7 +242,7 @@ async def test_waiting_closes_go_on_after_a_cancelled_try(ledger: Ledger, databa
     database.hangs.clear()
     database.refuses = False
     database.goes_on.set()
-    assert await asyncio.wait_for(asyncio.gather(*others), 5) == [True, True]
+    assert await asyncio.wait_for(asyncio.gather(*others), 5) == [Closed(was_first=True)] * 2
 
 
 @pytest.mark.parametrize("retry", [Retry(shortest=60.0, longest=60.0)], ids=["no try for a minute"])

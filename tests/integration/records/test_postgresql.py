@@ -12,9 +12,13 @@ from tests.support.programs.servers import CHECKOUT
 
 REPEATED = [
     "records/test_connection_rows.py",
+    "records/test_client_rows.py",
     "records/test_process_rows.py",
     "records/test_batch.py",
+    "records/test_presence_rows.py",
+    "records/test_presence_model.py",
     "records/test_query_plans.py",
+    "records/test_upgrade.py",
     "admin",
 ]
 
@@ -25,7 +29,7 @@ def test_records_and_admin_pass_their_tests_on_postgresql_too():
         pytest.skip("DATABASE_URL is a PostgreSQL already: these tests run on it")
     with PostgresServer() as postgres:
         run = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2"]
             + [f"tests/integration/{name}" for name in REPEATED],
             cwd=CHECKOUT,
             env=os.environ | {"DATABASE_URL": postgres.url},

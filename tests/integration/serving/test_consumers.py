@@ -139,7 +139,7 @@ class TestGroupConsumer:
             ({"type": "publish", "ref": 1, "group": "public.a", "data": 1}, "forbidden"),
             ({"type": "join", "ref": 1, "group": "not a group"}, "bad_group"),
             ({"type": "join", "ref": 1}, "bad_frame"),
-            ({"type": "presence", "ref": 1}, "unknown_type"),
+            ({"type": "presence", "ref": 1}, "bad_frame"),
         ],
     )
     async def test_a_refused_frame_is_answered(self, frame: dict[str, Any], code: str) -> None:

@@ -103,7 +103,9 @@ async def its_record_committed_and_the_answer_lost(life: Life) -> AsyncIterator[
     hold.error = lost
     held = hold.in_thread(transact, after=True)
     life.patch.setattr(
-        batch, "_transact", lambda writes: (held if writes[0].kind is Kind.OPEN else transact)(writes)
+        batch,
+        "_transact",
+        lambda writes, unsure: (held if writes[0].kind is Kind.OPEN else transact)(writes, unsure),
     )
     life.begin(life.admit)
     await hold.until_reached()

@@ -21,8 +21,9 @@ from realtime.errors import ConnectionGone, LayerUnavailable, RecordsUnavailable
 from realtime.hub.connection import Connection, State
 from realtime.hub.memberships import Memberships
 from realtime.hub.recovery import Recovery
+from realtime.hub.watches import Watches
 from realtime.layers import groups
-from realtime.records.entries import Closing, Join, Opening
+from realtime.records.entries import Closed, Closing, Join, Opening
 from realtime.serving import lifecycle
 
 ADDRESS = "specific.me"
@@ -134,6 +135,7 @@ class Hub:
         self.memberships = Memberships(ADDRESS)
         # No group here keeps history.
         self.recovery = mock.Mock(spec=Recovery)
+        self.watches = mock.Mock(spec=Watches)
         self.ledger = Ledger(world)
         self.evictions: set[asyncio.Task[None]] = set()
         self.endings: set[asyncio.Task[None]] = set()
@@ -164,8 +166,8 @@ class Ledger:
         self._world.open_rows.difference_update((join.connection_id, join.group) for join in joins)
         self._world.check()
 
-    async def close(self, closing: Closing) -> bool:
-        return True
+    async def close(self, closing: Closing) -> Closed:
+        return Closed(was_first=True)
 
 
 @pytest.fixture
@@ -231,6 +233,7 @@ STEPS = st.lists(
 
 
 #: A join and a discard that does not wait for it.
+ADD, DISCARD = [("add", 0, "h")], [("discard", 0, "h")]
 LEAVE = [("add", 0, "g"), ("discard", 0, "g")]
 
 
@@ -253,6 +256,8 @@ def in_any_order(run: Any, *, rides_alone: bool) -> None:
 
     # A discard that comes after a second join, while the first discard has its turn.
     @example([*LEAVE, ("succeed", 0, ""), ("succeed", 0, ""), *LEAVE[:1], ("succeed", 0, ""), *LEAVE[1:]])
+    # A second join while the first one was done after the call of the discard.
+    @example([("add", 0, "h"), ("add", 0, "g"), ("succeed", 0, ""), *DISCARD, ("succeed", 0, ""), *ADD])
     @given(STEPS)
     @settings(deadline=None, max_examples=300)
     def in_this_order(steps: list[tuple[str, int, str]]) -> None:

@@ -6,32 +6,48 @@ and then obeys its input, a JSON object a line:
     {"do": "join", "group": G}                       every client
     {"do": "leave", "group": G}                      every client
     {"do": "publish", "group": G, "data": ANY}       the first client that is open
+    {"do": "stay"}                                   no client changes its server any more
     {"do": "report", "number": N}                    prints one line of JSON: see `Report`
 
 At the end of the input every client closes in an orderly way. A client that the other side closed reconnects
 after a moment, and joins its groups again.
+
+With `--users 7,7,,8` the clients are users of `tests.support.applications.users`, in turn; an empty name
+stands for an anonymous client. They join with `"presence": true` and keep a picture of each group. From time
+to time such a client changes to the next server while its connection is open, as a phone does that changes
+its network. The newer connection must supersede the older one.
 """
 
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import random
 import subprocess
 import sys
+import uuid
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlencode
 
 from websockets.exceptions import WebSocketException
 
 from tests.support.assertions.eventually import NeverHappened
+from tests.support.clients.pictures import Pictures, Seen, seen
 from tests.support.clients.websocket import Client, Frame
 from tests.support.programs.servers import Program
 
 #: Seconds between two attempts to connect or to join: jittered, and short, so that a test sees many.
 PAUSE = (0.2, 1.0)
+#: The chance that a client changes its server at one of these pauses: about every half minute.
+CHANGE = 0.02
+#: Seconds until a superseded connection has ended, also if a message between servers is lost.
+SUPERSEDED_WITHIN = 20.0
+SUPERSEDED = 4509
 #: Seconds for an answer to a command; then the client connects again.
 ANSWER = 12.0
 CLOSED = (WebSocketException, OSError, TimeoutError, NeverHappened)
@@ -55,16 +71,27 @@ class Report:
     seen: dict[str, int]
     """The number of arrivals of each final message."""
     connects: int
+    pictures: list[tuple[Seen, int]]
+    """Each picture of a group, and the number of its clients that have it."""
+    unlike: list[str]
+    """Sentences about frames that break the protocol of presence."""
 
 
 class PhoneClient(Client):
-    """A client that keeps no message of a burst, and only checks their order."""
+    """A client that keeps no message of a burst, and only checks their order.
+
+    Of frames about presence it keeps the pictures.
+    """
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
+        self.pictures = Pictures()
         self._last: dict[tuple[str, str], int] = {}
 
     def _note(self, frame: Frame) -> None:
+        self.pictures.take(frame)
+        if frame["type"] == "presence":
+            return
         data = frame.get("data")
         if frame["type"] != "message" or not isinstance(data, list):
             super()._note(frame)
@@ -77,18 +104,34 @@ class PhoneClient(Client):
 
 
 class Member:
-    """One client of the phone, with the groups that it wants to be in."""
+    """One client of the phone, with the groups that it wants to be in.
 
-    def __init__(self, url: str, home: str) -> None:
-        self.url = f"{url}/ws/{home}/"
+    Args:
+        urls: The servers. A client without presence only uses the first one.
+        home: The group that it is always in.
+        user: The user that it says it is; empty if it is anonymous. None for a client without presence.
+    """
+
+    def __init__(self, urls: Sequence[str], home: str, user: str | None) -> None:
+        self.presence = {} if user is None else {"presence": True}
+        query = ""
+        if user is not None:
+            name = {"user": user} if user else {}
+            query = "?" + urlencode({**name, "client": uuid.uuid4().hex})
+        servers = urls if self.presence else urls[:1]
+        self._urls = itertools.cycle([f"{url}/ws/{home}/{query}" for url in servers])
+        self.may_change = len(servers) > 1
         self.home = home
         self.wanted = {home}
         self.joined: set[str] = set()
-        self.client: Client | None = None
+        self.client: PhoneClient | None = None
         self.connects = 0
         self.off = False
         self.seen: Counter[str] = Counter()
+        self.unlike: list[str] = []
         self._changed = asyncio.Event()
+        self._older: set[asyncio.Task[None]] = set()
+        """Waits for connections that a newer one supersedes."""
 
     @property
     def settled(self) -> bool:
@@ -105,30 +148,65 @@ class Member:
 
     async def live(self) -> None:
         """Connect again and again, until `close` was called and the client has closed."""
+        older: PhoneClient | None = None
         while not self.off:
-            client = PhoneClient(self.url)
+            client, changes = PhoneClient(next(self._urls)), False
             with contextlib.suppress(*CLOSED):
                 await client.open()
                 self.client = client
                 self.connects += 1
                 await client.welcomed()
-                self.joined = {self.home}
-                while client.is_open and not self.off:
+                if older is not None:
+                    self._leave_to_server(older)
+                    older = None
+                # A client with presence joins its home once more, to be told of its users.
+                self.joined = set() if self.presence else {self.home}
+                while client.is_open and not self.off and not changes:
                     await self._settle(client)
                     await self._pause(*PAUSE)
-            with contextlib.suppress(*CLOSED):
-                await client.close()
-            self._count(client)
+                    changes = self.may_change and random.random() < CHANGE
+            if client.close_code == SUPERSEDED:
+                self.unlike.append(f"the newest connection was superseded: {client.url}")
+            # A client that changes its server has welcomed the next one before it forgets this one.
             self.client, self.joined = None, set()
+            if changes and client.is_open:
+                older = client
+                continue
+            await self._end(client)
+            if older is not None:
+                await self._end(older)
+                older = None
             if not self.off:
                 await asyncio.sleep(random.uniform(*PAUSE))
+        if older is not None:
+            await self._end(older)
+        await asyncio.gather(*self._older)
+
+    def _leave_to_server(self, older: PhoneClient) -> None:
+        """Wait in the background until the server has closed an older connection."""
+        waiting = asyncio.create_task(self._superseded(older))
+        self._older.add(waiting)
+        waiting.add_done_callback(self._older.discard)
+
+    async def _superseded(self, older: PhoneClient) -> None:
+        try:
+            # Its server may also have ended it for another reason, or have been killed.
+            await older.closes(within=SUPERSEDED_WITHIN)
+        except NeverHappened:
+            self.unlike.append(f"an older connection is still open: {older.url}")
+        await self._end(older)
+
+    async def _end(self, client: PhoneClient) -> None:
+        with contextlib.suppress(*CLOSED):
+            await client.close()
+        self._count(client)
 
     async def _settle(self, client: Client) -> None:
         """Join and leave one group after the other, until all are as wanted or an answer fails."""
         for group in sorted(self.wanted ^ self.joined):
             join = group in self.wanted
             async with asyncio.timeout(ANSWER):
-                answer = await (client.join if join else client.leave)(group)
+                answer = await (client.join(group, **self.presence) if join else client.leave(group))
             if answer["type"] == "error":
                 return
             (self.joined.add if join else self.joined.discard)(group)
@@ -139,16 +217,17 @@ class Member:
             async with asyncio.timeout(random.uniform(shortest, longest)):
                 await self._changed.wait()
 
-    def _count(self, client: Client) -> None:
+    def _count(self, client: PhoneClient) -> None:
         self.seen.update(json.dumps(data) for data in client.data)
+        self.unlike += client.pictures.broken
 
     def all_seen(self) -> Counter[str]:
         now = Counter(json.dumps(data) for data in self.client.data) if self.client is not None else Counter()
         return self.seen + now
 
 
-async def run(url: str, group: str, count: int) -> None:
-    members = [Member(url, group) for _ in range(count)]
+async def run(urls: Sequence[str], group: str, users: Sequence[str | None]) -> None:
+    members = [Member(urls, group, user) for user in users]
     living = [asyncio.create_task(member.live()) for member in members]
     loop = asyncio.get_running_loop()
     orders = asyncio.StreamReader()
@@ -172,30 +251,59 @@ async def _obey(order: dict[str, Any], members: list[Member]) -> None:
                     await client.send(
                         {"type": "publish", "ref": 0, "group": order["group"], "data": order["data"]}
                     )
+        case "stay":
+            for member in members:
+                member.may_change = False
         case "report":
             print(json.dumps(asdict(_report(order["number"], members))), flush=True)  # noqa: T201 - its product
 
 
 def _report(number: int, members: list[Member]) -> Report:
-    seen = sum((member.all_seen() for member in members), Counter[str]())
+    all_seen = sum((member.all_seen() for member in members), Counter[str]())
+    clients = [member.client for member in members if member.client is not None]
     return Report(
         number=number,
         clients=len(members),
         open=sum(member.client is not None and member.client.is_open for member in members),
         settled=all(member.settled for member in members),
         groups=dict(Counter(group for member in members for group in member.joined)),
-        seen={data: count for data, count in seen.items() if "final" in data},
+        seen={data: count for data, count in all_seen.items() if "final" in data},
         connects=sum(member.connects for member in members),
+        pictures=list(seen(client.pictures for client in clients).items()),
+        unlike=[
+            *(sentence for member in members for sentence in member.unlike),
+            *(sentence for client in clients for sentence in client.pictures.broken),
+        ],
     )
 
 
 class Phone(Program):
-    """The process, as the test sees it."""
+    """The process, as the test sees it.
+
+    Args:
+        url: The server.
+        group: The first group of its clients.
+        count: The number of clients.
+        log: The file of its output.
+        users: The user of each client in turn, for clients with presence.
+        others: More servers, for clients with presence.
+    """
 
     stdin = subprocess.PIPE
 
-    def __init__(self, url: str, group: str, count: int, *, log: Path) -> None:
+    def __init__(
+        self,
+        url: str,
+        group: str,
+        count: int,
+        *,
+        log: Path,
+        users: Sequence[str] | None = None,
+        others: Sequence[str] = (),
+    ) -> None:
         command = [sys.executable, "-m", "tests.support.clients.phone", url, group, "--count", str(count)]
+        if users is not None:
+            command += ["--users", ",".join(users), "--others", *others]
         super().__init__(command, log=log)
         self._reports = 0
 
@@ -234,6 +342,10 @@ class Phone(Program):
                 and line.endswith("}")
                 and (found := json.loads(line))["number"] == number
             ):
+                found["pictures"] = [
+                    ((group, tuple(users), *counts), clients)
+                    for (group, users, *counts), clients in found["pictures"]
+                ]
                 return Report(**found)
         return None
 
@@ -243,5 +355,9 @@ if __name__ == "__main__":
     parser.add_argument("url")
     parser.add_argument("group")
     parser.add_argument("--count", type=int, default=1)
+    parser.add_argument("--others", nargs="*", default=[], metavar="URL")
+    parser.add_argument("--users", type=lambda names: names.split(","))
     options = parser.parse_args()
-    asyncio.run(run(options.url, options.group, options.count))
+    named = itertools.cycle(options.users or [None])
+    users = list(itertools.islice(named, options.count))
+    asyncio.run(run([options.url, *options.others], options.group, users))

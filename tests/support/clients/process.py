@@ -1,9 +1,10 @@
 """Clients in a process of their own, which can run in a network namespace, be stopped or killed.
 
 `python -m tests.support.clients.process URL … --count N` opens N clients for each URL, of the subprotocol
-`realtime.v1`, or of none with `--plain`. They answer pings until the process is terminated. When all are
-open, and whenever a number has changed, the process prints a line of JSON: {"at": seconds on the monotonic
-clock, "open": n, "frames": n of any type, "messages": n, "pings": n}.
+`realtime.v1`, or of none with `--plain`. With `--session KEY`, they have the cookie of that session. They
+answer pings until the process is terminated. When all are open, and whenever a number has changed, the
+process prints a line of JSON: {"at": seconds on the monotonic clock, "open": n, "frames": n of any type,
+"messages": n, "pings": n}.
 """
 
 import argparse
@@ -23,8 +24,11 @@ def report(clients: list[Client]) -> dict[str, int]:
     }
 
 
-async def run(urls: list[str], count: int, *, plain: bool) -> None:
-    clients = [client for url in urls for client in await connect_many(count, url, plain=plain)]
+async def run(urls: list[str], count: int, *, plain: bool, session: str) -> None:
+    headers = {"Cookie": f"sessionid={session}"} if session else None
+    clients = [
+        client for url in urls for client in await connect_many(count, url, plain=plain, headers=headers)
+    ]
     last: dict[str, int] = {}
     while True:
         if (now := report(clients)) != last:
@@ -38,5 +42,6 @@ if __name__ == "__main__":
     parser.add_argument("url", nargs="+")
     parser.add_argument("--count", type=int, default=1)
     parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--session", default="")
     options = parser.parse_args()
-    asyncio.run(run(options.url, options.count, plain=options.plain))
+    asyncio.run(run(options.url, options.count, plain=options.plain, session=options.session))

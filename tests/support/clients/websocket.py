@@ -200,8 +200,8 @@ class Client:
         await self.send({"type": kind, "ref": ref, **fields})
         return await self.seen(lambda frame: frame.get("ref") == ref)
 
-    async def join(self, group: str) -> Frame:
-        return await self.ask("join", group=group)
+    async def join(self, group: str, **more: object) -> Frame:
+        return await self.ask("join", group=group, **more)
 
     async def leave(self, group: str) -> Frame:
         return await self.ask("leave", group=group)
@@ -232,10 +232,12 @@ class Client:
         return self.close_code
 
 
-async def connect_many(count: int, url: str, *, plain: bool = False, at_once: int = 50) -> list[Client]:
+async def connect_many(
+    count: int, url: str, *, plain: bool = False, headers: dict[str, str] | None = None, at_once: int = 50
+) -> list[Client]:
     """Open `count` clients, with at most `at_once` handshakes under way; if one fails, all are closed."""
     slots = asyncio.Semaphore(at_once)
-    clients = [Client(url, plain=plain) for _ in range(count)]
+    clients = [Client(url, plain=plain, headers=headers) for _ in range(count)]
 
     async def open_one(client: Client) -> None:
         async with slots:

@@ -12,14 +12,18 @@ from typing import Any
 
 from asgiref.sync import async_to_sync
 from channels.layers import get_channel_layer
+from django.core.management import call_command
 from django.db import transaction
 from django.test import override_settings
 
 from realtime import publish
 from realtime.errors import BadGroup, LayerUnavailable, RealtimeError, UnpublishableData
 from realtime.layers import groups
+from realtime.notifying import notify
 from realtime.process import background_loop
 from realtime.reading import history
+from realtime.records.connection_rows import open_connections
+from tests.support.doubles.rows import a_process, an_opening
 from tests.support.greenlets.patched import Eventlet, Gevent
 
 Library = Gevent | Eventlet
@@ -62,6 +66,17 @@ def positions(library: Library) -> None:
         for wait in [library.spawn(publish, "g", number) for number in range(20)]:
             wait()
         _say(sorted(each.data for each in history("g", first).messages) == list(range(20)))
+
+
+def notifications(library: Library) -> None:
+    """Notify a user with a connection in the process of the test, and one without any."""
+    call_command("migrate", verbosity=0)
+    process = a_process(channel_name=os.environ["ADDRESS"])
+    open_connections([an_opening(process, user_id="7")])
+    _say(notify("7", "first", timeout=30.0))
+    waiting = [library.spawn(notify, "7", number) for number in range(100)]
+    _say(sum(wait() for wait in waiting))
+    _say(notify("8", "hello"))
 
 
 def hung_redis(library: Library) -> None:

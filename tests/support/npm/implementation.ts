@@ -3,7 +3,7 @@ import type * as declared from "django-channels-realtime";
 import * as written from "./client.js";
 
 /** The code calls each of these answers a frame, and its listeners are those of every EventTarget. */
-type Answered = "join" | "leave" | "publish";
+type Answered = "join" | "leave" | "publish" | "presence";
 type Listened = "addEventListener" | "removeEventListener";
 
 const functions: Pick<typeof declared, "SUBPROTOCOL" | "mayReconnect" | "RealtimeError"> = written;
@@ -12,12 +12,13 @@ const create = (
   options: declared.Options,
 ): Omit<declared.RealtimeConnection, Answered | Listened> => new written.RealtimeConnection(url, options);
 const accepted = (
-  ...[join, leave, publish]: [
+  ...[join, leave, publish, presence]: [
     Parameters<declared.RealtimeConnection["join"]>,
     Parameters<declared.RealtimeConnection["leave"]>,
     Parameters<declared.RealtimeConnection["publish"]>,
+    Parameters<declared.RealtimeConnection["presence"]>,
   ]
-): [...{ [K in Answered]: Parameters<written.RealtimeConnection[K]> }[Answered][]] => [join, leave, publish];
+): [...{ [K in Answered]: Parameters<written.RealtimeConnection[K]> }[Answered][]] => [join, leave, publish, presence];
 
 // Neither has a public name that the other lacks.
 const exported: Record<keyof typeof declared, unknown> = written;

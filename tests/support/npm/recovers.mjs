@@ -23,13 +23,17 @@ readers.forEach((reader, number) => {
   reader.addEventListener("reset", ({ detail }) => seen[number].push(detail));
   reader.connect();
 });
-await Promise.all(readers.map((reader) => reader.join(GROUP)));
+// Each is told of the other one, which has not logged in either.
+const seeing = readers.map((reader) => once(reader, "presence", ({ anonymous }) => anonymous === 2));
+await Promise.all(readers.map((reader) => reader.join(GROUP, { presence: true })));
+for (const { users, total } of await Promise.all(seeing)) assert.deepEqual([users, total], [[], 0]);
 
 const writer = new RealtimeConnection(`${base}/ws/`, { WebSocket, queue: true });
 writer.connect();
 const publish = (data, id) => writer.publish(GROUP, data, { id });
 const first = await publish(1, "once");
 assert.deepEqual((await publish(1, "once")).offset, first.offset);
+assert.equal((await writer.presence(GROUP)).anonymous, 2);
 while (seen.some((each) => each.length < 1)) await new Promise((resolve) => setTimeout(resolve, 10));
 
 for (let round = 0; round < 3; round += 1) {

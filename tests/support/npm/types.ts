@@ -8,6 +8,8 @@ import {
   type Message,
   type Options,
   type Position,
+  type Presence,
+  type Present,
   type State,
 } from "django-channels-realtime";
 
@@ -34,6 +36,11 @@ connection.addEventListener("reset", ({ detail }) => {
   same<typeof detail.position, Position | null>(true);
 });
 connection.addEventListener("recovered", ({ detail: { group, messages } }) => console.log(group, messages.toFixed()));
+connection.addEventListener("presence", ({ detail: { group, users, joined, left, anonymous, total } }) => {
+  same<[typeof users, typeof joined, typeof left][number], readonly string[]>(true);
+  console.log(group, users.includes("7"), (anonymous + total).toFixed());
+});
+connection.addEventListener("notification", ({ detail }) => same<typeof detail.data, unknown>(true));
 connection.addEventListener("state", ({ detail }) => same<typeof detail.state, State>(true), { once: true });
 connection.addEventListener("error", { handleEvent: ({ detail }) => console.log(detail.code) });
 connection.addEventListener("of another library", (event: Event) => console.log(event.type));
@@ -42,6 +49,10 @@ connection.removeEventListener("message", null);
 async function use(): Promise<void> {
   const { recovered } = await connection.join("public.a", { since: connection.position("public.b") });
   same<typeof recovered, boolean | undefined>(true);
+  const { presence } = await connection.join("public.b", { presence: true });
+  same<typeof presence, Present | undefined>(true);
+  const present: Presence = await connection.presence("public.b");
+  console.log(presence?.users.length, present.users, present.anonymous.toFixed(), present.total.toFixed());
   const published = await connection.publish("public.a", { n: 1 }, { id: "order-7" });
   same<typeof published.offset, number | undefined>(true);
   const seconds: number = await connection.check();
@@ -57,6 +68,10 @@ void new RealtimeError("a code of the application", "text");
 new RealtimeConnection("/ws/", { remembers: true });
 // @ts-expect-error - offsets are numbers
 void connection.join("public.a", { since: { epoch: "e", offset: "1" } });
+// @ts-expect-error - presence is asked for, or not
+void connection.join("public.a", { presence: "all" });
+// @ts-expect-error - a change is of several users
+connection.addEventListener("presence", ({ detail }) => detail.user);
 // @ts-expect-error - the state is read, not set
 connection.state = "open";
 // @ts-expect-error - a message event has no field of this name

@@ -20,17 +20,31 @@ from realtime.layers.messages import (
     Heal,
     Holdings,
     Kick,
+    Notified,
+    Notify,
+    PresenceChanges,
 )
 
 CORE = RedisChannelLayer()
 texts = st.text(max_size=20)
 numbers = st.integers(0, 2**63)
 memberships = st.lists(st.tuples(st.uuids(), texts), max_size=5)
+stays = st.lists(st.tuples(numbers, texts, texts), max_size=3)
 all_messages = st.one_of(
     st.builds(Ask, round=numbers, reply_to=texts, interval=st.floats(0, 1e6)),
     st.builds(Kick, connections=st.lists(st.uuids()), memberships=memberships, reason=texts),
     st.builds(Explain, request=texts, reply_to=texts),
     st.builds(Heal, stray=st.lists(texts)),
+    st.builds(
+        Notify,
+        request=texts,
+        reply_to=texts,
+        connections=st.lists(st.uuids(), max_size=3),
+        text=texts,
+        confirm=st.booleans(),
+        within=st.floats(0, 1e6),
+    ),
+    st.builds(Notified, request=texts, process=st.uuids(), taken=st.booleans()),
     st.builds(Answer, round=numbers, process=st.uuids()),
     st.builds(
         Holdings,
@@ -40,6 +54,7 @@ all_messages = st.one_of(
         page=numbers,
         pages=numbers,
     ),
+    st.builds(PresenceChanges, began=stays, ended=stays),
     st.builds(EchoPart, number=numbers, part=numbers),
     st.builds(GroupMessage, text=texts),
     st.builds(GroupMessage, text=texts, epoch=texts, offset=numbers),
@@ -96,6 +111,38 @@ RECORDED: list[tuple[dict[str, Any], AnyMessage]] = [
         ),
     ),
     ({"type": "realtime.heal", "stray": ["g"]}, Heal(["g"])),
+    (
+        {"type": "realtime.presence", "began": [(7, "g", "42")], "ended": []},
+        PresenceChanges([(7, "g", "42")], []),
+    ),
+    (
+        {
+            "type": "realtime.notify",
+            "request": "6a1c",
+            "reply_to": "realtime.control.2",
+            "connections": ["0b9f7f8e-8a5e-4f55-9d3c-6f1f0c9c6a11"],
+            "text": '{"type":"notification","data":1}',
+            "confirm": True,
+            "within": 10.0,
+        },
+        Notify(
+            "6a1c",
+            "realtime.control.2",
+            [UUID("0b9f7f8e-8a5e-4f55-9d3c-6f1f0c9c6a11")],
+            '{"type":"notification","data":1}',
+            True,
+            10.0,
+        ),
+    ),
+    (
+        {
+            "type": "realtime.notified",
+            "request": "6a1c",
+            "process": "5b7d0a3c-0d6f-4f0e-9a57-0f4f0e1f2a3b",
+            "taken": True,
+        },
+        Notified("6a1c", UUID("5b7d0a3c-0d6f-4f0e-9a57-0f4f0e1f2a3b"), True),
+    ),
     ({"type": "realtime.echo", "number": 3, "part": 1}, EchoPart(3, 1)),
     (
         {"type": "realtime.message", "text": '{"type":"message","group":"g","data":1}'},

@@ -61,15 +61,20 @@ raws = st.builds(
     st.none() | st.integers(0, 2),
 )
 
+users = st.lists(short_texts, max_size=3)
 client_frames = st.one_of(
     st.builds(ClientPong, n=counts),
     st.builds(ClientPing, n=counts),
     st.builds(
-        Join, group=groups, ref=refs, since=st.none() | st.builds(Since, epoch=short_texts, offset=counts)
+        Join,
+        group=groups,
+        ref=refs,
+        since=st.none() | st.builds(Since, epoch=short_texts, offset=counts),
+        presence=st.booleans(),
     ),
     st.builds(Leave, group=groups, ref=refs),
     st.builds(Publish, group=groups, data=raws, ref=refs, id=st.none() | publish_ids),
-    st.builds(frames.ClientPresence, ref=st.none() | refs),
+    st.builds(frames.ClientPresence, group=groups, ref=refs),
     st.builds(frames.ClientRefresh, ref=st.none() | refs),
 )
 server_frames = st.one_of(
@@ -97,13 +102,25 @@ server_frames = st.one_of(
         epoch=st.none() | short_texts,
         offset=st.none() | counts,
         recovered=st.none() | st.booleans(),
+        presence=st.none() | st.builds(frames.Present, users=users, anonymous=counts, total=counts),
     ),
     st.builds(Left, ref=refs, group=groups),
     st.builds(Published, ref=refs, group=groups, offset=st.none() | counts, epoch=st.none() | short_texts),
     st.builds(Error, code=st.sampled_from(ErrorCode).map(str), detail=st.text(), ref=st.none() | refs),
     st.builds(Pong, n=counts),
+    st.builds(frames.Notification, data=raws),
     st.builds(Goodbye, reason=st.text(), reconnect=st.booleans(), retry_after=st.none() | seconds),
-    st.sampled_from([frames.Presence(), frames.Refresh()]),
+    st.builds(
+        frames.Presence,
+        group=groups,
+        anonymous=counts,
+        total=counts,
+        ref=st.none() | refs,
+        users=st.none() | users,
+        joined=users,
+        left=users,
+    ),
+    st.just(frames.Refresh()),
 )
 unknown_fields = st.dictionaries(st.text(min_size=1).map("x-{}".format), json_values, max_size=3)
 
@@ -144,7 +161,7 @@ def test_every_type_of_frame_makes_the_round_trip():
     assert tags(frames.ClientFrame) == {"pong", "ping", "join", "leave", "publish", "presence", "refresh"}
     assert tags(frames.ServerFrame) == {
         "welcome", "ping", "message", "joined", "left", "published", "error", "pong", "goodbye",
-        "reset", "presence", "refresh",
+        "reset", "presence", "notification", "refresh",
     }  # fmt: skip
 
 
@@ -224,7 +241,8 @@ def test_a_publish_id_has_1_to_64_characters(id_):
 
 def test_the_error_codes_are_those_of_the_protocol():
     assert [str(code) for code in ErrorCode] == [
-        "bad_frame", "unknown_type", "forbidden", "bad_group", "rate_limited", "not_joined", "internal",
+        "bad_frame", "unknown_type", "forbidden", "bad_group", "rate_limited", "not_joined", "no_presence",
+        "internal",
     ]  # fmt: skip
 
 
