@@ -187,12 +187,10 @@ class Watches:
 
     def removed(self, connection: Connection) -> None:
         """Forget a connection that ended. It is still in its groups."""
-        if not self._watched:
-            return
-        for group in connection.groups:
-            self.touched(connection, group)
-        for group in tuple(self._groups.get(connection, ())):
-            self.unwatch(connection, group)
+        if self._watched:
+            # It may be in thousands of groups, of which few are watched.
+            for group in (connection.groups & self._watched.keys()).union(self._groups.get(connection, ())):
+                self.unwatch(connection, group)
 
     def touched(self, connection: Connection, group: str) -> None:
         """Note that a connection came to a group or left it. If it is anonymous, count them soon."""

@@ -70,7 +70,7 @@ def is_online(user: Any) -> bool:
     settings = conf.get()
     if not settings.PRESENCE:
         raise NoPresence(ONLINE)
-    key = getattr(user, "pk", None) if hasattr(user, "is_authenticated") else user
+    key = getattr(user, "pk", user)
     return key is not None and presence_rows.is_online(str(key), settings.PRESENCE_GRACE)
 
 

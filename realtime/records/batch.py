@@ -9,7 +9,7 @@ Everything here is synchronous and runs on the ledger's own thread.
 import logging
 import uuid
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from realtime import conf
 from realtime.closing import SILENCE
 from realtime.models import PresentUser
 from realtime.records import connection_rows, presence_rows
-from realtime.records.entries import ONLINE, Changes, Closed, Closing, Join, Opening, Place, Stay
+from realtime.records.entries import ONLINE, Changes, Closed, Closing, Place, Stay
 from realtime.records.rows import again_after_conflict, cut, is_conflict
 from realtime.records.write_queue import Kind, Write
 
@@ -162,12 +162,10 @@ def _transact(batch: Sequence[Write], unsure: list[Arrivals]) -> tuple[list[Any]
 
 
 def _arrived(rows: Mapping[Kind, Sequence[Any]]) -> set[Place]:
-    settings = conf.get()
-    if not settings.PRESENCE:
+    if not conf.get().PRESENCE:
         return set()
-    arrived = {Place(ONLINE, _user(opening)) for opening in rows[Kind.OPEN] if opening.user_id}
-    arrived.update(_places(rows[Kind.JOIN], settings))
-    return arrived
+    users = {cut(opening.user_id, PresentUser, "user_id") for opening in rows[Kind.OPEN] if opening.user_id}
+    return {*(Place(ONLINE, user) for user in users), *connection_rows.tracked_places(rows[Kind.JOIN])}
 
 
 def _settle(
@@ -180,10 +178,10 @@ def _settle(
         closed: The connections that it closed, with their users.
         arrivals: The places that have new memberships and connections.
     """
-    settings = conf.get()
-    if not settings.PRESENCE:
+    if not conf.get().PRESENCE:
         return _Settled()
-    departed = {*_places(rows[Kind.LEAVE], settings), *connection_rows.places_of(closed)}
+    left = connection_rows.tracked_places(rows[Kind.LEAVE])
+    departed = {*left, *connection_rows.places_of(closed)}
     if not arrivals.places and not departed:
         return _Settled()
     silent = {
@@ -205,17 +203,6 @@ def _begun(unsure: list[Arrivals]) -> list[Stay]:
         return []
     unsure.clear()
     return found
-
-
-def _places(joins: Iterable[Join], settings: conf.Settings) -> Iterator[Place]:
-    for join in joins:
-        if join.user_id and settings.tracks_presence(join.group):
-            yield Place(join.group, _user(join))
-
-
-def _user(row: Opening | Join) -> str:
-    """Return the user as the database stores it."""
-    return cut(row.user_id, PresentUser, "user_id")
 
 
 def _closed(closing: Closing, closed: Collection[uuid.UUID], dormant: Collection[uuid.UUID]) -> Closed:

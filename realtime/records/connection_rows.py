@@ -9,7 +9,7 @@ database cannot be reached or refuses a row, each function raises a `django.db.E
 
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
@@ -201,12 +201,17 @@ def restore_memberships(joins: Sequence[Join]) -> None:
     for batch in rows.batches({join.connection_id for join in joins}):
         users.update(records.filter(pk__in=batch).values_list("pk", "user_id"))
     named = [replace(join, user_id=users.get(join.connection_id, "")) for join in joins]
-    tracks = conf.get().tracks_presence
     with in_one_transaction():
         open_memberships(named)
-        presence_rows.settle(
-            {Place(join.group, join.user_id) for join in named if join.user_id and tracks(join.group)}
-        )
+        presence_rows.settle(set(tracked_places(named)))
+
+
+def tracked_places(joins: Iterable[Join]) -> Iterator[Place]:
+    """Yield the places of memberships that presence depends on, with users as the database stores them."""
+    tracks = conf.get().tracks_presence
+    for join in joins:
+        if join.user_id and tracks(join.group):
+            yield Place(join.group, rows.cut(join.user_id, Membership, "user_id"))
 
 
 def mark_memberships_left(joins: Sequence[Join]) -> int:

@@ -208,7 +208,7 @@ def end_stays(grace: float, limit: int = rows.BATCH) -> list[Stay]:
     connection = connections[using]
     quote = connection.ops.quote_name
     table, due = _table(PresentUser, quote), _due(grace).order_by("gone_at")
-    if connection.features.has_select_for_update:
+    if rows.locks_rows(due):
         due = due.select_for_update(skip_locked=True)
     columns, now = f"id, {quote('group')}, user_id", rows.now_sql(connection)
     ended: list[Stay] = []
@@ -253,7 +253,7 @@ def note_departed(after: int, limit: int = rows.BATCH) -> int | None:
 def forget_user(user_id: str) -> None:
     """End the presence of a user within a second. Call it in a transaction."""
     theirs = PresentUser.objects.using(rows.database()).filter(user_id=user_id)
-    if connections[theirs.db].features.has_select_for_update:
+    if rows.locks_rows(theirs):
         # In the order of `settle`, and not of the ids.
         list(theirs.order_by("group").select_for_update(no_key=True).values_list("pk"))
     theirs.filter(left_at__isnull=False).delete()
@@ -365,7 +365,7 @@ def changes(began: Sequence[Stay] = (), ended: Sequence[Stay] = ()) -> Changes:
             cursor.execute(
                 f"SELECT p.channel_name, w.{quote('group')} FROM {_table(PresenceWatch, quote)} w"  # noqa: S608 - as above
                 f" JOIN {_table(Process, quote)} p ON p.id = w.process_id"
-                f" WHERE w.{quote('group')} IN ({', '.join(['%s'] * len(some))}) AND p.stopped_at IS NULL",
+                f" WHERE w.{quote('group')} IN ({_marks(some)}) AND p.stopped_at IS NULL",
                 list(some),
             )
             for address, group in cursor.fetchall():

@@ -87,7 +87,7 @@ def lock_some(rows: "QuerySet[_Row]", limit: int) -> list[uuid.UUID]:
     Returns:
         Their keys.
     """
-    if not connections[rows.db].features.has_select_for_update:
+    if not locks_rows(rows):
         # A deferred transaction of SQLite that begins with a read may fail at its first write. This write
         # changes nothing.
         Round.objects.using(rows.db).filter(pk=0).update(number=0)

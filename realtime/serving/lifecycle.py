@@ -20,6 +20,7 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
+from uuid import UUID
 
 from channels import DEFAULT_CHANNEL_LAYER
 from django.dispatch import Signal
@@ -485,8 +486,8 @@ async def _clean_up(connection: Connection, opening: Opening, reason: CloseReaso
     closing = Closing(id=opening.id, reason=reason, code=connection.close_code)
     # Side by side, because neither may wait for the other: a hung Redis must not keep the record open, and
     # a hung database must not keep the membership alive.
-    joins = {group: [_join(connection, group)] for group in connection.joined}
-    leaving = _clean(home, _leave_many(home, joins))
+    member = (connection.id, connection.user_id)
+    leaving = _clean(home, _leave_many(home, dict.fromkeys(connection.joined, (member,))))
     ending = _clean(home, _close_record(home, opening, closing, leaving, was_announced=was_open))
     tasks.keep_reference(ending, home.endings)
     steps = [ending, leaving]
@@ -537,7 +538,7 @@ async def _is_recorded(home: Hub, opening: Opening) -> bool:
     return bool(await home.ledger.call(connection_rows.openings, (opening.id,)))
 
 
-async def _leave_many(home: Hub, leaving: Mapping[str, Collection[Join]]) -> None:
+async def _leave_many(home: Hub, leaving: Mapping[str, Collection[tuple[UUID, str]]]) -> None:
     """Leave groups of connections that are gone: first in the layer, then in the rows.
 
     In this order, because a row that says left must be true. A connection may have twenty thousand groups,
@@ -549,17 +550,17 @@ async def _leave_many(home: Hub, leaving: Mapping[str, Collection[Join]]) -> Non
 
     Args:
         home: The hub that the connections were admitted to.
-        leaving: For each group, the memberships of the connections that leave it.
+        leaving: For each group, the ids of the connections that leave it, each with its user.
     """
     names, writes = tuple(leaving), []
     for first in range(0, len(names), SLICE):
         some = names[first : first + SLICE]
         outcomes = await asyncio.gather(*(_try_leave_layer(home, group) for group in some))
         joins = [
-            join
+            Join(connection_id, home.process, group, user_id)
             for group, was_left in zip(some, outcomes, strict=True)
             if was_left
-            for join in leaving[group]
+            for connection_id, user_id in leaving[group]
         ]
         rest = len(names) - first - len(some)
         if rest and not all(outcomes):
@@ -630,11 +631,11 @@ async def _kick(home: Hub, kick: messages.Kick) -> None:
             evict(connection, reason)
         if number % SLICE == 0:
             await asyncio.sleep(0)
-    leaving: dict[str, list[Join]] = defaultdict(list)
+    leaving: dict[str, list[tuple[UUID, str]]] = defaultdict(list)
     for connection_id, group in kick.memberships:
         # Presence does not count the memberships of closed connections any more.
         user_id = connection.user_id if (connection := home.connections.get(connection_id)) else ""
-        leaving[group].append(Join(connection_id, home.process, group, user_id))
+        leaving[group].append((connection_id, user_id))
     await _leave_many(home, leaving)
 
 
