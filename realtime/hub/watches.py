@@ -213,6 +213,8 @@ class Watches:
             raise
         watched.told_anonymous = watched.anonymous
         watched.picture.take_as_told()
+        # From now on: the connections that wait for this become members in a later turn of the loop.
+        watched.idle_since = self._loop.time()
         watched.loading = None
 
     async def _read(self, watched: _Watched) -> None:

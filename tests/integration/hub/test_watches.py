@@ -230,3 +230,22 @@ class _Queries:
 
     def __exit__(self, *_: object) -> None:
         self._home.ledger._queue.put = self._original  # type: ignore[method-assign]
+
+
+async def test_a_group_is_not_forgotten_while_its_first_watcher_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The comparison may have its turn between the reading and the task that waits for it."""
+    client = Client()
+    await client.join()
+    home = await lifecycle.hub()
+    load = home.watches._load
+
+    async def then_forget_idle(watched: Any) -> None:
+        await load(watched)
+        await home.watches._forget_idle()
+
+    monkeypatch.setattr(home.watches, "_load", then_forget_idle)
+    await client.watch()
+    await arrive("anne")
+    await eventually_async(lambda: client.changes == [(["anne"], [])], within=5)
