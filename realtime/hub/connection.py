@@ -2,7 +2,6 @@
 
 import asyncio
 import enum
-import ipaddress
 import logging
 import uuid
 from collections.abc import Callable, Mapping
@@ -10,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from channels import DEFAULT_CHANNEL_LAYER
 
-from realtime import conf
+from realtime import addresses, conf
 from realtime.closing import CloseReason
 from realtime.history.positions import Position
 from realtime.liveness.connection import Liveness
 from realtime.records.entries import Opening
+from realtime.rights.authorization import SCOPE_KEY, Authorization
 from realtime.transports.asgi import AsgiTransport, Event
 from realtime.wire.frames import SUBPROTOCOL
 
@@ -56,6 +56,9 @@ class Connection:
     Attributes:
         id: The primary key of its record.
         scope: The ASGI scope of the handshake.
+        address: The address of the client at the handshake, behind TRUSTED_PROXIES; empty if it is not known.
+        authorization: The right that it relies on; None for an anonymous connection without a ticket.
+        rights_read: How often its rights were read again. A policy that was asked before that is asked again.
         channel_name: The name that its consumer knows as its channel.
         alias: The alias of the channel layer that its groups are in.
         on_event: Queues what the handlers of the application will see: group events that are no messages, and
@@ -86,8 +89,10 @@ class Connection:
 
     __slots__ = (
         "_state",
+        "address",
         "admission",
         "alias",
+        "authorization",
         "changing",
         "channel_name",
         "client_id",
@@ -105,6 +110,7 @@ class Connection:
         "opening",
         "positions",
         "reason",
+        "rights_read",
         "scope",
         "subprotocol",
         "takes_notifications",
@@ -119,6 +125,9 @@ class Connection:
     ) -> None:
         self.id = uuid.uuid4()
         self.scope = scope
+        self.address = address_of(scope)
+        self.authorization: Authorization | None = scope.get(SCOPE_KEY)
+        self.rights_read = 0
         self.channel_name = f"realtime.connection.{self.id.hex}"
         self.alias = alias
         self.on_event = on_event
@@ -185,11 +194,10 @@ class Connection:
     @property
     def remote_address(self) -> str:
         """The client's address at the handshake, as far as CLIENT_DETAILS allows to keep it."""
-        client, details = self.scope.get("client"), conf.get().CLIENT_DETAILS
-        if not client or details == "none":
+        details = conf.get().CLIENT_DETAILS
+        if details == "none":
             return ""
-        address = str(client[0])
-        return address if details == "full" else _network_of(address)
+        return self.address if details == "full" else addresses.network(self.address, 24, 48)
 
     @property
     def user_agent(self) -> str:
@@ -214,14 +222,12 @@ class Connection:
         }
 
 
-def _network_of(address: str) -> str:
-    """Return the first address of the network: a /24 of IPv4, a /48 of IPv6. Empty if it is no address."""
-    try:
-        whole = ipaddress.ip_address(address)
-    except ValueError:
-        return ""
-    # A server that listens on IPv6 alone reports IPv4 clients by mapped addresses.
-    whole = getattr(whole, "ipv4_mapped", None) or whole
-    if isinstance(whole, ipaddress.IPv4Address):
-        return str(ipaddress.IPv4Network((int(whole), 24), strict=False).network_address)
-    return str(ipaddress.IPv6Network((int(whole), 48), strict=False).network_address)
+def address_of(scope: dict[str, Any]) -> str:
+    """Return the address of the client of a handshake; empty if the server does not know it."""
+    peer = scope.get("client")
+    trusted = conf.get().TRUSTED_PROXIES
+    forwarded = ""
+    if trusted:
+        headers = scope.get("headers", ())
+        forwarded = ",".join(value.decode("latin-1") for name, value in headers if name == b"x-forwarded-for")
+    return addresses.client(str(peer[0] or "") if peer else "", forwarded, trusted)

@@ -156,6 +156,8 @@ export type ErrorCode =
   | "forbidden"
   | "internal"
   | "no_presence"
+  | "too_many_groups"
+  | "bad_ticket"
   | "not_joined"
   | "rate_limited"
   | "unknown_type"
