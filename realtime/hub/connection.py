@@ -59,6 +59,10 @@ class Connection:
         address: The address of the client at the handshake, behind TRUSTED_PROXIES; empty if it is not known.
         authorization: The right that it relies on; None for an anonymous connection without a ticket.
         rights_read: How often its rights were read again. A policy that was asked before that is asked again.
+        asks_policy: True if its groups are those that the policy allows.
+        unasked: The groups that its consumer joined without asking the policy; None if there are none.
+        takes_refresh: True if the client understands the frame `refresh`.
+        hears_rights: True if its consumer has a handler for changes of rights.
         channel_name: The name that its consumer knows as its channel.
         alias: The alias of the channel layer that its groups are in.
         on_event: Queues what the handlers of the application will see: group events that are no messages, and
@@ -92,6 +96,7 @@ class Connection:
         "address",
         "admission",
         "alias",
+        "asks_policy",
         "authorization",
         "changing",
         "channel_name",
@@ -100,6 +105,7 @@ class Connection:
         "closes_old_connections",
         "eviction",
         "groups",
+        "hears_rights",
         "hub",
         "id",
         "joined",
@@ -114,7 +120,9 @@ class Connection:
         "scope",
         "subprotocol",
         "takes_notifications",
+        "takes_refresh",
         "transport",
+        "unasked",
     )
 
     def __init__(
@@ -135,6 +143,10 @@ class Connection:
         self.closes_old_connections = False
         self.client_id = ""
         self.takes_notifications = False
+        self.asks_policy = False
+        self.unasked: set[str] | None = None
+        self.takes_refresh = False
+        self.hears_rights = False
         self.transport: AsgiTransport
         self.subprotocol = SUBPROTOCOL if SUBPROTOCOL in scope.get("subprotocols", ()) else ""
         self.liveness: Liveness | None = None
