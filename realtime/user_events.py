@@ -174,39 +174,42 @@ def _note(keys: Collection[Any] | None, using: str) -> None:
     """
     connection = connections[using]
     noted: _Noted | None = getattr(connection, "_realtime_noted", None)
-    if noted is None or not connection.in_atomic_block:
+    if noted is None or not noted.is_waiting(connection):
         noted = _Noted()
         connection._realtime_noted = noted  # type: ignore[attr-defined]
     noted.add(keys)
-    _after_commit(partial(_tell_noted, connection, noted), using)
+    _after_commit(noted.tell, using)
 
 
 class _Noted:
     """The users that may have changed in one transaction."""
 
     def __init__(self) -> None:
-        self.users: set[str] = set()
-        self.unknown = False
-        self.told = False
+        self._users: set[str] = set()
+        self._unknown = False
+        self._told = False
+
+    def is_waiting(self, connection: Any) -> bool:
+        """Return True if they will be told after the commit of the current transaction."""
+        # Backwards, because the last event was as a rule one of these.
+        return any(callback == self.tell for _, callback, *_ in reversed(connection.run_on_commit))
 
     def add(self, keys: Collection[Any] | None) -> None:
         if keys is None:
-            self.unknown = True
+            self._unknown = True
         else:
-            self.users.update(map(str, keys))
+            self._users.update(map(str, keys))
 
-
-def _tell_noted(connection: Any, noted: _Noted) -> None:
-    """Tell of all users of a transaction, at the first of its events."""
-    if noted.told:
-        return
-    noted.told = True
-    connection._realtime_noted = None
-    several = sorted(noted.users)
-    if noted.unknown or len(several) > MOST_USERS:
-        _tell(None, messages.Recheck(changed_only=True))
-    if 0 < len(several) <= MOST_USERS:
-        _tell(several, messages.Recheck(users=several))
+    def tell(self) -> None:
+        """Tell of all users, at the first event of the transaction that was not rolled back."""
+        if self._told:
+            return
+        self._told = True
+        several = sorted(self._users)
+        if self._unknown or len(several) > MOST_USERS:
+            _tell(None, messages.Recheck(changed_only=True))
+        if 0 < len(several) <= MOST_USERS:
+            _tell(several, messages.Recheck(users=several))
 
 
 def _after_commit(tell: Callable[[], None], using: str) -> None:
