@@ -87,7 +87,7 @@ async def test_permissions_changed_by_sql_are_found_within_a_round(realtime_sett
     await user.groups.aadd(group)
     one = await device(user)
     await one.join("public.lobby")
-    await asyncio.sleep(rights.CHECK_NEW_AFTER * 2)
+    await all_checked()
     rows = Group.permissions.through.objects.all()
     await database_sync_to_async(rows._raw_delete)(rows.db)
     assert (await one.receive("removed"))["group"] == "public.lobby"
@@ -186,6 +186,13 @@ async def slow_yes(scope: dict[str, Any], action: str, group: str) -> bool:
     return answer
 
 
+async def all_checked() -> None:
+    """Wait until all connections were checked for the first time."""
+    hub = lifecycle._hubs_here()._by_alias["default"].result()
+    await eventually_async(lambda: all(each.rights_read for each in hub.connections.values()), within=5)
+    await eventually_async(lambda: not hub.rights._askers, within=5)
+
+
 def one_connection() -> Any:
     (connection,) = lifecycle._hubs_here()._by_alias["default"].result().connections.values()
     return connection
@@ -225,7 +232,7 @@ async def test_a_recheck_of_a_group_asks_about_its_members_only(table: dict[str,
     await one.join("public.a")
     await one.join("public.b")
     await other.join("public.b")
-    await asyncio.sleep(2 * rights.CHECK_NEW_AFTER)
+    await all_checked()
     table |= {"public.a": False, "public.b": False}
     await arecheck(group="public.a")
     assert (await one.receive("removed"))["group"] == "public.a"
