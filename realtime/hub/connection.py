@@ -12,6 +12,7 @@ from channels import DEFAULT_CHANNEL_LAYER
 from realtime import addresses, conf
 from realtime.closing import CloseReason
 from realtime.history.positions import Position
+from realtime.limits.subjects import address_of
 from realtime.liveness.connection import Liveness
 from realtime.records.entries import Opening
 from realtime.rights.authorization import SCOPE_KEY, Authorization
@@ -220,14 +221,3 @@ class Connection:
             "address": self.remote_address,
             "reason": self.reason.value if self.reason else "",
         }
-
-
-def address_of(scope: dict[str, Any]) -> str:
-    """Return the address of the client of a handshake; empty if the server does not know it."""
-    peer = scope.get("client")
-    trusted = conf.get().TRUSTED_PROXIES
-    forwarded = ""
-    if trusted:
-        headers = scope.get("headers", ())
-        forwarded = ",".join(value.decode("latin-1") for name, value in headers if name == b"x-forwarded-for")
-    return addresses.client(str(peer[0] or "") if peer else "", forwarded, trusted)
