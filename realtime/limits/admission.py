@@ -169,7 +169,12 @@ class Admission:
         decided: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._answers[request] = decided
         self._call()
-        return await decided
+        try:
+            return await decided
+        except asyncio.CancelledError:
+            if self._sharing.withdraw(request):
+                del self._answers[request]
+            raise
 
     def _give_back(self, places: Iterable[Place]) -> None:
         self._sharing.give_back(places)

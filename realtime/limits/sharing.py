@@ -106,6 +106,13 @@ class Sharing:
         self._waiting.append(request)
         return request, None
 
+    def withdraw(self, request: Request) -> bool:
+        """Ask no longer. Return False if a call that is under way will tell the answer."""
+        if request not in self._waiting:
+            return False
+        self._waiting.remove(request)
+        return True
+
     def give_back(self, places: Iterable[Place]) -> None:
         """Give back the places of a connection that has ended."""
         for place in places:
