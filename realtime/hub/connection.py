@@ -12,6 +12,8 @@ from channels import DEFAULT_CHANNEL_LAYER
 from realtime import addresses, conf
 from realtime.closing import CloseReason
 from realtime.history.positions import Position
+from realtime.limits.counts import Place
+from realtime.limits.subjects import address_of
 from realtime.liveness.connection import Liveness
 from realtime.records.entries import Opening
 from realtime.rights.authorization import SCOPE_KEY, Authorization
@@ -63,6 +65,8 @@ class Connection:
         unasked: The groups that its consumer joined without asking the policy; None if there are none.
         takes_refresh: True if the client understands the frame `refresh`.
         hears_rights: True if its consumer has a handler for changes of rights.
+        place: What it takes of the limit of its network; empty if nothing, and None if it is not counted.
+        user_place: What it takes of the limit of its user.
         channel_name: The name that its consumer knows as its channel.
         alias: The alias of the channel layer that its groups are in.
         on_event: Queues what the handlers of the application will see: group events that are no messages, and
@@ -114,6 +118,7 @@ class Connection:
         "on_event",
         "on_group_event",
         "opening",
+        "place",
         "positions",
         "reason",
         "rights_read",
@@ -123,6 +128,7 @@ class Connection:
         "takes_refresh",
         "transport",
         "unasked",
+        "user_place",
     )
 
     def __init__(
@@ -136,6 +142,8 @@ class Connection:
         self.address = address_of(scope)
         self.authorization: Authorization | None = scope.get(SCOPE_KEY)
         self.rights_read = 0
+        self.place: Place | None = None
+        self.user_place: Place | None = None
         self.channel_name = f"realtime.connection.{self.id.hex}"
         self.alias = alias
         self.on_event = on_event
@@ -232,14 +240,3 @@ class Connection:
             "address": self.remote_address,
             "reason": self.reason.value if self.reason else "",
         }
-
-
-def address_of(scope: dict[str, Any]) -> str:
-    """Return the address of the client of a handshake; empty if the server does not know it."""
-    peer = scope.get("client")
-    trusted = conf.get().TRUSTED_PROXIES
-    forwarded = ""
-    if trusted:
-        headers = scope.get("headers", ())
-        forwarded = ",".join(value.decode("latin-1") for name, value in headers if name == b"x-forwarded-for")
-    return addresses.client(str(peer[0] or "") if peer else "", forwarded, trusted)

@@ -207,6 +207,10 @@ class Rights:
         The policy is asked again about its groups, because the new right may be for fewer ones.
         """
         if connection in self._known:
+            entry = self._users.get(connection.user_id)
+            if entry is not None and entry.readable:
+                # The new right may have been given after a change of the password.
+                self._known[connection] = users.known_of(connection.scope["user"])
             self._near.pop(connection, None)
             self._note_end(connection)
             self._ask([connection], None, tell_consumer=False)
