@@ -495,7 +495,7 @@ def group_of_url(connection: Connection) -> str | None:
 
 
 def _ask_for_refresh(connection: Connection, within: float) -> None:
-    if connection.takes_refresh and connection.transport.accepted:
+    if connection.takes_refresh and connection.speaks_v1 and connection.transport.accepted:
         write(connection, frames.Refresh(within=round(within, 3)))
 
 
