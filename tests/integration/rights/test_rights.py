@@ -35,6 +35,7 @@ from tests.support.clients.logged_in import Device, device, groups_application, 
 pytestmark = pytest.mark.usefixtures("site")
 
 GONE, FORBIDDEN = 4501, 4503
+in_thread = database_sync_to_async
 allowed: dict[str, bool] = {}
 
 
@@ -83,8 +84,8 @@ async def test_permissions_changed_by_sql_are_found_within_a_round(realtime_sett
     realtime_settings(POLICY="tests.integration.rights.test_user_events.by_permission")
     user, group = await make_user("anne"), await Group.objects.acreate(name="editors")
     right = await Permission.objects.aget(codename="add_user")
-    await group.permissions.aadd(right)
-    await user.groups.aadd(group)
+    await in_thread(group.permissions.add)(right)
+    await in_thread(user.groups.add)(group)
     one = await device(user)
     await one.join("public.lobby")
     await all_checked()
@@ -174,6 +175,28 @@ async def test_a_join_that_races_with_the_revocation_is_undone(realtime_settings
     answered.set()
     assert (await one.receive("error"))["code"] == "forbidden"
     assert not await Membership.objects.filter(group="staff.only").aexists()
+
+
+async def test_a_member_that_joins_again_is_told_of_its_removal(realtime_settings: Any) -> None:
+    """The policy says no to the second join, and the recheck removed the member while it was asked."""
+    realtime_settings(POLICY=f"{__name__}.slow_yes")
+    user = await make_user("anne", is_staff=True)
+    one = await device(user)
+    answered.set()
+    await one.join("staff.only")
+    await all_checked()
+    answered.clear()
+    began.clear()
+    await one.send(type="join", ref=2, group="staff.only")
+    await began.wait()
+    before = one_connection().rights_read
+    user.is_staff = False
+    await user.asave()
+    await eventually_async(lambda: one_connection().rights_read > before, within=5)
+    answered.set()
+    kinds = [(await one.socket.receive_json_from(timeout=5))["type"] for _ in range(2)]
+    assert sorted(kinds) == ["error", "removed"]
+    await eventually_async(lambda: not one_connection().groups, within=5)
 
 
 began, answered = asyncio.Event(), asyncio.Event()
