@@ -9,13 +9,13 @@ from collections import deque
 
 from django.db import Error as DatabaseFailure
 
-from realtime import conf, metrics, policy, publishing
+from realtime import conf, metrics, publishing
 from realtime.closing import CloseReason
 from realtime.consumers.asynchronous import RealtimeConsumer
 from realtime.errors import BadFrame, BadTicket, ErrorCode, LayerUnavailable, TooManyGroups
 from realtime.history.positions import Joined, Position
 from realtime.presence import apresence
-from realtime.serving import lifecycle
+from realtime.serving import lifecycle, permitting
 from realtime.wire import frames
 
 logger = logging.getLogger("realtime.consumers")
@@ -31,6 +31,8 @@ class GroupConsumer(RealtimeConsumer):
     closes_old_connections = False
     client_parameter = "client"
     takes_notifications = True
+    takes_refresh = True
+    asks_policy = True
 
     #: More error frames than this in a minute end the connection.
     MAX_ERRORS_PER_MINUTE = 10
@@ -39,17 +41,32 @@ class GroupConsumer(RealtimeConsumer):
     """Made with the first error: most clients make none, and an empty deque is not small."""
 
     async def connect(self) -> None:
-        group = self.scope.get("url_route", {}).get("kwargs", {}).get("group")
+        group = lifecycle.group_of_url(self.connection)
         if group is not None:
             if not frames.valid_group(group):
                 await self.refuse(CloseReason.PROTOCOL_ERROR)
                 return
-            if not await policy.allows(self.scope, "join", group):
-                known = bool(self.connection.user_id)
-                await self.refuse(CloseReason.FORBIDDEN if known else CloseReason.NOT_AUTHENTICATED)
+            asked_at = permitting.moment(self.connection)
+            if not await permitting.may(self.connection, "join", group):
+                await self._refuse_group()
                 return
-            await self.group_add(group)
+            await lifecycle.group_add(self.connection, group)
+            if permitting.moment(self.connection) != asked_at and not await permitting.may(
+                self.connection, "join", group
+            ):
+                # Its rights changed during the join.
+                await self._refuse_group()
+                return
         await self.accept()
+
+    async def _refuse_group(self) -> None:
+        known = bool(self.connection.user_id)
+        await self.refuse(CloseReason.FORBIDDEN if known else CloseReason.NOT_AUTHENTICATED)
+
+    async def group_add(self, group: str, *, since: Position | None = None) -> Joined | None:
+        # A subclass joins a group that it chose itself. The policy is not asked about it, now or later.
+        self.connection.unasked = {group, *(self.connection.unasked or ())}
+        return await super().group_add(group, since=since)
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
         if text_data is None:
@@ -77,11 +94,22 @@ class GroupConsumer(RealtimeConsumer):
                 self._refuse_frame(ErrorCode.UNKNOWN_TYPE, detail, None)
 
     async def _join(self, frame: frames.Join) -> None:
-        if not await policy.allows(self.scope, "join", frame.group):
+        connection, asked_at = self.connection, permitting.moment(self.connection)
+        with permitting.joining(connection, frame.group):
+            has_joined = await self._join_if_permitted(frame)
+        # If its rights changed meanwhile, the policy is asked again. The client has its answer now.
+        if has_joined and permitting.moment(connection) != asked_at and not connection.gone:
+            removed = frame.group not in connection.joined
+            if removed or not await permitting.may(connection, "join", frame.group):
+                await lifecycle.remove_from(connection, frame.group)
+
+    async def _join_if_permitted(self, frame: frames.Join) -> bool:
+        """Answer a join. Return True if the client was told that it is a member."""
+        if not await permitting.may(self.connection, "join", frame.group):
             self._refuse_frame(ErrorCode.FORBIDDEN, f"You may not join {frame.group}.", frame.ref)
-            return
+            return False
         if frame.presence and not await self._may_see(frame.group, frame.ref):
-            return
+            return False
         since = Position(frame.since.epoch, frame.since.offset) if frame.since is not None else None
 
         async def look() -> None:
@@ -112,11 +140,12 @@ class GroupConsumer(RealtimeConsumer):
             metrics.limited.labels(limit="MAX_GROUPS").inc()
             detail = f"You are in {error.limit} groups already; leave one first."
             self._refuse_frame(ErrorCode.TOO_MANY_GROUPS, detail, frame.ref)
-            return
+            return False
         if joined is None:
             lifecycle.write(
                 self.connection, frames.Joined(ref=frame.ref, group=frame.group, presence=present())
             )
+        return True
 
     async def _presence(self, frame: frames.ClientPresence) -> None:
         if not await self._may_see(frame.group, frame.ref):
@@ -151,7 +180,7 @@ class GroupConsumer(RealtimeConsumer):
         if not conf.get().tracks_presence(group):
             self._refuse_frame(ErrorCode.NO_PRESENCE, f"The users of {group} are not tracked.", ref)
             return False
-        if not await policy.allows(self.scope, "presence", group):
+        if not await permitting.may(self.connection, "presence", group):
             self._refuse_frame(ErrorCode.FORBIDDEN, f"You may not know who is in {group}.", ref)
             return False
         return True
@@ -164,7 +193,7 @@ class GroupConsumer(RealtimeConsumer):
         lifecycle.write(self.connection, frames.Left(ref=frame.ref, group=frame.group))
 
     async def _publish(self, frame: frames.Publish) -> None:
-        if not await policy.allows(self.scope, "publish", frame.group):
+        if not await permitting.may(self.connection, "publish", frame.group):
             self._refuse_frame(ErrorCode.FORBIDDEN, f"You may not publish to {frame.group}.", frame.ref)
             return
         # Clients need not know which groups keep history. In the others, an id has no effect.

@@ -48,6 +48,8 @@ class Consumer(Protocol):
     closes_old_connections: bool
     client_parameter: str | None
     takes_notifications: bool
+    takes_refresh: bool
+    asks_policy: bool
     channel_layer: Any
     channel_name: str
 
@@ -143,6 +145,9 @@ class Runner(Watcher):
         self.closed_old_connections = False
         self.connection = Connection(scope, self.queue, consumer.channel_layer_alias)
         self.connection.takes_notifications = consumer.takes_notifications
+        self.connection.takes_refresh = consumer.takes_refresh
+        self.connection.asks_policy = consumer.asks_policy
+        self.connection.hears_rights = handlers.target(type(consumer), "rights.changed") is Target.HANDLER
         if not old_connections.has_own_thread(self._context):
             self.connection.on_group_event = self._take_group_event
             self.connection.closes_old_connections = consumer.closes_old_connections
