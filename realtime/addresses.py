@@ -78,7 +78,17 @@ def client(peer: str, forwarded: str, trusted: Sequence[str]) -> str:
     """
     if not matches(peer, trusted):
         return peer
-    found = peer
+    return named_client(forwarded, trusted) or peer
+
+
+def named_client(forwarded: str, trusted: Sequence[str]) -> str | None:
+    """Return the address of the client that trusted proxies have named; None if they have named none.
+
+    Args:
+        forwarded: The header X-Forwarded-For of a trusted proxy.
+        trusted: TRUSTED_PROXIES.
+    """
+    found = None
     for text in reversed(forwarded.split(",")[-MAX_FORWARDED:]):
         named = address(text)
         if named is None:
