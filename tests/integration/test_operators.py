@@ -9,6 +9,7 @@ from django.http import HttpResponse
 from django.test import AsyncClient, Client
 
 from realtime import operators, urls
+
 pytestmark = pytest.mark.urls(__name__)
 
 urlpatterns = urls.urlpatterns
@@ -87,7 +88,9 @@ async def test_a_proxy_is_an_operator_and_its_clients_are_not(realtime_settings:
     assert (await ask("/health/ready", PROXY, **{"X-Forwarded-Proto": "https"})).status_code == 403
 
 
-async def test_an_operator_behind_a_proxy_is_known_by_its_address(realtime_settings: RealtimeSettings) -> None:
+async def test_an_operator_behind_a_proxy_is_known_by_its_address(
+    realtime_settings: RealtimeSettings,
+) -> None:
     realtime_settings(TRUSTED_PROXIES=[PROXY], OPERATORS=["192.0.2.0/24"])
 
     assert (await ask("/metrics", PROXY, **{"X-Forwarded-For": "192.0.2.7"})).status_code == 200
