@@ -115,6 +115,18 @@ def network(text: str, ipv4: int, ipv6: int) -> str:
     return str(ipaddress.ip_network((int(whole) if whole.version == 4 else whole, bits), strict=False)[0])
 
 
+def reduced(text: str, details: str) -> str:
+    """Return as much of an address as CLIENT_DETAILS allows to keep.
+
+    Args:
+        text: An address, or what was returned for one before.
+        details: The setting: "full", "network" or "none".
+    """
+    if details == "full":
+        return text
+    return network(text, 24, 48) if details == "network" else ""
+
+
 @lru_cache(maxsize=100)
 def _networks(texts: tuple[str, ...]) -> tuple[Network, ...]:
     return tuple(ipaddress.ip_network(each) for each in texts if each not in (UNIX, PROXIES))

@@ -118,10 +118,7 @@ def _forwarded(request: HttpRequest) -> str | None:
 
 def _in_words(client: str) -> str:
     """Return the address of a client for a log line, as far as CLIENT_DETAILS allows."""
-    details = conf.get().CLIENT_DETAILS
-    if not client or addresses.address(client) is None:
-        # A Unix socket, or what a server took from a header unseen.
+    if addresses.address(client) is None:
+        # A Unix socket, or a text that a server took from a header.
         return "a client without an address"
-    if details == "none":
-        return "a client"
-    return client if details == "full" else addresses.network(client, 24, 48)
+    return addresses.reduced(client, conf.get().CLIENT_DETAILS) or "a client"

@@ -88,7 +88,7 @@ async def test_a_proxy_is_an_operator_and_its_clients_are_not(realtime_settings:
     assert (await ask("/health/ready", PROXY, **{"X-Forwarded-Proto": "https"})).status_code == 403
 
 
-async def test_an_operator_behind_a_proxy_is_known_by_its_address(
+async def test_an_operator_behind_a_proxy_is_known(
     realtime_settings: RealtimeSettings,
 ) -> None:
     realtime_settings(TRUSTED_PROXIES=[PROXY], OPERATORS=["192.0.2.0/24"])

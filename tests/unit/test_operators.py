@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from realtime.addresses import reduced
 from realtime.conf import Settings
 from realtime.operators import Refusals, is_operator
 
@@ -99,6 +100,16 @@ def test_many_refusals_are_few_lines(caplog: pytest.LogCaptureFixture) -> None:
 
     assert [record.getMessage() for record in caplog.records] == [
         f'Refused /metrics to {STRANGER}: it is not in REALTIME["OPERATORS"]',
-        f'Refused /health/ready to {STRANGER}: it is not in REALTIME["OPERATORS"], or came through a proxy that is '
-        'not in REALTIME["TRUSTED_PROXIES"] (99 more since the last such line)',
+        f'Refused /health/ready to {STRANGER}: it is not in REALTIME["OPERATORS"], or came through a proxy '
+        'that is not in REALTIME["TRUSTED_PROXIES"] (99 more since the last such line)',
     ]
+
+
+@given(st.one_of(addresses, sent.map(",".join)), st.sampled_from(["full", "network", "none"]))
+def test_an_address_that_was_reduced_stays_as_it_is(text: str, details: str) -> None:
+    once = reduced(text, details)
+
+    assert reduced(once, details) == once
+    assert reduced(once, "none") == ""
+    if details == "network":
+        assert once == "" or int(ipaddress.ip_address(once)) % 256 == 0
