@@ -1,4 +1,4 @@
-"""What the admin asks of processes."""
+"""The messages to processes that the admin sends."""
 
 import pytest
 

@@ -84,7 +84,7 @@ def test_every_record_is_visited_once(limit: int) -> None:
     process = a_process()
     for number in range(4):
         insert(process, *[("192.0.2.7", "x")] * 5, old=3600.0 - number)
-    # Records whose times went through Python have more digits in SQLite.
+    # Times that went through Python have more digits in SQLite.
     for each in Connection.objects.all()[:7]:
         Connection.objects.filter(pk=each.pk).update(opened_at=each.opened_at)
     way = Details()
