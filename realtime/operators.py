@@ -24,7 +24,7 @@ logger = logging.getLogger("realtime.views")
 #: only takes rights away.
 MARKS = ("HTTP_FORWARDED", "HTTP_VIA", "HTTP_X_REAL_IP")
 MARKS_BEGIN = "HTTP_X_FORWARDED_"
-#: Seconds after a refusal in the log, in which no other one is logged.
+#: Seconds between two refusals in the log.
 SILENT_FOR = 60.0
 
 P = ParamSpec("P")
@@ -54,7 +54,7 @@ class Refusals:
     """Logs refused requests, but not each of many.
 
     Args:
-        silent_for: Seconds after a line in the log, in which there is no other one.
+        silent_for: Seconds between two lines in the log.
         clock: Returns the time in seconds, and never goes back.
     """
 
@@ -65,7 +65,7 @@ class Refusals:
         self._unlogged = 0
 
     def note(self, path: str, client: str, was_forwarded: bool) -> None:
-        """Count a refusal, and log it with those that were not logged.
+        """Count a refusal, and log it with the number of earlier ones that were not logged.
 
         Args:
             path: The path of the request.

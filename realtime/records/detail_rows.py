@@ -48,7 +48,7 @@ class Visit(NamedTuple):
 def reduce_details(
     details: str, after: Place | None = None, limit: int = BATCH, settled: float = SETTLED
 ) -> Visit:
-    """Visit the next records, and reduce the details of those that have more than the setting allows.
+    """Visit the next records, and reduce their details if they have more than the setting allows.
 
     Args:
         details: CLIENT_DETAILS.

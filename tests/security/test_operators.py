@@ -58,7 +58,7 @@ class HAProxy(Program):
 
     def __init__(self, server: str, log: Path) -> None:
         self.port = free_port()
-        text = re.search(r"```haproxy\n(.*?)```", PAGE.read_text(), re.DOTALL)[1]  # type: ignore[index]
+        text = re.search(r"## HAProxy.*?```text\n(.*?)```", PAGE.read_text(), re.DOTALL)[1]  # type: ignore[index]
         for old, new in (
             ("bind :443 ssl crt /etc/haproxy/example.com.pem", f"bind 127.0.0.1:{self.port}"),
             ("timeout http-request 10s", f"timeout http-request {HEADER_TIMEOUT:g}s"),

@@ -1,4 +1,4 @@
-"""Who is an operator: the rule itself, without requests."""
+"""The rule that makes a request one of an operator, without requests."""
 
 import ipaddress
 import logging
@@ -80,7 +80,7 @@ def test_a_forwarded_request_is_that_of_the_named_client(
 def test_no_header_of_a_client_makes_it_an_operator(before: list[str], client: str) -> None:
     if ipaddress.ip_address(client).is_loopback or client.startswith(("10.0.0.", "::ffff:")):
         return
-    # Whatever a client sends, its proxy appends the address that it was called from.
+    # Its proxy appends the address that it was called from to all that a client sends.
     assert not is_operator(PROXY, ",".join([*before, client]), TRUSTED, OPERATORS)
 
 
