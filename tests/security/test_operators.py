@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from websockets.sync.client import connect
 
+from realtime.conf import Settings
 from tests.support.assertions.eventually import eventually
 from tests.support.fixtures import StartSite
 from tests.support.pairings import Pairing, pairings
@@ -185,7 +186,7 @@ def test_an_undeclared_proxy_of_this_machine_opens_nothing(
     start_site: StartSite, tmp_path: Path, site: Site
 ) -> None:
     """With the default settings, as a project that forgot TRUSTED_PROXIES."""
-    server = start_site(site.pairing).serve()
+    server = start_site(site.pairing, OPERATORS=Settings().OPERATORS).serve()
     assert ask(server.port, "/metrics", "127.0.0.1")[0] == 200
     # Its check of /health/ready comes from this machine and is answered.
     with HAProxy(server.address, tmp_path / "haproxy.log") as proxy:
