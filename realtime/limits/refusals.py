@@ -99,10 +99,7 @@ def note(limit: str, subject: str, remedy: str) -> None:
 
 def client_in_words(address: str) -> str:
     """Return the address of a client for a log line, as far as CLIENT_DETAILS allows."""
-    details = conf.get().CLIENT_DETAILS
-    if details == "none" or not address:
-        return "a client"
-    return address if details == "full" else addresses.network(address, 24, 48)
+    return addresses.reduced(address, conf.get().CLIENT_DETAILS) or "a client"
 
 
 def _set_timer(loop: asyncio.AbstractEventLoop) -> None:

@@ -57,7 +57,8 @@ async def test_records_and_logs_keep_only_the_set_client_details(
 ) -> None:
     realtime_settings(CLIENT_DETAILS=details)
     peer = Peer()
-    peer.connection.scope |= {"client": [address, 5], "headers": [(b"user-agent", b"Firefox")]}
+    peer.connection.scope |= {"headers": [(b"user-agent", b"Firefox")]}
+    peer.connection.address = address
     await peer.open()
     record = await peer.record()
     assert (record.remote_address, record.user_agent) == (kept, agent)
