@@ -87,7 +87,7 @@ class Admission:
     """The connections of this event loop, counted together with those of other processes.
 
     Args:
-        alias: The alias of the channel layer whose Redis has the counts; None if there is none. Then the
+        alias: The alias of the channel layer that has the counts in its Redis; None if there is none. Then the
             connections of this process are all that count.
     """
 
@@ -319,7 +319,7 @@ def here() -> Admission:
 
 
 def _alias() -> str | None:
-    """Return the alias of the layer whose Redis has the counts: one for all, because users are."""
+    """Return the alias of the layer that has the counts in its Redis: one layer for all connections."""
     try:
         ours = groups.aliases()
     except InvalidChannelLayerError:

@@ -5,8 +5,8 @@ client gave one. Its value is the number of connections. Each process writes its
 changes of them, so a repeated write does no harm.
 
 A process is alive as long as its key exists, which it renews. The numbers of other processes count for
-nothing, and are removed when their subject is looked at. A process whose key is gone writes all of its
-numbers again, under a new id.
+nothing, and are removed when their subject is looked at. If the key of a process is gone, the
+process writes all of its numbers again, under a new id.
 
 All keys are in one Redis, because one script looks at several subjects.
 
@@ -176,7 +176,7 @@ return answers
 
 @dataclass
 class _Store:
-    """What Redis has: the processes, each with the time until which it is alive, and their numbers."""
+    """The content of Redis: the processes, each with the time until which it is alive, and their numbers."""
 
     alive: dict[str, float] = field(default_factory=dict)
     numbers: dict[str, dict[tuple[str, str], int]] = field(default_factory=dict)

@@ -158,7 +158,7 @@ class TestLimits:
             assert Author.connected == author
             assert (await Connection.objects.acount(), await Process.objects.acount()) == rows
 
-    async def test_the_first_connection_of_a_process_may_be_refused_without_a_row(
+    async def test_the_first_connection_of_a_process_may_be_refused(
         self, realtime_settings: Callable[..., None], statements: list[str]
     ) -> None:
         realtime_settings(MAX_CONNECTIONS_PER_ADDRESS=1)
@@ -221,7 +221,7 @@ class TestLimits:
         async with several(1):
             assert admission.here().held == 1
 
-    async def test_no_limit_by_address_applies_behind_a_proxy_that_is_not_declared(
+    async def test_an_undeclared_proxy_has_no_limit_by_address(
         self, realtime_settings: Callable[..., None]
     ) -> None:
         realtime_settings(MAX_CONNECTIONS_PER_ADDRESS=1)
@@ -232,7 +232,7 @@ class TestLimits:
         for each in proxied:
             await each.disconnect()
 
-    async def test_too_many_handshakes_are_refused_before_they_are_accepted(
+    async def test_too_many_handshakes_are_not_accepted(
         self, realtime_settings: Callable[..., None], statements: list[str]
     ) -> None:
         realtime_settings(MAX_HANDSHAKES_PER_SECOND=1, RECONNECT_WINDOW=1.0)
@@ -351,7 +351,7 @@ class TestAdmission:
         await asyncio.gather(*(one.admit(each) for each in arriving(50)))
         assert len(calls) == 3
 
-    async def test_a_connection_that_is_cancelled_while_it_waits_holds_no_place(
+    async def test_a_connection_cancelled_while_it_waits_holds_no_place(
         self, realtime_settings: Callable[..., None], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         realtime_settings(MAX_CONNECTIONS_PER_ADDRESS=1)
@@ -387,7 +387,7 @@ class TestAdmission:
         assert await one.admit(arriving()[0]) is None
 
     @pytest.mark.parametrize("answer", ["accept", "refuse"])
-    async def test_a_redis_that_hangs_holds_up_connects_for_a_second_together(
+    async def test_a_redis_that_hangs_delays_connects_once(
         self,
         answer: str,
         realtime_settings: Callable[..., None],
@@ -430,7 +430,7 @@ class TestAdmission:
         answers = [await other.admit(each) for each in arriving(1)]
         assert answers == (["MAX_CONNECTIONS_PER_ADDRESS"] if answer == "accept" else [None])
 
-    async def test_a_process_that_stops_gives_all_places_back_at_the_beginning(
+    async def test_a_process_that_stops_gives_all_places_back_first(
         self, realtime_settings: Callable[..., None]
     ) -> None:
         realtime_settings(MAX_CONNECTIONS_PER_ADDRESS=2)
