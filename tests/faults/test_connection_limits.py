@@ -225,9 +225,7 @@ async def test_a_hung_redis_delays_connects_by_one_second(
 
 
 @pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite"))
-async def test_a_flood_of_connects_harms_no_healthy_client(
-    pairing: Pairing, start_site: StartSite
-) -> None:
+async def test_a_flood_of_connects_harms_no_healthy_client(pairing: Pairing, start_site: StartSite) -> None:
     async with two_servers(pairing, start_site, MAX_HANDSHAKES_PER_SECOND=20, RECONNECT_WINDOW=2.0) as scene:
         healthy = [await scene.arrive(server, group="public.lobby") for server in (scene.one, scene.two)]
         for _ in range(LIMIT - len(healthy)):
