@@ -290,6 +290,10 @@ class TestGroups:
                 answer = await answer_to(made)
                 assert (answer["type"], answer["ref"]) == (kind, number)
             assert answer["code"] == "too_many_groups"
+            # It is no error of the protocol, so it never closes the connection.
+            for number in range(GroupConsumer.MAX_ERRORS_PER_MINUTE + 1):
+                await made.send_json_to({"type": "join", "ref": number, "group": "public.2"})
+                assert (await answer_to(made))["code"] == "too_many_groups"
             # A group that it is in costs nothing, and one that it left is free.
             for frame, kind in [
                 ({"type": "join", "ref": 3, "group": "public.0"}, "joined"),
