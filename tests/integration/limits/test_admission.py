@@ -58,6 +58,11 @@ def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
+def only_background(statements: list[str]) -> bool:
+    """Return True if ten refused connections caused no statement: the hub itself has a few."""
+    return len(statements) < 5 and not any(each.startswith(("INSERT", "UPDATE")) for each in statements)
+
+
 def client(
     consumer: type = Author,
     *,
@@ -171,10 +176,7 @@ class TestLimits:
             author, before = Author.connected, len(statements)
             for _ in range(20):
                 assert not await is_accepted(client())
-            # The hub itself has some work in the background.
-            since = statements[before:]
-            assert len(since) < 5, "statements grow with refused connections"
-            assert not any(each.startswith(("INSERT", "UPDATE")) for each in since)
+            assert only_background(statements[before:])
             assert Author.connected == author
             assert (await Connection.objects.acount(), await Process.objects.acount()) == rows
 
@@ -258,10 +260,11 @@ class TestLimits:
         realtime_settings(MAX_HANDSHAKES_PER_SECOND=1, RECONNECT_WINDOW=1.0)
         async with several(1):
             before = len(statements)
-            refused = client()
-            await refused.send_input({"type": "websocket.connect"})
-            assert (await refused.receive_output(timeout=5))["type"] == "websocket.close"
-            assert statements[before:] == []
+            for _ in range(10):
+                refused = client()
+                await refused.send_input({"type": "websocket.connect"})
+                assert (await refused.receive_output(timeout=5))["type"] == "websocket.close"
+            assert only_background(statements[before:])
 
     async def test_many_refusals_are_logged_in_one_line(
         self, realtime_settings: Callable[..., None], caplog: pytest.LogCaptureFixture
