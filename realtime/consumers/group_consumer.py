@@ -137,9 +137,11 @@ class GroupConsumer(RealtimeConsumer):
                 self.connection, frame.group, since, answer, look if frame.presence else None
             )
         except TooManyGroups as error:
+            # No error of the protocol: it does not count as one.
             metrics.limited.labels(limit="MAX_GROUPS").inc()
             detail = f"You are in {error.limit} groups already; leave one first."
-            self._refuse_frame(ErrorCode.TOO_MANY_GROUPS, detail, frame.ref)
+            answer_too_many = frames.Error(code=ErrorCode.TOO_MANY_GROUPS, detail=detail, ref=frame.ref)
+            lifecycle.write(self.connection, answer_too_many)
             return False
         if joined is None:
             lifecycle.write(
