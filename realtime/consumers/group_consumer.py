@@ -14,6 +14,8 @@ from realtime.closing import CloseReason
 from realtime.consumers.asynchronous import RealtimeConsumer
 from realtime.errors import BadFrame, ErrorCode, LayerUnavailable
 from realtime.history.positions import Joined, Position
+from realtime.limits import publishes, refusals, subjects
+from realtime.limits.publishes import Outcome
 from realtime.presence import apresence
 from realtime.serving import lifecycle
 from realtime.wire import frames
@@ -35,6 +37,12 @@ class GroupConsumer(RealtimeConsumer):
     #: More error frames than this in a minute end the connection.
     MAX_ERRORS_PER_MINUTE = 10
 
+    #: More error frames than this in a minute, because the user publishes too much, end the connection. A
+    #: client that goes on regardless only makes work.
+    MAX_RATE_ERRORS_PER_MINUTE = 100
+
+    _rate_errors = 0
+    _rate_errors_since = 0.0
     _error_times: deque[float] | None = None
     """Made with the first error: most clients make none, and an empty deque is not small."""
 
@@ -147,6 +155,14 @@ class GroupConsumer(RealtimeConsumer):
         lifecycle.write(self.connection, frames.Left(ref=frame.ref, group=frame.group))
 
     async def _publish(self, frame: frames.Publish) -> None:
+        # Before the policy, which may ask the database.
+        match await publishes.take(self.channel_layer_alias, self._publisher()):
+            case Outcome.REFUSED:
+                self._refuse_publish(frame)
+                return
+            case Outcome.UNKNOWN:
+                self._refuse_frame(ErrorCode.INTERNAL, "The message was not published; try again.", frame.ref)
+                return
         if not await policy.allows(self.scope, "publish", frame.group):
             self._refuse_frame(ErrorCode.FORBIDDEN, f"You may not publish to {frame.group}.", frame.ref)
             return
@@ -171,6 +187,33 @@ class GroupConsumer(RealtimeConsumer):
                 ref=frame.ref, group=frame.group, offset=position.offset, epoch=position.epoch
             )
         lifecycle.write(self.connection, published)
+
+    def _publisher(self) -> str:
+        """Return the user for which a publish counts. Anonymous clients with one address are one user."""
+        connection = self.connection
+        if connection.user_id:
+            return f"user:{connection.user_id}"
+        address = connection.address
+        network = subjects.network_of(connection.scope, address) if address else ""
+        return f"address:{network}" if network else f"connection:{connection.id}"
+
+    def _refuse_publish(self, frame: frames.Publish) -> None:
+        """Answer a publish above the rate. This is no error of the protocol."""
+        refusals.note(
+            "MAX_PUBLISHES_PER_SECOND",
+            refusals.client_in_words(self.connection.address),
+            "A user publishes more than this. If your users need more, raise the limit",
+        )
+        detail = "You publish more than you may; try again later."
+        lifecycle.write(
+            self.connection, frames.Error(code=ErrorCode.RATE_LIMITED, detail=detail, ref=frame.ref)
+        )
+        now = asyncio.get_running_loop().time()
+        if now - self._rate_errors_since >= 60:
+            self._rate_errors, self._rate_errors_since = 0, now
+        self._rate_errors += 1
+        if self._rate_errors > self.MAX_RATE_ERRORS_PER_MINUTE:
+            lifecycle.evict(self.connection, CloseReason.RATE_LIMITED)
 
     def _refuse_frame(self, code: ErrorCode, detail: str, ref: frames.Ref | None) -> None:
         """Answer with an error frame. If the client makes too many errors, close the connection."""

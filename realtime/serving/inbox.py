@@ -3,16 +3,22 @@
 The socket is read all the time, even while a handler runs: otherwise the server would buffer without limit,
 and a pong would not be seen. Waiting frames are counted, and too many of them end the connection. Too many
 events of the channel layer are dropped.
+
+The frames and bytes per second are counted before a frame is parsed. A client above the rate is told, and
+nothing is read from it for a second. If it is still above the rate then, its connection ends.
 """
 
 import asyncio
 import logging
+import time
 
 from realtime import metrics
 from realtime.closing import CloseReason
 from realtime.conf import Settings
-from realtime.errors import BadFrame
+from realtime.errors import BadFrame, ErrorCode
 from realtime.hub.connection import Connection
+from realtime.limits import refusals
+from realtime.limits.rates import GRACE, ClientRates, Verdict
 from realtime.serving import lifecycle
 from realtime.transports.asgi import Event, Receive
 from realtime.wire import frames
@@ -47,14 +53,15 @@ class Inbox:
         "_events",
         "_frames_since",
         "_frames_waiting",
-        "_max_frames",
-        "_max_message",
+        "_rates",
+        "_settings",
     )
 
     def __init__(self, connection: Connection, settings: Settings) -> None:
         self._connection = connection
-        self._max_message = settings.MAX_MESSAGE_BYTES
-        self._max_frames = settings.MAX_INBOUND_QUEUE
+        self._settings = settings
+        # Made with the first frame that counts: most connections only listen.
+        self._rates: ClientRates | None = None
         # Not an asyncio.Queue: an empty one takes a tenth of all the memory of a connection.
         self._events: list[Event] = []
         self._arrival: asyncio.Future[None] | None = None
@@ -109,16 +116,12 @@ class Inbox:
             self._arrival.set_result(None)
 
     async def read(self, receive: Receive) -> None:
-        """Read the server's events until it reports that the connection is over."""
+        """Read the server's events until it reports that the connection is over, or must be read no more."""
         while True:
             event = await receive()
             if event["type"] == "websocket.receive":
-                if self._connection.reason in _STILL_READ and not self._handled_here(event):
-                    if self._frames_since >= self._max_frames:
-                        # All frames of one packet are read in one turn of the loop. Give a handler that is
-                        # not busy a turn, so that it takes one now.
-                        await asyncio.sleep(0)
-                    self._queue_frame(event)
+                if not await self._read_frame(event):
+                    return
                 continue
             if event["type"] == "websocket.disconnect":
                 # Evict now, not when a busy handler comes to it: until then other code would write to a
@@ -128,27 +131,102 @@ class Inbox:
                 return
             self._queue(event)
 
-    def _queue_frame(self, event: Event) -> None:
+    async def _read_frame(self, event: Event) -> bool:
+        """Take one frame. Return False if the server must not be asked for further events."""
+        connection, size = self._connection, _size(event)
+        if connection.reason is CloseReason.RATE_LIMITED:
+            return connection.transport.stop_reading()
+        if self._rates is None and self._took_awaited_pong(event, size):
+            return True
+        verdict = self._verdict(size)
+        if connection.reason not in _STILL_READ:
+            # This process has closed it. Nothing is parsed any more, and a client that floods is cut off.
+            return verdict is Verdict.PASSES or connection.transport.stop_reading()
+        if verdict is not Verdict.PASSES:
+            return await self._refuse(event, size, verdict)
+        if not self._handled_here(event, size):
+            if self._frames_since >= self._settings.MAX_INBOUND_QUEUE:
+                # All frames of one packet are read in one turn of the loop. Give a handler that is not busy a
+                # turn, so that it takes one now.
+                await asyncio.sleep(0)
+            self._queue_frame(event, size)
+        return True
+
+    def _queue_frame(self, event: Event, size: int) -> None:
+        most, largest = self._settings.MAX_INBOUND_QUEUE, self._settings.MAX_MESSAGE_BYTES
         self._frames_waiting += 1
         self._frames_since += 1
-        self._bytes_waiting += _size(event)
+        self._bytes_waiting += size
         if (
-            self._frames_since > self._max_frames
-            or self._frames_waiting > MOST_QUEUES * self._max_frames
-            or self._bytes_waiting > self._max_frames * self._max_message
+            self._frames_since > most
+            or self._frames_waiting > MOST_QUEUES * most
+            or self._bytes_waiting > most * largest
         ):
             lifecycle.evict(self._connection, CloseReason.RATE_LIMITED)
         elif self._connection.reason in _STILL_READ:
             self._queue(event)
 
-    def _handled_here(self, event: Event) -> bool:
+    # -- rates --------------------------------------------------------------------------------------
+
+    def _verdict(self, size: int) -> Verdict:
+        """Count a frame, and return what becomes of it."""
+        frames_per_second = self._settings.MAX_FRAMES_PER_SECOND
+        bytes_per_second = self._settings.MAX_BYTES_PER_SECOND
+        if frames_per_second is None and bytes_per_second is None:
+            return Verdict.PASSES
+        now = time.monotonic()
+        if self._rates is None:
+            self._rates = ClientRates(frames_per_second, bytes_per_second, now)
+        return self._rates.take(size, now)
+
+    async def _refuse(self, event: Event, size: int, verdict: Verdict) -> bool:
+        """Drop a frame above the rate. Return False if the server must not be asked for further events."""
+        connection = self._connection
+        tells = connection.speaks_v1 and connection.transport.accepted
+        if verdict is not Verdict.DROP or not tells:
+            self._note_excess(size)
+        if verdict is Verdict.END or not tells:
+            lifecycle.evict(connection, CloseReason.RATE_LIMITED)
+            return connection.transport.stop_reading()
+        if verdict is Verdict.TELL:
+            ref = frames.ref_of(event.get("text") or "")
+            detail = "You send more than you may. Nothing more is read from you for a second."
+            lifecycle.write(connection, frames.Error(code=ErrorCode.RATE_LIMITED, detail=detail, ref=ref))
+        # What the client sends meanwhile waits in the kernel, where it costs nothing. It is not dropped. The
+        # pongs wait with it, so the pause must be short against PONG_TIMEOUT.
+        connection.transport.pause_reading()
+        try:
+            await asyncio.sleep(min(GRACE, self._settings.PONG_TIMEOUT / 4))
+        finally:
+            connection.transport.resume_reading()
+        return True
+
+    def _note_excess(self, size: int) -> None:
+        limit = self._rates.exceeded(size) if self._rates is not None else ""
+        refusals.note(
+            limit,
+            refusals.client_in_words(self._connection.address),
+            "It sends more than its connection may. If your clients need more, raise the limit",
+        )
+
+    def _took_awaited_pong(self, event: Event, size: int) -> bool:
+        """Take a pong that answers a ping of this process. Such pongs never come too often."""
+        text, connection = event.get("text"), self._connection
+        if text is None or not connection.speaks_v1 or size > LONGEST_CONTROL or connection.hub is None:
+            return False
+        n = frames.pong_number(text.encode(errors="replace"))
+        return n is not None and connection.hub.heartbeat.ponged(connection, n)
+
+    # -- frames that need no handler ------------------------------------------------------------------
+
+    def _handled_here(self, event: Event, size: int) -> bool:
         """Evict for a frame that is too large, and take pings and pongs.
 
         Returns:
             False if the frame must go to a handler.
         """
-        text, connection, size = event.get("text"), self._connection, _size(event)
-        if size > self._max_message:
+        text, connection = event.get("text"), self._connection
+        if size > self._settings.MAX_MESSAGE_BYTES:
             lifecycle.evict(connection, CloseReason.TOO_LARGE)
             return True
         if text is not None and connection.speaks_v1 and size <= LONGEST_CONTROL and self._took_control(text):

@@ -597,8 +597,7 @@ class Runner(Watcher):
         connection = self.connection
         if connection.hub is None or connection.speaks_v1 is not v1:
             return False
-        connection.hub.heartbeat.ponged(connection, n)
-        return True
+        return connection.hub.heartbeat.ponged(connection, n)
 
     def is_behind(self) -> None:
         if self.connection.hub is not None and not self.connection.gone:

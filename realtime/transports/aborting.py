@@ -75,6 +75,12 @@ class AbortingTransport(AsgiTransport):
             # The client's kernel may have taken everything, although the client reads nothing.
             self._cut_off_later(self._options.close_timeout, even_if_held_back=True)
 
+    def stop_reading(self) -> bool:
+        """Abort the connection after CLOSE_TIMEOUT. Until then, the client may read why it was closed."""
+        if not self._is_over():
+            self._cut_off_later(self._options.close_timeout, even_if_held_back=True)
+        return True
+
     def abandon(self) -> None:
         """Drop everything that waits. If the server has buffered anything, abort the connection later."""
         super().abandon()

@@ -58,7 +58,8 @@ class Watcher:
             v1: True for a pong frame of `realtime.v1`, False for one of RFC 6455.
 
         Returns:
-            False if this connection is pinged in the other way. Then the frame belongs to the application.
+            False if this connection is pinged in the other way, or no such ping is unanswered. Then the frame
+            belongs to the application, and counts as one that the client sent unasked.
         """
         return False
 
@@ -284,6 +285,23 @@ class AsgiTransport:
 
         self._queue.append((reach, 0))
         await asyncio.wait([reached, self._writer], return_when=asyncio.FIRST_COMPLETED)
+
+    def pause_reading(self) -> None:
+        """Read nothing from the client until `resume_reading`.
+
+        Most servers stop reading when they are not asked for the next event. On these, this does nothing.
+        """
+
+    def resume_reading(self) -> None:
+        """Read from the client again."""
+
+    def stop_reading(self) -> bool:
+        """Read nothing more of a client that was closed, and end its socket soon, as far as that is possible.
+
+        Returns:
+            True if the server may be asked for further events. Otherwise it would go on reading.
+        """
+        return True
 
     def close(self, event: Event, goodbye: Event | None = None) -> None:
         """Send a last message and the close event, without blocking. Later messages are dropped.

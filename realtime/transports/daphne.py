@@ -140,6 +140,19 @@ class OnDaphne(AbortingTransport):
         while self._ready and self._buffered() > HIGH_WATER:  # noqa: ASYNC110 - Twisted has no such event
             await asyncio.sleep(LOOK_INTERVAL)
 
+    # -- reading -----------------------------------------------------------------------------------
+
+    def pause_reading(self) -> None:
+        # Daphne itself reads all the time, and has no limit for what waits to be received.
+        self._twisted.pauseProducing()
+
+    def resume_reading(self) -> None:
+        self._twisted.resumeProducing()
+
+    def stop_reading(self) -> bool:
+        self.pause_reading()
+        return super().stop_reading()
+
     # -- ending ------------------------------------------------------------------------------------
 
     def close(self, event: Event, goodbye: Event | None = None) -> None:
@@ -502,6 +515,17 @@ def _is_known(protocol: Any) -> bool:
     )
 
 
+def _used_of(twisted: Any) -> tuple[Any, ...]:
+    """Return the methods of Twisted's transport that are used. Raise AttributeError if one is missing."""
+    return (
+        twisted.write,
+        twisted.abortConnection,
+        twisted.pauseProducing,
+        twisted.resumeProducing,
+        twisted.socket.send,
+    )
+
+
 def _is_plain(twisted: Any) -> bool:
     """Return True if this is a known stream socket. Raise AttributeError if an attribute is missing."""
     return (
@@ -511,5 +535,5 @@ def _is_plain(twisted: Any) -> bool:
         and isinstance(twisted.offset, int)
         and isinstance(twisted._tempDataLen, int)
         and twisted.disconnected in (False, True)
-        and all(map(callable, (twisted.write, twisted.abortConnection, twisted.socket.send)))
+        and all(map(callable, _used_of(twisted)))
     )

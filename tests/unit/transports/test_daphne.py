@@ -53,6 +53,10 @@ class Server:
 
     def abortConnection(self) -> None: ...
 
+    def pauseProducing(self) -> None: ...
+
+    def resumeProducing(self) -> None: ...
+
 
 Server.__module__ = "twisted.internet.tcp"
 
