@@ -12,15 +12,22 @@ BURST = 5.0
 GRACE = 1.0
 
 
+#: The frames and bytes that a client may send within a moment and still be handled before all other work.
+#: Honest clients send less most of the time.
+FEW_FRAMES, FEW_BYTES = 3, 16 * 1024
+#: The same for honest clients that open a page or come back.
+SOME_FRAMES, SOME_BYTES = 20, 64 * 1024
+
+
 class Verdict(enum.Enum):
     """What becomes of a frame."""
 
     PASSES = enum.auto()
     """It is handled."""
     TELL = enum.auto()
-    """It is above the rate, and the client must be told."""
-    DROP = enum.auto()
-    """It is above the rate, and the client was told within the last second."""
+    """It is above the rate and must wait, and the client must be told."""
+    WAIT = enum.auto()
+    """It is above the rate and must wait. The client was told within the last second."""
     END = enum.auto()
     """The client goes on above the rate although it was told, so its connection must end."""
 
@@ -45,19 +52,20 @@ class ClientRates:
         self._told_at: float | None = None
         self._above_at = now
 
-    def take(self, size: int, now: float, frames: int = 1) -> Verdict:
+    def take(self, size: int, now: float, frames: int = 1, *, is_full: bool = False) -> Verdict:
         """Count what the client sent.
 
         Args:
             size: The bytes of its payload.
             now: The time in seconds. A time before the last one counts as the last one.
             frames: The number of frames.
+            is_full: True if too many bytes of the client wait already.
 
         Returns:
             The verdict on all these frames together. Only those that pass are counted.
         """
         self._refill(now)
-        if not self.exceeded(size, frames):
+        if not is_full and not self.exceeded(size, frames):
             self._frame_tokens -= frames
             self._byte_tokens -= size
             return Verdict.PASSES
@@ -66,7 +74,13 @@ class ClientRates:
             self._told_at = self._above_at = self._at
             return Verdict.TELL
         self._above_at = self._at
-        return Verdict.DROP if self._at - self._told_at < GRACE else Verdict.END
+        return Verdict.WAIT if self._at - self._told_at < GRACE else Verdict.END
+
+    def sent_at_most(self, frames: int, size: int) -> bool:
+        """Return True if the client has sent no more than this lately, beyond its rate."""
+        few_frames = self._frame_rate is None or BURST * self._frame_rate - self._frame_tokens <= frames
+        few_bytes = self._byte_rate is None or BURST * self._byte_rate - self._byte_tokens <= size
+        return few_frames and few_bytes
 
     def exceeded(self, size: int, frames: int = 1) -> str:
         """Return the setting that these frames exceed; empty if none."""

@@ -18,9 +18,18 @@ from realtime.conf import Settings
 from realtime.errors import BadFrame, ErrorCode
 from realtime.hub.connection import Connection
 from realtime.limits import refusals
-from realtime.limits.rates import GRACE, ClientRates, Verdict
+from realtime.limits.rates import (
+    FEW_BYTES,
+    FEW_FRAMES,
+    GRACE,
+    SOME_BYTES,
+    SOME_FRAMES,
+    ClientRates,
+    Verdict,
+)
 from realtime.serving import lifecycle
 from realtime.transports.asgi import Event, Receive
+from realtime.transports.inflow import Turn
 from realtime.wire import frames
 
 logger = logging.getLogger("realtime.serving")
@@ -33,6 +42,8 @@ MOST_QUEUES = 10
 MAX_EVENTS = 1000
 #: The longest `realtime.v1` ping or pong, in bytes. Longer frames go to the handler unparsed.
 LONGEST_CONTROL = 64
+#: Bytes of a client that may wait until they are parsed, while this process is busy with those of others.
+MOST_WAITING = 256 * 1024
 #: The reasons with which frames still go to the handlers. A write may notice that the client closed before
 #: everything that the client sent was read.
 _STILL_READ = frozenset({None, CloseReason.CLIENT_CLOSED})
@@ -73,6 +84,11 @@ class Inbox:
     @property
     def empty(self) -> bool:
         return not self._events
+
+    @property
+    def has_frames(self) -> bool:
+        """True if a frame waits for a handler."""
+        return self._frames_waiting > 0
 
     def arrival(self) -> asyncio.Future[None]:
         """Return a future that is done at the next arrival. For one task at a time, while this is `empty`."""
@@ -134,17 +150,19 @@ class Inbox:
     async def _read_frame(self, event: Event) -> bool:
         """Take one frame. Return False if the server must not be asked for further events."""
         connection, size = self._connection, _size(event)
+        transport = connection.transport
         if connection.reason is CloseReason.RATE_LIMITED:
-            return connection.transport.stop_reading()
-        if self._rates is None and self._took_awaited_pong(event, size):
-            return True
-        verdict = self._verdict(size)
-        if connection.reason not in _STILL_READ:
-            # This process has closed it. Nothing is parsed any more, and a client that floods is cut off.
-            return verdict is Verdict.PASSES or connection.transport.stop_reading()
-        if verdict is not Verdict.PASSES:
-            return await self._refuse(event, size, verdict)
-        if not self._handled_here(event, size):
+            return transport.stop_reading()
+        if not transport.counts_frames and not (self._rates is None and self._took_awaited_pong(event, size)):
+            while (verdict := self._verdict(size)) is not Verdict.PASSES:
+                if connection.reason not in _STILL_READ or not self._may_wait(verdict, size):
+                    # Also a client that floods after this process has closed it for another reason.
+                    return transport.stop_reading()
+                # What the client sends meanwhile waits in the kernel, where it costs nothing.
+                transport.pause_reading()
+                await asyncio.sleep(rest(self._settings))
+                transport.resume_reading()
+        if connection.reason in _STILL_READ and not self._handled_here(event, size):
             if self._frames_since >= self._settings.MAX_INBOUND_QUEUE:
                 # All frames of one packet are read in one turn of the loop. Give a handler that is not busy a
                 # turn, so that it takes one now.
@@ -168,8 +186,26 @@ class Inbox:
 
     # -- rates --------------------------------------------------------------------------------------
 
-    def _verdict(self, size: int) -> Verdict:
-        """Count a frame, and return what becomes of it."""
+    def arrived(self, frames: int, size: int, waiting: int) -> Turn:
+        """Count frames that the transport has read, and say when they are to be parsed.
+
+        Args:
+            frames: The number of frames.
+            size: The bytes of their payload.
+            waiting: The bytes of the client that were read and are not parsed yet.
+        """
+        verdict = self._verdict(size, frames, is_full=waiting > MOST_WAITING)
+        if verdict is Verdict.PASSES:
+            if self._rates is None or self._rates.sent_at_most(FEW_FRAMES, FEW_BYTES):
+                return Turn.NOW
+            return Turn.SOON if self._rates.sent_at_most(SOME_FRAMES, SOME_BYTES) else Turn.IN_TURN
+        if self._may_wait(verdict, size, frames):
+            return Turn.LATER
+        self._connection.transport.stop_reading()
+        return Turn.NEVER
+
+    def _verdict(self, size: int, number: int = 1, *, is_full: bool = False) -> Verdict:
+        """Count frames, and return what becomes of them."""
         frames_per_second = self._settings.MAX_FRAMES_PER_SECOND
         bytes_per_second = self._settings.MAX_BYTES_PER_SECOND
         if frames_per_second is None and bytes_per_second is None:
@@ -177,37 +213,25 @@ class Inbox:
         now = time.monotonic()
         if self._rates is None:
             self._rates = ClientRates(frames_per_second, bytes_per_second, now)
-        return self._rates.take(size, now)
+        return self._rates.take(size, now, number, is_full=is_full)
 
-    async def _refuse(self, event: Event, size: int, verdict: Verdict) -> bool:
-        """Drop a frame above the rate. Return False if the server must not be asked for further events."""
+    def _may_wait(self, verdict: Verdict, size: int, number: int = 1) -> bool:
+        """Tell a client that it is above the rate. Return False if its connection ends instead."""
         connection = self._connection
-        tells = connection.speaks_v1 and connection.transport.accepted
-        if verdict is not Verdict.DROP or not tells:
-            self._note_excess(size)
-        if verdict is Verdict.END or not tells:
-            lifecycle.evict(connection, CloseReason.RATE_LIMITED)
-            return connection.transport.stop_reading()
-        if verdict is Verdict.TELL:
-            ref = frames.ref_of(event.get("text") or "")
-            detail = "You send more than you may. Nothing more is read from you for a second."
-            lifecycle.write(connection, frames.Error(code=ErrorCode.RATE_LIMITED, detail=detail, ref=ref))
-        # What the client sends meanwhile waits in the kernel, where it costs nothing. It is not dropped. The
-        # pongs wait with it, so the pause must be short against PONG_TIMEOUT.
-        connection.transport.pause_reading()
-        try:
-            await asyncio.sleep(min(GRACE, self._settings.PONG_TIMEOUT / 4))
-        finally:
-            connection.transport.resume_reading()
-        return True
-
-    def _note_excess(self, size: int) -> None:
-        limit = self._rates.exceeded(size) if self._rates is not None else ""
+        if verdict is Verdict.WAIT:
+            return True
+        limit = self._rates.exceeded(size, number) if self._rates is not None else ""
         refusals.note(
-            limit,
-            refusals.client_in_words(self._connection.address),
+            limit or "MAX_BYTES_PER_SECOND",
+            refusals.client_in_words(connection.address),
             "It sends more than its connection may. If your clients need more, raise the limit",
         )
+        if verdict is Verdict.END or not (connection.speaks_v1 and connection.transport.accepted):
+            lifecycle.evict(connection, CloseReason.RATE_LIMITED)
+            return False
+        detail = "You send more than you may. Nothing more is read from you for a second."
+        lifecycle.write(connection, frames.Error(code=ErrorCode.RATE_LIMITED, detail=detail))
+        return not connection.gone
 
     def _took_awaited_pong(self, event: Event, size: int) -> bool:
         """Take a pong that answers a ping of this process. Such pongs never come too often."""
@@ -252,6 +276,14 @@ class Inbox:
             case _:
                 return False
         return True
+
+
+def rest(settings: Settings) -> float:
+    """Return the seconds for which nothing is read from a client that sends more than it may.
+
+    Its pongs wait with the rest, so the time must be short against PONG_TIMEOUT.
+    """
+    return min(GRACE, settings.PONG_TIMEOUT / 4)
 
 
 def is_for_handlers(event: Event) -> bool:

@@ -25,9 +25,10 @@ from realtime.process.stepping import Suspended
 from realtime.records.transactions import prepare_test
 from realtime.serving import handlers, lifecycle
 from realtime.serving.handlers import Target
-from realtime.serving.inbox import Inbox, is_for_handlers
+from realtime.serving.inbox import Inbox, is_for_handlers, rest
 from realtime.transports import transport_for
 from realtime.transports.asgi import Event, Options, Receive, Send, Watcher, is_test_client
+from realtime.transports.inflow import Turn
 from realtime.wire import client_id, frames
 
 logger = logging.getLogger("realtime.serving")
@@ -147,6 +148,7 @@ class Runner(Watcher):
             send_timeout=self._settings.SEND_TIMEOUT,
             close_timeout=self._settings.CLOSE_TIMEOUT,
             close_limit=self._settings.CLOSE_LIMIT,
+            rest=rest(self._settings),
         )
         self.connection.transport = transport_for(
             send, options, self, scope=scope, direct=self._settings.DIRECT_WRITES
@@ -598,6 +600,13 @@ class Runner(Watcher):
         if connection.hub is None or connection.speaks_v1 is not v1:
             return False
         return connection.hub.heartbeat.ponged(connection, n)
+
+    @property
+    def is_busy(self) -> bool:
+        return self._inbox.has_frames
+
+    def arrived(self, frames: int, size: int, waiting: int) -> Turn:
+        return self._inbox.arrived(frames, size, waiting)
 
     def is_behind(self) -> None:
         if self.connection.hub is not None and not self.connection.gone:

@@ -105,6 +105,7 @@ class AbortingTransport(AsgiTransport):
 
     def _begin_to_look(self, loop: asyncio.AbstractEventLoop, limit: float, even_if_held_back: bool) -> None:
         if self._is_over():
+            self._ended()
             return
         now = loop.time()
         self._look_again(loop, now + limit, now, self._waiting(), even_if_held_back)
@@ -138,6 +139,7 @@ class AbortingTransport(AsgiTransport):
             even_if_held_back: See `_cut_off_later`.
         """
         if self._is_over():
+            self._ended()
             return
         now, waiting = loop.time(), self._waiting()
         if not even_if_held_back and self._is_held_back():
@@ -194,6 +196,9 @@ class AbortingTransport(AsgiTransport):
     def _is_over(self) -> bool:
         """Return True if the connection has ended."""
         raise NotImplementedError
+
+    def _ended(self) -> None:
+        """Forget what this transport still needed of its connection, which was closed and has ended."""
 
     def _is_held_back(self) -> bool:
         """Return True if a middleware has not passed the close on to the server."""

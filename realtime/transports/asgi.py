@@ -19,6 +19,7 @@ from realtime.closing import CloseReason, of_disconnect
 from realtime.process import stepping, tasks
 from realtime.process.stepping import Suspended
 from realtime.transports import tcp
+from realtime.transports.inflow import Turn
 from realtime.wire import frames, rfc6455
 
 logger = logging.getLogger("realtime.transports")
@@ -63,6 +64,21 @@ class Watcher:
         """
         return False
 
+    @property
+    def is_busy(self) -> bool:
+        """True if frames of the client wait for a handler."""
+        return False
+
+    def arrived(self, frames: int, size: int, waiting: int) -> Turn:
+        """Count frames before they are parsed, and say when they are to be parsed.
+
+        Args:
+            frames: The number of frames that begin in what was read.
+            size: The bytes of their payload.
+            waiting: The bytes of this client that were read and are not parsed yet.
+        """
+        return Turn.NOW
+
     def is_behind(self) -> None:
         """Note that written bytes wait in this process until the client reads."""
 
@@ -82,6 +98,8 @@ class Options:
     """The setting CLOSE_TIMEOUT."""
     close_limit: float = 60.0
     """The setting CLOSE_LIMIT."""
+    rest: float = 1.0
+    """For which nothing is read from a client that sends more than it may."""
 
 
 class Ping:
@@ -285,6 +303,11 @@ class AsgiTransport:
 
         self._queue.append((reach, 0))
         await asyncio.wait([reached, self._writer], return_when=asyncio.FIRST_COMPLETED)
+
+    @property
+    def counts_frames(self) -> bool:
+        """True if the watcher is told of frames by `arrived`. Otherwise they are counted when they come."""
+        return False
 
     def pause_reading(self) -> None:
         """Read nothing from the client until `resume_reading`.

@@ -330,12 +330,6 @@ def parse(text: str) -> ClientFrame:
     return frame
 
 
-def ref_of(text: str) -> Ref | None:
-    """Return the `ref` of a frame that is not parsed further; None if it has none."""
-    question = _read(_OnlyRef, text.encode(errors="replace"))
-    return question.ref if question else None
-
-
 def pong_number(payload: bytes) -> int | None:
     """Return the number in a `pong` frame as clients usually write it; None for any other text.
 

@@ -35,7 +35,7 @@ def _no_server_reports(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rates, "GRACE", 0.1)
+    monkeypatch.setattr(rates, "GRACE", 0.3)
     monkeypatch.setattr("realtime.serving.inbox.GRACE", 0.1)
 
 

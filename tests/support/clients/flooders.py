@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import time
+from functools import cache
 from typing import Any
 
 import uvloop
@@ -43,8 +44,7 @@ def frames_of(kind: str, flooder: int, first: int, count: int) -> bytes:
         case "control":
             return frame(b"9", PING) * count
         case "large":
-            filler = "x" * LARGE
-            return frame(f'{{"type":"publish","ref":1,"group":"{group}","data":"{filler}"}}') * count
+            return large_frame(group) * count
         case "joins":
             numbers = range(first, first + count)
             return b"".join(frame(f'{{"type":"join","ref":{n},"group":"{group}.{n}"}}') for n in numbers)
@@ -54,6 +54,12 @@ def frames_of(kind: str, flooder: int, first: int, count: int) -> bytes:
                 frame(f'{{"type":"publish","ref":{n},"group":"{group}","data":{n}}}') for n in numbers
             )
     raise ValueError(kind)
+
+
+@cache
+def large_frame(group: str) -> bytes:
+    filler = "x" * LARGE
+    return frame(f'{{"type":"publish","ref":1,"group":"{group}","data":"{filler}"}}')
 
 
 class Flooder(asyncio.Protocol):
@@ -121,6 +127,8 @@ class Flooder(asyncio.Protocol):
             if self.options.deaf:
                 self.transport.pause_reading()
         if self.transport.get_write_buffer_size() < AHEAD:
+            if self.options.kind == "large":
+                count = min(count, AHEAD // LARGE)
             self.transport.write(frames_of(self.options.kind, self.number, self.sent, count))
             self.sent += count
 

@@ -95,5 +95,3 @@ def test_an_empty_bucket_is_not_asked_again_at_once() -> None:
     lease.granted(0, 50, 0.0)
     assert lease.take(0.19) is Decision.REFUSE
     assert lease.take(0.2) is Decision.ASK
-
-

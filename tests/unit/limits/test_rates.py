@@ -54,10 +54,10 @@ def test_a_client_is_told_once_a_second_at_most(waits: list[float]) -> None:
 def test_a_client_above_the_rate_has_a_second() -> None:
     rates = empty()
     assert rates.take(1, 0.0) is Verdict.TELL
-    assert rates.take(1, 0.0625) is Verdict.DROP
+    assert rates.take(1, 0.0625) is Verdict.WAIT
     # In the meantime, it slows down for a moment.
     assert rates.take(1, 0.125) is Verdict.PASSES
-    assert rates.take(1, 0.9375, 100) is Verdict.DROP
+    assert rates.take(1, 0.9375, 100) is Verdict.WAIT
     assert rates.take(1, 1.0, 100) is Verdict.END
 
 
@@ -83,4 +83,4 @@ def test_without_limits_everything_passes() -> None:
 def test_time_that_goes_back_adds_nothing() -> None:
     rates = empty(10.0)
     assert rates.take(1, 0.0) is Verdict.TELL
-    assert rates.take(1, 10.0) is Verdict.DROP
+    assert rates.take(1, 10.0) is Verdict.WAIT
