@@ -9,7 +9,8 @@ import time
 from collections import OrderedDict
 from typing import Any
 
-from realtime import conf
+from realtime import conf, metrics
+from realtime.closing import CloseReason
 from realtime.limits import refusals, subjects
 from realtime.limits.buckets import TokenBucket
 
@@ -91,6 +92,7 @@ def admits(scope: dict[str, Any]) -> bool:
     burst = rate * max(1.0, settings.RECONNECT_WINDOW)
     if not network or _rates.take(network, rate, burst, time.monotonic()):
         return True
+    metrics.refused.labels(reason=CloseReason.RATE_LIMITED.value).inc()
     refusals.note(
         "MAX_HANDSHAKES_PER_SECOND",
         refusals.client_in_words(network),

@@ -35,12 +35,24 @@ def network_of(scope: dict[str, Any], address: str | None = None) -> str:
     settings = conf.get()
     if address is None:
         address = address_of(scope)
-    if addresses.matches(address, settings.TRUSTED_PROXIES):
+    if not address or addresses.matches(address, settings.TRUSTED_PROXIES):
         return ""
     if _is_undeclared_proxy(scope, address):
         _warn_once(address)
         return ""
-    return addresses.network(address, IPV4_BITS, IPV6_BITS)
+    network = addresses.network(address, IPV4_BITS, IPV6_BITS)
+    # One object for both, as most addresses are IPv4.
+    return address if network == address else network
+
+
+def of_user(user_id: str) -> str:
+    """Return the subject of the limit of a user. A network itself is the subject of its anonymous clients."""
+    return f"u:{user_id}"
+
+
+def of_users_at(network: str) -> str:
+    """Return the subject of the limit of all users at a network."""
+    return f"n:{network}"
 
 
 def _is_undeclared_proxy(scope: dict[str, Any], address: str) -> bool:
