@@ -198,10 +198,8 @@ class GroupConsumer(RealtimeConsumer):
         """Return the user for which a publish counts. Anonymous clients with one address are one user."""
         connection = self.connection
         if connection.user_id:
-            return f"user:{connection.user_id}"
-        address = connection.address
-        network = subjects.network_of(connection.scope, address) if address else ""
-        return f"address:{network}" if network else f"connection:{connection.id}"
+            return subjects.of_user(connection.user_id)
+        return subjects.network_of(connection.scope, connection.address) or str(connection.id)
 
     def _refuse_publish(self, frame: frames.Publish) -> None:
         """Answer a publish above the rate. This is no error of the protocol."""

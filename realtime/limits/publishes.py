@@ -21,6 +21,7 @@ from realtime.layers.stamped import LAYER_ERRORS
 from realtime.limits.buckets import TokenBucket
 from realtime.limits.leases import Decision, Lease, portion
 from realtime.limits.rates import BURST
+from realtime.limits.shared_counts import KEY
 from realtime.process import tasks
 from realtime.scripts import Argument, KeyScript, Script
 
@@ -142,7 +143,7 @@ class Publishes:
         try:
             async with asyncio.timeout(PATIENCE):
                 granted = await layer.run_script(
-                    TAKE, f"limits:publishes:{user}", (rate, BURST * rate, portion(rate))
+                    TAKE, f"{KEY}:publishes:{user}", (rate, BURST * rate, portion(rate))
                 )
         except LAYER_ERRORS as error:
             if not self._is_away:

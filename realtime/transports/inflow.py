@@ -25,8 +25,8 @@ PAUSE, LONGEST_TURN = 0.004, 0.002
 LARGEST_SHARE = 1 / 3
 #: The share for clients that have sent much: at first, and at least. Each turn, it grows by `GROWTH`.
 FIRST_SHARE, LEAST_SHARE, GROWTH = 0.05, 0.02, 1.25
-#: If a turn begins later than this, the process is busy, perhaps with the handlers of what was parsed. Then the
-#: share is halved.
+#: If a turn begins later than this, the process is busy, perhaps with the handlers of what was parsed. Then
+#: the share is halved.
 LATE = 0.003
 #: The bytes of one client that are parsed in one go: about ten of the smallest frames.
 SLICE = 256

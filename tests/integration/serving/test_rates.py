@@ -269,7 +269,7 @@ class TestPublishesPerSecond:
         await asyncio.sleep(0.1)
         await self.publish(client, 1)
         layer: Any = get_channel_layer()
-        assert any("limits:publishes:" in key for key in layer._store)
+        assert any("realtime.limits:publishes:" in key for key in layer._store)
         await client.disconnect()
 
 

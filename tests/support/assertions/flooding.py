@@ -1,4 +1,4 @@
-"""A flood beside clients that talk to each other: every part in a process of its own, and what became of it."""
+"""A flood beside clients that talk to each other. Every part runs in a process of its own."""
 
 import json
 import subprocess
@@ -124,7 +124,7 @@ def flooded(
     *options: str,
     connections: int = 200,
     rate: float = 1000.0,
-    seconds: float = 10.0,
+    seconds: float = 20.0,
     honest: int = 20,
     every: float = 0.5,
     calm: float = 5.0,

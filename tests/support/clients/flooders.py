@@ -1,9 +1,8 @@
 """Clients that send as fast as they are told, in a process of their own.
 
-`python -m tests.support.clients.flooders HOST PORT KIND` opens connections, has all of them flood, and prints a
-line of JSON when each was refused or cut, or the time is over. The clients come from several addresses, which
-they write into X-Forwarded-For as a proxy would. A reader that a flooder is not has the kernel keep what it is
-sent.
+`python -m tests.support.clients.flooders HOST PORT KIND` opens connections, and prints a line of JSON.
+When it has read a line, all of them flood. It prints another line when each was refused or cut, or the time
+is over. The clients come from several addresses, which they write into X-Forwarded-For as a proxy would.
 """
 
 import argparse
@@ -144,7 +143,7 @@ async def flood(options: argparse.Namespace) -> dict[str, Any]:
             *(loop.create_connection(lambda each=each: each, options.host, options.port) for each in some)  # type: ignore[misc]
         )
         await asyncio.gather(*(each.opened for each in some))
-    print(json.dumps({"opened": sum(each.cut is None for each in flooders)}), flush=True)
+    print(json.dumps({"opened": sum(each.cut is None for each in flooders)}), flush=True)  # noqa: T201 - the product of this program
     # The test says when.
     await asyncio.to_thread(input)
     began = time.monotonic()
@@ -178,7 +177,7 @@ def report(flooders: list[Flooder], began: float) -> dict[str, Any]:
 
 async def handshakes(options: argparse.Namespace) -> dict[str, Any]:
     """Have each flooder connect again and again, and count the answers."""
-    print(json.dumps({"opened": options.connections}), flush=True)
+    print(json.dumps({"opened": options.connections}), flush=True)  # noqa: T201 - the product of this program
     await asyncio.to_thread(input)
     loop, netloc = asyncio.get_running_loop(), f"{options.host}:{options.port}"
     began, codes, refused_after = time.monotonic(), dict[str, int](), list[float]()
@@ -230,4 +229,4 @@ if __name__ == "__main__":
     parser.add_argument("--deaf", action="store_true", help="read nothing")
     options = parser.parse_args()
     flooding = handshakes if options.kind == "handshakes" else flood
-    print(json.dumps(uvloop.run(flooding(options))), flush=True)
+    print(json.dumps(uvloop.run(flooding(options))), flush=True)  # noqa: T201 - the product of this program

@@ -1,9 +1,9 @@
 """Clients that talk to each other in one group, in a process of their own, and count what they miss.
 
 `python -m tests.support.clients.honest HOST:PORT …` opens the connections, spread over the servers. Each
-publishes its numbers, and receives those of all. Each line of standard input begins a phase with that name. At
-the end of the input, a line of JSON says for each phase how many messages were published and missed, and how
-late they came.
+publishes its numbers, and receives those of all. Each line of standard input begins a phase of this name. At
+the end of the input, a line of JSON says how many messages were published and missed, and how late they came
+in each phase, and since it began.
 """
 
 import argparse
@@ -107,7 +107,7 @@ class Talk:
             await loop.create_connection(lambda client=client: client, host, int(port))
             await client.welcomed
             self.clients.append(client)
-        print(json.dumps({"opened": len(self.clients)}), flush=True)
+        print(json.dumps({"opened": len(self.clients)}), flush=True)  # noqa: T201 - the product of this program
         ends = loop.create_task(self._read_phases())
         while not ends.done():
             for client in self.clients:
@@ -136,10 +136,9 @@ class Talk:
     def report(self) -> dict[str, Any]:
         phases: dict[str, list[float]] = {}
         for at, late in self.late:
-            for name, began in reversed(self.phases):
-                if at >= began:
-                    phases.setdefault(name, []).append(late / 1e6)
-                    break
+            begun = [name for name, began in self.phases if at >= began]
+            for name in (*begun[-1:], *(f"since {each}" for each in begun)):
+                phases.setdefault(name, []).append(late / 1e6)
         return {
             "published": sum(client.published for client in self.clients),
             "missed": self.missed(),
@@ -163,4 +162,4 @@ if __name__ == "__main__":
     parser.add_argument("server", nargs="+", metavar="HOST:PORT")
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--every", type=float, default=0.5, help="seconds between two messages of a client")
-    print(json.dumps(uvloop.run(Talk(parser.parse_args()).run())), flush=True)
+    print(json.dumps(uvloop.run(Talk(parser.parse_args()).run())), flush=True)  # noqa: T201 - the product of this program
