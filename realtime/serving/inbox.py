@@ -29,7 +29,7 @@ from realtime.limits.rates import (
 )
 from realtime.serving import lifecycle
 from realtime.transports.asgi import Event, Receive
-from realtime.transports.inflow import Turn
+from realtime.transports.inflow import Turn, turnstiles
 from realtime.wire import frames
 
 logger = logging.getLogger("realtime.serving")
@@ -160,8 +160,12 @@ class Inbox:
                     return transport.stop_reading()
                 # What the client sends meanwhile waits in the kernel, where it costs nothing.
                 transport.pause_reading()
-                await asyncio.sleep(rest(self._settings))
-                transport.resume_reading()
+                pauses = turnstiles()
+                try:
+                    await asyncio.sleep(pauses.begin_rest(rest(self._settings)))
+                finally:
+                    pauses.end_rest()
+                    transport.resume_reading()
         if connection.reason in _STILL_READ and not self._handled_here(event, size):
             if self._frames_since >= self._settings.MAX_INBOUND_QUEUE:
                 # All frames of one packet are read in one turn of the loop. Give a handler that is not busy a

@@ -656,7 +656,7 @@ class Runner(Watcher):
 
     @property
     def is_busy(self) -> bool:
-        return self._inbox.has_frames
+        return self._idle_task is None or self._inbox.has_frames
 
     def arrived(self, frames: int, size: int, waiting: int) -> Turn:
         return self._inbox.arrived(frames, size, waiting)

@@ -66,7 +66,7 @@ class Watcher:
 
     @property
     def is_busy(self) -> bool:
-        """True if frames of the client wait for a handler."""
+        """True if frames of the client are at its handlers, or wait for them."""
         return False
 
     def arrived(self, frames: int, size: int, waiting: int) -> Turn:

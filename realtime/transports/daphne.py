@@ -166,7 +166,7 @@ class OnDaphne(AbortingTransport):
 
     @property
     def is_busy(self) -> bool:
-        """True if frames of the client wait for a handler."""
+        """True if frames of the client are at its handlers, or wait for them."""
         return self._watcher.is_busy
 
     def arrived(self, frames: int, size: int, waiting: int) -> Turn:

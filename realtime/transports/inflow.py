@@ -11,7 +11,6 @@ Private: docs/reference.md lists the public names.
 
 import asyncio
 import enum
-import random
 import time
 import weakref
 from collections import deque
@@ -33,8 +32,9 @@ SLICE = 256
 #: Clients that may wait for their turn before each of them is read only now and then, and the seconds between
 #: two reads of one of them then.
 CROWD, READ_EVERY = 10, 0.05
-#: The factor by which the pause of a client above its rate is longer at most.
-SPREAD = 1.5
+#: Seconds between the ends of the pauses of clients above their rates, and how much longer than usual a pause
+#: is at most, as a factor. Clients of one attack are above their rates together, and ending them is work, too.
+APART, LONGER = 0.008, 1.5
 #: The bytes of a client that was closed that are still parsed. Among them is its close frame.
 AFTER_CLOSE = 64 * 1024
 
@@ -58,7 +58,7 @@ class Inlet(Protocol):
 
     @property
     def is_busy(self) -> bool:
-        """True if frames of the client wait for a handler."""
+        """True if frames of the client are at its handlers, or wait for them."""
 
     def arrived(self, frames: int, size: int, waiting: int) -> Turn:
         """Count frames that were read, of which this many bytes wait now, and return when they are parsed."""
@@ -115,6 +115,8 @@ class Inflow:
     def close(self) -> bytes:
         """Take no more, and return what waits."""
         held = bytes(self._held or b"") + (self._above[0] if self._above is not None else b"")
+        if self._above is not None:
+            turnstiles().end_rest()
         self._inlet = self._held = self._above = None
         return held
 
@@ -136,9 +138,7 @@ class Inflow:
                     self._rest_for(READ_EVERY)
             case Turn.LATER:
                 self._above = data, frames, size
-                # Not all at the same time, because clients of one attack are above the rate together, and
-                # ending them is work, too.
-                self._rest_for(self._rest * random.uniform(1.0, SPREAD))  # noqa: S311 - not a secret
+                self._rest_for(turnstiles().begin_rest(self._rest))
             case Turn.NEVER:
                 self.close()
 
@@ -160,20 +160,25 @@ class Inflow:
     def _go_on(self) -> None:
         above, self._above = self._above, None
         if above is not None:
+            turnstiles().end_rest()
             self._take(*above)
         if self._inlet is not None and self._above is None:
             self._inlet.resume_reading()
 
-    def parse_slice(self) -> bool:
-        """Have the next bytes parsed, unless frames wait for a handler. Return True if more bytes wait."""
+    @property
+    def is_busy(self) -> bool:
+        """True if frames of the client are at its handlers, or wait for them."""
+        return self._inlet is not None and self._inlet.is_busy
+
+    def parse_slice(self) -> None:
+        """Have the next bytes parsed."""
         held, inlet = self._held, self._inlet
-        if held and inlet is not None and not inlet.is_busy:
+        if held and inlet is not None:
             data = bytes(memoryview(held)[:SLICE])
             del held[:SLICE]
             inlet.parse(data)
         if not self._held:
             self._held = self._queue = None
-        return self._held is not None
 
     def moves(self) -> bool:
         """Wait at another turnstile if the client has sent much since it began to wait."""
@@ -189,11 +194,16 @@ class Turnstile:
     """The inflows of one event loop whose bytes wait. Each has a slice parsed in turn.
 
     Args:
+        most: Clients whose frames are at their handlers at the same time. The handlers of more of them might
+            go on together, and all other work would wait for that.
         yields: The share of the time is smaller while the process is busy.
     """
 
-    def __init__(self, *, yields: bool) -> None:
+    def __init__(self, *, most: int, yields: bool) -> None:
         self._waiting: deque[Inflow] = deque()
+        self._most = most
+        self._working: list[Inflow] = []
+        """The clients that had their turn, until their handlers are done."""
         self._yields = yields
         self._share = LARGEST_SHARE
         self._credit = 0.0
@@ -224,15 +234,19 @@ class Turnstile:
             )
         self._credit = min(LONGEST_TURN, self._credit + (now - self._last) * self._share)
         self._last = now
-        # Each of them once at most: the handlers of the others are busy.
+        self._working = [inflow for inflow in self._working if inflow.is_busy]
+        # Each of them once at most.
         for _ in range(len(self._waiting)):
-            if self._credit < 0:
+            if self._credit < 0 or len(self._working) >= self._most:
                 break
             inflow = self._waiting.popleft()
-            began = time.perf_counter()
-            if inflow.parse_slice() and not inflow.moves():
+            if not inflow.is_busy:
+                began = time.perf_counter()
+                inflow.parse_slice()
+                self._credit -= time.perf_counter() - began
+                self._working.append(inflow)
+            if inflow.waiting and not inflow.moves():
                 self._waiting.append(inflow)
-            self._credit -= time.perf_counter() - began
         self._is_running = bool(self._waiting)
         if self._is_running:
             due = loop.time() + PAUSE
@@ -240,15 +254,31 @@ class Turnstile:
 
 
 class Turnstiles:
-    """The two turnstiles of one event loop.
+    """The two turnstiles of one event loop, and the pauses of clients above their rates.
 
     After a restart, thousands of honest clients join their groups again. They send a little more than usual.
     They must not wait behind a flood, nor as long as one.
     """
 
     def __init__(self) -> None:
-        self._little = Turnstile(yields=False)
-        self._much = Turnstile(yields=True)
+        self._little = Turnstile(most=20, yields=False)
+        self._much = Turnstile(most=5, yields=True)
+
+        self._resting = 0
+
+    def begin_rest(self, seconds: float) -> float:
+        """Return the seconds for which nothing is read from a client above its rate.
+
+        Args:
+            seconds: The pause if no other client is above its rate.
+        """
+        longer = min(seconds * LONGER, self._resting * APART)
+        self._resting += 1
+        return seconds + longer
+
+    def end_rest(self) -> None:
+        """Note that the pause of a client is over."""
+        self._resting -= 1
 
     def of(self, inflow: Inflow) -> Turnstile:
         """Return the turnstile at which an inflow waits."""

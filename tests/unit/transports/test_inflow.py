@@ -25,6 +25,7 @@ class Client:
         self.reads = True
         self.is_busy = False
         self.on_arrival: Callable[[], None] = lambda: None
+        self.on_parse: Callable[[], None] = lambda: None
         self.inflow = Inflow(self, 0.02)
 
     def arrived(self, frames: int, size: int, waiting: int) -> Turn:
@@ -35,6 +36,10 @@ class Client:
     def parse(self, data: bytes) -> None:
         self.parsed += data
         self.order.append(self.name)
+        self.on_parse()
+
+    def become_busy(self) -> None:
+        self.is_busy = True
 
     def pause_reading(self) -> None:
         self.reads = False
@@ -102,6 +107,21 @@ async def test_nothing_is_parsed_while_frames_wait_for_a_handler() -> None:
     assert client.parsed == b""
     client.is_busy = False
     await client.has_parsed(PING * 20)
+
+
+async def test_few_clients_are_at_their_handlers_together() -> None:
+    clients = [Client(Turn.IN_TURN) for _ in range(30)]
+    for client in clients:
+        client.on_parse = client.become_busy
+        client.inflow.received(PING)
+    await asyncio.sleep(0.1)
+    served = [client for client in clients if client.parsed]
+    assert 0 < len(served) < 10
+    for client in clients:
+        client.on_parse = lambda: None
+        client.is_busy = False
+    for client in clients:
+        await client.has_parsed(PING)
 
 
 async def test_a_client_above_its_rate_is_not_read_for_a_while() -> None:
