@@ -574,9 +574,12 @@ class Rights:
                 self._soon(0.0)
             else:
                 self._owner.evict(connection, CloseReason.NOT_AUTHENTICATED)
-        elif rest <= conf.get().REFRESH_BEFORE and self._near.get(connection) != relies.expires_at:
-            if self._owner.ask_for_refresh(connection, rest):
-                self._near[connection] = relies.expires_at
+        elif (
+            rest <= conf.get().REFRESH_BEFORE
+            and self._near.get(connection) != relies.expires_at
+            and self._owner.ask_for_refresh(connection, rest)
+        ):
+            self._near[connection] = relies.expires_at
 
 
 def _verdict(known: Known | None, found: Standing | None) -> CloseReason | None:
