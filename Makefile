@@ -2,8 +2,9 @@
 .PHONY: run test test-all versions lint format lock docs clean
 .DEFAULT_GOAL := run
 PYTHON := .venv/bin/python
-# Two modules at a time: they wait for clocks more than they compute, and have servers and ports of their own.
-PYTEST := $(PYTHON) -m pytest --cov -n 2 --dist loadfile
+# Two modules at a time: they wait for clocks more than they compute, and have servers and ports of their own. In the order of
+# the folders: the slow ones come first, and the many short ones fill the end of both.
+PYTEST := $(PYTHON) -m pytest --cov -n 2 --dist loadfile --no-loadscope-reorder
 # A link or an anchor that leads nowhere is an error.
 SPHINX := $(PYTHON) -m sphinx -c docs --fresh-env --fail-on-warning --keep-going --quiet
 

@@ -73,6 +73,7 @@ class TooManyGroups(RealtimeError):
             f"The connection is in {limit} groups already: leave one first, or raise "
             'REALTIME["MAX_GROUPS"] if your clients need more.'
         )
+        self.limit = limit
 
 
 class UnpublishableData(RealtimeError, TypeError):

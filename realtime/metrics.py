@@ -19,6 +19,11 @@ closed = Counter(
 refused = Counter(
     "realtime_connections_refused", "Connections that were refused before they were admitted.", ["reason"]
 )
+limited = Counter(
+    "realtime_limited",
+    "Connections, frames and groups that were refused because of a limit, by the setting that is the limit.",
+    ["limit"],
+)
 groups = Gauge("realtime_groups", "Groups of the channel layer of which this process is a member.")
 
 events = Counter("realtime_events_received", "Events that reached this process's hub, by type.", ["type"])

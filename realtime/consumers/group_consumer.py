@@ -9,10 +9,10 @@ from collections import deque
 
 from django.db import Error as DatabaseFailure
 
-from realtime import conf, policy, publishing
+from realtime import conf, metrics, policy, publishing
 from realtime.closing import CloseReason
 from realtime.consumers.asynchronous import RealtimeConsumer
-from realtime.errors import BadFrame, ErrorCode, LayerUnavailable
+from realtime.errors import BadFrame, ErrorCode, LayerUnavailable, TooManyGroups
 from realtime.history.positions import Joined, Position
 from realtime.presence import apresence
 from realtime.serving import lifecycle
@@ -105,9 +105,15 @@ class GroupConsumer(RealtimeConsumer):
                 ),
             )
 
-        joined = await lifecycle.group_add(
-            self.connection, frame.group, since, answer, look if frame.presence else None
-        )
+        try:
+            joined = await lifecycle.group_add(
+                self.connection, frame.group, since, answer, look if frame.presence else None
+            )
+        except TooManyGroups as error:
+            metrics.limited.labels(limit="MAX_GROUPS").inc()
+            detail = f"You are in {error.limit} groups already; leave one first."
+            self._refuse_frame(ErrorCode.TOO_MANY_GROUPS, detail, frame.ref)
+            return
         if joined is None:
             lifecycle.write(
                 self.connection, frames.Joined(ref=frame.ref, group=frame.group, presence=present())

@@ -12,6 +12,8 @@ from channels import DEFAULT_CHANNEL_LAYER
 from realtime import addresses, conf
 from realtime.closing import CloseReason
 from realtime.history.positions import Position
+from realtime.limits.counts import Place
+from realtime.limits.subjects import address_of
 from realtime.liveness.connection import Liveness
 from realtime.records.entries import Opening
 from realtime.rights.authorization import SCOPE_KEY, Authorization
@@ -59,6 +61,8 @@ class Connection:
         address: The address of the client at the handshake, behind TRUSTED_PROXIES; empty if it is not known.
         authorization: The right that it relies on; None for an anonymous connection without a ticket.
         rights_read: How often its rights were read again. A policy that was asked before that is asked again.
+        place: What it takes of the limit of its network; empty if nothing, and None if it is not counted.
+        user_place: What it takes of the limit of its user.
         channel_name: The name that its consumer knows as its channel.
         alias: The alias of the channel layer that its groups are in.
         on_event: Queues what the handlers of the application will see: group events that are no messages, and
@@ -108,6 +112,7 @@ class Connection:
         "on_event",
         "on_group_event",
         "opening",
+        "place",
         "positions",
         "reason",
         "rights_read",
@@ -115,6 +120,7 @@ class Connection:
         "subprotocol",
         "takes_notifications",
         "transport",
+        "user_place",
     )
 
     def __init__(
@@ -128,6 +134,8 @@ class Connection:
         self.address = address_of(scope)
         self.authorization: Authorization | None = scope.get(SCOPE_KEY)
         self.rights_read = 0
+        self.place: Place | None = None
+        self.user_place: Place | None = None
         self.channel_name = f"realtime.connection.{self.id.hex}"
         self.alias = alias
         self.on_event = on_event
@@ -220,14 +228,3 @@ class Connection:
             "address": self.remote_address,
             "reason": self.reason.value if self.reason else "",
         }
-
-
-def address_of(scope: dict[str, Any]) -> str:
-    """Return the address of the client of a handshake; empty if the server does not know it."""
-    peer = scope.get("client")
-    trusted = conf.get().TRUSTED_PROXIES
-    forwarded = ""
-    if trusted:
-        headers = scope.get("headers", ())
-        forwarded = ",".join(value.decode("latin-1") for name, value in headers if name == b"x-forwarded-for")
-    return addresses.client(str(peer[0] or "") if peer else "", forwarded, trusted)

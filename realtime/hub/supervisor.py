@@ -12,6 +12,7 @@ from realtime.errors import RecordsUnavailable
 from realtime.hub.connection import Connection
 from realtime.hub.hub import Hub
 from realtime.layers import messages
+from realtime.limits import admission
 from realtime.process import drain, tasks
 
 logger = logging.getLogger("realtime.hub")
@@ -146,7 +147,9 @@ class Supervisor:
             old.end(reason)
 
     async def _record_stop(self, patience: float | None) -> None:
-        ends = [self._retire_started(starting, patience) for starting in self._by_alias.values()]
+        # The clients come back soon, and to other processes.
+        ends = [admission.here().leave()]
+        ends += [self._retire_started(starting, patience) for starting in self._by_alias.values()]
         for old, replacing in self._retiring.items():
             # All of its connections are evicted by now.
             replacing.cancel()

@@ -27,12 +27,13 @@ from django.dispatch import Signal
 
 from realtime import conf, metrics, signals
 from realtime.closing import CloseReason
-from realtime.errors import ConnectionGone, LayerUnavailable, RecordsUnavailable
+from realtime.errors import ConnectionGone, LayerUnavailable, RecordsUnavailable, TooManyGroups
 from realtime.history.positions import Joined, Position
 from realtime.hub.connection import Connection, State
 from realtime.hub.hub import Hub
 from realtime.hub.supervisor import Supervisor
 from realtime.layers import groups, messages
+from realtime.limits import admission
 from realtime.process import tasks
 from realtime.records import connection_rows
 from realtime.records.entries import Closing, Join, Opening
@@ -217,6 +218,7 @@ async def group_add(
 
     Raises:
         BadGroup: No group can have this name.
+        TooManyGroups: The connection is in MAX_GROUPS groups already.
         LayerUnavailable: The channel layer is down.
         RecordsUnavailable: The database took no membership.
         ConnectionGone: The connection ended meanwhile.
@@ -228,6 +230,7 @@ async def group_add(
         _admission(connection)
     elif connection.state is not State.OPEN:
         await admit(connection)
+    _require_room(connection, group)
     is_member = False
     if connection.state is State.OPEN:
         _require_home(connection)
@@ -449,6 +452,8 @@ def evict(connection: Connection, reason: CloseReason, event: Event | None = Non
     if connection.eviction is None:
         was_open = connection.state is State.OPEN
         connection.end(reason)
+        if connection.place is not None:
+            admission.here().give_back(connection)
         # The task begins to run when this function has returned, even if a line below raises.
         evicting = _evict(connection, reason, was_open=was_open)
         connection.eviction = tasks.start(evicting, context=tasks.outliving())
@@ -665,6 +670,13 @@ def _require_home(connection: Connection) -> None:
     if (reason := _home(connection).ending) is not None:
         evict(connection, reason)
         raise ConnectionGone
+
+
+def _require_room(connection: Connection, group: str) -> None:
+    """Raise TooManyGroups if one more group is too many. A group that is being left still counts."""
+    most = conf.get().MAX_GROUPS
+    if most is not None and len(connection.joined) >= most and group not in connection.joined:
+        raise TooManyGroups(most)
 
 
 def _home(connection: Connection) -> Hub:
