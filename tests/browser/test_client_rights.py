@@ -20,7 +20,7 @@ SECRET = "secret-ticket"
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def client(page: Page) -> Client:
-    """A client whose first ticket is on its way."""
+    """A client with a first ticket on its way."""
     return await Client(page).start(tickets=True)
 
 

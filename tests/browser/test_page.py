@@ -388,7 +388,7 @@ async def test_the_chinese_page_has_no_english_text(chromium: Browser, server: W
 
 
 class Talkative:
-    """The server of one page, in whose name the test may speak and close."""
+    """The server of one page. The test may speak and close in its name."""
 
     def __init__(self) -> None:
         self._routes: list[WebSocketRoute] = []

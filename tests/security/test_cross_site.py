@@ -82,7 +82,7 @@ UNREAD = {
     "preflight": "TypeError",
 }
 
-#: Runs a function in a sandboxed frame, whose origin is "null".
+#: Runs a function in a sandboxed frame. Its origin is "null".
 IN_SANDBOX = """([source, argument]) => new Promise((resolve) => {
     const frame = document.createElement("iframe");
     frame.sandbox = "allow-scripts allow-forms";
@@ -126,7 +126,7 @@ async def user(sites: Sites) -> tuple[int, str]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def context(chromium: Browser, sites: Sites, user: tuple[int, str]) -> AsyncGenerator[BrowserContext]:
-    """A browser in which the user is logged in."""
+    """A browser with the session of the user."""
     context = await chromium.new_context()
     context.set_default_timeout(PATIENCE)
     for name, value in {"sessionid": user[1], "csrftoken": "c" * 32}.items():

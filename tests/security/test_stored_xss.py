@@ -93,7 +93,7 @@ TEXTS = {field: hostile(field) for field in FIELDS} | {
 
 
 class Prepared:
-    """What `PREPARE` has made, and the server of the site."""
+    """The rows that `PREPARE` has made, and the server of the site."""
 
     def __init__(self, site: Site) -> None:
         self.site = site
@@ -178,7 +178,7 @@ async def admin(chromium: Browser, prepared: Prepared, opened: Client, watch: Wa
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def page(chromium: Browser, prepared: Prepared, watch: Watch) -> AsyncGenerator[Page]:
-    """The demo page of a user whose name is hostile. Nothing has shown itself at the end of the test."""
+    """The demo page of a user with a hostile name. Nothing has shown itself at the end of the test."""
     context = await context_of(chromium, prepared, watch, prepared.user)
     page = await context.new_page()
     await page.goto("/")
