@@ -299,8 +299,8 @@ async def test_a_ticket_for_an_ended_socket_is_not_sent(client: Client) -> None:
     await client.drops(CloseReason.NOT_AUTHENTICATED.code)
     await client.passes(HALF)
     assert await tickets(client) == 3
-    await hand_out(client, "for the first socket", number=1)
     await connected(client)
+    await hand_out(client, "for the first socket", number=1)
     assert (await client.state(), await refreshes(client)) == ("open", [])
 
 
