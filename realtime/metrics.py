@@ -43,6 +43,11 @@ queued_bytes = Gauge(
 )
 deliveries = Counter("realtime_deliveries", "Frames that fan-out handed to transports.")
 published = Counter("realtime_messages_published", "Messages that this process published.")
+tickets = Counter(
+    "realtime_tickets",
+    "Tickets that clients presented, by outcome: accepted, refused, or unknown because Redis did not answer.",
+    ["outcome"],
+)
 notifications = Counter(
     "realtime_notifications",
     "Notifications that this process sent, by outcome: taken by a connection, or not_taken.",

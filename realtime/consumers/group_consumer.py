@@ -12,7 +12,7 @@ from django.db import Error as DatabaseFailure
 from realtime import conf, metrics, policy, publishing
 from realtime.closing import CloseReason
 from realtime.consumers.asynchronous import RealtimeConsumer
-from realtime.errors import BadFrame, ErrorCode, LayerUnavailable, TooManyGroups
+from realtime.errors import BadFrame, BadTicket, ErrorCode, LayerUnavailable, TooManyGroups
 from realtime.history.positions import Joined, Position
 from realtime.presence import apresence
 from realtime.serving import lifecycle
@@ -69,9 +69,8 @@ class GroupConsumer(RealtimeConsumer):
                 await self._publish(frame)
             case frames.ClientPresence():
                 await self._presence(frame)
-            case frames.ClientRefresh(ref=ref):
-                detail = "This type is reserved for a later version."
-                self._refuse_frame(ErrorCode.UNKNOWN_TYPE, detail, ref)
+            case frames.ClientRefresh():
+                await self._refresh(frame)
             case frames.ClientPing():
                 # The inbox has answered the pings of `realtime.v1` already. Other clients get no pong.
                 detail = "Offer the subprotocol realtime.v1 to be answered pings."
@@ -134,6 +133,18 @@ class GroupConsumer(RealtimeConsumer):
                 frame.group, found.anonymous, found.total, ref=frame.ref, users=tuple(found.users)
             ),
         )
+
+    async def _refresh(self, frame: frames.ClientRefresh) -> None:
+        try:
+            expires_in = await self.refresh(frame.ticket)
+        except BadTicket as error:
+            self._refuse_frame(ErrorCode.BAD_TICKET, str(error), frame.ref)
+            return
+        except LayerUnavailable as error:
+            logger.warning("A ticket could not be verified: %s", error, extra=self.connection.log_fields())
+            self._refuse_frame(ErrorCode.INTERNAL, "The ticket was not verified; try again.", frame.ref)
+            return
+        lifecycle.write(self.connection, frames.Refreshed(frame.ref, expires_in))
 
     async def _may_see(self, group: str, ref: frames.Ref) -> bool:
         """Return True if the client may know who is in a group. Otherwise answer with an error frame."""

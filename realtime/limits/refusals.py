@@ -7,8 +7,10 @@ Private: docs/reference.md lists the public names.
 
 import asyncio
 import logging
+import time
 import weakref
 from collections.abc import Hashable
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 from realtime import addresses, conf, metrics
@@ -87,11 +89,12 @@ def note(limit: str, subject: str, remedy: str) -> None:
         remedy: What an operator may do about it.
     """
     metrics.limited.labels(limit=limit).inc()
-    loop = asyncio.get_running_loop()
-    kind = _tally.note((limit, subject), loop.time())
+    kind = _tally.note((limit, subject), time.monotonic())
     if kind is not None:
         logger.warning("Refused %s: %s. %s", kind[1], kind[0], remedy)
-        _set_timer(loop)
+        # Synchronous code may check an Origin. Then the next refusal on a loop sets the timer.
+        with suppress(RuntimeError):
+            _set_timer(asyncio.get_running_loop())
 
 
 def client_in_words(address: str) -> str:
@@ -106,11 +109,11 @@ def _set_timer(loop: asyncio.AbstractEventLoop) -> None:
     at = _tally.next_end
     if at is not None and loop not in _loops_with_timer:
         _loops_with_timer.add(loop)
-        loop.call_at(at, _log_ended, loop)
+        loop.call_later(max(0.0, at - time.monotonic()), _log_ended, loop)
 
 
 def _log_ended(loop: asyncio.AbstractEventLoop) -> None:
     _loops_with_timer.discard(loop)
-    for (limit, subject), more in _tally.ended(loop.time()):
+    for (limit, subject), more in _tally.ended(time.monotonic()):
         logger.warning("Refused %s %d more times within %g s: %s", subject, more, WINDOW, limit)
     _set_timer(loop)

@@ -24,6 +24,7 @@ from realtime.limits import admission, handshakes, refusals
 from realtime.process import old_connections, stepping, tasks
 from realtime.process.stepping import Suspended
 from realtime.records.transactions import prepare_test
+from realtime.rights.authorization import NEEDS_TICKET
 from realtime.serving import handlers, lifecycle
 from realtime.serving.handlers import Target
 from realtime.serving.inbox import Inbox, is_for_handlers
@@ -301,6 +302,9 @@ class Runner(Watcher):
                         # Not accepted, because that would cost more: the server answers 403.
                         lifecycle.evict(self.connection, CloseReason.RATE_LIMITED)
                         break
+                    if self._lacks_ticket():
+                        lifecycle.evict(self.connection, CloseReason.FORBIDDEN)
+                        break
                     if (ending := lifecycle.ending()) is not None:
                         # Not 403: that tells the client neither the reason nor when to come back.
                         await self.refuse(ending)
@@ -316,6 +320,19 @@ class Runner(Watcher):
             going_on = not self._is_over() and await self._handle(self._consumer.dispatch(event))
         if self._disconnect_owed:
             await self._tell_disconnect(await self._disconnect_event(event))
+
+    def _lacks_ticket(self) -> bool:
+        """Return True if the connection may only be served with a ticket, and no middleware verified one."""
+        connection = self.connection
+        authorization = connection.authorization
+        if not connection.scope.get(NEEDS_TICKET) or (authorization is not None and authorization.is_ticket):
+            return False
+        logger.warning(
+            "A client without an Origin presents a ticket, and no middleware verifies it: put "
+            "realtime.auth.AuthMiddlewareStack or TicketMiddleware in front of the consumer",
+            extra=connection.log_fields(),
+        )
+        return True
 
     def _read_client_id(self) -> bool:
         """Read the id that the client gives itself in the URL. Return False if it is malformed."""

@@ -1,0 +1,34 @@
+"""Renew the authorization of a connection before it ends."""
+
+import time
+
+from realtime.errors import BadTicket
+from realtime.hub.connection import Connection
+from realtime.rights import tickets
+
+
+async def refresh(connection: Connection, ticket: str | None) -> float | None:
+    """Renew the authorization of a connection.
+
+    Args:
+        connection: The connection.
+        ticket: A new ticket of the same user. None reads again when its session ends.
+
+    Returns:
+        Seconds until the authorization ends; None if it does not end by itself, or if that is not known.
+
+    Raises:
+        BadTicket: The ticket gives no right to this connection.
+        LayerUnavailable: Redis cannot say if the ticket was used before.
+    """
+    if ticket is not None:
+        verified = await tickets.verify(ticket)
+        if verified.authorization.user_id != connection.user_id:
+            raise BadTicket("The ticket is for another user.")
+        connection.scope["user"] = verified.user
+        connection.authorization = verified.authorization
+        # A policy that was asked with the earlier groups of the ticket is asked again.
+        connection.rights_read += 1
+    if connection.authorization is None or connection.authorization.expires_at is None:
+        return None
+    return max(0.0, connection.authorization.expires_at - time.time())
