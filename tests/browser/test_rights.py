@@ -20,7 +20,7 @@ PASSWORD = "a password of the test"
 @pytest.fixture(scope="module", params=pairings("pubsub-daphne-sqlite"))
 def site(request: pytest.FixtureRequest, start_shared_site: StartSite) -> Site:
     pairing: Pairing = request.param
-    return start_shared_site(pairing, REFRESH_BEFORE=3.0)
+    return start_shared_site(pairing, REFRESH_BEFORE=3.0, MAX_CONNECTIONS_PER_USER=3)
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +156,18 @@ async def test_a_session_that_expires_is_announced_and_ends_the_page(
     await expect(page.locator("#rights")).to_have_text("You are signed out. Sign in")
     # The server has answered the refresh of the page.
     await expect(page.locator("#log .bad")).to_have_count(0)
+
+
+async def test_a_page_above_the_limit_of_its_user_waits_for_a_place(
+    context: BrowserContext, servers: tuple[WebServer, WebServer]
+) -> None:
+    await logged_in(context, servers[1])
+    pages = [await demo(context, server) for server in (*servers, servers[0])]
+    page = await context.new_page()
+    await page.goto(servers[1].http())
+    await expect(page.locator("#rights")).to_contain_text("There are too many connections")
+    await expect(page.locator("#last-close")).to_contain_text("4030, too many connections")
+    await expect(page.locator("#state")).not_to_have_attribute("data-state", "open")
+    await pages[0].close()
+    await expect(page.locator("#state")).to_have_attribute("data-state", "open", timeout=3 * PATIENCE)
+    await expect(page.locator("#rights")).to_be_empty()
