@@ -46,6 +46,7 @@ navigation = {
         "docs/howto/look-at-connections",
         "docs/howto/stop-a-server",
         "docs/howto/servers",
+        "docs/howto/behind-a-proxy",
         "docs/howto/run-redis",
     ],
     "Reference": ["docs/reference", "docs/glossary", "CHANGELOG"],

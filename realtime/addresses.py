@@ -78,7 +78,17 @@ def client(peer: str, forwarded: str, trusted: Sequence[str]) -> str:
     """
     if not matches(peer, trusted):
         return peer
-    found = peer
+    return named_client(forwarded, trusted) or peer
+
+
+def named_client(forwarded: str, trusted: Sequence[str]) -> str | None:
+    """Return the address of the client that trusted proxies have named; None if they have named none.
+
+    Args:
+        forwarded: The header X-Forwarded-For of a trusted proxy.
+        trusted: TRUSTED_PROXIES.
+    """
+    found = None
     for text in reversed(forwarded.split(",")[-MAX_FORWARDED:]):
         named = address(text)
         if named is None:
@@ -103,6 +113,18 @@ def network(text: str, ipv4: int, ipv6: int) -> str:
         return ""
     bits = ipv4 if isinstance(whole, ipaddress.IPv4Address) else ipv6
     return str(ipaddress.ip_network((int(whole) if whole.version == 4 else whole, bits), strict=False)[0])
+
+
+def reduced(text: str, details: str) -> str:
+    """Return as much of an address as CLIENT_DETAILS allows to keep.
+
+    Args:
+        text: An address, or what was returned for one before.
+        details: The setting: "full", "network" or "none".
+    """
+    if details == "full":
+        return text
+    return network(text, 24, 48) if details == "network" else ""
 
 
 @lru_cache(maxsize=100)

@@ -14,7 +14,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from realtime import conf, readiness, tickets
+from realtime import conf, operators, readiness, tickets
 from realtime.errors import BadGroup, LayerUnavailable
 from realtime.layers import groups
 from realtime.process import drain
@@ -22,8 +22,9 @@ from realtime.process import drain
 logger = logging.getLogger("realtime.views")
 
 
+@operators.only_operators
 async def metrics(request: HttpRequest) -> HttpResponse:
-    """Return the instruments of this process, in Prometheus' text format."""
+    """Return the instruments of this process, in Prometheus' text format. Only operators may see them."""
     return HttpResponse(generate_latest(), content_type=CONTENT_TYPE_LATEST)
 
 
@@ -32,11 +33,12 @@ async def live(request: HttpRequest) -> HttpResponse:
     return JsonResponse({"live": True})
 
 
+@operators.only_operators
 async def ready(request: HttpRequest, *, within: float = readiness.ANSWER_TIMEOUT) -> HttpResponse:
     """Answer 200 if the database and every channel layer of this package answer in time.
 
     Otherwise the answer is 503 and names each problem. At any time, one check of the database and one of each
-    layer is under way, and all probes share its result.
+    layer is under way, and all probes share its result. Only operators may ask.
 
     Args:
         request: The request of the probe.

@@ -14,6 +14,8 @@ from realtime.closing import CloseReason
 from realtime.consumers.asynchronous import RealtimeConsumer
 from realtime.errors import BadFrame, BadTicket, ErrorCode, LayerUnavailable, TooManyGroups
 from realtime.history.positions import Joined, Position
+from realtime.limits import publishes, refusals, subjects
+from realtime.limits.publishes import Outcome
 from realtime.presence import apresence
 from realtime.serving import lifecycle, permitting
 from realtime.wire import frames
@@ -37,6 +39,12 @@ class GroupConsumer(RealtimeConsumer):
     #: More error frames than this in a minute end the connection.
     MAX_ERRORS_PER_MINUTE = 10
 
+    #: More error frames than this in a minute, because the user publishes too much, end the connection. A
+    #: client that goes on regardless only makes work.
+    MAX_RATE_ERRORS_PER_MINUTE = 100
+
+    _rate_errors = 0
+    _rate_errors_since = 0.0
     _error_times: deque[float] | None = None
     """Made with the first error: most clients make none, and an empty deque is not small."""
 
@@ -140,9 +148,11 @@ class GroupConsumer(RealtimeConsumer):
                 self.connection, frame.group, since, answer, look if frame.presence else None
             )
         except TooManyGroups as error:
+            # No error of the protocol: it does not count as one.
             metrics.limited.labels(limit="MAX_GROUPS").inc()
             detail = f"You are in {error.limit} groups already; leave one first."
-            self._refuse_frame(ErrorCode.TOO_MANY_GROUPS, detail, frame.ref)
+            answer_too_many = frames.Error(code=ErrorCode.TOO_MANY_GROUPS, detail=detail, ref=frame.ref)
+            lifecycle.write(self.connection, answer_too_many)
             return False
         if joined is None:
             lifecycle.write(
@@ -196,6 +206,14 @@ class GroupConsumer(RealtimeConsumer):
         lifecycle.write(self.connection, frames.Left(ref=frame.ref, group=frame.group))
 
     async def _publish(self, frame: frames.Publish) -> None:
+        # Before the policy, which may ask the database.
+        match await publishes.take(self.channel_layer_alias, self._publisher()):
+            case Outcome.REFUSED:
+                self._refuse_publish(frame)
+                return
+            case Outcome.UNKNOWN:
+                self._refuse_frame(ErrorCode.INTERNAL, "The message was not published; try again.", frame.ref)
+                return
         if not await permitting.may(self.connection, "publish", frame.group):
             self._refuse_frame(ErrorCode.FORBIDDEN, f"You may not publish to {frame.group}.", frame.ref)
             return
@@ -220,6 +238,31 @@ class GroupConsumer(RealtimeConsumer):
                 ref=frame.ref, group=frame.group, offset=position.offset, epoch=position.epoch
             )
         lifecycle.write(self.connection, published)
+
+    def _publisher(self) -> str:
+        """Return the user for which a publish counts. Anonymous clients with one address are one user."""
+        connection = self.connection
+        if connection.user_id:
+            return subjects.of_user(connection.user_id)
+        return subjects.network_of(connection.scope, connection.address) or str(connection.id)
+
+    def _refuse_publish(self, frame: frames.Publish) -> None:
+        """Answer a publish above the rate. This is no error of the protocol."""
+        refusals.note(
+            "MAX_PUBLISHES_PER_SECOND",
+            refusals.client_in_words(self.connection.address),
+            "A user publishes more than this. If your users need more, raise the limit",
+        )
+        detail = "You publish more than you may; try again later."
+        lifecycle.write(
+            self.connection, frames.Error(code=ErrorCode.RATE_LIMITED, detail=detail, ref=frame.ref)
+        )
+        now = asyncio.get_running_loop().time()
+        if now - self._rate_errors_since >= 60:
+            self._rate_errors, self._rate_errors_since = 0, now
+        self._rate_errors += 1
+        if self._rate_errors > self.MAX_RATE_ERRORS_PER_MINUTE:
+            lifecycle.evict(self.connection, CloseReason.RATE_LIMITED)
 
     def _refuse_frame(self, code: ErrorCode, detail: str, ref: frames.Ref | None) -> None:
         """Answer with an error frame. If the client makes too many errors, close the connection."""

@@ -214,10 +214,7 @@ class Connection:
     @property
     def remote_address(self) -> str:
         """The client's address at the handshake, as far as CLIENT_DETAILS allows to keep it."""
-        details = conf.get().CLIENT_DETAILS
-        if details == "none":
-            return ""
-        return self.address if details == "full" else addresses.network(self.address, 24, 48)
+        return addresses.reduced(self.address, conf.get().CLIENT_DETAILS)
 
     @property
     def user_agent(self) -> str:

@@ -60,7 +60,7 @@ class Owner(Protocol):
     ) -> bool:
         """Ask the policy again about groups of a connection. Return False if that must be tried again."""
 
-    def ask_for_refresh(self, connection: Connection, within: float) -> None:
+    def ask_for_refresh(self, connection: Connection, within: float) -> bool:
         """Ask a client to renew its right within some seconds."""
 
     def hub_is_lost(self, hub: "Hub") -> None:

@@ -65,8 +65,12 @@ class Owner(Protocol):
     ) -> bool:
         """Ask the policy again about groups of a connection. Return False if that must be tried again."""
 
-    def ask_for_refresh(self, connection: Connection, within: float) -> None:
-        """Ask a client to renew its right within some seconds."""
+    def ask_for_refresh(self, connection: Connection, within: float) -> bool:
+        """Ask a client to renew its right within some seconds.
+
+        Returns:
+            False if its handshake is not complete yet. Then ask again.
+        """
 
 
 class Rechecks:
@@ -570,9 +574,12 @@ class Rights:
                 self._soon(0.0)
             else:
                 self._owner.evict(connection, CloseReason.NOT_AUTHENTICATED)
-        elif rest <= conf.get().REFRESH_BEFORE and self._near.get(connection) != relies.expires_at:
+        elif (
+            rest <= conf.get().REFRESH_BEFORE
+            and self._near.get(connection) != relies.expires_at
+            and self._owner.ask_for_refresh(connection, rest)
+        ):
             self._near[connection] = relies.expires_at
-            self._owner.ask_for_refresh(connection, rest)
 
 
 def _verdict(known: Known | None, found: Standing | None) -> CloseReason | None:

@@ -22,7 +22,7 @@ ENDINGS_TIMEOUT = 1.0
 
 Evict = Callable[[Connection, CloseReason], object]
 Kick = Callable[[Hub, messages.Kick], Coroutine[Any, Any, None]]
-AskForRefresh = Callable[[Connection, float], None]
+AskForRefresh = Callable[[Connection, float], bool]
 
 
 class Recheck(Protocol):
@@ -87,8 +87,8 @@ class Supervisor:
     ) -> bool:
         return await self._recheck(connection, groups, tell_consumer=tell_consumer)
 
-    def ask_for_refresh(self, connection: Connection, within: float) -> None:
-        self._ask_for_refresh(connection, within)
+    def ask_for_refresh(self, connection: Connection, within: float) -> bool:
+        return self._ask_for_refresh(connection, within)
 
     def hub_is_lost(self, hub: Hub) -> None:
         self._replace(hub, CloseReason.SERVER_LOST, "This process was declared lost")

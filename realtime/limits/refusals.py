@@ -17,7 +17,7 @@ from realtime import addresses, conf, metrics
 
 logger = logging.getLogger("realtime.limits")
 
-#: Seconds in which refusals of one kind are counted together.
+#: Seconds for which refusals of one kind are counted together.
 WINDOW = 60.0
 #: Kinds of refusals that are counted at the same time. Further kinds are counted together, as `OTHERS`.
 MAX_KINDS = 1000
@@ -99,10 +99,7 @@ def note(limit: str, subject: str, remedy: str) -> None:
 
 def client_in_words(address: str) -> str:
     """Return the address of a client for a log line, as far as CLIENT_DETAILS allows."""
-    details = conf.get().CLIENT_DETAILS
-    if details == "none" or not address:
-        return "a client"
-    return address if details == "full" else addresses.network(address, 24, 48)
+    return addresses.reduced(address, conf.get().CLIENT_DETAILS) or "a client"
 
 
 def _set_timer(loop: asyncio.AbstractEventLoop) -> None:

@@ -71,7 +71,7 @@ def _warn_once(peer: str) -> None:
             "The limits by address are off for clients behind %s: it seems to be a proxy, and it is not in "
             'REALTIME["TRUSTED_PROXIES"]. Add it there, so that each of its clients has limits of its own. '
             "If it is none, let it not send the header X-Forwarded-For",
-            addresses.network(peer, 24, 48) if conf.get().CLIENT_DETAILS == "network" else peer,
+            addresses.reduced(peer, conf.get().CLIENT_DETAILS) or "one peer",
         )
 
 

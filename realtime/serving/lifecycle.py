@@ -494,9 +494,12 @@ def group_of_url(connection: Connection) -> str | None:
     return group
 
 
-def _ask_for_refresh(connection: Connection, within: float) -> None:
-    if connection.takes_refresh and connection.speaks_v1 and connection.transport.accepted:
+def _ask_for_refresh(connection: Connection, within: float) -> bool:
+    if not connection.transport.accepted:
+        return False
+    if connection.takes_refresh and connection.speaks_v1:
         write(connection, frames.Refresh(within=round(within, 3)))
+    return True
 
 
 # -- out -------------------------------------------------------------------------------------------

@@ -27,9 +27,10 @@ from realtime.records.transactions import prepare_test
 from realtime.rights.authorization import NEEDS_TICKET
 from realtime.serving import handlers, lifecycle
 from realtime.serving.handlers import Target
-from realtime.serving.inbox import Inbox, is_for_handlers
+from realtime.serving.inbox import Inbox, is_for_handlers, rest
 from realtime.transports import transport_for
 from realtime.transports.asgi import Event, Options, Receive, Send, Watcher, is_test_client
+from realtime.transports.inflow import Turn
 from realtime.wire import client_id, frames
 
 logger = logging.getLogger("realtime.serving")
@@ -157,6 +158,7 @@ class Runner(Watcher):
             send_timeout=self._settings.SEND_TIMEOUT,
             close_timeout=self._settings.CLOSE_TIMEOUT,
             close_limit=self._settings.CLOSE_LIMIT,
+            rest=rest(self._settings),
         )
         self.connection.transport = transport_for(
             send, options, self, scope=scope, direct=self._settings.DIRECT_WRITES
@@ -655,8 +657,14 @@ class Runner(Watcher):
         connection = self.connection
         if connection.hub is None or connection.speaks_v1 is not v1:
             return False
-        connection.hub.heartbeat.ponged(connection, n)
-        return True
+        return connection.hub.heartbeat.ponged(connection, n)
+
+    @property
+    def is_busy(self) -> bool:
+        return self._idle_task is None or self._inbox.has_frames
+
+    def arrived(self, frames: int, size: int, waiting: int) -> Turn:
+        return self._inbox.arrived(frames, size, waiting)
 
     def is_behind(self) -> None:
         if self.connection.hub is not None and not self.connection.gone:
