@@ -12,7 +12,6 @@ import pytest_asyncio
 from websockets.exceptions import ConnectionClosed
 
 from tests.support.assertions.eventually import eventually_async
-from tests.support.clients.sessions import logged_in
 from tests.support.clients.websocket import Client
 from tests.support.fixtures import StartSite
 from tests.support.pairings import Pairing, pairings
@@ -83,8 +82,8 @@ class User:
 
 
 @asynccontextmanager
-async def connected(site: Site, servers: list[WebServer]) -> AsyncIterator[User]:
-    user = User(servers, *await logged_in(site, f"user{next(_names)}"))
+async def connected(actor: Actor, servers: list[WebServer]) -> AsyncIterator[User]:
+    user = User(servers, *await actor.log_in(f"user{next(_names)}"))
     async with user.clients[0], user.clients[1]:
         for client in user.clients:
             await client.welcomed()
@@ -97,15 +96,15 @@ async def connected(site: Site, servers: list[WebServer]) -> AsyncIterator[User]
 
 
 @pytest_asyncio.fixture
-async def user(site: Site, servers: list[WebServer]) -> AsyncIterator[User]:
-    async with connected(site, servers) as made:
+async def user(actor: Actor, servers: list[WebServer]) -> AsyncIterator[User]:
+    async with connected(actor, servers) as made:
         yield made
 
 
 @pytest_asyncio.fixture
-async def bystander(site: Site, servers: list[WebServer]) -> AsyncIterator[User]:
+async def bystander(actor: Actor, servers: list[WebServer]) -> AsyncIterator[User]:
     """A user that keeps all rights: its connections must stay."""
-    async with connected(site, servers) as made:
+    async with connected(actor, servers) as made:
         yield made
         assert made.is_connected
 
