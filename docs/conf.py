@@ -39,6 +39,7 @@ navigation = {
         "docs/howto/publish-from-workers",
         "docs/howto/catch-up",
         "docs/howto/show-who-is-here",
+        "docs/howto/connect-with-tickets",
         "docs/howto/other-clients",
         "docs/howto/use-the-client",
         "docs/howto/push-when-asleep",

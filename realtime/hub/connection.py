@@ -61,6 +61,10 @@ class Connection:
         address: The address of the client at the handshake, behind TRUSTED_PROXIES; empty if it is not known.
         authorization: The right that it relies on; None for an anonymous connection without a ticket.
         rights_read: How often its rights were read again. A policy that was asked before that is asked again.
+        asks_policy: True if its groups are those that the policy allows.
+        unasked: The groups that its consumer joined without asking the policy; None if there are none.
+        takes_refresh: True if the client understands the frame `refresh`.
+        hears_rights: True if its consumer has a handler for changes of rights.
         place: What it takes of the limit of its network; empty if nothing, and None if it is not counted.
         user_place: What it takes of the limit of its user.
         channel_name: The name that its consumer knows as its channel.
@@ -96,6 +100,7 @@ class Connection:
         "address",
         "admission",
         "alias",
+        "asks_policy",
         "authorization",
         "changing",
         "channel_name",
@@ -104,6 +109,7 @@ class Connection:
         "closes_old_connections",
         "eviction",
         "groups",
+        "hears_rights",
         "hub",
         "id",
         "joined",
@@ -119,7 +125,9 @@ class Connection:
         "scope",
         "subprotocol",
         "takes_notifications",
+        "takes_refresh",
         "transport",
+        "unasked",
         "user_place",
     )
 
@@ -143,6 +151,10 @@ class Connection:
         self.closes_old_connections = False
         self.client_id = ""
         self.takes_notifications = False
+        self.asks_policy = False
+        self.unasked: set[str] | None = None
+        self.takes_refresh = False
+        self.hears_rights = False
         self.transport: AsgiTransport
         self.subprotocol = SUBPROTOCOL if SUBPROTOCOL in scope.get("subprotocols", ()) else ""
         self.liveness: Liveness | None = None

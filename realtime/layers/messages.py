@@ -118,12 +118,14 @@ class Recheck(_Control, frozen=True, tag="realtime.recheck"):
     Attributes:
         users: The primary keys of the users as text; None for all users.
         groups: The groups to ask the policy about; None for all groups.
+        changed_only: Ask the policy only if the rights of a user differ from those that were read before.
     """
 
     purpose = "ask for a recheck"
 
     users: Sequence[str] | None = None
     groups: Sequence[str] | None = None
+    changed_only: bool = False
 
 
 class PresenceChanges(_Control, frozen=True, tag="realtime.presence"):

@@ -1,4 +1,4 @@
-"""How much a client may have and send: connections, groups, frames, bytes and messages.
+"""Limits on what a client may have and send: connections, groups, frames, bytes and messages.
 
 Private: docs/reference.md lists the public names.
 """

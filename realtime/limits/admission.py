@@ -87,8 +87,8 @@ class Admission:
     """The connections of this event loop, counted together with those of other processes.
 
     Args:
-        alias: The alias of the channel layer whose Redis has the counts; None if there is none. Then the
-            connections of this process are all that count.
+        alias: The alias of the channel layer that has the counts in its Redis; None if there is none. Then
+            the connections of this process are all that count.
     """
 
     def __init__(self, alias: str | None) -> None:
@@ -291,7 +291,7 @@ class Admission:
 def limits_of(connection: Connection, settings: conf.Settings) -> list[Limit]:
     """Return the limits that a connection must keep, with the places that it wants."""
     found: list[Limit] = []
-    user_id, client = connection.user_id, connection.client_id
+    user_id, client = _user_of(connection), connection.client_id
     if user_id and (number := settings.MAX_CONNECTIONS_PER_USER) is not None:
         subject = subjects.of_user(user_id)
         place: Place = (subject, client) if client else subject
@@ -307,6 +307,18 @@ def limits_of(connection: Connection, settings: conf.Settings) -> list[Limit]:
     return found
 
 
+def _user_of(connection: Connection) -> str:
+    """Return the id of the user; empty if that is not known yet.
+
+    A middleware of the application may leave an object that only the application's `connect` can complete.
+    """
+    try:
+        return connection.user_id
+    except Exception as error:
+        logger.debug("A connection counts as anonymous: its user could not be read: %r", error)
+        return ""
+
+
 _here: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Admission] = weakref.WeakKeyDictionary()
 
 
@@ -319,7 +331,7 @@ def here() -> Admission:
 
 
 def _alias() -> str | None:
-    """Return the alias of the layer whose Redis has the counts: one for all, because users are."""
+    """Return the alias of the layer that has the counts in its Redis: one layer for all connections."""
     try:
         ours = groups.aliases()
     except InvalidChannelLayerError:

@@ -16,7 +16,7 @@ Key = TypeVar("Key", str, tuple[str, str])
 
 
 def subject_of(place: Place) -> str:
-    """Return the subject whose limit counts."""
+    """Return the subject of a place."""
     return place if isinstance(place, str) else place[0]
 
 

@@ -17,7 +17,7 @@ from realtime import addresses, conf, metrics
 
 logger = logging.getLogger("realtime.limits")
 
-#: Seconds in which refusals of one kind are counted together.
+#: Seconds for which refusals of one kind are counted together.
 WINDOW = 60.0
 #: Kinds of refusals that are counted at the same time. Further kinds are counted together, as `OTHERS`.
 MAX_KINDS = 1000

@@ -4,9 +4,11 @@ Each subject has a hash. A field is the id of a process, and after it a digest o
 client gave one. Its value is the number of connections. Each process writes its own numbers as they are, not
 changes of them, so a repeated write does no harm.
 
-A process is alive as long as its key exists, which it renews. The numbers of other processes count for
-nothing, and are removed when their subject is looked at. A process whose key is gone writes all of its
-numbers again, under a new id.
+A process is alive as long as its key exists, which it renews. The value of the key is the replication id of
+the Redis (`master_replid` in INFO). A Redis that was restarted or promoted has another one. It may lack the
+latest numbers, so the process is not alive there. The numbers of other processes count for
+nothing, and are removed when their subject is looked at. If the key of a process is gone, the
+process writes all of its numbers again, under a new id.
 
 All keys are in one Redis, because one script looks at several subjects.
 
@@ -31,7 +33,7 @@ NOT_ALIVE = -1
 #: Seconds for which numbers are kept that no process writes again.
 NUMBERS_TTL = 3600.0
 
-_COMMANDS = "DEL, EXISTS, HDEL, HGETALL, HINCRBY, HSET, PEXPIRE and SET"
+_COMMANDS = "DEL, EXISTS, GET, HDEL, HGETALL, HINCRBY, HSET, INFO, PEXPIRE and SET"
 
 #: The places of one connection, each with the limit of its subject.
 Wanted = Sequence[tuple[Place, int]]
@@ -66,22 +68,34 @@ def _digest(place: Place) -> str:
 
 # -- in Redis --------------------------------------------------------------------------------------
 
-_REGISTER = Script("""
+_REPLID = """
+local replid = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)') or ''
+"""
+
+_REGISTER = Script(
+    _REPLID
+    + """
 local process, old, lifetime = ARGV[2], ARGV[3], ARGV[4]
-redis.call('SET', KEYS[1] .. ':alive:' .. process, 1, 'PX', lifetime)
+redis.call('SET', KEYS[1] .. ':alive:' .. process, replid, 'PX', lifetime)
 if old ~= '' then
   redis.call('DEL', KEYS[1] .. ':alive:' .. old)
 end
 return 1
-""")
+"""
+)
 
-_RENEW = Script("""
-local process, lifetime = ARGV[2], ARGV[3]
-if redis.call('PEXPIRE', KEYS[1] .. ':alive:' .. process, lifetime) == 0 then
+_RENEW = Script(
+    _REPLID
+    + """
+local key, lifetime = KEYS[1] .. ':alive:' .. ARGV[2], ARGV[3]
+if redis.call('GET', key) ~= replid then
+  redis.call('DEL', key)
   return -1
 end
+redis.call('PEXPIRE', key, lifetime)
 return 1
-""")
+"""
+)
 
 _COUNT = Script(
     """
@@ -176,7 +190,7 @@ return answers
 
 @dataclass
 class _Store:
-    """What Redis has: the processes, each with the time until which it is alive, and their numbers."""
+    """The content of Redis: the processes, each with the time until which it is alive, and their numbers."""
 
     alive: dict[str, float] = field(default_factory=dict)
     numbers: dict[str, dict[tuple[str, str], int]] = field(default_factory=dict)

@@ -3,7 +3,7 @@
 `Sharing` says which call to Redis comes next, and takes its answer. There is one call at a time, because
 numbers that are written as they are must arrive in order.
 
-If a call fails, it is not known whether Redis has carried it out, or will yet, or what else it has lost. So
+If a call fails, it is not known whether Redis has carried it out, or will yet, or which keys it has lost. So
 the process goes on under a new id, and writes all of its numbers again. The numbers under its old id count
 for nothing from then on, also if a call under this id arrives late.
 
@@ -81,7 +81,7 @@ class Sharing:
     _old: str = ""
     """The last id, while the numbers under it may still count."""
     _changed: set[Place] = field(default_factory=set)
-    """The places whose numbers Redis does not have yet."""
+    """The places with numbers that Redis does not have yet."""
     _waiting: deque[Request] = field(default_factory=deque)
     _renewing: bool = False
     _leaving: bool = False

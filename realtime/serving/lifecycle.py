@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from channels import DEFAULT_CHANNEL_LAYER
+from django.db import InterfaceError, OperationalError
 from django.dispatch import Signal
 
 from realtime import conf, metrics, signals
@@ -37,6 +38,8 @@ from realtime.limits import admission
 from realtime.process import tasks
 from realtime.records import connection_rows
 from realtime.records.entries import Closing, Join, Opening
+from realtime.rights import sessions
+from realtime.serving import permitting
 from realtime.transports.asgi import Event
 from realtime.wire import frames
 
@@ -51,6 +54,8 @@ LEAVE_TRIES = 2
 SLICE = 100
 #: Seconds for which `connection_closed` waits until the groups were left, in case the layer hangs.
 LEAVING_TIMEOUT = 1.0
+#: Seconds for the policy when it is asked again.
+POLICY_TIMEOUT = 10.0
 
 
 Key = TypeVar("Key")
@@ -90,7 +95,7 @@ def track_consumer(consumer: "asyncio.Task[Any]") -> None:
 def _hubs_here() -> Supervisor:
     loop = asyncio.get_running_loop()
     if loop not in _hubs:
-        _hubs[loop] = Supervisor(evict=evict, kick=_kick)
+        _hubs[loop] = Supervisor(evict=evict, kick=_kick, recheck=_recheck, ask_for_refresh=_ask_for_refresh)
     return _hubs[loop]
 
 
@@ -132,7 +137,11 @@ async def _admit(connection: Connection) -> None:
     connection.hub = home
     # Set before the write: once that is under way the record may exist, and the eviction must close it.
     opening = connection.opening = _opening(connection, home)
+    if connection.authorization is None:
+        connection.authorization = sessions.authorization_of(connection.scope, connection.user_id)
     home.admitting.add(connection)
+    # Before the write, so that its process knows it when its record says that the process must be told.
+    home.rights.added(connection)
     try:
         await home.ledger.open(opening)
     except RecordsUnavailable as error:
@@ -144,6 +153,7 @@ async def _admit(connection: Connection) -> None:
     if not connection.gone:
         home.add(connection)
         connection.state = State.OPEN
+        home.rights.admitted(connection)
         metrics.opened.inc()
         if opening.client_id:
             # Not for a connection that is gone: its client may have a newer one, which it waits for.
@@ -409,6 +419,87 @@ async def drained(connection: Connection) -> None:
 def write(connection: Connection, frame: frames.ServerFrame) -> None:
     """Send a frame of the protocol."""
     send(connection, {"type": "websocket.send", "text": frames.build(frame)})
+
+
+# -- rights ------------------------------------------------------------------------------------------
+
+
+async def _recheck(connection: Connection, groups: Collection[str] | None, *, tell_consumer: bool) -> bool:
+    """Ask the policy again about groups that the connection has joined, and leave those that it forbids.
+
+    Nothing here waits for the handlers of the connection or for the frames that its client has sent.
+
+    Args:
+        connection: The connection.
+        groups: The groups; None for all groups.
+        tell_consumer: Call the consumer's handler `rights_changed`, too.
+
+    Returns:
+        False if the policy could not be asked, because the database is down or it took too long.
+    """
+    if tell_consumer and connection.hears_rights and not connection.gone:
+        named = None if groups is None else sorted(groups)
+        connection.on_event({"type": "rights.changed", "groups": named})
+    if not connection.asks_policy:
+        return True
+    asked = True
+    for group in connection.joined - (connection.unasked or set()):
+        if groups is not None and group not in groups:
+            continue
+        try:
+            async with asyncio.timeout(POLICY_TIMEOUT):
+                if not await permitting.may(connection, "join", group):
+                    await remove_from(connection, group)
+                elif await _may_not_watch(connection, group):
+                    _home(connection).watches.unwatch(connection, group)
+        except ConnectionGone:
+            return True
+        except (OperationalError, InterfaceError, TimeoutError) as error:
+            logger.warning("The policy could not be asked again: %r", error, extra=connection.log_fields())
+            asked = False
+        except Exception:
+            # An exception means no.
+            logger.exception("The policy failed", extra=connection.log_fields())
+            await remove_from(connection, group)
+    return asked
+
+
+async def _may_not_watch(connection: Connection, group: str) -> bool:
+    """Return True if a client that is told who is in a group may not know it any more."""
+    watches = _home(connection).watches
+    return watches.is_told(connection, group) and not await permitting.may(connection, "presence", group)
+
+
+async def remove_from(connection: Connection, group: str) -> None:
+    """Remove a connection from a group that the policy does not allow any more, and tell its client.
+
+    If the URL names the group, the connection was for that group alone, and it ends.
+    """
+    if connection.gone:
+        return
+    if group == group_of_url(connection):
+        evict(connection, CloseReason.FORBIDDEN)
+        return
+    leaving = tasks.start(group_discard(connection, group))
+    # From its first step on, nothing more of the group is written. The rest may wait for the database.
+    await asyncio.sleep(0)
+    if connection.transport.accepted and not permitting.is_joining(connection, group):
+        write(connection, frames.Removed(group=group, reason=CloseReason.FORBIDDEN.value))
+    await leaving
+
+
+def group_of_url(connection: Connection) -> str | None:
+    """Return the group that the URL names."""
+    group: str | None = connection.scope.get("url_route", {}).get("kwargs", {}).get("group")
+    return group
+
+
+def _ask_for_refresh(connection: Connection, within: float) -> bool:
+    if not connection.transport.accepted:
+        return False
+    if connection.takes_refresh and connection.speaks_v1:
+        write(connection, frames.Refresh(within=round(within, 3)))
+    return True
 
 
 # -- out -------------------------------------------------------------------------------------------

@@ -1,10 +1,13 @@
 """Renew the authorization of a connection before it ends."""
 
+import logging
 import time
 
-from realtime.errors import BadTicket
+from realtime.errors import BadTicket, ConnectionGone
 from realtime.hub.connection import Connection
 from realtime.rights import tickets
+
+logger = logging.getLogger("realtime.serving")
 
 
 async def refresh(connection: Connection, ticket: str | None) -> float | None:
@@ -19,6 +22,7 @@ async def refresh(connection: Connection, ticket: str | None) -> float | None:
 
     Raises:
         BadTicket: The ticket gives no right to this connection.
+        ConnectionGone: The session has ended, and the connection with it.
         LayerUnavailable: Redis cannot say if the ticket was used before.
     """
     if ticket is not None:
@@ -29,6 +33,16 @@ async def refresh(connection: Connection, ticket: str | None) -> float | None:
         connection.authorization = verified.authorization
         # A policy that was asked with the earlier groups of the ticket is asked again.
         connection.rights_read += 1
+        if connection.hub is not None:
+            connection.hub.rights.changed(connection)
+    elif connection.hub is not None:
+        try:
+            await connection.hub.rights.read_session(connection)
+        except Exception as error:
+            # The end that was read before counts until the next reading.
+            logger.warning("A session could not be read: %r", error, extra=connection.log_fields())
+        if connection.gone:
+            raise ConnectionGone
     if connection.authorization is None or connection.authorization.expires_at is None:
         return None
     return max(0.0, connection.authorization.expires_at - time.time())

@@ -27,9 +27,10 @@ from realtime.records.transactions import prepare_test
 from realtime.rights.authorization import NEEDS_TICKET
 from realtime.serving import handlers, lifecycle
 from realtime.serving.handlers import Target
-from realtime.serving.inbox import Inbox, is_for_handlers
+from realtime.serving.inbox import Inbox, is_for_handlers, rest
 from realtime.transports import transport_for
 from realtime.transports.asgi import Event, Options, Receive, Send, Watcher, is_test_client
+from realtime.transports.inflow import Turn
 from realtime.wire import client_id, frames
 
 logger = logging.getLogger("realtime.serving")
@@ -48,6 +49,8 @@ class Consumer(Protocol):
     closes_old_connections: bool
     client_parameter: str | None
     takes_notifications: bool
+    takes_refresh: bool
+    asks_policy: bool
     channel_layer: Any
     channel_name: str
 
@@ -143,6 +146,9 @@ class Runner(Watcher):
         self.closed_old_connections = False
         self.connection = Connection(scope, self.queue, consumer.channel_layer_alias)
         self.connection.takes_notifications = consumer.takes_notifications
+        self.connection.takes_refresh = consumer.takes_refresh
+        self.connection.asks_policy = consumer.asks_policy
+        self.connection.hears_rights = handlers.target(type(consumer), "rights.changed") is Target.HANDLER
         if not old_connections.has_own_thread(self._context):
             self.connection.on_group_event = self._take_group_event
             self.connection.closes_old_connections = consumer.closes_old_connections
@@ -152,6 +158,7 @@ class Runner(Watcher):
             send_timeout=self._settings.SEND_TIMEOUT,
             close_timeout=self._settings.CLOSE_TIMEOUT,
             close_limit=self._settings.CLOSE_LIMIT,
+            rest=rest(self._settings),
         )
         self.connection.transport = transport_for(
             send, options, self, scope=scope, direct=self._settings.DIRECT_WRITES
@@ -650,8 +657,14 @@ class Runner(Watcher):
         connection = self.connection
         if connection.hub is None or connection.speaks_v1 is not v1:
             return False
-        connection.hub.heartbeat.ponged(connection, n)
-        return True
+        return connection.hub.heartbeat.ponged(connection, n)
+
+    @property
+    def is_busy(self) -> bool:
+        return self._idle_task is None or self._inbox.has_frames
+
+    def arrived(self, frames: int, size: int, waiting: int) -> Turn:
+        return self._inbox.arrived(frames, size, waiting)
 
     def is_behind(self) -> None:
         if self.connection.hub is not None and not self.connection.gone:

@@ -112,6 +112,19 @@ async def test_random_calls_are_answered_as_in_memory(layer: Any, seed: int) -> 
             processes[name] = Counts()
 
 
+async def test_a_process_is_not_alive_in_a_redis_that_was_restarted(servers: list[RedisServer]) -> None:
+    made = PubSubLayer(hosts=[servers[0].url])
+    with servers[0].client() as client:
+        client.flushall()
+        await made.run_script(REGISTER, KEY, (ONE, "", LONG))
+        assert await made.run_script(RENEW, KEY, (ONE, LONG)) == 1
+        # Data of an earlier Redis has another replication id.
+        client.set(f"asgi:{KEY}:alive:{ONE}", "0" * 40, keepttl=True)
+        assert await made.run_script(RENEW, KEY, (ONE, LONG)) == NOT_ALIVE
+        assert client.keys("*") == []
+    await made.flush()
+
+
 async def test_nothing_stays_in_redis_for_ever(servers: list[RedisServer]) -> None:
     made = PubSubLayer(hosts=[servers[0].url])
     with servers[0].client() as client:

@@ -81,7 +81,7 @@ class TestRates:
             rates.take(str(number), 1, 5, now)
             assert len(rates) <= 20
 
-    def test_a_flood_of_networks_does_not_forget_the_one_that_floods_most(self) -> None:
+    def test_a_flood_of_networks_forgets_no_active_one(self) -> None:
         rates = Rates(20)
         for number in range(1000):
             rates.take(f"other {number}", 1, 5, 0.0)
@@ -185,7 +185,7 @@ class TestAdmits:
 
 
 class TestTally:
-    def test_the_first_of_each_kind_is_logged_and_the_rest_is_counted(self) -> None:
+    def test_the_first_is_logged_and_the_rest_is_counted(self) -> None:
         tally = Tally[str](60, 10, "others")
         assert [tally.note("a", now) for now in (0.0, 1.0, 2.0)] == ["a", None, None]
         assert tally.note("b", 3.0) == "b"

@@ -75,7 +75,7 @@ class Process:
 
 @dataclass
 class Redis:
-    """A Redis that can be emptied, and that may or may not carry out a call whose answer is lost."""
+    """A Redis that can be emptied, and that may or may not carry out a call if its answer is lost."""
 
     store: dict[str, Any] = field(default_factory=dict)
     now: float = 0.0
@@ -158,7 +158,7 @@ class Fleet(RuleBasedStateMachine):
 
     @rule(process=processes, seconds=st.floats(LIFETIME / 3, LIFETIME * 2))
     def stall(self, process: Process, seconds: float) -> None:
-        """Let time pass, in which one process does nothing."""
+        """Let time pass while one process does nothing."""
         self.faulty = True
         self.redis.now += seconds
         for other in self._alive():
@@ -321,7 +321,7 @@ class TestSharing:
         assert [answer for _, answer in decisions] == answers
         assert process.sharing.next_call(new_id()) is None
 
-    def test_a_process_that_is_never_alive_long_enough_decides_itself(self) -> None:
+    def test_a_process_that_never_stays_alive_decides_itself(self) -> None:
         process, redis = Process(), Redis()
         process.sharing.ask([("u:1", LIMIT)])
         decisions: list[tuple[Request, int]] = []
