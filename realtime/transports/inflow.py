@@ -33,7 +33,7 @@ SLICE = 256
 #: two reads of one of them then.
 CROWD, READ_EVERY = 10, 0.05
 #: Seconds between the ends of the pauses of clients above their rates, and how much longer than usual a pause
-#: is at most, as a factor. Clients of one attack are above their rates together, and ending them is work, too.
+#: is at most, as a factor. The clients of one attack are above their rates together, and to end them is work.
 APART, LONGER = 0.008, 1.5
 #: The bytes of a client that was closed that are still parsed. Among them is its close frame.
 AFTER_CLOSE = 64 * 1024
