@@ -28,7 +28,7 @@ def make_user(name: str, **fields: Any) -> User:
 
 
 class Device:
-    """A browser in which a user is logged in, and its one connection."""
+    """A browser where a user is logged in, and its one connection."""
 
     def __init__(self) -> None:
         self.browser = Browser()
