@@ -30,6 +30,7 @@ lint: .venv/development
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	.venv/bin/lint-imports
+	.venv/bin/bandit --configfile pyproject.toml --recursive --quiet realtime project
 	$(PYTHON) -m codespell_lib
 	$(PYTHON) -m tests.support.lint.prose --quiet
 	$(PYTHON) -m tests.support.lint.client_size

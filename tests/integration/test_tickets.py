@@ -267,7 +267,7 @@ async def test_without_redis_the_client_is_told_to_come_back(redis_is_down: None
     assert (await communicator.receive_output())["code"] == 4000
 
 
-async def test_a_consumer_is_not_reached_without_the_ticket_that_it_needs(site: None) -> None:
+async def test_a_consumer_is_not_reached_without_its_ticket(site: None) -> None:
     scope = {"realtime.needs_ticket": True}
     communicator = WebsocketCommunicator(Greeter.as_asgi(), "/")
     communicator.scope.update(scope)
