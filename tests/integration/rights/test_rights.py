@@ -436,8 +436,11 @@ async def test_an_outage_of_the_database_keeps_connections(
     assert await one.closes() == (GONE if reader is sessions else FORBIDDEN)
 
 
-async def test_a_user_without_a_row_is_left_alone_by_rounds(often: None) -> None:
+async def test_a_user_without_a_row_is_left_alone_by_rounds(
+    often: None, caplog: pytest.LogCaptureFixture
+) -> None:
     class Stranger:
+        __slots__ = ()
         pk, is_authenticated, is_staff = 7, True, False
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
@@ -447,6 +450,7 @@ async def test_a_user_without_a_row_is_left_alone_by_rounds(often: None) -> None
     await one.connect(application=application)
     await one.receive("welcome")
     assert await one.stays(0.8)
+    assert not [each for each in caplog.records if "cannot be read" in each.message]
     assert one_connection().authorization == Authorization(user_id="7")
 
 
