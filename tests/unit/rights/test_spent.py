@@ -1,4 +1,4 @@
-"""`realtime.rights.tickets.SPEND` in memory: a ticket is accepted once, and forgotten when its time is over."""
+"""`realtime.rights.tickets.SPEND` in memory: each ticket is accepted once, and forgotten after its time."""
 
 from typing import Any
 
