@@ -48,8 +48,11 @@ def _object_of(user: Any) -> Any:
 
 
 def readable(user: object) -> bool:
-    """Return True if a user is in the table of the project's user model."""
-    return isinstance(user, get_user_model())
+    """Return True if a user was read from the table of the project's user model.
+
+    A middleware may make an object of a user that has no row, such as one that another service knows.
+    """
+    return isinstance(user, get_user_model()) and not _object_of(user)._state.adding
 
 
 def known_of(user: Any) -> Known:

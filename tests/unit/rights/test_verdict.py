@@ -1,10 +1,12 @@
 """The verdict over a connection, from what its handshake knew of the user and what is found now."""
 
+from django.contrib.auth.models import User
 from hypothesis import given
 from hypothesis import strategies as st
 
 from realtime.closing import CloseReason
 from realtime.hub.rights import _batches, _verdict
+from realtime.rights import users
 from realtime.rights.authorization import Authorization, digest
 from realtime.rights.users import Known, Standing
 
@@ -51,3 +53,10 @@ def test_batches_have_everything_once_in_order(items: list[int], size: int) -> N
 def test_neither_digest_nor_repr_has_the_key_of_a_session(key: str) -> None:
     assert key not in digest(key)
     assert key not in repr(Authorization(user_id="", session=key))
+
+
+def test_a_user_without_a_row_is_not_read() -> None:
+    # Some middlewares make an object for a user that another service knows.
+    made, read = User(pk=7), User(pk=7)
+    read._state.adding = False
+    assert [users.readable(each) for each in (made, read, object())] == [False, True, False]
