@@ -11,8 +11,8 @@ separate processes. After some calm seconds, 200 connections flood with 1,000 fr
 - `handshakes`: 2,000 handshakes a second from one address, each connection closed immediately.
 
 The limits are those of the defaults. The other flooders come from four addresses, as behind a proxy. The
-table says how long it took until a flooder was cut (or an address was refused a handshake), and what the honest
-clients noticed: the p99 of their deliveries while the flood lasted, and from its beginning on.
+table says how long it took until a flooder was cut (or an address was refused a handshake). It also says what
+the honest clients noticed: the p99 of their deliveries while the flood lasted, and from its beginning on.
 """
 
 import argparse

@@ -136,6 +136,8 @@ REALTIME: dict[str, object] = {
     "HISTORY": {"public.*": {"size": 300, "ttl": 300}},
     "TRUSTED_PROXIES": TRUSTED_PROXIES,
     "OPERATORS": OPERATORS,
+    # For scripts that try the demo out. They send no Origin, and have no ticket.
+    "ALLOW_MISSING_ORIGIN": env.bool("ALLOW_MISSING_ORIGIN", default=False),
 }
 
 AUTH_PASSWORD_VALIDATORS = [{"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"}]

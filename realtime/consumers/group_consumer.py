@@ -103,13 +103,16 @@ class GroupConsumer(RealtimeConsumer):
 
     async def _join(self, frame: frames.Join) -> None:
         connection, asked_at = self.connection, permitting.moment(self.connection)
-        with permitting.joining(connection, frame.group):
+        with permitting.joining(connection, frame.group) as join:
             has_joined = await self._join_if_permitted(frame)
+        if connection.gone:
+            return
         # If its rights changed meanwhile, the policy is asked again. The client has its answer now.
-        if has_joined and permitting.moment(connection) != asked_at and not connection.gone:
-            removed = frame.group not in connection.joined
-            if removed or not await permitting.may(connection, "join", frame.group):
-                await lifecycle.remove_from(connection, frame.group)
+        changed = permitting.moment(connection) != asked_at
+        if join.was_removed or (
+            has_joined and changed and not await permitting.may(connection, "join", frame.group)
+        ):
+            await lifecycle.remove_from(connection, frame.group)
 
     async def _join_if_permitted(self, frame: frames.Join) -> bool:
         """Answer a join. Return True if the client was told that it is a member."""

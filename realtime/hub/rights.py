@@ -371,7 +371,9 @@ class Rights:
         await self._read_sessions(new)
         for connection in new:
             if connection in self._known and not connection.gone and connection.user_id:
-                connection.scope["user"] = users.without_caches(connection.scope["user"])
+                if self._known[connection] is not None:
+                    # Others are no objects of the user model, and may be of any type.
+                    connection.scope["user"] = users.without_caches(connection.scope["user"])
                 if connection.asks_policy:
                     self._ask([connection], None, tell_consumer=False)
 

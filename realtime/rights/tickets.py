@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from channels import DEFAULT_CHANNEL_LAYER
@@ -39,13 +39,24 @@ return 0
 """)
 
 
+@dataclass(slots=True)
+class _Spent:
+    """The tickets that were used, in the memory of a process."""
+
+    until: dict[str, float] = field(default_factory=dict)
+    """The time at which each is forgotten."""
+    sweep_at: int = 1_000
+    """The number of tickets with which the next sweep is due. Each sweep is paid for by as many tickets."""
+
+
 def _spend_in_memory(store: dict[str, Any], key: str, arguments: Sequence[Argument], now: float) -> int:
-    spent: dict[str, float] = store.setdefault("tickets", {})
-    for oldest in [each for each, until in tuple(spent.items())[:2] if until <= now]:
-        del spent[oldest]
-    if key in spent and now < spent[key]:
+    spent: _Spent = store.setdefault("tickets", _Spent())
+    if len(spent.until) >= spent.sweep_at:
+        spent.until = {each: until for each, until in spent.until.items() if now < until}
+        spent.sweep_at = max(1_000, 2 * len(spent.until))
+    if now < spent.until.get(key, now):
         return 0
-    spent[key] = now + float(arguments[0]) / 1000
+    spent.until[key] = now + float(arguments[0]) / 1000
     return 1
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from django.contrib.auth import get_user_model
 from django.core.exceptions import FieldDoesNotExist
 from django.db import models, router
+from django.utils.functional import LazyObject
 
 #: The attributes in which Django keeps the permissions of a user once they were asked for.
 _CACHES = ("_perm_cache", "_user_perm_cache", "_group_perm_cache", "_prefetched_objects_cache")
@@ -40,6 +41,12 @@ class Known(NamedTuple):
     flags: int | None
 
 
+def _object_of(user: Any) -> Any:
+    # A middleware of Channels wraps the user. If another middleware has put a user into the scope, it sets
+    # `_wrapped` on that object, to the user of the session. So only the `_wrapped` of a lazy object is read.
+    return user._wrapped if isinstance(user, LazyObject) else user
+
+
 def readable(user: object) -> bool:
     """Return True if a user is in the table of the project's user model."""
     return isinstance(user, get_user_model())
@@ -47,8 +54,8 @@ def readable(user: object) -> bool:
 
 def known_of(user: Any) -> Known:
     """Return what an object of the user model says, without a query."""
-    # A middleware of Channels wraps the user, and a manager may defer columns.
-    values = vars(getattr(user, "_wrapped", user))
+    # A manager may defer columns.
+    values = vars(_object_of(user))
     password = values.get("password")
     staff, superuser = values.get("is_staff"), values.get("is_superuser")
     return Known(
@@ -61,7 +68,7 @@ def without_caches(user: Any) -> Any:
 
     A copy, because a policy may read the user in another thread.
     """
-    values = vars(getattr(user, "_wrapped", user))
+    values = vars(_object_of(user))
     if not any(name in values for name in _CACHES):
         return user
     fresh = copy.copy(user)

@@ -483,7 +483,7 @@ async def remove_from(connection: Connection, group: str) -> None:
     leaving = tasks.start(group_discard(connection, group))
     # From its first step on, nothing more of the group is written. The rest may wait for the database.
     await asyncio.sleep(0)
-    if connection.transport.accepted and not permitting.is_joining(connection, group):
+    if connection.transport.accepted and not permitting.leave_to_join(connection, group):
         write(connection, frames.Removed(group=group, reason=CloseReason.FORBIDDEN.value))
     await leaving
 

@@ -1,6 +1,5 @@
 """Ask if a client may do something: its ticket and the policy, with the rights that it has now."""
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
@@ -13,8 +12,22 @@ from realtime.hub.rights import Rechecks
 #: A state of the rights of a connection. It is another one after every change of which the process knows.
 Moment: TypeAlias = tuple[int, int]
 
-#: The joins under way for which the policy is asked, counted.
-_joining: Counter[tuple[Connection, str]] = Counter()
+
+class Join:
+    """A join under way for which the policy is asked.
+
+    Attributes:
+        was_removed: True if the connection was removed from the group meanwhile, and its client not told.
+    """
+
+    __slots__ = ("was_removed",)
+
+    def __init__(self) -> None:
+        self.was_removed = False
+
+
+#: The joins under way. A connection handles one frame at a time, so it has one join of a group.
+_joins: dict[tuple[Connection, str], Join] = {}
 
 
 async def may(connection: Connection, action: str, group: str) -> bool:
@@ -48,20 +61,21 @@ def moment(connection: Connection) -> Moment:
 
 
 @contextmanager
-def joining(connection: Connection, group: str) -> Iterator[None]:
+def joining(connection: Connection, group: str) -> Iterator[Join]:
     """Note a join, from before the policy is asked until the client has its answer.
 
-    Meanwhile the client is not told that it was removed: the caller does that, after the answer.
+    If the connection is removed meanwhile, the caller tells the client, after the answer.
     """
-    _joining[connection, group] += 1
+    _joins[connection, group] = join = Join()
     try:
-        yield
+        yield join
     finally:
-        _joining[connection, group] -= 1
-        if not _joining[connection, group]:
-            del _joining[connection, group]
+        del _joins[connection, group]
 
 
-def is_joining(connection: Connection, group: str) -> bool:
-    """Return True while the client waits for the answer to a join."""
-    return (connection, group) in _joining
+def leave_to_join(connection: Connection, group: str) -> bool:
+    """Leave it to a join under way to tell the client that it was removed. Return False if there is none."""
+    join = _joins.get((connection, group))
+    if join is not None:
+        join.was_removed = True
+    return join is not None

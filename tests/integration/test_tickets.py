@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from channels.auth import AuthMiddlewareStack as ChannelsStack
 from channels.db import database_sync_to_async
 from channels.layers import channel_layers, get_channel_layer
 from channels.testing import WebsocketCommunicator
@@ -19,6 +20,7 @@ from realtime.auth import AuthMiddlewareStack, TicketMiddleware
 from realtime.consumers import GroupConsumer, RealtimeConsumer, SyncRealtimeConsumer
 from realtime.errors import BadGroup, BadTicket, LayerUnavailable
 from realtime.models import Connection
+from realtime.rights import users
 from realtime.rights.tickets import verify
 from tests.support.programs.servers import RedisServer
 
@@ -249,6 +251,30 @@ async def test_a_ticket_is_the_user_of_the_connection(site: None, stack: Any, by
     await communicator.disconnect()
 
 
+class Seeing(RealtimeConsumer):
+    user: Any = None
+
+    async def connect(self) -> None:
+        type(self).user = self.scope["user"]
+        await self.accept()
+
+
+@pytest.mark.parametrize("inner", [AuthMiddlewareStack, ChannelsStack], ids=["ours", "channels"])
+async def test_a_cookie_does_not_change_whose_rights_are_watched(site: None, inner: Any) -> None:
+    user, other = await make_user(), await make_user("eve")
+    browser = Browser()
+    await database_sync_to_async(browser.force_login)(other)
+    cookie = [(b"cookie", f"sessionid={browser.session.session_key}".encode())]
+    query = f"?ticket={tickets.ticket(user)}"
+    communicator = await open_with(
+        lambda consumer: TicketMiddleware(inner(consumer)), query, headers=cookie, consumer=Seeing
+    )
+    assert (await communicator.connect())[0]
+    saved = await database_sync_to_async(User.objects.get)(pk=user.pk)
+    assert users.known_of(Seeing.user) == users.known_of(saved)
+    await communicator.disconnect()
+
+
 @pytest.mark.parametrize("query", ["?ticket=", "?ticket=nonsense", "?ticket={0}&ticket={1}"])
 async def test_a_bad_ticket_is_closed_with_4501(site: None, query: str) -> None:
     query = query.format(tickets.ticket(await make_user()), tickets.ticket(await make_user("eve")))
@@ -267,7 +293,7 @@ async def test_without_redis_the_client_is_told_to_come_back(redis_is_down: None
     assert (await communicator.receive_output())["code"] == 4000
 
 
-async def test_a_consumer_is_not_reached_without_the_ticket_that_it_needs(site: None) -> None:
+async def test_a_consumer_is_not_reached_without_its_ticket(site: None) -> None:
     scope = {"realtime.needs_ticket": True}
     communicator = WebsocketCommunicator(Greeter.as_asgi(), "/")
     communicator.scope.update(scope)

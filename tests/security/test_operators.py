@@ -63,7 +63,11 @@ class HAProxy(Program):
         for old, new in (
             ("bind :443 ssl crt /etc/haproxy/example.com.pem", f"bind 127.0.0.1:{self.port}"),
             ("timeout http-request 10s", f"timeout http-request {HEADER_TIMEOUT:g}s"),
-            ("option httpchk", "default-server inter 200ms\n    option httpchk"),
+            # A busy machine must not take the only server out.
+            (
+                "option httpchk",
+                "timeout check 20s\n    default-server inter 200ms fall 100\n    option httpchk",
+            ),
             ("hdr Host example.com", "hdr Host localhost"),
             (
                 "server one 10.0.4.1:8000",

@@ -2,10 +2,13 @@
 
 import ipaddress
 import logging
+from typing import Any
 
 import pytest
+from daphne.utils import parse_x_forwarded_for
 from hypothesis import given
 from hypothesis import strategies as st
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from realtime.addresses import reduced
 from realtime.conf import Settings
@@ -113,3 +116,32 @@ def test_an_address_that_was_reduced_stays_as_it_is(text: str, details: str) -> 
     assert reduced(once, "none") == ""
     if details == "network":
         assert once == "" or int(ipaddress.ip_address(once)) % 256 == 0
+
+
+async def test_uvicorns_option_hides_the_proxy_from_us() -> None:
+    """The table of docs/howto/behind-a-proxy.md: uvicorn's `--proxy-headers`, which is on by default."""
+    seen: list[Any] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope)
+
+    forwarded = f"127.0.0.1, {STRANGER}"
+    scope: Any = {
+        "type": "http",
+        "client": ("127.0.0.1", 1),
+        "headers": [(b"x-forwarded-for", forwarded.encode())],
+    }
+    await ProxyHeadersMiddleware(application)(scope, None, None)  # type: ignore[arg-type]
+
+    # The address is right, and a forwarded request comes from a host that is no trusted proxy.
+    assert seen[0]["client"] == (STRANGER, 0)
+    assert not is_operator(STRANGER, forwarded, ("127.0.0.1",), (STRANGER,))
+
+
+def test_daphnes_option_believes_any_client() -> None:
+    """The table of docs/howto/behind-a-proxy.md: Daphne's `--proxy-headers`."""
+    sent_by_a_client = {b"X-Forwarded-For": f"127.0.0.1, {STRANGER}".encode()}
+
+    assert parse_x_forwarded_for(sent_by_a_client, original_addr=[PROXY, 1])[0] == ["127.0.0.1", 0]
+    # At least it makes no operators.
+    assert not is_operator("127.0.0.1", f"127.0.0.1, {STRANGER}", (), OPERATORS)

@@ -119,8 +119,8 @@ CHANGES: dict[str, Callable[[User, Group, Permission], object]] = {
 async def test_a_lost_permission_removes_from_the_groups_that_need_it(change: str) -> None:
     user, group = await make_user("anne"), await Group.objects.acreate(name="editors")
     right = await Permission.objects.aget(codename="add_user")
-    await group.permissions.aadd(right)
-    await user.groups.aadd(group)
+    await in_thread(group.permissions.add)(right)
+    await in_thread(user.groups.add)(group)
     one = await device(user)
     await one.join("public.lobby")
     await in_thread(CHANGES[change])(user, group, right)
@@ -133,7 +133,7 @@ async def test_a_lost_permission_removes_from_the_groups_that_need_it(change: st
 @pytest.mark.usefixtures("policy")
 async def test_a_permission_of_the_user_alone_counts() -> None:
     user, right = await make_user("anne"), await Permission.objects.aget(codename="add_user")
-    await user.user_permissions.aadd(right)
+    await in_thread(user.user_permissions.add)(right)
     one = await device(user)
     await one.join("public.lobby")
     await right.user_set.aremove(user)

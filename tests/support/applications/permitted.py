@@ -6,7 +6,7 @@ from django.contrib.auth.models import Group
 
 
 def policy(scope: dict[str, Any], action: str, group: str) -> bool:
-    """Allow `secret.*` to users with a permission, `room.N` until `closed.N` exists, and `public.*` to all."""
+    """Allow `secret.*` to users with a permission, `room.N` until `closed.N` exists, `public.*` to all."""
     kind, _, name = group.partition(".")
     if kind == "secret":
         return bool(scope["user"].has_perm("auth.view_user"))

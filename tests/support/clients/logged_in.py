@@ -1,5 +1,6 @@
 """A user of a process under test, who is logged in on several devices."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -28,7 +29,7 @@ def make_user(name: str, **fields: Any) -> User:
 
 
 class Device:
-    """A browser in which a user is logged in, and its one connection."""
+    """A browser where a user is logged in, and its one connection."""
 
     def __init__(self) -> None:
         self.browser = Browser()
@@ -78,8 +79,14 @@ class Device:
         return int(event["code"])
 
     async def stays(self, seconds: float = 0.3) -> bool:
-        """Return True if nothing is received for this long."""
-        return bool(await self.socket.receive_nothing(timeout=seconds))
+        """Return True if nothing but pings is received for this long."""
+        until = asyncio.get_running_loop().time() + seconds
+        while (rest := until - asyncio.get_running_loop().time()) > 0:
+            if not await self.socket.receive_nothing(timeout=rest):
+                event = await self.socket.receive_output(timeout=5)
+                if event["type"] != "websocket.send" or json.loads(event["text"])["type"] != "ping":
+                    return False
+        return True
 
 
 async def device(user: User, path: str = "/ws/", application: Any = groups_application) -> Device:

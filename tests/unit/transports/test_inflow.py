@@ -90,7 +90,7 @@ async def test_a_little_is_parsed_before_much() -> None:
     much.inflow.close()
 
 
-async def test_a_client_that_sends_ever_more_waits_with_those_that_sent_much() -> None:
+async def test_a_client_that_sends_ever_more_waits_longer() -> None:
     client = Client(Turn.SOON)
     client.inflow.received(PING * 100)
     client.turn = Turn.IN_TURN
