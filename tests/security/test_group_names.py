@@ -334,7 +334,7 @@ async def test_a_ticket_for_one_group_opens_no_similar_one(server: WebServer, ne
     text = tickets.ticket(groups=["public.only"])
     similar = [
         "public.only.",
-        "public.onl",
+        "public.on",
         "public.Only",
         "public.only-",
         "public.onlyx",
