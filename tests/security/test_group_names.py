@@ -21,6 +21,7 @@ from realtime.presence import presence
 from realtime.publishing import apublish
 from realtime.reading import ahistory, history
 from realtime.revoking import adisconnect, arecheck, disconnect, recheck
+from realtime.serving import lifecycle
 from tests.support.assertions.eventually import eventually_async
 from tests.support.clients.raw import RawClient, frame
 from tests.support.clients.websocket import Client
@@ -155,6 +156,13 @@ async def test_asynchronous_python_refuses_impossible_names(name: str) -> None:
         with pytest.raises(BadGroup) as raised:
             await ASYNCHRONOUS[name](group)  # type: ignore[misc]
         assert_on_one_line(str(raised.value))
+
+
+async def test_a_consumer_joins_no_group_with_an_impossible_name() -> None:
+    """A consumer of an author may take the name from a client. The connection is not even looked at."""
+    for group in IMPOSSIBLE:
+        with pytest.raises(BadGroup):
+            await lifecycle.group_add(None, group)  # type: ignore[arg-type]
 
 
 def assert_on_one_line(text: str) -> None:
