@@ -181,7 +181,6 @@ def running(checkout: Path) -> Iterator[Terminal]:
         yield terminal.wait_until_it_serves()
 
 
-
 def connect_to(url: str) -> ClientConnection:
     """Connect as a page of the site itself does."""
     return connect(url, origin=Origin(url.replace("ws", "http", 1).partition("/ws/")[0]))
