@@ -40,6 +40,7 @@ navigation = {
         "docs/howto/catch-up",
         "docs/howto/show-who-is-here",
         "docs/howto/connect-with-tickets",
+        "docs/howto/rights-and-limits",
         "docs/howto/other-clients",
         "docs/howto/use-the-client",
         "docs/howto/push-when-asleep",
