@@ -69,11 +69,11 @@ async def first_frame(client: Client) -> str:
     return str(first.get("reason", first["type"]))
 
 
-async def presents(server: WebServer, ticket: str, *, by_query: bool = False) -> Client:
-    """Connect with a ticket and without an Origin."""
+def presents(server: WebServer, ticket: str, *, by_query: bool = False) -> Client:
+    """Return a client that will connect with a ticket and without an Origin."""
     if by_query:
-        return await Client(server.websocket(f"/ws/?ticket={ticket}")).open()
-    return await Client(server.websocket("/ws/"), ticket=ticket).open()
+        return Client(server.websocket(f"/ws/?ticket={ticket}"))
+    return Client(server.websocket("/ws/"), ticket=ticket)
 
 
 # -- once
@@ -87,10 +87,11 @@ async def test_of_two_processes_one_accepts_a_ticket(
 
     async def race(number: int, ticket: str) -> list[str]:
         # By query here and by subprotocol there, which must not make two tickets of one.
-        both = await asyncio.gather(
-            *(presents(server, ticket, by_query=(number + at) % 2 == 0) for at, server in enumerate(servers))
-        )
+        both = [
+            presents(server, ticket, by_query=(number + at) % 2 == 0) for at, server in enumerate(servers)
+        ]
         clients.extend(both)
+        await asyncio.gather(*(client.open() for client in both))
         return sorted([await first_frame(client) for client in both])
 
     try:
@@ -108,12 +109,12 @@ async def test_a_replay_is_refused_by_both_processes(
     site: Site, servers: list[WebServer], actor: Actor, users: dict[str, tuple[int, str]]
 ) -> None:
     (ticket,) = await actor.tickets(users["ada"][0], 1)
-    async with await presents(servers[0], ticket) as client:
+    async with presents(servers[0], ticket) as client:
         await client.welcomed()
     before = rows(site)
     for server in servers:
         for by_query in (True, False):
-            async with await presents(server, ticket, by_query=by_query) as client:
+            async with presents(server, ticket, by_query=by_query) as client:
                 assert await first_frame(client) == "not_authenticated"
                 assert await client.closes(within=5) == GONE
     assert rows(site) == before
@@ -139,7 +140,7 @@ async def test_beside_a_used_ticket_a_cookie_does_not_count(
     site: Site, servers: list[WebServer], actor: Actor, users: dict[str, tuple[int, str]]
 ) -> None:
     (ticket,) = await actor.tickets(users["ada"][0], 1)
-    async with await presents(servers[0], ticket) as client:
+    async with presents(servers[0], ticket) as client:
         await client.welcomed()
     before = rows(site)
     headers = {"Cookie": f"sessionid={users['eve'][1]}", "Origin": servers[0].http("")}
@@ -213,8 +214,9 @@ async def test_while_redis_hangs_the_setting_decides(
 
     async def arrive(ticket: str) -> tuple[str, float]:
         began = time.monotonic()
-        client = await presents(server, ticket)
+        client = presents(server, ticket)
         clients.append(client)
+        await client.open()
         return await first_frame(client), time.monotonic() - began
 
     with Actor(site) as actor:
@@ -292,7 +294,7 @@ async def test_no_log_no_record_and_no_metric_has_a_ticket(start_site: StartSite
             with pytest.raises(InvalidStatus, match="403"):
                 await evil.open()
             for expected in ("welcome", "not_authenticated"):
-                async with await presents(server, ticket, by_query=by_query) as client:
+                async with presents(server, ticket, by_query=by_query) as client:
                     # The refusal before has not spent it.
                     assert await first_frame(client) == expected
     metrics = await asyncio.to_thread(metrics_of, server)
