@@ -16,7 +16,7 @@ from tests.support.fixtures import StartSite
 from tests.support.pairings import Pairing, pairings
 from tests.support.programs.actor import Actor
 from tests.support.programs.servers import WebServer
-from tests.support.programs.site import Site
+from tests.support.programs.site import SERVERS, Site
 
 pytestmark = pytest.mark.acceptance
 
@@ -255,12 +255,12 @@ async def test_while_redis_hangs_the_setting_decides(
 
 # -- in logs
 
-#: Options with which a server logs each request, as an operator may set them.
+#: Options with which a server logs each request. Daphne and uvicorn do so without one.
 ACCESS_LOGS = {
-    "daphne": {},
-    "uvicorn": {},
-    "hypercorn": {},
-    "granian": {"GRANIAN_LOG_ACCESS_ENABLED": "true"},
+    "daphne": [],
+    "uvicorn": [],
+    "hypercorn": ["--access-logfile", "-"],
+    "granian": ["--access-log"],
 }
 
 
@@ -278,9 +278,13 @@ def metrics_of(server: WebServer) -> str:
 )
 async def test_no_log_no_record_and_no_metric_has_a_ticket(start_site: StartSite, name: str) -> None:
     site = start_site(Pairing("pubsub", name, "sqlite"), ALLOW_MISSING_ORIGIN=False)
-    server = site.serve(**ACCESS_LOGS[name])
+    server = SERVERS[name](
+        *ACCESS_LOGS[name],
+        log=site.folder / f"{name}.log",
+        environment={**site.environment, "ALLOWED_HOSTS": "127.0.0.1"},
+    )
     tickets: list[str] = []
-    with Actor(site) as actor:
+    with server, Actor(site) as actor:
         user, _ = await actor.log_in("ada")
         for by_query in (True, False):
             (ticket,) = await actor.tickets(user, 1)
@@ -297,8 +301,8 @@ async def test_no_log_no_record_and_no_metric_has_a_ticket(start_site: StartSite
                 async with presents(server, ticket, by_query=by_query) as client:
                     # The refusal before has not spent it.
                     assert await first_frame(client) == expected
-    metrics = await asyncio.to_thread(metrics_of, server)
-    server.stop()
+        metrics = await asyncio.to_thread(metrics_of, server)
+    assert "/ws/public.x/" in server.log_text()
     secrets = [part for ticket in tickets for part in ticket.split(".")]
     for file in site.folder.glob("*.log"):
         assert not [line for line in file.read_text().splitlines() if any(each in line for each in secrets)]
