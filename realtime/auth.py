@@ -8,6 +8,7 @@ connection and about 0.1 ms of CPU for each connect. `OriginCheck` saves 0.6 KiB
 
 import io
 import logging
+import re
 from importlib import import_module
 from typing import Any
 from urllib.parse import urlsplit
@@ -35,6 +36,11 @@ from realtime.wire import frames
 __all__ = ["AuthMiddlewareStack", "OriginCheck", "TicketMiddleware"]
 
 logger = logging.getLogger("realtime.auth")
+
+#: The Origin of pages that have none of their own (RFC 6454 section 6.1).
+_NULL = "null"
+#: What a browser sends as an Origin: ASCII in lower case, and nothing but scheme, host and port.
+_SERIALIZED = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._:\[\]-]+")
 
 
 class TicketMiddleware:
@@ -103,7 +109,8 @@ class OriginCheck:
     ALLOWED_HOSTS, or one of CSRF_TRUSTED_ORIGINS or of ALLOWED_ORIGINS in REALTIME.
 
     Every browser sends an Origin (RFC 6455 section 4.1), so a request without one does not come from a page.
-    It is accepted only with a ticket, or if ALLOW_MISSING_ORIGIN is True.
+    It is accepted only with a ticket, or if ALLOW_MISSING_ORIGIN is True. The Origin `null` is never
+    accepted, because any site can have its pages send it.
 
     Before that, the handshakes of each address are limited (MAX_HANDSHAKES_PER_SECOND).
 
@@ -150,6 +157,15 @@ class OriginCheck:
                 refusals.client_in_words(address_of(scope)),
                 "It sends no Origin, as an app that is no browser, and no ticket. Let it send a ticket, or "
                 'set REALTIME["ALLOW_MISSING_ORIGIN"]',
+            )
+            return False
+        if origin == _NULL:
+            # Each sandboxed frame of any site has this origin, so an entry in a list would allow all sites.
+            refusals.note(
+                "ALLOWED_ORIGINS",
+                "a page with the origin null",
+                "Sandboxed frames and files of any site have this origin, so no list can allow it. Serve the "
+                "page from an origin of its own",
             )
             return False
         try:
@@ -235,6 +251,9 @@ def _matches(origin: str, trusted: str) -> bool:
     """Return True if `origin` matches `trusted`, which may include all subdomains: `https://*.example.com`."""
     if "*" not in trusted:
         return origin == trusted
+    # Otherwise `https://evil.example\.example.com` would end as the pattern does.
+    if _SERIALIZED.fullmatch(origin) is None:
+        return False
     try:
         page, pattern = urlsplit(origin), urlsplit(trusted)
     except ValueError:

@@ -65,7 +65,36 @@ def test_an_allowed_origin_is_accepted(site: Settings) -> None:
     assert allows("https://a.apps.example")
     assert not allows("https://app.example.evil.example")
     assert not allows("http://app.example")
+
+
+def test_the_origin_null_is_refused_whatever_the_lists_say(
+    site: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    # A sandboxed frame of any site has it.
+    site.REALTIME = {"ALLOW_MISSING_ORIGIN": True}
+    site.CSRF_TRUSTED_ORIGINS = ["null"]
     assert not allows("null")
+    assert not allows("null", query_string=b"ticket=abc")
+    assert "no list can allow it" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        r"https://evil.example\.apps.example",
+        "https://evil.example@a.apps.example",
+        "https://a.apps.example/path",
+        "https://a.apps.example?",
+        "https://evil\t.apps.example",
+        "https://A.apps.example",
+        "https://b\xfccher.apps.example",
+        "https://evilapps.example",
+        "https://a.apps.example:444",
+    ],
+)
+def test_a_wildcard_takes_only_what_a_browser_sends(site: Settings, origin: str) -> None:
+    site.REALTIME = {"ALLOWED_ORIGINS": ["https://*.apps.example"]}
+    assert not allows(origin)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from django.contrib.sessions.models import Session
 from django.db import connection, transaction
 from django.http import HttpRequest
 from realtime.revoking import disconnect, recheck
+from realtime.tickets import ticket
 
 def request_of(session):
     request = HttpRequest()
@@ -36,6 +37,9 @@ def logged_in(name):
     login(request, user)
     request.session.save()
     return [user.pk, request.session.session_key]
+
+def tickets_of(user, number):
+    return [ticket(User.objects.get(pk=user) if user else None) for _ in range(number)]
 """
 
 
@@ -69,6 +73,11 @@ class Actor:
         """Create a user of this name who is logged in; return the keys of the user and of the session."""
         key, session = await asyncio.to_thread(self._do, f"result = logged_in({name!r})")
         return key, session
+
+    async def tickets(self, user: int | None, number: int) -> list[str]:
+        """Return new tickets of the user with this key; of an anonymous client if it is None."""
+        texts: list[str] = await asyncio.to_thread(self._do, f"result = tickets_of({user!r}, {number})")
+        return texts
 
     async def log_out(self, session: str) -> float:
         return await self.do(f"logout(request_of({session!r}))")
