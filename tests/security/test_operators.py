@@ -117,7 +117,7 @@ def recorded_address(site: Site, path: str) -> str:
     return {row["path"]: row["remote_address"] for row in rows}.get(path, "")
 
 
-@pytest.fixture(scope="module", params=pairings("pubsub-daphne-sqlite", "pubsub-uvicorn-postgres"))
+@pytest.fixture(scope="module", params=pairings("pubsub-daphne-sqlite"))
 def site(request: pytest.FixtureRequest, start_shared_site: StartSite) -> Site:
     return start_shared_site(request.param, TRUSTED_PROXIES=[PROXY], OPERATORS=[OPERATOR, "proxies"])
 

@@ -107,7 +107,7 @@ async def is_settled(connection: Connection) -> None:
     [
         ends,
         pytest.param(ends_with_its_process, marks=pytest.mark.matrix),
-        is_kicked,
+        pytest.param(is_kicked, marks=pytest.mark.matrix),
         pytest.param(is_settled, marks=pytest.mark.matrix),
     ],
 )
