@@ -215,7 +215,8 @@ async def _serve_with_ticket(
         return
     finally:
         texts.clear()
-    serving = inner({**scope, "user": verified.user, SCOPE_KEY: verified.authorization}, receive, send)
+    user = verified.user or AnonymousUser()
+    serving = inner({**scope, "user": user, SCOPE_KEY: verified.authorization}, receive, send)
     del scope, verified
     await serving
 

@@ -19,7 +19,7 @@ from typing import Any
 from asgiref.sync import sync_to_async
 from django.apps import apps
 from django.conf import settings
-from django.contrib.auth import SESSION_KEY, get_user_model
+from django.contrib.auth import SESSION_KEY
 from django.contrib.auth.signals import user_logged_out
 from django.core.signals import request_started
 from django.db import connections, router, transaction
@@ -50,8 +50,10 @@ _paused_until = 0.0
 
 
 def connect() -> None:
-    """Connect the receivers. Call it when all models are loaded."""
-    user = get_user_model()
+    """Connect the receivers. Call it when all models are loaded. A project without users needs none."""
+    user = users.model()
+    if user is None:
+        return
     user_logged_out.connect(_logged_out, dispatch_uid="realtime.rights")
     # The signals name the class that was saved. So they are received for proxies and derived models as well.
     for model in apps.get_models():

@@ -38,6 +38,7 @@ from realtime.process import pids, tasks, tuning
 from realtime.records.entries import Changes, Stay
 from realtime.records.ledger import Ledger
 from realtime.records.ledger import make as make_ledger
+from realtime.rights import users
 from realtime.transports.asgi import Event
 
 logger = logging.getLogger("realtime.hub")
@@ -149,7 +150,7 @@ class Hub:
             self.memberships.groups,
             owner,
             interval=settings.ROUND_INTERVAL,
-            checks=ledger.shared,
+            checks=ledger.shared and not users.are_in_memory(),
         )
         self.lanes = Lanes(self.memberships.groups, settings.COALESCE_WINDOW)
         self.events = Events(self.channel, self.fanout, self.recovery, self.lanes, mailbox)

@@ -13,7 +13,6 @@ from typing import Any
 from channels import DEFAULT_CHANNEL_LAYER
 from channels.db import database_sync_to_async
 from django.contrib.auth import get_user_model
-from django.contrib.auth.models import AnonymousUser
 from django.core.exceptions import ObjectDoesNotExist, ValidationError
 from msgspec import UNSET, UnsetType
 
@@ -69,7 +68,7 @@ class Verified:
     """The outcome of a valid ticket."""
 
     user: Any
-    """The user, read from the database; an `AnonymousUser` if the ticket names none."""
+    """The user, read from the database; None if the ticket names none."""
     authorization: Authorization
 
 
@@ -130,7 +129,7 @@ async def verify(text: str) -> Verified:
     try:
         ticket = signing.read(text, time.time())
         await _spend(ticket)
-        user = AnonymousUser() if ticket.user_id is None else await _user_of(ticket)
+        user = None if ticket.user_id is None else await _user_of(ticket)
     except BadTicket:
         metrics.tickets.labels(outcome="refused").inc()
         raise

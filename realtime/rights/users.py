@@ -12,8 +12,8 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from django.contrib.auth import get_user_model
-from django.core.exceptions import FieldDoesNotExist
-from django.db import models, router
+from django.core.exceptions import FieldDoesNotExist, ImproperlyConfigured
+from django.db import connections, models, router
 from django.utils.functional import LazyObject
 
 #: The attributes in which Django keeps the permissions of a user once they were asked for.
@@ -47,12 +47,33 @@ def _object_of(user: Any) -> Any:
     return user._wrapped if isinstance(user, LazyObject) else user
 
 
+def model() -> Any:
+    """Return the user model; None if the project has none, as without `django.contrib.auth`."""
+    try:
+        return get_user_model()
+    except ImproperlyConfigured:
+        return None
+
+
 def readable(user: object) -> bool:
     """Return True if a user was read from the table of the project's user model.
 
     A middleware may make an object of a user that has no row, such as one that another service knows.
     """
-    return isinstance(user, get_user_model()) and not _object_of(user)._state.adding
+    user_model = model()
+    return user_model is not None and isinstance(user, user_model) and not _object_of(user)._state.adding
+
+
+def are_in_memory() -> bool:
+    """Return True if the table of users is in a SQLite database in memory, which only a test has.
+
+    While another thread reads such a table, the test cannot write to it: SQLite does not wait, but raises.
+    """
+    user_model = model()
+    if user_model is None:
+        return False
+    connection: Any = connections[router.db_for_write(user_model)]
+    return connection.vendor == "sqlite" and bool(connection.is_in_memory_db())
 
 
 def known_of(user: Any) -> Known:

@@ -29,7 +29,8 @@ async def refresh(connection: Connection, ticket: str | None) -> float | None:
         verified = await tickets.verify(ticket)
         if verified.authorization.user_id != connection.user_id:
             raise BadTicket("The ticket is for another user.")
-        connection.scope["user"] = verified.user
+        if verified.user is not None:
+            connection.scope["user"] = verified.user
         connection.authorization = verified.authorization
         # A policy that was asked with the earlier groups of the ticket is asked again.
         connection.rights_read += 1
