@@ -2,8 +2,9 @@
 .PHONY: run test test-all versions lint format lock docs clean
 .DEFAULT_GOAL := run
 PYTHON := .venv/bin/python
-# Two modules at a time: they wait for clocks more than they compute, and have servers and ports of their own.
-PYTEST := $(PYTHON) -m pytest --cov -n 2 --dist loadfile
+# Two modules at a time: they wait for clocks more than they compute, and have servers and ports of their own. In the order of
+# the folders: the slow ones come first, and the many short ones fill the end of both.
+PYTEST := $(PYTHON) -m pytest --cov -n 2 --dist loadfile --no-loadscope-reorder
 # A link or an anchor that leads nowhere is an error.
 SPHINX := $(PYTHON) -m sphinx -c docs --fresh-env --fail-on-warning --keep-going --quiet
 
@@ -29,6 +30,7 @@ lint: .venv/development
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	.venv/bin/lint-imports
+	.venv/bin/bandit --configfile pyproject.toml --recursive --quiet realtime project
 	$(PYTHON) -m codespell_lib
 	$(PYTHON) -m tests.support.lint.prose --quiet
 	$(PYTHON) -m tests.support.lint.client_size

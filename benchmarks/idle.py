@@ -4,7 +4,8 @@
 its CPU for one ping interval of 20 s. Then it publishes ten messages a second for the same time to a group of
 100 of the connections. The p99 of the messages while 10,000 connections are pinged is compared with the
 p99 without pings. This project runs with a reaper, so the figures include rounds. `ours-silent` is the same
-without pings of any kind. Each contender keeps its default pings.
+without pings of any kind. `ours-limited` counts its connections and what they send, as by default, with
+limits that are never reached. Each contender keeps its default pings.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from benchmarks.contenders import CONTENDERS
 from benchmarks.results import Column, Goal, Results, parser
 from benchmarks.stage import LeftOut, Stage, require_files
 from tests.support.programs.servers import DaphneServer
+from tests.support.unlimited import UNLIMITED
 
 
 class UnpingedDaphneServer(DaphneServer):
@@ -26,13 +28,28 @@ class UnpingedDaphneServer(DaphneServer):
 
 
 SILENT = {"PING_INTERVAL": 86_400.0, "PROBE_AFTER": 86_400.0, "MAX_SILENCE": 200_000.0}
+#: The clients of a benchmark have one address, so the limits of the others are off.
+LIMITED = {name: 1_000_000 for name, limit in UNLIMITED.items() if limit is None} | {
+    "MAX_BYTES_PER_SECOND": 1_000_000_000
+}
 EVERY = {
     **CONTENDERS,
+    "ours-limited": dataclasses.replace(CONTENDERS["ours"], name="ours-limited", realtime=LIMITED),
     "ours-silent": dataclasses.replace(
         CONTENDERS["ours"], name="ours-silent", realtime=SILENT, server=UnpingedDaphneServer
     ),
 }
-ALL = ("ours", "ours-silent", "plain", "daphne", "ours-uvicorn", "socket.io", "ws", "websockets")
+ALL = (
+    "ours",
+    "ours-limited",
+    "ours-silent",
+    "plain",
+    "daphne",
+    "ours-uvicorn",
+    "socket.io",
+    "ws",
+    "websockets",
+)
 COLUMNS = (
     Column("kib", "KiB each", 1),
     Column("cpu_s", "CPU s/20 s", 2),

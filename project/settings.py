@@ -36,6 +36,13 @@ if not (_port.isascii() and _port.isdecimal() and 0 < int(_port) < 65536):
     raise ImproperlyConfigured(f"PORT is {_port!r}; set it to a number from 1 to 65535.")
 PORT = int(_port)
 
+# Without DEBUG, the proxy in front of the server speaks HTTPS, and browsers send the cookies only there. The
+# redirect to HTTPS and Strict-Transport-Security are the proxy's, because they hold for all that it serves.
+HTTPS = env.bool("HTTPS", default=not DEBUG)
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = LANGUAGE_COOKIE_SECURE = HTTPS
+LANGUAGE_COOKIE_HTTPONLY = True
+LANGUAGE_COOKIE_SAMESITE = "Lax"  # Django's default for the others
+
 INSTALLED_APPS = [
     "daphne",
     "channels",
@@ -49,6 +56,7 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
+    "project.csp.content_security_policy",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.locale.LocaleMiddleware",
     "django.middleware.common.CommonMiddleware",
@@ -119,8 +127,18 @@ CHANNEL_LAYERS = {
     "default": {"BACKEND": _LAYERS[CHANNEL_LAYER_BACKEND], "CONFIG": {"hosts": [REDIS_URL]}},
 }
 
+#: The addresses of the proxies in front of the server, and of those who may see its metrics and readiness.
+TRUSTED_PROXIES = env.list("TRUSTED_PROXIES", cast=str.strip, default=[])
+OPERATORS = env.list("OPERATORS", cast=str.strip, default=["127.0.0.0/8", "::1", "proxies"])
+
 # A page that comes back within five minutes, and missed at most 300 messages of a group, gets them all.
-REALTIME: dict[str, object] = {"HISTORY": {"public.*": {"size": 300, "ttl": 300}}}
+REALTIME: dict[str, object] = {
+    "HISTORY": {"public.*": {"size": 300, "ttl": 300}},
+    "TRUSTED_PROXIES": TRUSTED_PROXIES,
+    "OPERATORS": OPERATORS,
+    # For scripts that try the demo out. They send no Origin, and have no ticket.
+    "ALLOW_MISSING_ORIGIN": env.bool("ALLOW_MISSING_ORIGIN", default=False),
+}
 
 AUTH_PASSWORD_VALIDATORS = [{"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"}]
 LANGUAGE_CODE = "en"

@@ -6,6 +6,7 @@ from typing import Any
 from django.apps import AppConfig, apps
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
+from django.utils.module_loading import import_string
 
 from realtime import checks
 from realtime.transports import finding
@@ -57,6 +58,9 @@ class RealtimeConfig(AppConfig):
     def ready(self) -> None:
         checks.register()
         finding.hook_servers()
+        if apps.is_installed("django.contrib.auth"):
+            # By its name: it imports models, and this module is imported before they can be.
+            import_string("realtime.user_events.connect")()
 
 
 def _later_app_with(label: str) -> AppConfig | None:

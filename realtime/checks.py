@@ -408,6 +408,25 @@ def check_grace(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[Check
     ]
 
 
+def check_proxies(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
+    """W013: each client may choose its address."""
+    given = getattr(settings, "REALTIME", {})
+    if conf.problems(given):
+        return []
+    proxies = conf.Settings(**given).TRUSTED_PROXIES
+    everywhere = [each for each in proxies if each.endswith("/0")]
+    if not everywhere:
+        return []
+    return [
+        Warning(
+            f"TRUSTED_PROXIES has {', '.join(everywhere)}: all clients count as proxies, so each may choose "
+            "the address that it is known by, with the header X-Forwarded-For.",
+            hint="Name only the addresses and networks of your proxies.",
+            id="realtime.W013",
+        )
+    ]
+
+
 def register() -> None:
     """Register the checks with Django, under the tag "realtime"."""
     for check in (
@@ -418,5 +437,6 @@ def register() -> None:
         check_budget,
         check_server,
         check_grace,
+        check_proxies,
     ):
         checks.register(check, "realtime")

@@ -58,6 +58,7 @@ class CloseReason(enum.Enum):
     SLOW_CONSUMER = "slow_consumer", 4010, "The client reads more slowly than it is written to.", False
     IDLE = "idle", 4011, "The client sent nothing for too long."
     RATE_LIMITED = "rate_limited", 4029, "The client sent more than it may."
+    TOO_MANY_CONNECTIONS = "too_many_connections", 4030, "The user, the address or the process has too many."
 
     PROTOCOL_ERROR = "protocol_error", 4500, "The client broke the protocol."
     NOT_AUTHENTICATED = "not_authenticated", 4501, "The client is not logged in."

@@ -18,7 +18,8 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from msgspec import Meta
 
-from realtime import patterns
+from realtime import addresses, patterns
+from realtime.addresses import PROXIES, UNIX
 from realtime.history import retention
 from realtime.history.retention import Retention
 from realtime.liveness.connection import Limits
@@ -45,6 +46,13 @@ Patterns: TypeAlias = Annotated[
 GroupPatterns: TypeAlias = Annotated[
     tuple[str, ...], Meta(description='a list of patterns of group names such as ["room.*"]')
 ]
+Origins: TypeAlias = Annotated[
+    tuple[str, ...], Meta(description='a list of origins such as ["https://example.com"]')
+]
+Networks: TypeAlias = Annotated[
+    tuple[str, ...], Meta(description='a list of addresses and networks such as ["10.0.0.0/8"]')
+]
+WithoutRedis: TypeAlias = Annotated[Literal["accept", "refuse"], Meta(description='"accept" or "refuse"')]
 
 
 # Equal only to itself, so that it can be a key of `_retention`.
@@ -121,6 +129,47 @@ class Settings:
     #: The details of a client that records and logs keep. "full": its address and user agent. "network": only
     #: the first 24 bits of an IPv4 address, or 48 of an IPv6 one. "none": neither.
     CLIENT_DETAILS: Details = "full"
+    #: Pages of these origins may connect, in addition to those of the site itself and those of Django's
+    #: CSRF_TRUSTED_ORIGINS. `https://*.example.com` stands for all subdomains.
+    ALLOWED_ORIGINS: Origins = ()
+    #: A client that sends no Origin, as an app that is no browser, may connect without a ticket.
+    ALLOW_MISSING_ORIGIN: Switch = False
+    #: A ticket must be used within this time.
+    TICKET_TTL: Seconds = 60.0
+    #: A client that connected with a ticket must send another one within this time; None never asks for one.
+    CONNECTION_TTL: Seconds | None = 3600.0
+    #: A client is asked for a refresh this long before its session or its CONNECTION_TTL ends.
+    REFRESH_BEFORE: Seconds = 30.0
+    #: While Redis cannot say if a ticket was used before: "refuse" it, or "accept" it.
+    TICKETS_WITHOUT_REDIS: WithoutRedis = "refuse"
+    #: The proxies in front of the servers: their addresses and networks, or "unix" for a Unix socket. Only
+    #: what they say about the address of a client is believed.
+    TRUSTED_PROXIES: Networks = ()
+    #: The addresses and networks that may see metrics and readiness. "proxies" stands for TRUSTED_PROXIES.
+    OPERATORS: Networks = ("127.0.0.0/8", "::1", "proxies")
+    #: The open connections of one user, in all processes.
+    MAX_CONNECTIONS_PER_USER: Whole | None = 20
+    #: The open connections of anonymous clients with one address, in all processes. All addresses of an IPv6
+    #: network of 64 bits count as one.
+    MAX_CONNECTIONS_PER_ADDRESS: Whole | None = 100
+    #: The open connections of logged-in users with one address, in all processes.
+    MAX_USER_CONNECTIONS_PER_ADDRESS: Whole | None = 1000
+    #: The open connections of one server process.
+    MAX_CONNECTIONS: Whole | None = None
+    #: The handshakes of one address per second in one process, on average over RECONNECT_WINDOW.
+    MAX_HANDSHAKES_PER_SECOND: Whole | None = 50
+    #: The groups of one connection.
+    MAX_GROUPS: Whole | None = 100
+    #: The frames of one client per second, on average over a few seconds.
+    MAX_FRAMES_PER_SECOND: Whole | None = 100
+    #: The bytes of its frames per second, on average over a few seconds.
+    MAX_BYTES_PER_SECOND: Whole | None = 256 * 1024
+    #: The frames `publish` of one user per second in all processes, on average over a few seconds. Anonymous
+    #: clients with one address count as one user.
+    MAX_PUBLISHES_PER_SECOND: Whole | None = 50
+    #: While Redis cannot say what other processes hold: "accept" what this process can count itself, or
+    #: "refuse" new connections and publishes.
+    LIMITS_WITHOUT_REDIS: WithoutRedis = "accept"
     #: "thread", or "inline" for test suites: records are written in the thread and transaction of the test.
     LEDGER: LedgerKind = "thread"
     #: Thresholds of the garbage collector (gc.set_threshold) in a server process. None keeps Python's own.
@@ -227,6 +276,21 @@ def _wrong_relations(settings: Settings) -> list[str]:
     for pattern in settings.PRESENCE:
         if wrong := patterns.problem(pattern):
             found.append(f"PRESENCE has the pattern {pattern!r}: {wrong}")
+    for name, words in (("TRUSTED_PROXIES", (UNIX,)), ("OPERATORS", (UNIX, PROXIES))):
+        for network in getattr(settings, name):
+            if wrong := addresses.problem(network, words):
+                found.append(f"{name} has {network!r}: {wrong}.")
+    for origin in settings.ALLOWED_ORIGINS:
+        if "://" not in origin or origin.rstrip("/") != origin:
+            found.append(
+                f"ALLOWED_ORIGINS has {origin!r}; write it with its scheme and without a path, like "
+                "https://example.com."
+            )
+    if settings.MAX_BYTES_PER_SECOND and settings.MAX_BYTES_PER_SECOND < settings.MAX_MESSAGE_BYTES:
+        found.append(
+            f"MAX_BYTES_PER_SECOND ({settings.MAX_BYTES_PER_SECOND}) must not be below MAX_MESSAGE_BYTES "
+            f"({settings.MAX_MESSAGE_BYTES}): otherwise an allowed message is above the rate."
+        )
     if settings.PONG_TIMEOUT >= settings.PING_INTERVAL:
         found.append(
             f"PONG_TIMEOUT ({settings.PONG_TIMEOUT}) must be below PING_INTERVAL ({settings.PING_INTERVAL}): "

@@ -8,6 +8,7 @@ __all__ = [
     "BadGroup",
     "BadId",
     "BadMessage",
+    "BadTicket",
     "ConnectionGone",
     "ErrorCode",
     "LayerUnavailable",
@@ -17,6 +18,7 @@ __all__ = [
     "RealtimeError",
     "RecordsUnavailable",
     "RoundFailed",
+    "TooManyGroups",
     "UnpublishableData",
 ]
 
@@ -59,6 +61,21 @@ class NoPresence(RealtimeError):
         super().__init__(f'The users of {what} not tracked: add a pattern {pattern} to REALTIME["PRESENCE"].')
 
 
+class BadTicket(RealtimeError):
+    """A ticket gives no right to connect. The message says why, and has nothing of the ticket."""
+
+
+class TooManyGroups(RealtimeError):
+    """A connection is in as many groups as it may be. Raise MAX_GROUPS if your clients need more."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"The connection is in {limit} groups already: leave one first, or raise "
+            'REALTIME["MAX_GROUPS"] if your clients need more.'
+        )
+        self.limit = limit
+
+
 class UnpublishableData(RealtimeError, TypeError):
     """A value has no JSON form, or one that no client could read. The message names its type."""
 
@@ -79,6 +96,8 @@ class ErrorCode(enum.StrEnum):
     RATE_LIMITED = "rate_limited"
     NOT_JOINED = "not_joined"
     NO_PRESENCE = "no_presence"
+    TOO_MANY_GROUPS = "too_many_groups"
+    BAD_TICKET = "bad_ticket"
     INTERNAL = "internal"
 
 

@@ -19,6 +19,11 @@ closed = Counter(
 refused = Counter(
     "realtime_connections_refused", "Connections that were refused before they were admitted.", ["reason"]
 )
+limited = Counter(
+    "realtime_limited",
+    "Connections, frames and groups that were refused because of a limit, by the setting that is the limit.",
+    ["limit"],
+)
 groups = Gauge("realtime_groups", "Groups of the channel layer of which this process is a member.")
 
 events = Counter("realtime_events_received", "Events that reached this process's hub, by type.", ["type"])
@@ -38,6 +43,11 @@ queued_bytes = Gauge(
 )
 deliveries = Counter("realtime_deliveries", "Frames that fan-out handed to transports.")
 published = Counter("realtime_messages_published", "Messages that this process published.")
+tickets = Counter(
+    "realtime_tickets",
+    "Tickets that clients presented, by outcome: accepted, refused, or unknown because Redis did not answer.",
+    ["outcome"],
+)
 notifications = Counter(
     "realtime_notifications",
     "Notifications that this process sent, by outcome: taken by a connection, or not_taken.",

@@ -1,13 +1,11 @@
-"""Publish to a group from synchronous and asynchronous code, and disconnect from synchronous code.
+"""Publish to a group from synchronous and asynchronous code.
 
 Private: docs/reference.md lists the public names.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from uuid import UUID
 
 from asgiref.sync import sync_to_async
 from channels import DEFAULT_CHANNEL_LAYER
@@ -252,22 +250,3 @@ def _kept_unsent(error: KeptUnsent) -> Position | None:
     cause = f"{type(error.__cause__).__name__}: {error.__cause__}".rstrip(": ")
     logger.warning("%s The members get it within a round. The reason: %s", error, cause)
     return _sent((error.position, False))
-
-
-def disconnect(connections: Mapping[str, Sequence[UUID]], reason: str) -> dict[str, LayerUnavailable]:
-    """Tell processes to evict connections, from synchronous code in a thread without an event loop.
-
-    The function does not wait until the processes have evicted them.
-
-    Args:
-        connections: The ids of the connections, by the address of the living process that holds them.
-        reason: The `value` of a `CloseReason`.
-
-    Returns:
-        The addresses of the processes that could not be told, each with the reason.
-    """
-    try:
-        kicks = {address: messages.Kick(ids, [], reason) for address, ids in connections.items()}
-        return background_loop.shared.run(groups.tell_all(kicks))
-    except LAYER_ERRORS as error:
-        return {address: groups.unavailable("kick", error) for address in connections}

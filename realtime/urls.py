@@ -1,4 +1,4 @@
-"""The HTTP paths for operators and probes."""
+"""The HTTP paths for operators, probes and clients."""
 
 from django.urls import path
 
@@ -10,4 +10,5 @@ urlpatterns = [
     path("metrics", views.metrics, name="realtime-metrics"),
     path("health/live", views.live, name="realtime-live"),
     path("health/ready", views.ready, name="realtime-ready"),
+    path("realtime/ticket", views.ticket, name="realtime-ticket"),
 ]

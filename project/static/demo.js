@@ -23,6 +23,10 @@ const REASONS = {
   4008: gettext("no answer to the server's ping"),
   4009: gettext("the server could not send"),
   4010: gettext("this page read too slowly"),
+  4029: gettext("this page sent too much"),
+  4030: gettext("too many connections"),
+  4501: gettext("not signed in"),
+  4503: gettext("not allowed"),
   silent: gettext("the server was silent"),
   never_opened: gettext("no answer from the server"),
   closed_here: gettext("closed by this page"),
@@ -37,6 +41,7 @@ const REASONS = {
   slow_consumer: gettext("this page read too slowly"),
   idle: gettext("this page sent nothing for too long"),
   rate_limited: gettext("this page sent too much"),
+  too_many_connections: gettext("too many connections"),
   protocol_error: gettext("this page broke the protocol"),
   not_authenticated: gettext("not signed in"),
   forbidden: gettext("not allowed"),
@@ -53,12 +58,21 @@ const REFUSALS = {
   bad_group: gettext("This is not the name of a group."),
   rate_limited: gettext("This page sent too much."),
   not_joined: gettext("This page is not in the group."),
+  too_many_groups: gettext("This page is in as many groups as it may be."),
   no_presence: gettext("The server does not track who is in this group."),
   internal: gettext("The server could not do this now."),
   not_connected: gettext("There is no open connection."),
   disconnected: gettext("The connection was lost before the server answered."),
   closed: gettext("The connection was closed."),
   left: gettext("The group was left before it was joined."),
+};
+
+/** What a visitor reads when a right has ended, or a limit was met, by the close code. */
+const ENDINGS = {
+  4029: gettext("This page sent more than it may. It comes back by itself."),
+  4030: gettext("There are too many connections of this user, this address or this server. This page comes back by itself."),
+  4501: gettext("You are signed out."),
+  4503: gettext("You may not use this connection any more."),
 };
 
 /** @param {string} id */
@@ -188,10 +202,55 @@ connection.addEventListener("error", ({ detail }) => {
   note(filled(gettext("Error: %s"), detail.group ? `${detail.group}: ${text}` : text), "bad");
 });
 
-element("connect").addEventListener("click", () => connection.connect());
+element("connect").addEventListener("click", () => {
+  // The page still shows what the user saw who is signed out now.
+  if (isSignedOut()) location.reload();
+  else connection.connect();
+});
 element("disconnect").addEventListener("click", () => connection.close());
 element("check").addEventListener("click", check);
 setInterval(showLife, 500);
+
+// Rights
+
+function isSignedOut() {
+  return connection.state === "closed" && connection.lastClose?.code === 4501;
+}
+
+/** A link to the login, which leads back to this page. */
+function signInLink() {
+  const link = part(gettext("Sign in"), "a");
+  link.href = page.dataset.login;
+  return link;
+}
+
+/** Say why the server ended the connection, while that is so. The client comes back after the codes below 4500. */
+function showRights() {
+  const { state, lastClose } = connection;
+  const code = lastClose?.code ?? 0;
+  const ended = state === "closed" ? code >= 4500 : state !== "open" && code < 4500;
+  const text = (ended && ENDINGS[code]) || "";
+  const notice = element("rights");
+  // A screen reader reads the notice again with each change.
+  if (notice.dataset.text === text) return;
+  notice.dataset.text = text;
+  notice.replaceChildren(...(text ? [text] : []), ...(isSignedOut() ? [" ", signInLink()] : []));
+  if (!isSignedOut()) return;
+  element("account").replaceChildren(signInLink());
+  // Who is here is not for strangers.
+  pictures.clear();
+  showHere();
+}
+
+connection.addEventListener("state", showRights);
+connection.addEventListener("refresh", ({ detail }) => {
+  note(filled(gettext("The session ends in %s s, unless it is renewed."), Math.round(detail.within)));
+});
+connection.addEventListener("removed", ({ detail: { group, reason } }) => {
+  const text = filled(gettext("Removed from %s: %s"), group, described(reason, null));
+  feedback("join-feedback", text, "bad");
+  note(text, "bad");
+});
 
 // Groups
 

@@ -1,6 +1,7 @@
-"""The one action of the admin: show a confirmation, then ask the processes to disconnect."""
+"""The one action of the admin, on connections and on users: show a confirmation, then ask the processes to
+disconnect.
+"""
 
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import MAXYEAR, MINYEAR, datetime
@@ -10,7 +11,7 @@ from django.conf import settings
 from django.contrib import admin, messages
 from django.contrib.admin import helpers
 from django.contrib.admin.models import CHANGE, LogEntry
-from django.core.exceptions import BadRequest
+from django.core.exceptions import BadRequest, ValidationError
 from django.db.models import QuerySet
 from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponse
@@ -21,7 +22,8 @@ from django.utils.text import get_text_list
 from django.utils.translation import ngettext
 
 from realtime.admin import disconnect, people
-from realtime.models import Connection, Process
+from realtime.admin.readonly import may_view
+from realtime.models import Connection, PresentUser, Process
 
 NAMED = 20
 """The number of connections that the confirmation names."""
@@ -35,14 +37,19 @@ class Selection:
     ids: list[str]
     """The ids that the form of the confirmation has to send again."""
     before: Any
-    """The time of the confirmation if all connections of the list are selected, otherwise None."""
+    """The time of the confirmation if all rows of the list are selected, otherwise None."""
 
 
 class DisconnectAction(admin.ModelAdmin):  # type: ignore[type-arg]  # takes none at run time
-    """An admin of connections with the action "Disconnect selected"."""
+    """An admin with an action that disconnects the connections of the selected rows."""
 
     actions = ("disconnect_selected",)
     disconnect_limit = disconnect.AT_ONCE
+    disconnect_title = "Disconnect connections"
+    nothing_to_disconnect = "None of the selected connections can be disconnected."
+    nothing_was_there = "None of these connections exists any more."
+    #: The time of a row after which a row of the same list was not shown in the confirmation.
+    disconnect_time = "opened_at"
 
     def has_disconnect_permission(self, request: HttpRequest) -> bool:
         """Return True if the user has the action's own permission, or Django's to change connections.
@@ -58,13 +65,13 @@ class DisconnectAction(admin.ModelAdmin):  # type: ignore[type-arg]  # takes non
         """Carry out the action.
 
         Raises:
-            BadRequest: The form names an id that is no UUID. Django would look for the row and answer 500.
+            BadRequest: The form names an id that no row can have. Django would look for it and answer 500.
         """
         for id in request.POST.getlist(helpers.ACTION_CHECKBOX_NAME):
             try:
-                uuid.UUID(id)
-            except ValueError as error:
-                raise BadRequest(f"{id!r} is not the id of a connection.") from error
+                self.opts.pk.clean(id, None)
+            except ValidationError as error:
+                raise BadRequest(f"{id!r} is not the id of a {self.opts.verbose_name}.") from error
         response: HttpResponse | None = super().response_action(request, queryset, *arguments, **options)
         return response
 
@@ -82,14 +89,25 @@ class DisconnectAction(admin.ModelAdmin):  # type: ignore[type-arg]  # takes non
             return None
         return self._confirmation(request, selection, plan)
 
+    def connections_of(self, request: HttpRequest, rows: QuerySet[Any]) -> QuerySet[Any]:
+        """Return the connections of selected rows."""
+        return rows
+
+    def log_disconnect(self, request: HttpRequest, asked: list[disconnect.Row]) -> None:
+        """Write into the admin's history which connections were asked for; there is at least one."""
+        rows = [Connection(pk=row.id) for row in asked]
+        LogEntry.objects.log_actions(cast(Any, request.user).pk, rows, CHANGE, "Asked to disconnect.")
+
     def _selection(self, request: HttpRequest, queryset: QuerySet[Any]) -> Selection:
         ids = request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)
         if request.POST.get("select_across") == "1":
-            # The confirmation did not show connections that were opened after it.
+            # The confirmation did not show rows that came after it.
             before = _moment(request.POST.get("before", "")) or _database_time()
-            return Selection(queryset.filter(opened_at__lte=before), ids[:1], before)
+            shown = queryset.filter(**{f"{self.disconnect_time}__lte": before})
+            return Selection(self.connections_of(request, shown), ids[:1], before)
         # Not narrowed by the filters of the list, so that a connection that closed meanwhile is named, too.
-        return Selection(self.get_queryset(request).filter(pk__in=ids).order_by("-opened_at"), ids, None)
+        named = self.get_queryset(request).filter(pk__in=ids).order_by(f"-{self.disconnect_time}")
+        return Selection(self.connections_of(request, named), ids, None)
 
     def _confirmation(
         self, request: HttpRequest, selection: Selection, plan: disconnect.Plan
@@ -98,7 +116,8 @@ class DisconnectAction(admin.ModelAdmin):  # type: ignore[type-arg]  # takes non
         usernames = people.usernames(row.user_id for row in examples)
         context = {
             **self.admin_site.each_context(request),
-            "title": "Disconnect connections",
+            "title": self.disconnect_title,
+            "nothing": self.nothing_to_disconnect,
             "opts": self.opts,
             "media": self.media,
             "plan": plan,
@@ -112,13 +131,12 @@ class DisconnectAction(admin.ModelAdmin):  # type: ignore[type-arg]  # takes non
             "checkbox": helpers.ACTION_CHECKBOX_NAME,
         }
         request.current_app = self.admin_site.name
-        return TemplateResponse(request, "admin/realtime/connection/disconnect.html", context)
+        return TemplateResponse(request, "admin/realtime/disconnect.html", context)
 
     def _carry_out(self, request: HttpRequest, plan: disconnect.Plan) -> None:
         outcome = disconnect.carry_out(plan)
-        asked = [Connection(pk=row.id) for rows in outcome.asked.values() for row in rows]
-        if asked:
-            LogEntry.objects.log_actions(cast(Any, request.user).pk, asked, CHANGE, "Asked to disconnect.")
+        if asked := [row for rows in outcome.asked.values() for row in rows]:
+            self.log_disconnect(request, asked)
         self._report(request, plan, outcome)
 
     def _report(self, request: HttpRequest, plan: disconnect.Plan, outcome: disconnect.Outcome) -> None:
@@ -146,7 +164,41 @@ class DisconnectAction(admin.ModelAdmin):  # type: ignore[type-arg]  # takes non
         if plan.closed:
             self.message_user(request, f"{_connections(plan.closed)} closed before.", messages.INFO)
         if not (plan.living or plan.lost or plan.closed):
-            self.message_user(request, "None of these connections exists any more.", messages.INFO)
+            self.message_user(request, self.nothing_was_there, messages.INFO)
+
+
+class DisconnectUsersAction(DisconnectAction):
+    """An admin of users with the action "Disconnect selected users"."""
+
+    disconnect_title = "Disconnect users"
+    nothing_to_disconnect = "The selected users have no open connections that can be disconnected."
+    nothing_was_there = "These users have no open connections."
+    disconnect_time = "since"
+
+    def has_disconnect_permission(self, request: HttpRequest) -> bool:
+        """Return True if the user may disconnect connections and may view them."""
+        return super().has_disconnect_permission(request) and may_view(Connection, self.admin_site, request)
+
+    @admin.action(description="Disconnect selected users", permissions=["disconnect"])
+    def disconnect_selected(self, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse | None:
+        """Show the confirmation. If the form is that of the confirmation, ask the processes.
+
+        Raises:
+            BadRequest: The form has a `before` that is no time.
+        """
+        return super().disconnect_selected(request, queryset)
+
+    def connections_of(self, request: HttpRequest, rows: QuerySet[Any]) -> QuerySet[Any]:
+        """Return the open connections of users. A project may show its staff only some connections."""
+        visible = self.admin_site.get_model_admin(Connection).get_queryset(request)
+        keys = rows.order_by().values("user_id")
+        return visible.filter(closed_at__isnull=True, user_id__in=keys).order_by("user_id", "client_id")
+
+    def log_disconnect(self, request: HttpRequest, asked: list[disconnect.Row]) -> None:
+        """Write into the admin's history which users and which connections were asked for."""
+        super().log_disconnect(request, asked)
+        users = PresentUser.objects.users().filter(user_id__in={row.user_id for row in asked})
+        LogEntry.objects.log_actions(cast(Any, request.user).pk, users, CHANGE, "Asked to disconnect.")
 
 
 def _number(held: dict[Process, list[disconnect.Row]]) -> int:

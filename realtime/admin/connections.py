@@ -61,6 +61,7 @@ class ConnectionAdmin(DisconnectAction, ReadOnlyAdmin):
     list_select_related = ("process",)
     ordering = ("-opened_at",)
     sortable_by = ("opened",)  # the only column that has an index
+    linked_columns = ("user_id",)
     date_hierarchy = "opened_at"
     search_fields = ("pk",)  # only shows the field; search.py does the search
     search_help_text = HELP

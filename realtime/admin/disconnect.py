@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from django.db.models import QuerySet
 
-from realtime import publishing
+from realtime import revoking
 from realtime.closing import CloseReason
 from realtime.errors import LayerUnavailable
 from realtime.models import Process
@@ -96,7 +96,7 @@ def carry_out(made: Plan, per_message: int = PER_MESSAGE) -> Outcome:
     failed: dict[str, LayerUnavailable] = {}
     while waiting:
         batch = {address: ids[:per_message] for address, ids in waiting.items()}
-        failed |= publishing.disconnect(batch, CloseReason.KICKED.value)
+        failed |= revoking.kick(batch, CloseReason.KICKED)
         # A process that could not be asked is not asked again, because each call may take its whole timeout.
         waiting = {
             address: ids[per_message:]

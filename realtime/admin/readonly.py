@@ -95,6 +95,8 @@ class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # takes none a
     Each row has `now`, the database's time, to compare its own times with.
     """
 
+    #: Columns that links of the pages compare with one value, beside the filters and the dates of the list.
+    linked_columns: tuple[str, ...] = ()
     paginator = BoundedPaginator
     list_per_page = 50
     show_full_result_count = False
@@ -108,6 +110,27 @@ class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # takes none a
     ) -> HttpResponse:
         title = capfirst(str(self.opts.verbose_name_plural))
         return super().changelist_view(request, {"title": title} | (extra_context or {}))
+
+    def lookup_allowed(self, lookup: str, value: Any, request: Any = None) -> bool:
+        """Allow the lookups that links of the pages have.
+
+        Django also allows all other lookups of the columns. Some of them read the whole table, a regular
+        expression may take minutes, and a value of the wrong kind is an error of the server.
+        """
+        if lookup in self.linked_columns:
+            # PostgreSQL refuses to compare with a NUL.
+            return "\0" not in str(value)
+        if self.date_hierarchy and lookup in {f"{self.date_hierarchy}__{unit}" for unit in UNITS}:
+            return True
+        for each in self.get_list_filter(request):
+            if isinstance(each, type):
+                if lookup == getattr(each, "parameter_name", None):
+                    return True
+                continue
+            column = each if isinstance(each, str) else cast("tuple[str, Any]", each)[0]
+            if lookup == column or lookup.startswith(f"{column}__"):
+                return super().lookup_allowed(lookup, value, request)
+        return False
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         rows: QuerySet[Any] = super().get_queryset(request).annotate(now=Now())

@@ -12,6 +12,7 @@ from django.utils.safestring import SafeString
 
 from realtime import conf
 from realtime.admin import cells, filters, people
+from realtime.admin.action import DisconnectUsersAction
 from realtime.admin.cells import NOTHING
 from realtime.admin.present_users import UserDetails, details_of, stays
 from realtime.admin.readonly import ReadOnlyAdmin, may_view
@@ -41,7 +42,7 @@ class UserChangeList(ChangeList):
 
 
 @admin.register(PresentUser)
-class PresentUserAdmin(ReadOnlyAdmin):
+class PresentUserAdmin(DisconnectUsersAction, ReadOnlyAdmin):
     change_form_template = "admin/realtime/presentuser/change_form.html"
     list_display = (
         "user",
@@ -188,6 +189,8 @@ class PresentUserAdmin(ReadOnlyAdmin):
             "named": GROUPS,
             "connections": self._newest(row, request),
             "list_address": self._connections(row) if row.has_links else "",
+            "users_address": cells.list_address("presentuser", self.admin_site.name),
+            "may_disconnect": row.details.connections > 0 and self.has_disconnect_permission(request),
             "subtitle": row.username,
         }
         return super().render_change_form(request, context, *arguments, **options)

@@ -12,7 +12,7 @@ from realtime.closing import CloseReason
 from realtime.consumers.served import HANDLERS, Served, warn_of_methods
 from realtime.history.positions import Joined, Position
 from realtime.presence import Presence
-from realtime.serving import lifecycle, seeing
+from realtime.serving import lifecycle, refreshing, seeing
 
 
 class RealtimeMixin(Served):
@@ -83,6 +83,21 @@ class RealtimeMixin(Served):
             RecordsUnavailable: The database is down.
         """
         return await seeing.see(self._Served__serving.connection, type(self), group)
+
+    async def refresh(self, ticket: str | None = None) -> float | None:
+        """Renew the right to this connection before it ends.
+
+        Args:
+            ticket: A new ticket of the same user. None reads again when the session of the connection ends.
+
+        Returns:
+            Seconds until the right ends; None if it does not end by itself.
+
+        Raises:
+            BadTicket: The ticket gives no right to this connection.
+            LayerUnavailable: Redis cannot say if the ticket was used before.
+        """
+        return await refreshing.refresh(self._Served__serving.connection, ticket)
 
     async def refuse(self, reason: CloseReason) -> None:
         """Accept the handshake, say goodbye, and close. No record is made.

@@ -61,6 +61,14 @@ class Served(AsyncConsumer):
     #: Leave it False for a client that speaks a protocol of its own.
     takes_notifications = False
 
+    #: True sends the client the frame `refresh` before its right to the connection ends. Set it if your
+    #: client answers with a new ticket, and pass that to `self.refresh`.
+    takes_refresh = False
+
+    #: True asks the policy again about the groups of the connection when the rights of its user change. A
+    #: group that it does not allow any more is left. Set it if you ask the policy before every join.
+    asks_policy = False
+
     #: Set when the consumer is called. An author may use the name for another attribute.
     connection: Connection
 

@@ -14,7 +14,7 @@ from realtime.consumers.asynchronous import RealtimeMixin
 from realtime.consumers.served import HANDLERS, Served, warn_of_methods
 from realtime.history.positions import Joined, Position
 from realtime.presence import Presence
-from realtime.serving import lifecycle, seeing, threads
+from realtime.serving import lifecycle, refreshing, seeing, threads
 
 Result = TypeVar("Result")
 
@@ -81,6 +81,21 @@ class SyncRealtimeMixin(Served, SyncConsumer):
         """
         connection = self._Served__serving.connection
         return self.__call_on_loop(seeing.see, connection, type(self), group)
+
+    def refresh(self, ticket: str | None = None) -> float | None:
+        """Renew the right to this connection before it ends; see `RealtimeConsumer.refresh`.
+
+        Args:
+            ticket: A new ticket of the same user. None reads again when the session of the connection ends.
+
+        Returns:
+            Seconds until the right ends; None if it does not end by itself.
+
+        Raises:
+            BadTicket: The ticket gives no right to this connection.
+            LayerUnavailable: Redis cannot say if the ticket was used before.
+        """
+        return self.__call_on_loop(refreshing.refresh, self._Served__serving.connection, ticket)
 
     def refuse(self, reason: CloseReason) -> None:
         """Accept the handshake, say goodbye, and close. No record is made.

@@ -12,6 +12,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -30,6 +31,7 @@ from realtime.layers import groups, messages
 from realtime.process import tasks
 from realtime.records import connection_rows, presence_rows, process_rows
 from realtime.records.connection_rows import Leftover
+from realtime.records.detail_rows import Details
 from realtime.records.process_rows import Asked, LostProcess
 
 logger = logging.getLogger("realtime.fleet")
@@ -44,7 +46,7 @@ PATIENCE = 3
 #: If a wait ends more than this many seconds late, the reaper itself was stalled, and the round counts no
 #: misses.
 LONGEST_STALL = 1.0
-#: Seconds in each round for deleting old records. The next round continues.
+#: Seconds in each round for deleting old records and reducing details. The next round continues.
 PURGE_TIME = 1.0
 
 
@@ -72,6 +74,8 @@ class Report:
     """(group, channel) pairs that were marked left without a discard, because their layer is gone."""
     purged_memberships: int = 0
     """Old left memberships that were deleted, except the ones that were deleted with their record."""
+    reduced: int = 0
+    """Records that had more of the client's address and user agent than CLIENT_DETAILS allows."""
 
     @property
     def repaired(self) -> bool:
@@ -96,6 +100,8 @@ class Report:
             line += f"; {self.purged} old records deleted"
         if self.purged_memberships:
             line += f"; {self.purged_memberships} old memberships deleted"
+        if self.reduced:
+            line += f"; the client's details in {self.reduced} records reduced"
         return line
 
 
@@ -124,7 +130,8 @@ class Reaper:
         timeout: Seconds that processes have to answer; less than `interval`.
         misses_allowed: Rounds in a row that a process may leave unanswered. One more, and it is lost.
         keep_closed: Seconds from the end of a record until it is deleted; None keeps all records.
-        purge_time: Seconds in each round for deleting old records.
+        purge_time: Seconds in each round for deleting old records, and for reducing the details of clients.
+        client_details: The details of clients that records may have: "full", "network" or "none".
 
     Raises:
         ImproperlyConfigured: `timeout` is not between 0 and `interval`.
@@ -138,12 +145,14 @@ class Reaper:
         misses_allowed: int,
         keep_closed: float | None = None,
         purge_time: float = PURGE_TIME,
+        client_details: str = "full",
     ) -> None:
         self.interval = interval
         self.timeout = timeout
         self.misses_allowed = misses_allowed
         self.keep_closed = keep_closed
         self.purge_time = purge_time
+        self.client_details = client_details
         if not 0 < timeout < interval:
             raise ImproperlyConfigured(
                 f"--timeout ({timeout:g}) must be above zero and below --interval ({interval:g})."
@@ -160,6 +169,7 @@ class Reaper:
         self.stays = Stays(database, self._announcements, interval=interval)
         self._checked = 0
         """The id up to which the rows of present users were checked."""
+        self._details = Details()
 
     @classmethod
     def as_configured(cls, interval: float | None = None, timeout: float | None = None) -> "Reaper":
@@ -174,6 +184,7 @@ class Reaper:
             timeout=settings.ROUND_TIMEOUT if timeout is None else timeout,
             misses_allowed=settings.MISSES_ALLOWED,
             keep_closed=settings.KEEP_CLOSED,
+            client_details=settings.CLIENT_DETAILS,
         )
 
     async def round(self) -> Report | None:
@@ -226,6 +237,7 @@ class Reaper:
             purged=purged["records"],
             purged_memberships=purged["memberships"],
             written_off=swept.written_off,
+            reduced=purged["reduced"],
         )
 
     async def preview(self) -> Report:
@@ -425,39 +437,41 @@ class Reaper:
     # -- purge -------------------------------------------------------------------------------------
 
     async def _purge(self, failures: list[Exception]) -> Counter[str]:
-        """Delete rows that ended long enough ago, for a limited time.
+        """Delete rows that ended long enough ago, and reduce the details of clients, for a limited time.
 
         Args:
             failures: Receives the failures of the database.
 
         Returns:
-            The number of deleted rows of each kind.
+            The number of deleted rows of each kind, and of the `reduced` records.
         """
-        purged: Counter[str] = Counter()
-        if self.keep_closed is None:
-            return purged
+        turns = deque[tuple[str, Callable[[], int]]]()
+        if self.keep_closed is not None:
+            turns += [
+                ("records", partial(connection_rows.purge_closed, self.keep_closed)),
+                ("memberships", partial(connection_rows.purge_left, self.keep_closed)),
+                ("processes", partial(process_rows.purge_processes, self.keep_closed)),
+                ("dormant", partial(presence_rows.purge_dormant, self.keep_closed)),
+            ]
+        if self.client_details != "full":
+            turns.append(("visited", partial(self._details.visit, self.client_details)))
         clock = asyncio.get_running_loop().time
         until = clock() + self.purge_time
+        before = self._details.reduced
+        done: Counter[str] = Counter()
         # The kinds take turns, a batch each, so that a backlog of one kind does not take the whole time.
-        turns = deque[tuple[str, Callable[[float], int]]](
-            (
-                ("records", connection_rows.purge_closed),
-                ("memberships", connection_rows.purge_left),
-                ("processes", process_rows.purge_processes),
-                ("dormant", presence_rows.purge_dormant),
-            )
-        )
         while turns and clock() < until and not self.stopping.is_set():
-            kind, purge = turns.popleft()
+            kind, work = turns.popleft()
             try:
-                deleted = await database(purge, self.keep_closed)
+                rows = await database(work)
             except DatabaseFailure as error:
                 failures.append(error)
                 continue
-            purged[kind] += deleted
-            if deleted:
-                turns.append((kind, purge))
-        return purged
+            done[kind] += rows
+            if rows:
+                turns.append((kind, work))
+        done["reduced"] = self._details.reduced - before
+        return done
 
     # -- answers -----------------------------------------------------------------------------------
 

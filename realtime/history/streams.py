@@ -20,17 +20,15 @@ script that fails has changed nothing.
 Private: docs/reference.md lists the public names.
 """
 
-import hashlib
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from redis.exceptions import NoScriptError
-
 from realtime.history.positions import MAX_FORKS, Entry, Log, Position
 from realtime.history.retention import Retention
+from realtime.scripts import Script
 
 #: The commands in the scripts. Redis does not say which of them it refused.
 IN_SCRIPTS = "DEL, GET, HMGET, HSET, INFO, PEXPIRE, PUBLISH, SET, XADD, XLEN, XRANGE and XREVRANGE"
@@ -43,20 +41,6 @@ MARKER = b"\xc1"
 GROUPS_PER_CALL = 100
 
 _LARGEST = 2**53 - 1
-
-
-class _Script:
-    """A script in Lua. Redis is sent its text only if it does not know it yet."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-
-    async def run(self, client: Any, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-        try:
-            return await client.execute_command("EVALSHA", self.sha, len(keys), *keys, *arguments)
-        except NoScriptError:
-            return await client.execute_command("EVAL", self.text, len(keys), *keys, *arguments)
 
 
 # Every script begins with this.
@@ -125,7 +109,7 @@ end
 # KEYS: for each group, the position and the messages. ARGV: a name for new epochs; for each group, the
 # lifetime of its position in ms. Returns a text with a line for each group, which is cheaper to parse than
 # arrays.
-_POSITIONS = _Script(
+_POSITIONS = Script(
     _LOOK_TO_READ
     + """
 local states, answer = {}, {}
@@ -146,7 +130,7 @@ return table.concat(answer, '\\n')
 
 # KEYS: the position, the messages. ARGV: a name for a new epoch; the lifetime of the position in ms; the
 # epoch that lost messages.
-_DISTRUST = _Script(
+_DISTRUST = Script(
     _LOOK
     + """
 local epoch, offset, forks, begins = look(KEYS[1], ARGV[1])
@@ -160,7 +144,7 @@ redis.call('PEXPIRE', KEYS[1], ARGV[2])
 
 # KEYS: the position, the messages. ARGV: a name for a new epoch; the lifetime of the position in ms; the
 # offset after which to read, or nothing for the newest; the number of messages; bytes.
-_READ = _Script(
+_READ = Script(
     _LOOK_TO_READ
     + """
 local state = look_to_read(KEYS[1], KEYS[2], ARGV[1])
@@ -200,7 +184,7 @@ return answer
 # KEYS: the position, the messages; the publish id, if there is one. ARGV: a name for a new epoch; the
 # lifetime of the position in ms; the largest number of messages; their lifetime in ms; the encoded message;
 # the channel for it or nothing. The answer is one line, which redis-py reads faster than an array.
-_APPEND = _Script(
+_APPEND = Script(
     _LOOK
     + """
 local epoch, offset, forks, begins = look(KEYS[1], ARGV[1])

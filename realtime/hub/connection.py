@@ -2,7 +2,6 @@
 
 import asyncio
 import enum
-import ipaddress
 import logging
 import uuid
 from collections.abc import Callable, Mapping
@@ -10,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from channels import DEFAULT_CHANNEL_LAYER
 
-from realtime import conf
+from realtime import addresses, conf
 from realtime.closing import CloseReason
 from realtime.history.positions import Position
+from realtime.limits.counts import Place
+from realtime.limits.subjects import address_of
 from realtime.liveness.connection import Liveness
 from realtime.records.entries import Opening
+from realtime.rights.authorization import SCOPE_KEY, Authorization
 from realtime.transports.asgi import AsgiTransport, Event
 from realtime.wire.frames import SUBPROTOCOL
 
@@ -56,6 +58,15 @@ class Connection:
     Attributes:
         id: The primary key of its record.
         scope: The ASGI scope of the handshake.
+        address: The address of the client at the handshake, behind TRUSTED_PROXIES; empty if it is not known.
+        authorization: The right that it relies on; None for an anonymous connection without a ticket.
+        rights_read: How often its rights were read again. A policy that was asked before that is asked again.
+        asks_policy: True if its groups are those that the policy allows.
+        unasked: The groups that its consumer joined without asking the policy; None if there are none.
+        takes_refresh: True if the client understands the frame `refresh`.
+        hears_rights: True if its consumer has a handler for changes of rights.
+        place: What it takes of the limit of its network; empty if nothing, and None if it is not counted.
+        user_place: What it takes of the limit of its user.
         channel_name: The name that its consumer knows as its channel.
         alias: The alias of the channel layer that its groups are in.
         on_event: Queues what the handlers of the application will see: group events that are no messages, and
@@ -86,8 +97,11 @@ class Connection:
 
     __slots__ = (
         "_state",
+        "address",
         "admission",
         "alias",
+        "asks_policy",
+        "authorization",
         "changing",
         "channel_name",
         "client_id",
@@ -95,6 +109,7 @@ class Connection:
         "closes_old_connections",
         "eviction",
         "groups",
+        "hears_rights",
         "hub",
         "id",
         "joined",
@@ -103,12 +118,17 @@ class Connection:
         "on_event",
         "on_group_event",
         "opening",
+        "place",
         "positions",
         "reason",
+        "rights_read",
         "scope",
         "subprotocol",
         "takes_notifications",
+        "takes_refresh",
         "transport",
+        "unasked",
+        "user_place",
     )
 
     def __init__(
@@ -119,6 +139,11 @@ class Connection:
     ) -> None:
         self.id = uuid.uuid4()
         self.scope = scope
+        self.address = address_of(scope)
+        self.authorization: Authorization | None = scope.get(SCOPE_KEY)
+        self.rights_read = 0
+        self.place: Place | None = None
+        self.user_place: Place | None = None
         self.channel_name = f"realtime.connection.{self.id.hex}"
         self.alias = alias
         self.on_event = on_event
@@ -126,6 +151,10 @@ class Connection:
         self.closes_old_connections = False
         self.client_id = ""
         self.takes_notifications = False
+        self.asks_policy = False
+        self.unasked: set[str] | None = None
+        self.takes_refresh = False
+        self.hears_rights = False
         self.transport: AsgiTransport
         self.subprotocol = SUBPROTOCOL if SUBPROTOCOL in scope.get("subprotocols", ()) else ""
         self.liveness: Liveness | None = None
@@ -185,11 +214,7 @@ class Connection:
     @property
     def remote_address(self) -> str:
         """The client's address at the handshake, as far as CLIENT_DETAILS allows to keep it."""
-        client, details = self.scope.get("client"), conf.get().CLIENT_DETAILS
-        if not client or details == "none":
-            return ""
-        address = str(client[0])
-        return address if details == "full" else _network_of(address)
+        return addresses.reduced(self.address, conf.get().CLIENT_DETAILS)
 
     @property
     def user_agent(self) -> str:
@@ -212,16 +237,3 @@ class Connection:
             "address": self.remote_address,
             "reason": self.reason.value if self.reason else "",
         }
-
-
-def _network_of(address: str) -> str:
-    """Return the first address of the network: a /24 of IPv4, a /48 of IPv6. Empty if it is no address."""
-    try:
-        whole = ipaddress.ip_address(address)
-    except ValueError:
-        return ""
-    # A server that listens on IPv6 alone reports IPv4 clients by mapped addresses.
-    whole = getattr(whole, "ipv4_mapped", None) or whole
-    if isinstance(whole, ipaddress.IPv4Address):
-        return str(ipaddress.IPv4Network((int(whole), 24), strict=False).network_address)
-    return str(ipaddress.IPv6Network((int(whole), 48), strict=False).network_address)

@@ -206,14 +206,20 @@ class Heartbeat:
         if connection.liveness is not None:
             connection.liveness.received(self.now())
 
-    def ponged(self, connection: Connection, n: int) -> None:
-        """Note that the client answered ping `n`."""
+    def ponged(self, connection: Connection, n: int) -> bool:
+        """Note that the client answered ping `n`.
+
+        Returns:
+            False if no such ping is unanswered.
+        """
         liveness = connection.liveness
-        if liveness is not None and liveness.ponged(n, self.now()):
-            self._round_trips.append(liveness.round_trip or 0.0)
-            if self._confirming:
-                self._confirm(connection, n, True)
-            self._schedule.set(connection, liveness.look_at)
+        if liveness is None or not liveness.ponged(n, self.now()):
+            return False
+        self._round_trips.append(liveness.round_trip or 0.0)
+        if self._confirming:
+            self._confirm(connection, n, True)
+        self._schedule.set(connection, liveness.look_at)
+        return True
 
     async def run(self) -> None:
         """Tick until cancelled."""

@@ -7,7 +7,7 @@ local member's transport. What other processes say to this one comes to its mail
 import asyncio
 import logging
 import uuid
-from collections.abc import Coroutine, Sequence
+from collections.abc import Collection, Coroutine, Sequence
 from contextlib import suppress
 from math import inf
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from realtime.closing import CloseReason
 from realtime.errors import LayerUnavailable
 from realtime.fleet import differences, sweep
 from realtime.fleet.announcements import STOP_TIMEOUT, Announcements
+from realtime.fleet.database import OwnThread
 from realtime.fleet.mailbox import HEARING_TIMEOUT, Mailbox
 from realtime.fleet.stays import Stays
 from realtime.hub.answers import Answers, look_every
@@ -29,6 +30,7 @@ from realtime.hub.lanes import Lanes
 from realtime.hub.memberships import Memberships
 from realtime.hub.notifications import Notifications
 from realtime.hub.recovery import Recovery
+from realtime.hub.rights import SLICE, Rights
 from realtime.hub.superseding import Superseding
 from realtime.hub.watches import Watches
 from realtime.layers import groups, messages
@@ -36,6 +38,7 @@ from realtime.process import pids, tasks, tuning
 from realtime.records.entries import Changes, Stay
 from realtime.records.ledger import Ledger
 from realtime.records.ledger import make as make_ledger
+from realtime.rights import users
 from realtime.transports.asgi import Event
 
 logger = logging.getLogger("realtime.hub")
@@ -52,6 +55,14 @@ class Owner(Protocol):
 
     async def kick(self, hub: "Hub", kick: messages.Kick) -> None:
         """Carry out a `Kick` of another process."""
+
+    async def recheck(
+        self, connection: Connection, groups: Collection[str] | None, *, tell_consumer: bool
+    ) -> bool:
+        """Ask the policy again about groups of a connection. Return False if that must be tried again."""
+
+    def ask_for_refresh(self, connection: Connection, within: float) -> bool:
+        """Ask a client to renew its right within some seconds."""
 
     def hub_is_lost(self, hub: "Hub") -> None:
         """Replace the hub: its process was declared lost, and its rows were closed."""
@@ -132,6 +143,15 @@ class Hub:
             interval=settings.ROUND_INTERVAL,
         )
         self.notifications = Notifications(process, self.connections, self.fanout, self.heartbeat)
+        # A thread of its own: while the table of users is locked, records are written nevertheless.
+        self._rights_thread = OwnThread("realtime-rights") if ledger.shared else None
+        self.rights = Rights(
+            self._rights_thread or ledger.call,
+            self.memberships.groups,
+            owner,
+            interval=settings.ROUND_INTERVAL,
+            checks=ledger.shared and not users.are_in_memory(),
+        )
         self.lanes = Lanes(self.memberships.groups, settings.COALESCE_WINDOW)
         self.events = Events(self.channel, self.fanout, self.recovery, self.lanes, mailbox)
         self.healer = Healer(
@@ -199,11 +219,14 @@ class Hub:
         hub._watch("departures", hub.stays.run())
         hub._watch("presence", hub.watches.run())
         hub._watch("comparison of presence", hub.watches.check())
+        hub._watch("rights", hub.rights.run())
+        hub._watch("ends of rights", hub.rights.expire())
         mailbox.listen(hub._take_control)
         if ledger.shared:
             # No other process sees what a test suite writes inline.
             hub._watch("rounds", hub.answers.follow_rounds())
             hub._watch("superseded connections", hub.superseding.look())
+            hub._watch("comparison of rights", hub.rights.check())
             # In a task: the connection that started the hub must not wait for what earlier processes left.
             hub._spawn(sweep.sweep_predecessors())
         mailbox.reading.add_done_callback(hub._task_ended)
@@ -218,6 +241,8 @@ class Hub:
         await self.stays.finish(STOP_TIMEOUT)
         await self.announcements.finish(STOP_TIMEOUT)
         self.ledger.shut()
+        if self._rights_thread is not None:
+            self._rights_thread.shut()
 
     def _watch(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """Start a task that runs until the hub stops."""
@@ -251,6 +276,7 @@ class Hub:
         """Stop writing to the connection. Nothing is waited for."""
         if self.connections.pop(connection.id, None) is not None:
             metrics.connections.dec()
+        self.rights.removed(connection)
         self.watches.removed(connection)
         self.memberships.remove_from_all(connection)
         self.recovery.removed(connection)
@@ -300,6 +326,10 @@ class Hub:
                 self._heal(stray)
             case messages.PresenceChanges(began, ended):
                 self.watches.note([Stay(*each) for each in began], [Stay(*each) for each in ended])
+            case messages.Revoke():
+                self._spawn(self._revoke(message))
+            case messages.Recheck():
+                self.rights.recheck(message)
             case messages.Notify():
                 self._spawn(self.notifications.deliver(message))
             case messages.Kick():
@@ -315,6 +345,13 @@ class Hub:
                 await groups.tell(reply_to, page)
         except LayerUnavailable as error:
             logger.warning("What this process holds could not be said: %s", error)
+
+    async def _revoke(self, revoke: messages.Revoke) -> None:
+        """Evict the connections that rely on a session that has ended."""
+        for number, connection in enumerate(self.rights.revoke(revoke), start=1):
+            self._owner.evict(connection, CloseReason.NOT_AUTHENTICATED)
+            if number % SLICE == 0:
+                await asyncio.sleep(0)
 
     def _heal(self, stray: Sequence[str]) -> None:
         """Repair memberships: the layer lost this process in its groups, or has it in others."""

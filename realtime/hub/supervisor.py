@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 from realtime import conf
 from realtime.closing import CloseReason
@@ -12,6 +12,7 @@ from realtime.errors import RecordsUnavailable
 from realtime.hub.connection import Connection
 from realtime.hub.hub import Hub
 from realtime.layers import messages
+from realtime.limits import admission
 from realtime.process import drain, tasks
 
 logger = logging.getLogger("realtime.hub")
@@ -21,6 +22,15 @@ ENDINGS_TIMEOUT = 1.0
 
 Evict = Callable[[Connection, CloseReason], object]
 Kick = Callable[[Hub, messages.Kick], Coroutine[Any, Any, None]]
+AskForRefresh = Callable[[Connection, float], bool]
+
+
+class Recheck(Protocol):
+    """Asks the policy again about groups of a connection."""
+
+    def __call__(
+        self, connection: Connection, groups: Collection[str] | None, *, tell_consumer: bool
+    ) -> Coroutine[Any, Any, bool]: ...
 
 
 class Supervisor:
@@ -29,11 +39,15 @@ class Supervisor:
     Args:
         evict: Ends a connection.
         kick: Carries out a `Kick` that another process sent to a hub.
+        recheck: Asks the policy again.
+        ask_for_refresh: Asks a client to renew its right within some seconds.
     """
 
-    def __init__(self, *, evict: Evict, kick: Kick) -> None:
+    def __init__(self, *, evict: Evict, kick: Kick, recheck: Recheck, ask_for_refresh: AskForRefresh) -> None:
         self._evict = evict
         self._kick = kick
+        self._recheck = recheck
+        self._ask_for_refresh = ask_for_refresh
         self._by_alias: dict[str, asyncio.Task[Hub]] = {}
         # The hubs that were replaced, each with the task that ends it.
         self._retiring: dict[Hub, asyncio.Task[None]] = {}
@@ -67,6 +81,14 @@ class Supervisor:
 
     async def kick(self, hub: Hub, kick: messages.Kick) -> None:
         await self._kick(hub, kick)
+
+    async def recheck(
+        self, connection: Connection, groups: Collection[str] | None, *, tell_consumer: bool
+    ) -> bool:
+        return await self._recheck(connection, groups, tell_consumer=tell_consumer)
+
+    def ask_for_refresh(self, connection: Connection, within: float) -> bool:
+        return self._ask_for_refresh(connection, within)
 
     def hub_is_lost(self, hub: Hub) -> None:
         self._replace(hub, CloseReason.SERVER_LOST, "This process was declared lost")
@@ -146,7 +168,9 @@ class Supervisor:
             old.end(reason)
 
     async def _record_stop(self, patience: float | None) -> None:
-        ends = [self._retire_started(starting, patience) for starting in self._by_alias.values()]
+        # The clients come back soon, and to other processes.
+        ends = [admission.here().leave()]
+        ends += [self._retire_started(starting, patience) for starting in self._by_alias.values()]
         for old, replacing in self._retiring.items():
             # All of its connections are evicted by now.
             replacing.cancel()

@@ -172,6 +172,11 @@ class Watches:
         watched = self._watched.get(group)
         return watched.present() if watched is not None and watched.loading is None else None
 
+    def is_told(self, connection: Connection, group: str) -> bool:
+        """Return True if the client of a connection is told who comes to a group and who leaves."""
+        watched = self._watched.get(group)
+        return watched is not None and watched.members.get(connection) is False
+
     def unwatch(self, connection: Connection, group: str) -> None:
         """Tell a connection that leaves a group nothing more of it."""
         self.touched(connection, group)

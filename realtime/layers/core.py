@@ -17,10 +17,12 @@ from redis.exceptions import NoPermissionError, RedisError
 
 from realtime.history.positions import Log, Position
 from realtime.history.retention import Retention
+from realtime.layers import redis_scripts
 from realtime.layers.contents import StoredMembers
 from realtime.layers.redis_history import RedisHistory
 from realtime.layers.redis_pool import CONNECT_TIMEOUT, NamedRefusals, Outage, pool
 from realtime.layers.stamped import CAPACITY, LAYER_ERRORS, STAMP, KeptUnsent, Message, StampedLayer
+from realtime.scripts import Argument, KeyScript
 
 #: Seconds for which a queued message is kept. The age of a message is the difference between the clocks of
 #: two senders. With the library's minute, a sender with a clock that is five minutes ahead would remove the
@@ -166,6 +168,17 @@ class CoreLayer(StampedLayer, RedisChannelLayer):
 
     async def holds(self, group: str, channel: str) -> bool:
         return await self._connection_of(group).zscore(self._group_key(group), channel) is not None
+
+    async def run_script(self, script: KeyScript, key: str, arguments: Sequence[Argument]) -> Any:
+        return await redis_scripts.run(self._connection_of(key), self.prefix, script, key, arguments)
+
+    async def run_script_everywhere(
+        self, script: KeyScript, key: str, arguments: Sequence[Argument]
+    ) -> list[Any]:
+        return [
+            await redis_scripts.run(self.connection(index), self.prefix, script, key, arguments)
+            for index in range(self.ring_size)
+        ]
 
     async def re_add(self, groups: Collection[str], channel: str) -> None:
         for index, some in self._by_host(groups).items():

@@ -69,7 +69,8 @@ def layer(alias: str = DEFAULT_CHANNEL_LAYER) -> Layer:
 
 def aliases() -> list[str]:
     """Return the aliases of the project's channel layers that are layers of this package."""
-    return [alias for alias in settings.CHANNEL_LAYERS if isinstance(get_channel_layer(alias), OURS)]
+    configured = getattr(settings, "CHANNEL_LAYERS", {})
+    return [alias for alias in configured if isinstance(get_channel_layer(alias), OURS)]
 
 
 def at(address: str) -> tuple[Layer, str]:

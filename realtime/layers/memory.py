@@ -1,8 +1,9 @@
 """Channels' in-memory layer, with the additions that a hub needs."""
 
 import asyncio
+import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from typing import Any, Self
@@ -17,6 +18,7 @@ from realtime.layers import messages
 from realtime.layers.contents import StoredMembers
 from realtime.layers.redis_history import lifetime
 from realtime.layers.stamped import CAPACITY, STAMP, Message, StampedLayer
+from realtime.scripts import Argument, KeyScript
 
 
 class MemoryLayer(StampedLayer, InMemoryChannelLayer):
@@ -35,6 +37,9 @@ class MemoryLayer(StampedLayer, InMemoryChannelLayer):
         super().__init__(capacity=capacity, **options)
         self._loops: dict[str, asyncio.AbstractEventLoop] = {}
         self._history = Memory()
+        self._store: dict[str, Any] = {}
+        """What scripts about single keys have stored."""
+        self._lock = threading.Lock()
 
     async def group_send(self, group: str, message: Message) -> None:
         # Anything that is no dict is left to Channels, which raises.
@@ -74,9 +79,20 @@ class MemoryLayer(StampedLayer, InMemoryChannelLayer):
     async def positions(self, groups: Collection[str]) -> dict[str, Log]:
         return self._history.positions({group: lifetime(group) for group in groups}, time.monotonic())
 
+    async def run_script(self, script: KeyScript, key: str, arguments: Sequence[Argument]) -> Any:
+        with self._lock:
+            return script.in_memory(self._store, key, arguments, time.monotonic())
+
+    async def run_script_everywhere(
+        self, script: KeyScript, key: str, arguments: Sequence[Argument]
+    ) -> list[Any]:
+        with self._lock:
+            return [script.in_memory(self._store, key, arguments, time.monotonic())]
+
     async def flush(self) -> None:
         await super().flush()
         self._history.clear()
+        self._store.clear()
 
     def _hand_over(self, home: asyncio.AbstractEventLoop, channel: str, message: Message) -> None:
         """Queue a message in the event loop that reads the channel, without waiting for that loop.

@@ -97,6 +97,37 @@ class Heal(_Control, frozen=True, tag="realtime.heal"):
     stray: Sequence[str]
 
 
+class Revoke(_Control, frozen=True, tag="realtime.revoke"):
+    """Tells a process that a session of a user has ended. The process evicts the connections that rely on it.
+
+    Attributes:
+        user: The primary key of the user as text.
+        session: The digest of the session's key (`realtime.rights.authorization.digest`); empty for every
+            session of the user.
+    """
+
+    purpose = "revoke a session"
+
+    user: str
+    session: str
+
+
+class Recheck(_Control, frozen=True, tag="realtime.recheck"):
+    """Tells a process that rights may have changed. The process reads them again and asks the policy again.
+
+    Attributes:
+        users: The primary keys of the users as text; None for all users.
+        groups: The groups to ask the policy about; None for all groups.
+        changed_only: Ask the policy only if the rights of a user differ from those that were read before.
+    """
+
+    purpose = "ask for a recheck"
+
+    users: Sequence[str] | None = None
+    groups: Sequence[str] | None = None
+    changed_only: bool = False
+
+
 class PresenceChanges(_Control, frozen=True, tag="realtime.presence"):
     """Tells a process that watches groups who has come to them and who has left.
 
@@ -221,7 +252,9 @@ class GroupMessage(_Message, frozen=True, tag=MESSAGE, omit_defaults=True):
     offset: int | None = None
 
 
-Control: TypeAlias = Ask | Kick | Explain | Heal | PresenceChanges | Notify | Answer | Holdings | Notified
+Control: TypeAlias = (
+    Ask | Kick | Explain | Heal | PresenceChanges | Revoke | Recheck | Notify | Answer | Holdings | Notified
+)
 AnyMessage: TypeAlias = Control | EchoPart | GroupMessage
 
 _TYPES: dict[str, type[AnyMessage]] = {str(each.__struct_config__.tag): each for each in get_args(AnyMessage)}

@@ -21,12 +21,13 @@ from realtime import conf, metrics
 from realtime.history import streams
 from realtime.history.positions import Log, Position
 from realtime.history.retention import Retention
-from realtime.layers import messages
+from realtime.layers import messages, redis_scripts
 from realtime.layers.bounded_queue import BoundedQueue, Received
 from realtime.layers.contents import Listeners
 from realtime.layers.redis_history import RedisHistory
 from realtime.layers.redis_pool import Outage, pool
 from realtime.layers.stamped import STAMP, Message, StampedLayer
+from realtime.scripts import Argument, KeyScript
 
 logger = logging.getLogger("realtime.layers")
 
@@ -134,6 +135,17 @@ class PubSubLoopLayer(StampedLayer, RedisPubSubLoopLayer):
         for group in groups:
             by_client.setdefault(self._client_of(self._get_group_channel_name(group)), []).append(group)
         return await self._history.positions(by_client.items())
+
+    async def run_script(self, script: KeyScript, key: str, arguments: Sequence[Argument]) -> Any:
+        return await redis_scripts.run(self._client_of(key), self.prefix, script, key, arguments)
+
+    async def run_script_everywhere(
+        self, script: KeyScript, key: str, arguments: Sequence[Argument]
+    ) -> list[Any]:
+        return [
+            await redis_scripts.run(shard.client(), self.prefix, script, key, arguments)
+            for shard in self._shards
+        ]
 
     def _client_of(self, name: str) -> Any:
         """Return a client of the Redis that has the group of this name in Redis."""

@@ -22,6 +22,7 @@ from realtime.history.retention import Retention
 from realtime.layers import messages
 from realtime.layers.contents import Contents
 from realtime.layers.messages import MARK, MESSAGE
+from realtime.scripts import Argument, KeyScript
 
 #: The exceptions of a layer that cannot do its work now.
 LAYER_ERRORS = (RedisError, OSError, ChannelFull, TimeoutError)
@@ -71,6 +72,11 @@ class Layer(Protocol):
     ) -> Log: ...
     async def distrust(self, group: str, keep: Retention, epoch: str) -> None: ...
     async def positions(self, groups: Collection[str]) -> dict[str, Log]: ...
+
+    async def run_script(self, script: KeyScript, key: str, arguments: Sequence[Argument]) -> Any: ...
+    async def run_script_everywhere(
+        self, script: KeyScript, key: str, arguments: Sequence[Argument]
+    ) -> list[Any]: ...
 
 
 class KeptUnsent(Exception):
@@ -214,6 +220,25 @@ class StampedLayer:
 
         The layer keeps the position of a group as long as this is called at least once a day.
         """
+        raise NotImplementedError
+
+    async def run_script(self, script: KeyScript, key: str, arguments: Sequence[Argument]) -> Any:
+        """Run a script about a key, in the Redis that stores this key.
+
+        Args:
+            script: The script.
+            key: The key, without the prefix of the layer.
+            arguments: The arguments of the script.
+
+        Returns:
+            What the script returns.
+        """
+        raise NotImplementedError
+
+    async def run_script_everywhere(
+        self, script: KeyScript, key: str, arguments: Sequence[Argument]
+    ) -> list[Any]:
+        """Run a script about a key in every Redis of the layer, and return what each returns."""
         raise NotImplementedError
 
     def _call_on_back(self) -> None:

@@ -432,6 +432,32 @@ def open_of_user(user_id: str) -> list[Held]:
     return [Held(*row) for row in found.values_list("process_id", "process__channel_name", "pk")]
 
 
+def open_connections_with(
+    user_id: str | None = None, group: str | None = None, connection_id: uuid.UUID | None = None
+) -> list[Held]:
+    """Return the open connections in running processes that fulfil all conditions.
+
+    Args:
+        user_id: The user's primary key as text; None for every user and for anonymous clients.
+        group: The name of a group; None for every group and for connections in none.
+        connection_id: The id of a connection; None for every connection.
+
+    Raises:
+        ValueError: The key is empty. Records of anonymous clients have an empty key.
+    """
+    if user_id == "":
+        raise ValueError("An empty key is that of every anonymous client")
+    found = Connection.objects.using(rows.database()).open().filter(process__stopped_at__isnull=True)
+    if user_id is not None:
+        found = found.filter(user_id=rows.cut(user_id, Connection, "user_id"))
+    if group is not None:
+        # In one call of `filter`, so that both conditions are about the same membership.
+        found = found.filter(memberships__group=group, memberships__left_at__isnull=True)
+    if connection_id is not None:
+        found = found.filter(pk=connection_id)
+    return [Held(*row) for row in found.values_list("process_id", "process__channel_name", "pk")]
+
+
 def count_open_records(process_id: uuid.UUID) -> int:
     """Return the number of open records of a process. The query reads as many rows of an index."""
     return Connection.objects.using(rows.database()).open().filter(process=process_id).count()

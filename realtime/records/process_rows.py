@@ -5,7 +5,7 @@ What `connection_rows` says of its functions holds here, too, with one exception
 """
 
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -13,7 +13,7 @@ from django.db import connections, transaction
 from django.db.models import F, Q, QuerySet
 from django.db.models.functions import Greatest, Now
 
-from realtime.models import Process, Round
+from realtime.models import Connection, Process, Round
 from realtime.records import presence_rows, rows
 from realtime.records.rows import BATCH
 
@@ -219,6 +219,24 @@ def processes_to_ask() -> list[Asked]:
     """Return every running process, the oldest first."""
     running = Process.objects.using(rows.database()).running().order_by("started_at", "pk")
     return [Asked(*row) for row in running.values_list("id", "channel_name", "host", "pid", "missed")]
+
+
+def addresses() -> list[str]:
+    """Return the address of every running process."""
+    running = Process.objects.using(rows.database()).running()
+    return list(running.values_list("channel_name", flat=True))
+
+
+def addresses_of_users(user_ids: Sequence[str]) -> list[str]:
+    """Return the addresses of the running processes that hold open connections of these users.
+
+    Args:
+        user_ids: The primary keys of at most a few hundred users, as text.
+    """
+    keys = [rows.cut(each, Connection, "user_id") for each in user_ids]
+    held = Connection.objects.using(rows.database()).open().filter(user_id__in=keys)
+    running = held.filter(process__stopped_at__isnull=True)
+    return list(running.values_list("process__channel_name", flat=True).distinct())
 
 
 def judge(number: int, silent: Collection[uuid.UUID], misses_allowed: int) -> list[LostProcess]:

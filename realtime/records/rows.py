@@ -81,16 +81,23 @@ def locks_rows(rows: "QuerySet[_Row]") -> bool:
     return connections[rows.db].features.has_select_for_update
 
 
+def begin_write(using: str) -> None:
+    """Begin a transaction that will write after it has read.
+
+    A deferred transaction of SQLite that begins with a read may fail at its first write.
+    """
+    if not connections[using].features.has_select_for_update:
+        # This write changes nothing.
+        Round.objects.using(using).filter(pk=0).update(number=0)
+
+
 def lock_some(rows: "QuerySet[_Row]", limit: int) -> list[uuid.UUID]:
     """Lock the first rows that no other writer has locked, at most `limit`.
 
     Returns:
         Their keys.
     """
-    if not locks_rows(rows):
-        # A deferred transaction of SQLite that begins with a read may fail at its first write. This write
-        # changes nothing.
-        Round.objects.using(rows.db).filter(pk=0).update(number=0)
+    begin_write(rows.db)
     free = rows.select_for_update(no_key=True, skip_locked=True)
     return list(free.values_list("pk", flat=True)[:limit])
 

@@ -3,18 +3,33 @@
 The socket is read all the time, even while a handler runs: otherwise the server would buffer without limit,
 and a pong would not be seen. Waiting frames are counted, and too many of them end the connection. Too many
 events of the channel layer are dropped.
+
+The frames and bytes per second are counted before a frame is parsed. A client above the rate is told, and
+nothing is read from it for a second. If it is still above the rate then, its connection ends.
 """
 
 import asyncio
 import logging
+import time
 
 from realtime import metrics
 from realtime.closing import CloseReason
 from realtime.conf import Settings
-from realtime.errors import BadFrame
+from realtime.errors import BadFrame, ErrorCode
 from realtime.hub.connection import Connection
+from realtime.limits import refusals
+from realtime.limits.rates import (
+    FEW_BYTES,
+    FEW_FRAMES,
+    GRACE,
+    SOME_BYTES,
+    SOME_FRAMES,
+    ClientRates,
+    Verdict,
+)
 from realtime.serving import lifecycle
 from realtime.transports.asgi import Event, Receive
+from realtime.transports.inflow import Turn, turnstiles
 from realtime.wire import frames
 
 logger = logging.getLogger("realtime.serving")
@@ -27,6 +42,8 @@ MOST_QUEUES = 10
 MAX_EVENTS = 1000
 #: The longest `realtime.v1` ping or pong, in bytes. Longer frames go to the handler unparsed.
 LONGEST_CONTROL = 64
+#: Bytes of a client that may wait until they are parsed, while this process is busy with those of others.
+MOST_WAITING = 256 * 1024
 #: The reasons with which frames still go to the handlers. A write may notice that the client closed before
 #: everything that the client sent was read.
 _STILL_READ = frozenset({None, CloseReason.CLIENT_CLOSED})
@@ -47,14 +64,15 @@ class Inbox:
         "_events",
         "_frames_since",
         "_frames_waiting",
-        "_max_frames",
-        "_max_message",
+        "_rates",
+        "_settings",
     )
 
     def __init__(self, connection: Connection, settings: Settings) -> None:
         self._connection = connection
-        self._max_message = settings.MAX_MESSAGE_BYTES
-        self._max_frames = settings.MAX_INBOUND_QUEUE
+        self._settings = settings
+        # Made with the first frame that counts: most connections only listen.
+        self._rates: ClientRates | None = None
         # Not an asyncio.Queue: an empty one takes a tenth of all the memory of a connection.
         self._events: list[Event] = []
         self._arrival: asyncio.Future[None] | None = None
@@ -66,6 +84,11 @@ class Inbox:
     @property
     def empty(self) -> bool:
         return not self._events
+
+    @property
+    def has_frames(self) -> bool:
+        """True if a frame waits for a handler."""
+        return self._frames_waiting > 0
 
     def arrival(self) -> asyncio.Future[None]:
         """Return a future that is done at the next arrival. For one task at a time, while this is `empty`."""
@@ -109,16 +132,12 @@ class Inbox:
             self._arrival.set_result(None)
 
     async def read(self, receive: Receive) -> None:
-        """Read the server's events until it reports that the connection is over."""
+        """Read the server's events until it reports that the connection is over, or must be read no more."""
         while True:
             event = await receive()
             if event["type"] == "websocket.receive":
-                if self._connection.reason in _STILL_READ and not self._handled_here(event):
-                    if self._frames_since >= self._max_frames:
-                        # All frames of one packet are read in one turn of the loop. Give a handler that is
-                        # not busy a turn, so that it takes one now.
-                        await asyncio.sleep(0)
-                    self._queue_frame(event)
+                if not await self._read_frame(event):
+                    return
                 continue
             if event["type"] == "websocket.disconnect":
                 # Evict now, not when a busy handler comes to it: until then other code would write to a
@@ -128,27 +147,114 @@ class Inbox:
                 return
             self._queue(event)
 
-    def _queue_frame(self, event: Event) -> None:
+    async def _read_frame(self, event: Event) -> bool:
+        """Take one frame. Return False if the server must not be asked for further events."""
+        connection, size = self._connection, _size(event)
+        transport = connection.transport
+        if connection.reason is CloseReason.RATE_LIMITED:
+            return transport.stop_reading()
+        if not transport.counts_frames and not (self._rates is None and self._took_awaited_pong(event, size)):
+            while (verdict := self._verdict(size)) is not Verdict.PASSES:
+                if connection.reason not in _STILL_READ or not self._may_wait(verdict, size):
+                    # Also a client that floods after this process has closed it for another reason.
+                    return transport.stop_reading()
+                # What the client sends meanwhile waits in the kernel, where it costs nothing.
+                transport.pause_reading()
+                pauses = turnstiles()
+                try:
+                    await asyncio.sleep(pauses.begin_rest(rest(self._settings)))
+                finally:
+                    pauses.end_rest()
+                    transport.resume_reading()
+        if connection.reason in _STILL_READ and not self._handled_here(event, size):
+            if self._frames_since >= self._settings.MAX_INBOUND_QUEUE:
+                # All frames of one packet are read in one turn of the loop. Give a handler that is not busy a
+                # turn, so that it takes one now.
+                await asyncio.sleep(0)
+            self._queue_frame(event, size)
+        return True
+
+    def _queue_frame(self, event: Event, size: int) -> None:
+        most, largest = self._settings.MAX_INBOUND_QUEUE, self._settings.MAX_MESSAGE_BYTES
         self._frames_waiting += 1
         self._frames_since += 1
-        self._bytes_waiting += _size(event)
+        self._bytes_waiting += size
         if (
-            self._frames_since > self._max_frames
-            or self._frames_waiting > MOST_QUEUES * self._max_frames
-            or self._bytes_waiting > self._max_frames * self._max_message
+            self._frames_since > most
+            or self._frames_waiting > MOST_QUEUES * most
+            or self._bytes_waiting > most * largest
         ):
             lifecycle.evict(self._connection, CloseReason.RATE_LIMITED)
         elif self._connection.reason in _STILL_READ:
             self._queue(event)
 
-    def _handled_here(self, event: Event) -> bool:
+    # -- rates --------------------------------------------------------------------------------------
+
+    def arrived(self, frames: int, size: int, waiting: int) -> Turn:
+        """Count frames that the transport has read, and say when they are to be parsed.
+
+        Args:
+            frames: The number of frames.
+            size: The bytes of their payload.
+            waiting: The bytes of the client that were read and are not parsed yet.
+        """
+        verdict = self._verdict(size, frames, is_full=waiting > MOST_WAITING)
+        if verdict is Verdict.PASSES:
+            if self._rates is None or self._rates.sent_at_most(FEW_FRAMES, FEW_BYTES):
+                return Turn.NOW
+            return Turn.SOON if self._rates.sent_at_most(SOME_FRAMES, SOME_BYTES) else Turn.IN_TURN
+        if self._may_wait(verdict, size, frames):
+            return Turn.LATER
+        self._connection.transport.stop_reading()
+        return Turn.NEVER
+
+    def _verdict(self, size: int, number: int = 1, *, is_full: bool = False) -> Verdict:
+        """Count frames, and return what becomes of them."""
+        frames_per_second = self._settings.MAX_FRAMES_PER_SECOND
+        bytes_per_second = self._settings.MAX_BYTES_PER_SECOND
+        if frames_per_second is None and bytes_per_second is None:
+            return Verdict.PASSES
+        now = time.monotonic()
+        if self._rates is None:
+            self._rates = ClientRates(frames_per_second, bytes_per_second, now)
+        return self._rates.take(size, now, number, is_full=is_full)
+
+    def _may_wait(self, verdict: Verdict, size: int, number: int = 1) -> bool:
+        """Tell a client that it is above the rate. Return False if its connection ends instead."""
+        connection = self._connection
+        if verdict is Verdict.WAIT:
+            return True
+        limit = self._rates.exceeded(size, number) if self._rates is not None else ""
+        refusals.note(
+            limit or "MAX_BYTES_PER_SECOND",
+            refusals.client_in_words(connection.address),
+            "It sends more than its connection may. If your clients need more, raise the limit",
+        )
+        if verdict is Verdict.END or not (connection.speaks_v1 and connection.transport.accepted):
+            lifecycle.evict(connection, CloseReason.RATE_LIMITED)
+            return False
+        detail = "You send more than you may. Nothing more is read from you for a second."
+        lifecycle.write(connection, frames.Error(code=ErrorCode.RATE_LIMITED, detail=detail))
+        return not connection.gone
+
+    def _took_awaited_pong(self, event: Event, size: int) -> bool:
+        """Take a pong that answers a ping of this process. Such pongs never come too often."""
+        text, connection = event.get("text"), self._connection
+        if text is None or not connection.speaks_v1 or size > LONGEST_CONTROL or connection.hub is None:
+            return False
+        n = frames.pong_number(text.encode(errors="replace"))
+        return n is not None and connection.hub.heartbeat.ponged(connection, n)
+
+    # -- frames that need no handler ------------------------------------------------------------------
+
+    def _handled_here(self, event: Event, size: int) -> bool:
         """Evict for a frame that is too large, and take pings and pongs.
 
         Returns:
             False if the frame must go to a handler.
         """
-        text, connection, size = event.get("text"), self._connection, _size(event)
-        if size > self._max_message:
+        text, connection = event.get("text"), self._connection
+        if size > self._settings.MAX_MESSAGE_BYTES:
             lifecycle.evict(connection, CloseReason.TOO_LARGE)
             return True
         if text is not None and connection.speaks_v1 and size <= LONGEST_CONTROL and self._took_control(text):
@@ -174,6 +280,14 @@ class Inbox:
             case _:
                 return False
         return True
+
+
+def rest(settings: Settings) -> float:
+    """Return the seconds for which nothing is read from a client that sends more than it may.
+
+    Its pongs wait with the rest, so the time must be short against PONG_TIMEOUT.
+    """
+    return min(GRACE, settings.PONG_TIMEOUT / 4)
 
 
 def is_for_handlers(event: Event) -> bool:

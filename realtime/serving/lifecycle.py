@@ -23,19 +23,23 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from channels import DEFAULT_CHANNEL_LAYER
+from django.db import InterfaceError, OperationalError
 from django.dispatch import Signal
 
 from realtime import conf, metrics, signals
 from realtime.closing import CloseReason
-from realtime.errors import ConnectionGone, LayerUnavailable, RecordsUnavailable
+from realtime.errors import ConnectionGone, LayerUnavailable, RecordsUnavailable, TooManyGroups
 from realtime.history.positions import Joined, Position
 from realtime.hub.connection import Connection, State
 from realtime.hub.hub import Hub
 from realtime.hub.supervisor import Supervisor
 from realtime.layers import groups, messages
+from realtime.limits import admission
 from realtime.process import tasks
 from realtime.records import connection_rows
 from realtime.records.entries import Closing, Join, Opening
+from realtime.rights import sessions
+from realtime.serving import permitting
 from realtime.transports.asgi import Event
 from realtime.wire import frames
 
@@ -50,6 +54,8 @@ LEAVE_TRIES = 2
 SLICE = 100
 #: Seconds for which `connection_closed` waits until the groups were left, in case the layer hangs.
 LEAVING_TIMEOUT = 1.0
+#: Seconds for the policy when it is asked again.
+POLICY_TIMEOUT = 10.0
 
 
 Key = TypeVar("Key")
@@ -89,7 +95,7 @@ def track_consumer(consumer: "asyncio.Task[Any]") -> None:
 def _hubs_here() -> Supervisor:
     loop = asyncio.get_running_loop()
     if loop not in _hubs:
-        _hubs[loop] = Supervisor(evict=evict, kick=_kick)
+        _hubs[loop] = Supervisor(evict=evict, kick=_kick, recheck=_recheck, ask_for_refresh=_ask_for_refresh)
     return _hubs[loop]
 
 
@@ -131,7 +137,11 @@ async def _admit(connection: Connection) -> None:
     connection.hub = home
     # Set before the write: once that is under way the record may exist, and the eviction must close it.
     opening = connection.opening = _opening(connection, home)
+    if connection.authorization is None:
+        connection.authorization = sessions.authorization_of(connection.scope, connection.user_id)
     home.admitting.add(connection)
+    # Before the write, so that its process knows it when its record says that the process must be told.
+    home.rights.added(connection)
     try:
         await home.ledger.open(opening)
     except RecordsUnavailable as error:
@@ -143,6 +153,7 @@ async def _admit(connection: Connection) -> None:
     if not connection.gone:
         home.add(connection)
         connection.state = State.OPEN
+        home.rights.admitted(connection)
         metrics.opened.inc()
         if opening.client_id:
             # Not for a connection that is gone: its client may have a newer one, which it waits for.
@@ -217,6 +228,7 @@ async def group_add(
 
     Raises:
         BadGroup: No group can have this name.
+        TooManyGroups: The connection is in MAX_GROUPS groups already.
         LayerUnavailable: The channel layer is down.
         RecordsUnavailable: The database took no membership.
         ConnectionGone: The connection ended meanwhile.
@@ -228,6 +240,7 @@ async def group_add(
         _admission(connection)
     elif connection.state is not State.OPEN:
         await admit(connection)
+    _require_room(connection, group)
     is_member = False
     if connection.state is State.OPEN:
         _require_home(connection)
@@ -408,6 +421,87 @@ def write(connection: Connection, frame: frames.ServerFrame) -> None:
     send(connection, {"type": "websocket.send", "text": frames.build(frame)})
 
 
+# -- rights ------------------------------------------------------------------------------------------
+
+
+async def _recheck(connection: Connection, groups: Collection[str] | None, *, tell_consumer: bool) -> bool:
+    """Ask the policy again about groups that the connection has joined, and leave those that it forbids.
+
+    Nothing here waits for the handlers of the connection or for the frames that its client has sent.
+
+    Args:
+        connection: The connection.
+        groups: The groups; None for all groups.
+        tell_consumer: Call the consumer's handler `rights_changed`, too.
+
+    Returns:
+        False if the policy could not be asked, because the database is down or it took too long.
+    """
+    if tell_consumer and connection.hears_rights and not connection.gone:
+        named = None if groups is None else sorted(groups)
+        connection.on_event({"type": "rights.changed", "groups": named})
+    if not connection.asks_policy:
+        return True
+    asked = True
+    for group in connection.joined - (connection.unasked or set()):
+        if groups is not None and group not in groups:
+            continue
+        try:
+            async with asyncio.timeout(POLICY_TIMEOUT):
+                if not await permitting.may(connection, "join", group):
+                    await remove_from(connection, group)
+                elif await _may_not_watch(connection, group):
+                    _home(connection).watches.unwatch(connection, group)
+        except ConnectionGone:
+            return True
+        except (OperationalError, InterfaceError, TimeoutError) as error:
+            logger.warning("The policy could not be asked again: %r", error, extra=connection.log_fields())
+            asked = False
+        except Exception:
+            # An exception means no.
+            logger.exception("The policy failed", extra=connection.log_fields())
+            await remove_from(connection, group)
+    return asked
+
+
+async def _may_not_watch(connection: Connection, group: str) -> bool:
+    """Return True if a client that is told who is in a group may not know it any more."""
+    watches = _home(connection).watches
+    return watches.is_told(connection, group) and not await permitting.may(connection, "presence", group)
+
+
+async def remove_from(connection: Connection, group: str) -> None:
+    """Remove a connection from a group that the policy does not allow any more, and tell its client.
+
+    If the URL names the group, the connection was for that group alone, and it ends.
+    """
+    if connection.gone:
+        return
+    if group == group_of_url(connection):
+        evict(connection, CloseReason.FORBIDDEN)
+        return
+    leaving = tasks.start(group_discard(connection, group))
+    # From its first step on, nothing more of the group is written. The rest may wait for the database.
+    await asyncio.sleep(0)
+    if connection.transport.accepted and not permitting.leave_to_join(connection, group):
+        write(connection, frames.Removed(group=group, reason=CloseReason.FORBIDDEN.value))
+    await leaving
+
+
+def group_of_url(connection: Connection) -> str | None:
+    """Return the group that the URL names."""
+    group: str | None = connection.scope.get("url_route", {}).get("kwargs", {}).get("group")
+    return group
+
+
+def _ask_for_refresh(connection: Connection, within: float) -> bool:
+    if not connection.transport.accepted:
+        return False
+    if connection.takes_refresh and connection.speaks_v1:
+        write(connection, frames.Refresh(within=round(within, 3)))
+    return True
+
+
 # -- out -------------------------------------------------------------------------------------------
 
 
@@ -449,6 +543,8 @@ def evict(connection: Connection, reason: CloseReason, event: Event | None = Non
     if connection.eviction is None:
         was_open = connection.state is State.OPEN
         connection.end(reason)
+        if connection.place is not None:
+            admission.here().give_back(connection)
         # The task begins to run when this function has returned, even if a line below raises.
         evicting = _evict(connection, reason, was_open=was_open)
         connection.eviction = tasks.start(evicting, context=tasks.outliving())
@@ -665,6 +761,13 @@ def _require_home(connection: Connection) -> None:
     if (reason := _home(connection).ending) is not None:
         evict(connection, reason)
         raise ConnectionGone
+
+
+def _require_room(connection: Connection, group: str) -> None:
+    """Raise TooManyGroups if one more group is too many. A group that is being left still counts."""
+    most = conf.get().MAX_GROUPS
+    if most is not None and len(connection.joined) >= most and group not in connection.joined:
+        raise TooManyGroups(most)
 
 
 def _home(connection: Connection) -> Hub:

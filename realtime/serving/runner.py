@@ -17,17 +17,20 @@ from channels.layers import get_channel_layer
 
 from realtime import conf, metrics
 from realtime.closing import CloseReason
-from realtime.errors import ConnectionGone, LayerUnavailable, RecordsUnavailable
+from realtime.errors import ConnectionGone, LayerUnavailable, RecordsUnavailable, TooManyGroups
 from realtime.hub.connection import Connection
 from realtime.layers import groups
+from realtime.limits import admission, handshakes, refusals
 from realtime.process import old_connections, stepping, tasks
 from realtime.process.stepping import Suspended
 from realtime.records.transactions import prepare_test
+from realtime.rights.authorization import NEEDS_TICKET
 from realtime.serving import handlers, lifecycle
 from realtime.serving.handlers import Target
-from realtime.serving.inbox import Inbox, is_for_handlers
+from realtime.serving.inbox import Inbox, is_for_handlers, rest
 from realtime.transports import transport_for
 from realtime.transports.asgi import Event, Options, Receive, Send, Watcher, is_test_client
+from realtime.transports.inflow import Turn
 from realtime.wire import client_id, frames
 
 logger = logging.getLogger("realtime.serving")
@@ -46,6 +49,8 @@ class Consumer(Protocol):
     closes_old_connections: bool
     client_parameter: str | None
     takes_notifications: bool
+    takes_refresh: bool
+    asks_policy: bool
     channel_layer: Any
     channel_name: str
 
@@ -111,6 +116,7 @@ class Runner(Watcher):
         "_inbox",
         "_over_since",
         "_raises",
+        "_readers",
         "_settings",
         "closed_old_connections",
         "connection",
@@ -127,6 +133,8 @@ class Runner(Watcher):
         self._at_the_end = False
         """True from the call of `disconnect` on."""
         self._failure: Exception | None = None
+        self._readers: list[asyncio.Task[None]] = []
+        """The tasks that read the socket and the connection's own channel."""
         self.waits_for_thread = False
         self._raises = is_test_client(send)
         self._context = copy_context()
@@ -138,6 +146,9 @@ class Runner(Watcher):
         self.closed_old_connections = False
         self.connection = Connection(scope, self.queue, consumer.channel_layer_alias)
         self.connection.takes_notifications = consumer.takes_notifications
+        self.connection.takes_refresh = consumer.takes_refresh
+        self.connection.asks_policy = consumer.asks_policy
+        self.connection.hears_rights = handlers.target(type(consumer), "rights.changed") is Target.HANDLER
         if not old_connections.has_own_thread(self._context):
             self.connection.on_group_event = self._take_group_event
             self.connection.closes_old_connections = consumer.closes_old_connections
@@ -147,6 +158,7 @@ class Runner(Watcher):
             send_timeout=self._settings.SEND_TIMEOUT,
             close_timeout=self._settings.CLOSE_TIMEOUT,
             close_limit=self._settings.CLOSE_LIMIT,
+            rest=rest(self._settings),
         )
         self.connection.transport = transport_for(
             send, options, self, scope=scope, direct=self._settings.DIRECT_WRITES
@@ -164,22 +176,22 @@ class Runner(Watcher):
             await prepare_test()
         if (task := asyncio.current_task()) is not None:
             lifecycle.track_consumer(task)
-        readers = [self._start_reader(self._inbox.read(receive))]
+        self._start_reader(self._inbox.read(receive))
         try:
-            if await self._open_channel():
-                readers.append(self._start_reader(self._read_channel()))
             await stepping.in_context(self._context, self._handle_events())
         finally:
             # Every ending comes through here, including a cancellation. `disconnect()` alone would miss most
             # of them (channels#1466). If the connection was evicted before, that reason stays.
             eviction = lifecycle.evict(self.connection, CloseReason.CANCELLED)
-            for reader in readers:
+            last = [eviction, *self._readers]
+            for reader in self._readers:
                 reader.cancel()
+            self._readers.clear()
             if self._disconnect_owed:
                 # In a task of its own: a server that cancels may cancel again while `disconnect` runs.
-                readers.append(tasks.start(self._tell_disconnect(self._report()), context=self._context))
+                last.append(tasks.start(self._tell_disconnect(self._report()), context=self._context))
             rest = max(self._time_left(at_the_end=True), self.times.cleanup_at_least)
-            _, unfinished = await asyncio.wait([eviction, *readers], timeout=min(self.times.cleanup, rest))
+            _, unfinished = await asyncio.wait(last, timeout=min(self.times.cleanup, rest))
             if not unfinished:
                 self._break_cycles()
         if self._failure is not None and self._raises:
@@ -206,7 +218,11 @@ class Runner(Watcher):
     # -- reading ------------------------------------------------------------------------------------
 
     async def _open_channel(self) -> bool:
-        """Give the connection its channel name; return True if there is a channel to read."""
+        """Give the connection its channel name, and read its channel if it has one of its own.
+
+        Returns:
+            False if the layer is down. Then the connection has ended.
+        """
         consumer, alias = self._consumer, self._consumer.channel_layer_alias
         layer = get_channel_layer(alias)
         consumer.channel_layer = None if layer is None else _LayerOfConsumer(layer, self.connection)
@@ -214,14 +230,14 @@ class Runner(Watcher):
         if layer is None:
             # As in Channels, the handlers run and fail. Their errors do not say what to set.
             self._log_missing_layer(alias)
-            return False
-        if not consumer.own_channel:
-            return False
+        if layer is None or not consumer.own_channel:
+            return True
         try:
             consumer.channel_name = self.connection.channel_name = await groups.new_channel(alias)
         except LayerUnavailable as error:
             await self._unavailable(error)
             return False
+        self._start_reader(self._read_channel())
         return True
 
     def _log_missing_layer(self, alias: str) -> None:
@@ -230,10 +246,10 @@ class Runner(Watcher):
         except LayerUnavailable as error:
             logger.warning("A connection cannot be served: %s", error, extra=self.connection.log_fields())
 
-    def _start_reader(self, reading: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _start_reader(self, reading: Coroutine[Any, Any, None]) -> None:
         reader = tasks.create(reading)
         reader.add_done_callback(self._reader_ended)
-        return reader
+        self._readers.append(reader)
 
     def _reader_ended(self, reader: asyncio.Task[None]) -> None:
         """End the connection if a reader failed: otherwise it would receive nothing more."""
@@ -289,6 +305,13 @@ class Runner(Watcher):
                 case "websocket.connect":
                     if self.connection.gone:
                         break
+                    if not handshakes.admits(self.connection.scope):
+                        # Not accepted, because that would cost more: the server answers 403.
+                        lifecycle.evict(self.connection, CloseReason.RATE_LIMITED)
+                        break
+                    if self._lacks_ticket():
+                        lifecycle.evict(self.connection, CloseReason.FORBIDDEN)
+                        break
                     if (ending := lifecycle.ending()) is not None:
                         # Not 403: that tells the client neither the reason nor when to come back.
                         await self.refuse(ending)
@@ -296,12 +319,27 @@ class Runner(Watcher):
                     if not self._read_client_id():
                         await self.refuse(CloseReason.PROTOCOL_ERROR)
                         break
+                    if not await self._is_within_limits() or not await self._open_channel():
+                        break
                     self._disconnect_owed = True
                 case "realtime.evicted" if not self._is_over():
                     continue
             going_on = not self._is_over() and await self._handle(self._consumer.dispatch(event))
         if self._disconnect_owed:
             await self._tell_disconnect(await self._disconnect_event(event))
+
+    def _lacks_ticket(self) -> bool:
+        """Return True if the connection may only be served with a ticket, and no middleware verified one."""
+        connection = self.connection
+        authorization = connection.authorization
+        if not connection.scope.get(NEEDS_TICKET) or (authorization is not None and authorization.is_ticket):
+            return False
+        logger.warning(
+            "A client without an Origin presents a ticket, and no middleware verifies it: put "
+            "realtime.auth.AuthMiddlewareStack or TicketMiddleware in front of the consumer",
+            extra=connection.log_fields(),
+        )
+        return True
 
     def _read_client_id(self) -> bool:
         """Read the id that the client gives itself in the URL. Return False if it is malformed."""
@@ -313,6 +351,23 @@ class Runner(Watcher):
                 logger.warning("A connection is refused: %s", error, extra=connection.log_fields())
                 return False
         return True
+
+    async def _is_within_limits(self) -> bool:
+        """Count the connection. Return False if it has ended, or if it is refused because of a limit."""
+        try:
+            limit = await admission.here().admit(self.connection)
+        except Exception as error:
+            # The user in the scope comes from a middleware of the application.
+            logger.exception("A connection could not be counted", extra=self.connection.log_fields())
+            self._failure = error
+            await self._give_up(CloseReason.HANDLER_ERROR)
+            return False
+        if limit is not None and not self.connection.gone:
+            unavailable = limit == admission.WITHOUT_REDIS
+            await self.refuse(
+                CloseReason.SERVER_UNAVAILABLE if unavailable else CloseReason.TOO_MANY_CONNECTIONS
+            )
+        return not self.connection.gone
 
     def _take_group_event(self, event: Event) -> None:
         """Call the handler of a group event if the consumer is idle. Otherwise queue the event.
@@ -485,6 +540,11 @@ class Runner(Watcher):
             return True
         except (LayerUnavailable, RecordsUnavailable) as error:
             await self._unavailable(error)
+        except TooManyGroups as error:
+            client = refusals.client_in_words(self.connection.address)
+            refusals.note("MAX_GROUPS", client, f"Its consumer did not catch the exception: {error}")
+            self._failure = self._failure or error
+            await self._give_up(CloseReason.RATE_LIMITED)
         except Exception as error:
             timed_out = isinstance(error, TimeoutError) and limit.expired()
             if timed_out and never_began:
@@ -597,8 +657,14 @@ class Runner(Watcher):
         connection = self.connection
         if connection.hub is None or connection.speaks_v1 is not v1:
             return False
-        connection.hub.heartbeat.ponged(connection, n)
-        return True
+        return connection.hub.heartbeat.ponged(connection, n)
+
+    @property
+    def is_busy(self) -> bool:
+        return self._idle_task is None or self._inbox.has_frames
+
+    def arrived(self, frames: int, size: int, waiting: int) -> Turn:
+        return self._inbox.arrived(frames, size, waiting)
 
     def is_behind(self) -> None:
         if self.connection.hub is not None and not self.connection.gone:

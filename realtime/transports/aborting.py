@@ -75,6 +75,12 @@ class AbortingTransport(AsgiTransport):
             # The client's kernel may have taken everything, although the client reads nothing.
             self._cut_off_later(self._options.close_timeout, even_if_held_back=True)
 
+    def stop_reading(self) -> bool:
+        """Abort the connection after CLOSE_TIMEOUT. Until then, the client may read why it was closed."""
+        if not self._is_over():
+            self._cut_off_later(self._options.close_timeout, even_if_held_back=True)
+        return True
+
     def abandon(self) -> None:
         """Drop everything that waits. If the server has buffered anything, abort the connection later."""
         super().abandon()
@@ -99,6 +105,7 @@ class AbortingTransport(AsgiTransport):
 
     def _begin_to_look(self, loop: asyncio.AbstractEventLoop, limit: float, even_if_held_back: bool) -> None:
         if self._is_over():
+            self._ended()
             return
         now = loop.time()
         self._look_again(loop, now + limit, now, self._waiting(), even_if_held_back)
@@ -132,6 +139,7 @@ class AbortingTransport(AsgiTransport):
             even_if_held_back: See `_cut_off_later`.
         """
         if self._is_over():
+            self._ended()
             return
         now, waiting = loop.time(), self._waiting()
         if not even_if_held_back and self._is_held_back():
@@ -188,6 +196,9 @@ class AbortingTransport(AsgiTransport):
     def _is_over(self) -> bool:
         """Return True if the connection has ended."""
         raise NotImplementedError
+
+    def _ended(self) -> None:
+        """Forget what this transport still needed of its connection, which was closed and has ended."""
 
     def _is_held_back(self) -> bool:
         """Return True if a middleware has not passed the close on to the server."""

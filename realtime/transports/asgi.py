@@ -19,6 +19,7 @@ from realtime.closing import CloseReason, of_disconnect
 from realtime.process import stepping, tasks
 from realtime.process.stepping import Suspended
 from realtime.transports import tcp
+from realtime.transports.inflow import Turn
 from realtime.wire import frames, rfc6455
 
 logger = logging.getLogger("realtime.transports")
@@ -58,9 +59,25 @@ class Watcher:
             v1: True for a pong frame of `realtime.v1`, False for one of RFC 6455.
 
         Returns:
-            False if this connection is pinged in the other way. Then the frame belongs to the application.
+            False if this connection is pinged in the other way, or no such ping is unanswered. Then the frame
+            belongs to the application, and counts as one that the client sent unasked.
         """
         return False
+
+    @property
+    def is_busy(self) -> bool:
+        """True if frames of the client are at its handlers, or wait for them."""
+        return False
+
+    def arrived(self, frames: int, size: int, waiting: int) -> Turn:
+        """Count frames before they are parsed, and say when they are to be parsed.
+
+        Args:
+            frames: The number of frames that begin in what was read.
+            size: The bytes of their payload.
+            waiting: The bytes of this client that were read and are not parsed yet.
+        """
+        return Turn.NOW
 
     def is_behind(self) -> None:
         """Note that written bytes wait in this process until the client reads."""
@@ -81,6 +98,8 @@ class Options:
     """The setting CLOSE_TIMEOUT."""
     close_limit: float = 60.0
     """The setting CLOSE_LIMIT."""
+    rest: float = 1.0
+    """For which nothing is read from a client that sends more than it may."""
 
 
 class Ping:
@@ -284,6 +303,28 @@ class AsgiTransport:
 
         self._queue.append((reach, 0))
         await asyncio.wait([reached, self._writer], return_when=asyncio.FIRST_COMPLETED)
+
+    @property
+    def counts_frames(self) -> bool:
+        """True if the watcher is told of frames by `arrived`. Otherwise they are counted when they come."""
+        return False
+
+    def pause_reading(self) -> None:
+        """Read nothing from the client until `resume_reading`.
+
+        Most servers stop reading when they are not asked for the next event. On these, this does nothing.
+        """
+
+    def resume_reading(self) -> None:
+        """Read from the client again."""
+
+    def stop_reading(self) -> bool:
+        """Read nothing more of a client that was closed, and end its socket soon, as far as that is possible.
+
+        Returns:
+            True if the server may be asked for further events. Otherwise it would go on reading.
+        """
+        return True
 
     def close(self, event: Event, goodbye: Event | None = None) -> None:
         """Send a last message and the close event, without blocking. Later messages are dropped.

@@ -26,6 +26,7 @@ from typing import Any
 from realtime.closing import CloseReason
 from realtime.transports.aborting import AbortingTransport
 from realtime.transports.asgi import Event, Options, Ping, Send, Shared, Watcher
+from realtime.transports.inflow import Inflow, Rest, Turn
 from realtime.wire import frames, rfc6455
 
 logger = logging.getLogger("realtime.transports")
@@ -49,7 +50,7 @@ class OnDaphne(AbortingTransport):
         watcher: The owner, told about failures, pongs and bytes that wait.
     """
 
-    __slots__ = ("_allowed", "_protocol", "_ready", "_send_now", "_twisted")
+    __slots__ = ("_allowed", "_inflow", "_parse", "_protocol", "_ready", "_send_now", "_twisted")
 
     def __init__(
         self,
@@ -61,6 +62,10 @@ class OnDaphne(AbortingTransport):
         super().__init__(send, options, watcher)
         self._protocol = protocol
         self._twisted = protocol.transport
+        self._parse: Callable[[bytes], object] | None = None
+        """Autobahn's method that takes what was read; None if reads do not come here."""
+        self._inflow: Inflow | None = None
+        """What the client sends, made with its first frame that is no pong."""
         self._send_now = protocol.transport.socket.send
         self._allowed = options.max_unsent
         self._ready = False
@@ -93,12 +98,14 @@ class OnDaphne(AbortingTransport):
         self._protocol.onCloseFrame = functools.partial(self._peer_closes, self._protocol.onCloseFrame)
 
     def _listen_to_reads(self) -> None:
-        self._protocol.dataReceived = functools.partial(self._received, self._protocol.dataReceived)
+        self._parse = self._protocol.dataReceived
+        self._protocol.dataReceived = self._received
 
     def _stop_listening(self) -> None:
         # These refer to this transport, which refers to the protocol.
-        for name in ("onPong", "onCloseFrame", "dataReceived"):
+        for name in ("onPong", "onCloseFrame"):
             vars(self._protocol).pop(name, None)
+        self._stop_reads()
 
     # -- writing -----------------------------------------------------------------------------------
 
@@ -140,6 +147,42 @@ class OnDaphne(AbortingTransport):
         while self._ready and self._buffered() > HIGH_WATER:  # noqa: ASYNC110 - Twisted has no such event
             await asyncio.sleep(LOOK_INTERVAL)
 
+    # -- reading -----------------------------------------------------------------------------------
+
+    def pause_reading(self) -> None:
+        # Daphne itself reads all the time, and has no limit for what waits to be received.
+        self._twisted.pauseProducing()
+
+    def resume_reading(self) -> None:
+        self._twisted.resumeProducing()
+
+    def stop_reading(self) -> bool:
+        self.pause_reading()
+        return super().stop_reading()
+
+    @property
+    def counts_frames(self) -> bool:
+        return self._parse is not None
+
+    @property
+    def is_busy(self) -> bool:
+        """True if frames of the client are at its handlers, or wait for them."""
+        return self._watcher.is_busy
+
+    def arrived(self, frames: int, size: int, waiting: int) -> Turn:
+        """Ask the owner when frames that were read are parsed."""
+        return self._watcher.arrived(frames, size, waiting)
+
+    def parse(self, data: bytes) -> object:
+        """Have autobahn parse what was read."""
+        return self._parse(data) if self._parse is not None else None
+
+    def _read_after_close(self, parse: Callable[[bytes], object], rest: Rest, data: bytes) -> object:
+        """Have autobahn parse what a client still sends after it was closed, up to a limit."""
+        if rest.takes(data):
+            return parse(data)
+        return self.stop_reading()
+
     # -- ending ------------------------------------------------------------------------------------
 
     def close(self, event: Event, goodbye: Event | None = None) -> None:
@@ -147,13 +190,37 @@ class OnDaphne(AbortingTransport):
         # Disable autobahn's own timer of 1 s. If it takes longer to close many connections, Twisted fires the
         # timer before the close frames are written, and clients get a RST. `_cut_off_later` replaces it.
         self._protocol.closeHandshakeTimeout = 0
+        parse, inflow, was_closed = self._parse, self._inflow, self.closed
+        held = inflow.close() if inflow is not None and not was_closed else b""
         super().close(event, goodbye)
+        if parse is None or was_closed or self._is_over():
+            return
+        if event.get("code") == CloseReason.RATE_LIMITED.code:
+            self.stop_reading()
+            return
+        # A client that goes on sending instead of closing must not keep this process busy until CLOSE_LIMIT.
+        self._stop_reads()
+        read_on = functools.partial(self._read_after_close, parse, Rest())
+        self._protocol.dataReceived = read_on
+        if inflow is not None:
+            # Reading may have been paused. Behind what waits may be the client's close frame.
+            self.resume_reading()
+            read_on(held)
 
     def abandon(self) -> None:
         """Drop everything that waits, and remove the callbacks of this transport from the protocol."""
         super().abandon()
         self._ready = False
         self._stop_listening()
+
+    def _ended(self) -> None:
+        self._stop_reads()
+
+    def _stop_reads(self) -> None:
+        vars(self._protocol).pop("dataReceived", None)
+        if self._inflow is not None:
+            self._inflow.close()
+        self._parse = self._inflow = None
 
     def abort(self) -> None:
         self._twisted.abortConnection()
@@ -176,15 +243,16 @@ class OnDaphne(AbortingTransport):
 
     # -- what autobahn and Twisted call ------------------------------------------------------------
 
-    def _received(self, pass_on: Callable[[bytes], object], data: bytes) -> object:
-        """Handle a read that is exactly one pong, as nearly every read is. Pass all others on to autobahn.
+    def _received(self, data: bytes) -> object:
+        """Handle a read that is exactly one pong, as nearly every read is. All others are parsed in turn.
 
         Autobahn, Daphne and the queue behind them take 30 microseconds for a pong. This method takes two.
         """
-        protocol = self._protocol
+        protocol, inflow = self._protocol, self._inflow
         if (
             len(data) <= rfc6455.LONGEST_SHORT
             # No part of a frame was read before.
+            and (inflow is None or not inflow.waiting)
             and not protocol.data
             and protocol.current_frame is None
             and protocol.state == protocol.STATE_OPEN
@@ -192,7 +260,13 @@ class OnDaphne(AbortingTransport):
             and self._is_pong(*frame)
         ):
             return None
-        return pass_on(data)
+        if protocol.state != protocol.STATE_OPEN:
+            return self.parse(data)
+        if inflow is None:
+            inflow = self._inflow = Inflow(self, self._options.rest)
+            inflow.began(protocol.data)
+        inflow.received(data)
+        return None
 
     def _is_pong(self, opcode: int, payload: bytes) -> bool:
         """Handle a pong of either kind. Return False for any other frame."""
@@ -502,6 +576,17 @@ def _is_known(protocol: Any) -> bool:
     )
 
 
+def _used_of(twisted: Any) -> tuple[Any, ...]:
+    """Return the methods of Twisted's transport that are used. Raise AttributeError if one is missing."""
+    return (
+        twisted.write,
+        twisted.abortConnection,
+        twisted.pauseProducing,
+        twisted.resumeProducing,
+        twisted.socket.send,
+    )
+
+
 def _is_plain(twisted: Any) -> bool:
     """Return True if this is a known stream socket. Raise AttributeError if an attribute is missing."""
     return (
@@ -511,5 +596,5 @@ def _is_plain(twisted: Any) -> bool:
         and isinstance(twisted.offset, int)
         and isinstance(twisted._tempDataLen, int)
         and twisted.disconnected in (False, True)
-        and all(map(callable, (twisted.write, twisted.abortConnection, twisted.socket.send)))
+        and all(map(callable, _used_of(twisted)))
     )

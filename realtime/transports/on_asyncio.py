@@ -42,6 +42,13 @@ class OnAsyncio(AbortingTransport):
         if self._asyncio.get_write_buffer_size():
             self._watcher.is_behind()
 
+    def stop_reading(self) -> bool:
+        super().stop_reading()
+        # A loop may refuse this on a transport that is closing, and then nothing is read anyway.
+        with suppress(RuntimeError):
+            self._asyncio.pause_reading()
+        return False
+
     def abort(self) -> None:
         # Without SO_LINGER the kernel would go on sending the peer what it has buffered. If a loop gives no
         # socket to set it on, only that is lost.

@@ -1,7 +1,7 @@
 """The wire protocol `realtime.v1`: text frames, each one JSON object with its kind in the field `type`.
 
 Both sides ignore fields that they do not know. A client ignores types that it does not know. The server
-answers them with an error frame. `refresh` is reserved in both directions.
+answers them with an error frame.
 
 Applications send `data` to each other. The server checks this JSON text but does not encode it again. So
 numbers, the order of keys and escapes reach the receiver unchanged.
@@ -24,6 +24,7 @@ _MAX_SAFE_INTEGER = 2**53 - 1
 
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=_MAX_SAFE_INTEGER)]
 ShortText: TypeAlias = Annotated[str, Meta(max_length=64)]
+TicketText: TypeAlias = Annotated[str, Meta(min_length=1, max_length=4096)]
 PublishId: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
 Ref: TypeAlias = Annotated[int, Meta(ge=-_MAX_SAFE_INTEGER, le=_MAX_SAFE_INTEGER)] | ShortText
 
@@ -188,7 +189,26 @@ class Notification(_Frame, frozen=True, tag="notification"):
 
 
 class Refresh(_Frame, frozen=True, tag="refresh"):
-    """Reserved: renews an expiring authorisation. It is not sent yet, so it has no fields."""
+    """Asks the client to renew its right to the connection within some seconds, by a `refresh` of its own."""
+
+    within: float
+
+
+class Refreshed(_Frame, frozen=True, tag="refreshed"):
+    """Answers a refresh. `expires_in` is in seconds; it is absent if the right does not end by itself."""
+
+    ref: Ref
+    expires_in: float | None = None
+
+
+class Removed(_Frame, frozen=True, tag="removed"):
+    """Tells the client that the server removed it from a group.
+
+    The reason `forbidden` says that the policy does not allow it any more.
+    """
+
+    group: str
+    reason: str
 
 
 ServerFrame: TypeAlias = (
@@ -205,6 +225,8 @@ ServerFrame: TypeAlias = (
     | Presence
     | Notification
     | Refresh
+    | Refreshed
+    | Removed
 )
 
 
@@ -262,9 +284,14 @@ class ClientPresence(_Frame, frozen=True, tag="presence"):
 
 
 class ClientRefresh(_Frame, frozen=True, tag="refresh"):
-    """Reserved: renews an authorisation. The server answers with an error frame as yet."""
+    """Renews the right to the connection.
 
-    ref: Ref | None = None
+    With a ticket, the right is that of the ticket, which must be for the same user. Without one, the server
+    reads again when the session of the connection ends.
+    """
+
+    ref: Ref
+    ticket: TicketText | None = None
 
 
 ClientFrame: TypeAlias = ClientPong | ClientPing | Join | Leave | Publish | ClientPresence | ClientRefresh

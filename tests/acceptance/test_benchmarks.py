@@ -16,6 +16,7 @@ COMMANDS = [
     "records",
     "notify",
     "idle",
+    pytest.param("revocation", marks=pytest.mark.matrix),
     pytest.param("history", marks=pytest.mark.matrix),
     pytest.param("costs", marks=pytest.mark.matrix),
     pytest.param("presence", marks=pytest.mark.matrix),

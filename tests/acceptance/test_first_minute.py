@@ -27,7 +27,7 @@ FRAMES_FOR_ANYBODY = {"message", "joined", "left", "published", "presence", "err
 
 
 # Always both servers, because each has its own way to end a connection.
-@pytest.fixture(scope="module", params=pairings("pubsub-daphne-sqlite", "core-uvicorn-sqlite"))
+@pytest.fixture(scope="module", params=pairings("pubsub-daphne-sqlite"))
 def site(request: pytest.FixtureRequest, start_shared_site: StartSite) -> Site:
     pairing: Pairing = request.param
     return start_shared_site(pairing, PING_INTERVAL=PING_INTERVAL, PONG_TIMEOUT=PONG_TIMEOUT)

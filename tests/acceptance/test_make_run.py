@@ -22,7 +22,7 @@ from typing import Self
 import psutil
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import connect
+from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin
 
 from tests.support.assertions.eventually import eventually
@@ -181,6 +181,11 @@ def running(checkout: Path) -> Iterator[Terminal]:
         yield terminal.wait_until_it_serves()
 
 
+def connect_to(url: str) -> ClientConnection:
+    """Connect as a page of the site itself does."""
+    return connect(url, origin=Origin(url.replace("ws", "http", 1).partition("/ws/")[0]))
+
+
 class TestRunning:
     """One `make run`, seen from outside."""
 
@@ -207,7 +212,7 @@ class TestRunning:
     def test_a_client_of_ten_lines_gets_what_the_command_publishes(
         self, checkout: Path, running: Terminal
     ) -> None:
-        with connect(f"ws://127.0.0.1:{running.port}/ws/public.lobby/") as client:
+        with connect_to(f"ws://127.0.0.1:{running.port}/ws/public.lobby/") as client:
             subprocess.run(
                 [".venv/bin/python", "manage.py", "publish", "public.lobby", '{"hello": 1}'],
                 cwd=checkout,
@@ -233,7 +238,7 @@ class TestRunning:
             assert second.exit_code(within=60) != 0
             assert "A private Redis of this checkout runs already" in second.output
             assert "Traceback" not in second.output
-        with connect(f"ws://127.0.0.1:{running.port}/ws/public.lobby/") as client:
+        with connect_to(f"ws://127.0.0.1:{running.port}/ws/public.lobby/") as client:
             client.ping()
 
 
@@ -290,7 +295,7 @@ def test_a_stop_ends_every_process_and_leaves_nothing_open(checkout: Path, stop:
         terminal.wait_until_it_serves()
         with contextlib.ExitStack() as stack:
             url = f"ws://127.0.0.1:{terminal.port}/ws/public.lobby/"
-            clients = [stack.enter_context(connect(url)) for _ in range(20)]
+            clients = [stack.enter_context(connect_to(url)) for _ in range(20)]
             assert left_open(checkout) == (20, 20)
             started = time.monotonic()
             if stop == "ctrl-c":
@@ -353,7 +358,7 @@ def test_a_killed_server_starts_again_and_its_rows_are_closed(checkout: Path) ->
     with Terminal("make run", checkout) as terminal:
         port = terminal.wait_until_it_serves().port
         page = f"ws://127.0.0.1:{port}/ws/public.lobby/"
-        with connect(page) as client:
+        with connect_to(page) as client:
             assert left_open(checkout) != (0, 0)
             (daphne,) = [process for process in terminal.processes() if "daphne" in process.cmdline()]
             daphne.kill()
@@ -365,7 +370,7 @@ def test_a_killed_server_starts_again_and_its_rows_are_closed(checkout: Path) ->
         eventually(lambda: left_open(checkout) == (0, 0), within=40)
         # The reaper does not wait for the new server, so that one may still be starting.
         eventually(lambda: listens(port), within=30)
-        with connect(page):
+        with connect_to(page):
             assert terminal.programs() == {"daphne", "reaper", "redis"}
 
 

@@ -19,6 +19,9 @@ class FakeWebSocket {
   onclose = null;
 
   constructor(url, protocols) {
+    // As in browsers, the error quotes what is not a token.
+    const wrong = protocols.find((each) => !/^[\w!#$%&'*+.^`|~-]+$/.test(each));
+    if (wrong !== undefined) throw new SyntaxError(`The subprotocol '${wrong}' is invalid.`);
     this.url = url;
     this.protocols = protocols;
     this.madeAt = Date.now();

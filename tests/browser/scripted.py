@@ -27,22 +27,41 @@ class Client:
         self.page = page
 
     async def start(
-        self, url: str = "/ws/", connect: bool = True, options: dict[str, object] | None = None
+        self,
+        url: str = "/ws/",
+        connect: bool = True,
+        options: dict[str, object] | None = None,
+        tickets: bool = False,
     ) -> Self:
+        """Open a page with a connection.
+
+        Args:
+            url: The address of the connection.
+            connect: Connect immediately.
+            options: The options of the connection.
+            tickets: The connection has a function `ticket`. Each call waits in the list `asked` of the page.
+        """
         await self.page.route(f"{ORIGIN}/**", _site)
         await self.page.add_init_script(path=HERE / "fake_websocket.js")
         await self.page.clock.install(time=1_700_000_000)
         await self.page.goto(ORIGIN)
         await self.page.clock.pause_at(1_700_000_100)
         await self.page.evaluate(
-            """async ([url, connect, random, options]) => {
+            """async ([url, connect, random, options, tickets]) => {
                 Math.random = () => random;
                 const module = await import("/realtime.js");
                 window.module = module;
+                window.asked = [];
+                if (tickets) {
+                    options.ticket = () => new Promise((resolve, reject) => asked.push({ resolve, reject }));
+                }
                 window.connection = new module.RealtimeConnection(url, options);
                 window.seen = [];
-                const names = "state message recovered reset presence notification groups ping goodbye error";
-                for (const name of names.split(" ")) {
+                const names = [
+                    "state", "message", "recovered", "reset", "presence", "notification", "groups",
+                    "removed", "refresh", "ping", "goodbye", "error",
+                ];
+                for (const name of names) {
                     connection.addEventListener(name, ({ detail }) => seen.push({ event: name, ...detail }));
                 }
                 // Settles later: outcome(promise) says how, or that it is still pending.
@@ -54,7 +73,7 @@ class Client:
                 };
                 if (connect) connection.connect();
             }""",
-            [url, connect, HALF, options or {}],
+            [url, connect, HALF, options or {}, tickets],
         )
         return self
 

@@ -121,3 +121,80 @@ async def test_the_list_and_the_pages_fit_a_phone(page: Page, admin: Page) -> No
     await expect(admin).to_have_url(re.compile(r"\?state=open$"))
     await admin.check("#action-toggle")
     await expect(admin.locator("tr.selected")).to_have_count(2)
+
+
+async def test_a_user_is_disconnected_from_the_admin(admin: Page, site: Site) -> None:
+    complaints = Complaints(admin)
+    phone = await admin.context.new_page()
+    await open_page(phone)  # the same user in a second tab
+    await admin.goto("/admin/realtime/presentuser/")
+    await admin.locator("#result_list .field-user a").click()
+    await admin.get_by_role("button", name="Disconnect").click()
+    await expect(admin.locator("#content")).to_contain_text("asked to disconnect 1 open connection.")
+    await admin.get_by_role("button", name="Disconnect 1").click()
+    await expect(admin.locator(".messagelist")).to_have_text(
+        re.compile(r"Asked 1 process to disconnect 1 connection\.")
+    )
+    await expect(phone.locator("#last-close")).to_contain_text("4504, closed by an administrator")
+    assert complaints.seen == []
+
+
+async def test_no_page_breaks_the_content_security_policy(page: Page, admin: Page) -> None:
+    complaints = Complaints(admin)
+    await open_page(page)
+    await open_page(await admin.context.new_page())
+    process = await _first_link(admin, "process/")
+    user = await _first_link(admin, "presentuser/")
+    for address in (
+        "/",
+        "/admin/",
+        "/admin/realtime/",
+        "/admin/realtime/connection/?state=open&group=public.lobby",
+        "/admin/realtime/connection/?q=/ws/",
+        f"/admin/realtime/connection/{await id_of(page)}/change/",
+        f"/admin/realtime/connection/{await id_of(page)}/history/",
+        "/admin/realtime/process/",
+        process,
+        "/admin/realtime/presentuser/",
+        user,
+        "/admin/password_change/",
+    ):
+        answer = await admin.goto(address)
+        assert answer is not None
+        assert "'unsafe-inline'" not in answer.headers["content-security-policy"], address
+        await admin.wait_for_load_state()
+        # The policy is in force: a script inside of the page does not run.
+        assert complaints.seen == [], address
+        assert await admin.evaluate(INLINE) == ["script-src-elem", "style-src-attr"], address
+        complaints.seen.clear()
+    for kind, row in (("connection", "disconnect_selected"), ("presentuser", "disconnect_selected")):
+        await admin.goto(f"/admin/realtime/{kind}/?state={'open' if kind == 'connection' else 'online'}")
+        await admin.check("#action-toggle")
+        await admin.select_option("[name=action]", row)
+        await admin.get_by_role("button", name="Go").click()
+        await expect(admin.locator("#content")).to_contain_text("will be asked to disconnect")
+    assert complaints.seen == []
+
+
+INLINE = """async () => {
+  const violated = [];
+  addEventListener("securitypolicyviolation", (event) => violated.push(event.effectiveDirective));
+  const script = document.createElement("script");
+  script.textContent = "window.inlineRan = true";
+  document.body.append(script);
+  const text = document.createElement("p");
+  text.setAttribute("style", "color: red");
+  document.body.append(text);
+  for (let turn = 0; violated.length < 2 && turn < 100; turn++) {
+    await new Promise((resume) => setTimeout(resume, 20));
+  }
+  return window.inlineRan ? ["it ran"] : violated.sort();
+}"""
+
+
+async def _first_link(admin: Page, model: str) -> str:
+    """Return the address of the page of the first row in the list of a model."""
+    await admin.goto(f"/admin/realtime/{model}")
+    address = await admin.locator(f"#result_list a[href*='/realtime/{model}']").first.get_attribute("href")
+    assert address is not None
+    return address

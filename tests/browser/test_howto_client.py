@@ -90,3 +90,10 @@ async def test_the_page_loads_its_state_again_after_a_reset(orders: Orders) -> N
     orders.stored = [{"id": 7, "text": "other"}]
     await orders.says({"type": "reset", "group": GROUP, "epoch": "f", "offset": 0})
     await orders.shows("other")
+
+
+async def test_a_page_that_was_removed_from_its_group_shows_nothing(orders: Orders) -> None:
+    await orders.says(joined(1, 3), message(4, 2, "secret"))
+    await orders.shows("loaded", "secret")
+    await orders.says({"type": "removed", "group": GROUP, "reason": "forbidden"})
+    await orders.shows()

@@ -6,8 +6,19 @@ from collections.abc import AsyncGenerator
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, Response, expect
+from playwright.async_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Page,
+    Response,
+    WebSocketRoute,
+    expect,
+)
 
+from realtime import closing
+from realtime.closing import CloseReason
+from realtime.wire import frames
 from tests.support.fixtures import StartSite
 from tests.support.pairings import Pairing, pairings
 from tests.support.programs.servers import WebServer
@@ -372,5 +383,109 @@ async def test_the_chinese_page_has_no_english_text(chromium: Browser, server: W
         await expect(page.locator("#state-text")).to_have_text("已关闭")
         assert await untranslated(page) == []
         assert complaints.seen == []
+    finally:
+        await context.close()
+
+
+class Talkative:
+    """The server of one page. The test may speak and close in its name."""
+
+    def __init__(self) -> None:
+        self._routes: list[WebSocketRoute] = []
+        #: While it is not set, new sockets wait.
+        self.takes = asyncio.Event()
+        self.takes.set()
+
+    async def stand_before(self, page: Page) -> None:
+        await page.route_web_socket(re.compile("/ws/"), self._take)
+
+    async def _take(self, route: WebSocketRoute) -> None:
+        await self.takes.wait()
+        route.connect_to_server()
+        self._routes.append(route)
+
+    def says(self, frame: frames.ServerFrame) -> None:
+        self._routes[-1].send(frames.build(frame))
+
+    async def ends(self, reason: CloseReason) -> None:
+        self.says(frames.Goodbye(reason.value, closing.may_reconnect(reason.code)))
+        await self._routes[-1].close(code=reason.code, reason=reason.value)
+
+
+#: What the page says, in English and in Chinese, when the server ends the connection for a reason.
+ENDINGS = {
+    CloseReason.NOT_AUTHENTICATED: ("You are signed out. Sign in", "您已退出登录。 登录"),
+    CloseReason.FORBIDDEN: ("You may not use this connection any more.", "您不能再使用此连接。"),
+    CloseReason.RATE_LIMITED: ("This page sent more than it may.", "本页发送的数据超出限制"),
+    CloseReason.TOO_MANY_CONNECTIONS: ("There are too many connections", "连接太多"),
+}
+
+
+@pytest.mark.parametrize("locale", ["en", "zh-CN"])
+@pytest.mark.parametrize("reason", list(ENDINGS), ids=lambda reason: reason.value)
+async def test_the_page_says_why_its_connection_ended(
+    chromium: Browser, server: WebServer, reason: CloseReason, locale: str
+) -> None:
+    context = await chromium.new_context(base_url=server.http(), locale=locale)
+    try:
+        page = await context.new_page()
+        complaints, talkative = Complaints(page), Talkative()
+        await talkative.stand_before(page)
+        await open_page(page)
+        await expect(page.locator("#rights")).to_be_empty()
+        talkative.takes.clear()
+        await talkative.ends(reason)
+        await expect(page.locator("#rights")).to_contain_text(ENDINGS[reason][locale == "zh-CN"])
+        if locale == "zh-CN":
+            assert await untranslated(page) == []
+        talkative.takes.set()
+        if closing.may_reconnect(reason.code):
+            await expect(page.locator("#state")).to_have_attribute("data-state", "open")
+            await expect(page.locator("#rights")).to_be_empty()
+        else:
+            await expect(page.locator("#state")).to_have_attribute("data-state", "closed")
+        links = await page.locator("#rights a").count()
+        assert links == (1 if reason is CloseReason.NOT_AUTHENTICATED else 0)
+        assert complaints.seen == []
+    finally:
+        await context.close()
+
+
+async def test_the_page_says_that_it_was_removed_from_a_group(page: Page) -> None:
+    complaints, talkative = Complaints(page), Talkative()
+    await talkative.stand_before(page)
+    await open_page(page)
+    await join(page, "public.other")
+    talkative.says(frames.Refresh(within=30.0))
+    await expect(page.locator("#log li").first).to_contain_text("The session ends in 30 s")
+    talkative.says(frames.Removed("public.other", "forbidden"))
+    await expect(page.locator("#join-feedback")).to_have_text("Removed from public.other: not allowed")
+    await expect(page.locator("#groups span")).to_have_text(["public.lobby"])
+    await expect(page.locator('#here-groups [data-group="public.other"]')).to_have_count(0)
+    # A reason of a newer server is shown as text.
+    talkative.says(frames.Removed("public.lobby", "<b>some_other</b>"))
+    await expect(page.locator("#log li").first).to_contain_text("<b>some other</b>")
+    assert complaints.seen == []
+
+
+async def test_a_page_that_is_signed_out_shows_no_users(
+    chromium: Browser, server: WebServer, site: Site
+) -> None:
+    (session,) = await log_in(site, "leaver")
+    context = await chromium.new_context(base_url=server.http())
+    try:
+        await context.add_cookies([{"name": "sessionid", "value": session, "url": server.http()}])
+        page = await context.new_page()
+        talkative = Talkative()
+        await talkative.stand_before(page)
+        await open_page(page)
+        await expect(page.locator("#here-groups li")).to_have_text(["leaver (you)"])
+        await talkative.ends(CloseReason.NOT_AUTHENTICATED)
+        await expect(page.locator("#here-groups li")).to_have_count(0)
+        await expect(page.locator("#account")).to_have_text("Sign in")
+        # The session is still there, so a new page has the user again.
+        await page.click("#connect")
+        await expect(page.locator("#here-groups li")).to_have_text(["leaver (you)"])
+        await expect(page.locator("#account")).to_contain_text("leaver")
     finally:
         await context.close()

@@ -113,6 +113,17 @@ ROWS = (
         (("process killed, defaults", "cleaned_up_after"),),
     ),
     Row(
+        "connections above a limit; meanwhile a process is killed, or Redis hangs",
+        "places free after 3 rounds; 1 s of delay; 0 rows for each refusal",
+        ("connection limit",),
+        "test_connection_limits",
+        (
+            ("connection limit, process killed", "free_after"),
+            ("connection limit, Redis hung", "answered_after"),
+            ("connection limit, flood", "rows"),
+        ),
+    ),
+    Row(
         "bad frames, three times each",
         "0 leaks, 0 tracebacks",
         ("bad frames",),

@@ -158,7 +158,10 @@ FRAMES: dict[str, tuple[bytes, Error | Answer | Closed]] = {
     "a type that is an array": (frame('{"type":["join"]}'), BAD),
     "a type that is not known": (frame('{"type":"dance","ref":1}'), Error("unknown_type", 1)),
     "a type of the server": (frame('{"type":"goodbye","reason":"kicked","reconnect":false}'), UNKNOWN),
-    "a reserved type": (frame('{"type":"refresh","ref":"a"}'), Error("unknown_type", "a")),
+    "a refresh with no ticket of ours": (
+        frame('{"type":"refresh","ref":"a","ticket":"x"}'),
+        Error("bad_ticket", "a"),
+    ),
     "presence without a group": (frame('{"type":"presence","ref":"a"}'), Error("bad_frame", "a")),
     "presence of a group with a bad name": (
         frame('{"type":"presence","ref":"a","group":"realtime.x"}'),

@@ -204,7 +204,7 @@ async def test_a_process_that_alone_cannot_reach_redis_is_not_lost(
             assert all(numbers.nothing_lost_after(client, 0.0) for client in others)
 
 
-@pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite"))
+@pytest.mark.parametrize("pairing", pairings())
 async def test_a_process_that_stays_deaf_sends_its_clients_away(
     pairing: Pairing, start_site: StartSite, tmp_path: Path
 ) -> None:

@@ -28,7 +28,9 @@ VANISHING, HEALTHY = 50, 20
 PING_INTERVAL, PONG_TIMEOUT, PROBE_AFTER = 4.0, 1.5, 1.0
 SLACK = 2.0  # seconds for the record to be written, on a machine that is busy with other tests
 DARK, LIGHT = "public.dark", "public.light"  # the groups of the vanishing clients, and of the healthy ones
-REAPERS = pytest.mark.parametrize("reaping", [False, True], ids=["without-reaper", "with-reaper"])
+REAPERS = pytest.mark.parametrize(
+    "reaping", [pytest.param(False, marks=pytest.mark.matrix), True], ids=["without-reaper", "with-reaper"]
+)
 
 
 @pytest.fixture

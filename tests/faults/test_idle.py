@@ -71,7 +71,7 @@ async def idle(site: Site, seconds: float, kind: str = "idle", **environment: st
         await asyncio.gather(*(client.close() for client in clients))
 
 
-@pytest.mark.parametrize("pairing", pairings("core-daphne-postgres"))
+@pytest.mark.parametrize("pairing", pairings())
 async def test_clients_may_be_idle_for_longer_than_a_read_of_redis(
     pairing: Pairing, start_site: StartSite
 ) -> None:

@@ -21,7 +21,7 @@ MESSAGES = 60
 GROUP = "public.crowded"
 
 
-@pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite", "pubsub-uvicorn-postgres"))
+@pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite"))
 async def test_members_that_talk_receive_messages_in_order(
     pairing: Pairing, start_site: StartSite, tmp_path: Path
 ) -> None:

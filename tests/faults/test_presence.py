@@ -169,7 +169,7 @@ class Flapping(Repeating):
         pytest.param(200, 5.0, 120.0, 15.0, id="default", marks=pytest.mark.matrix),
     ],
 )
-@pytest.mark.parametrize("pairing", pairings("pubsub-daphne-sqlite"))
+@pytest.mark.parametrize("pairing", pairings())
 async def test_users_who_reconnect_within_the_grace_stay(
     pairing: Pairing, count: int, every: float, seconds: float, grace: float, start_site: StartSite
 ) -> None:
@@ -303,7 +303,7 @@ async def test_pictures_agree_after_redis_was_emptied(
             await asyncio.gather(*(each.stop() for each in visitors))
 
 
-@pytest.mark.parametrize("pairing", pairings("core-daphne-postgres"))
+@pytest.mark.parametrize("pairing", pairings())
 async def test_a_phone_that_sleeps_is_dormant_then_gone(
     pairing: Pairing, start_site: StartSite, tmp_path: Path
 ) -> None:

@@ -60,7 +60,7 @@ def failures(reaper: ReaperProcess) -> list[str]:
     return [line for line in reaper.log_text().splitlines() if line.startswith("round failed: ")]
 
 
-@pytest.mark.parametrize("pairing", pairings("core-daphne-postgres"))
+@pytest.mark.parametrize("pairing", pairings())
 async def test_a_removed_layer_stops_no_other_cleanup(pairing: Pairing, start_site: StartSite) -> None:
     site = start_site(pairing)
     healthy, doomed = site.serve(), site.serve(application="tests.support.applications.drop_in:application")

@@ -218,7 +218,7 @@ async def test_a_page_that_slept_too_long_is_told_so_once(
         assert (page["resets"], page["recovered"]) == (1, 0)
 
 
-@cases("webkit-reloaded", ways=("reloaded",))
+@cases(ways=("reloaded",))
 async def test_a_page_that_is_loaded_again_misses_nothing(
     browser: type[SleepingBrowser], way: str, start_site: StartSite, tmp_path: Path
 ) -> None:

@@ -88,7 +88,7 @@ async def each_receives_all(readers: list[Reader], url: str, pairing: Pairing) -
     assert [code for _, code, _ in outcomes] == [reader.close for reader in readers]
 
 
-@pytest.mark.parametrize("pairing", pairings("pubsub-uvicorn-postgres"))
+@pytest.mark.parametrize("pairing", pairings())
 async def test_clients_that_read_slowly_get_whole_reports(pairing: Pairing, start_site: StartSite) -> None:
     site = start_site(pairing)
     server = site.serve(application=APPLICATION)

@@ -211,7 +211,7 @@ async def stays_and_misses_nothing(
     assert site.close_reasons() == {}
 
 
-@pytest.mark.parametrize("pairing", pairings("core-daphne-postgres"))
+@pytest.mark.parametrize("pairing", pairings())
 async def test_a_client_that_reads_slowly_stays_and_misses_nothing(
     pairing: Pairing, start_site: StartSite
 ) -> None:
@@ -225,7 +225,7 @@ async def test_a_client_that_reads_slowly_stays_and_misses_nothing(
         assert numbers(reader.frames) == sorted(set(numbers(reader.frames)))
 
 
-@pytest.mark.parametrize("pairing", pairings("pubsub-uvicorn-postgres"))
+@pytest.mark.parametrize("pairing", pairings())
 async def test_a_client_behind_a_slow_link_stays_and_misses_nothing(
     pairing: Pairing, start_site: StartSite, tmp_path: Path
 ) -> None:

@@ -76,7 +76,7 @@ async def filled(name: str = "large", group: str = GROUP) -> Position:
     return Position(first.epoch, first.offset - 1)
 
 
-@pytest.mark.parametrize("pairing", pairings("core-uvicorn-sqlite"))
+@pytest.mark.parametrize("pairing", pairings())
 async def test_a_client_that_reads_slowly_recovers_all(pairing: Pairing, start_site: StartSite) -> None:
     site = start_site(pairing, HISTORY=HISTORY)
     server = site.serve()

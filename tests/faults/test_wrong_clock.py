@@ -129,7 +129,7 @@ def received_all(client: Client) -> bool:
     return True
 
 
-@pytest.mark.parametrize("pairing", pairings("core-daphne-postgres", database="postgres"))
+@pytest.mark.parametrize("pairing", pairings(database="postgres"))
 async def test_clocks_five_minutes_apart_change_nothing(pairing: Pairing, start_site: StartSite) -> None:
     require_faketime()
     async with hosts_apart(pairing, start_site) as scene:

@@ -22,6 +22,9 @@ ENVIRONMENT = (
     "DEBUG",
     "ALLOWED_HOSTS",
     "PORT",
+    "HTTPS",
+    "TRUSTED_PROXIES",
+    "OPERATORS",
 )
 
 
@@ -91,6 +94,25 @@ class TestSettings:
             "a.example",
             "b.example",
         ]
+
+    @pytest.mark.parametrize(
+        ("environment", "secure"),
+        [({}, False), ({"DEBUG": "0"}, True), ({"DEBUG": "0", "HTTPS": "0"}, False), ({"HTTPS": "1"}, True)],
+    )
+    def test_without_debug_cookies_need_https(
+        self, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], secure: bool
+    ) -> None:
+        settings = read_settings(monkeypatch, SECRET_KEY="x", **environment)
+
+        for name in ("SESSION_COOKIE_SECURE", "CSRF_COOKIE_SECURE", "LANGUAGE_COOKIE_SECURE"):
+            assert settings[name] is secure
+
+    def test_proxies_and_operators_come_from_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        settings = read_settings(monkeypatch, TRUSTED_PROXIES="10.0.3.0/24, unix", OPERATORS="10.0.9.7")
+        realtime: dict[str, object] = settings["REALTIME"]  # type: ignore[assignment]
+
+        assert (realtime["TRUSTED_PROXIES"], realtime["OPERATORS"]) == (["10.0.3.0/24", "unix"], ["10.0.9.7"])
+        assert tuple(read_settings(monkeypatch)["OPERATORS"]) == Settings().OPERATORS  # type: ignore[arg-type]
 
     def test_options_of_a_database_url_are_kept_beside_ours(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

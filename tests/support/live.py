@@ -14,11 +14,15 @@ os.environ.setdefault("SECRET_KEY", "tests")
 from project.settings import *  # noqa: F403 - a settings module extends another by importing all of it
 from project.settings import CHANNEL_LAYERS, INSTALLED_APPS, REDIS_URL
 from tests.support.programs.tidy import tidy_when_told
+from tests.support.unlimited import UNLIMITED
 
 tidy_when_told()
 
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
-REALTIME = json.loads(os.environ.get("REALTIME_JSON") or "{}")
+# Tests of limits name the limits that they need. The clients of all tests have one address.
+# Some tests ask for metrics from another network namespace.
+EVERYWHERE = {"OPERATORS": ["0.0.0.0/0", "::/0"]}
+REALTIME = {**UNLIMITED, **EVERYWHERE, **json.loads(os.environ.get("REALTIME_JSON") or "{}")}
 HOSTS = json.loads(os.environ.get("REDIS_HOSTS_JSON") or json.dumps([REDIS_URL]))
 CONFIG = {"hosts": HOSTS, **json.loads(os.environ.get("LAYER_CONFIG_JSON") or "{}")}
 CHANNEL_LAYERS["default"]["CONFIG"] = CONFIG

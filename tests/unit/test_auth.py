@@ -3,13 +3,19 @@
 import pytest
 from pytest_django import Settings
 
+from realtime import metrics
 from realtime.auth import OriginCheck
+from realtime.limits import refusals
+from realtime.rights.authorization import NEEDS_TICKET
 
 HOSTS = ["shop.example", "127.0.0.1"]
 
 
 @pytest.fixture(autouse=True)
-def site(settings: Settings) -> Settings:
+def site(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    settings.REALTIME = {}
+    # Each test sees the first refusal of its kind, which is logged.
+    monkeypatch.setattr(refusals, "_tally", refusals.Tally(60, 100, refusals.OTHERS))
     settings.ALLOWED_HOSTS = HOSTS
     settings.CSRF_TRUSTED_ORIGINS = ["https://admin.example", "https://*.trusted.example"]
     return settings
@@ -21,9 +27,74 @@ def allows(origin: str | None, *, host: str = "shop.example", **more: object) ->
     return OriginCheck(None).allows(scope)
 
 
-def test_a_client_without_an_origin_is_accepted() -> None:
+def test_a_client_without_an_origin_is_refused(caplog: pytest.LogCaptureFixture) -> None:
     # Every browser sends one, so the client is no browser.
+    assert not allows(None)
+    assert "ALLOW_MISSING_ORIGIN" in caplog.text
+
+
+def test_a_setting_accepts_clients_without_an_origin(site: Settings) -> None:
+    site.REALTIME = {"ALLOW_MISSING_ORIGIN": True}
     assert allows(None)
+
+
+@pytest.mark.parametrize(
+    "handshake",
+    [{"query_string": b"a=1&ticket=abc"}, {"subprotocols": ["realtime.v1", "realtime.ticket.abc"]}],
+    ids=["query", "subprotocol"],
+)
+async def test_without_an_origin_a_ticket_must_be_verified(handshake: dict[str, object]) -> None:
+    given: list[dict[str, object]] = []
+
+    async def application(scope: dict[str, object], receive: object, send: object) -> None:
+        given.append(scope)
+
+    scope = {"type": "websocket", "path": "/ws/", "headers": [(b"host", b"shop.example")], **handshake}
+    await OriginCheck(application)(scope, None, None)
+    assert given[0][NEEDS_TICKET] is True
+    assert "abc" not in repr(given[0])
+
+
+def test_a_ticket_does_not_open_the_door_to_other_sites() -> None:
+    assert not allows("http://evil.example", query_string=b"ticket=abc")
+
+
+def test_an_allowed_origin_is_accepted(site: Settings) -> None:
+    site.REALTIME = {"ALLOWED_ORIGINS": ["https://app.example", "https://*.apps.example"]}
+    assert allows("https://app.example")
+    assert allows("https://a.apps.example")
+    assert not allows("https://app.example.evil.example")
+    assert not allows("http://app.example")
+
+
+def test_the_origin_null_is_refused_whatever_the_lists_say(
+    site: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    # A sandboxed frame of any site has it.
+    site.REALTIME = {"ALLOW_MISSING_ORIGIN": True}
+    site.CSRF_TRUSTED_ORIGINS = ["null"]
+    assert not allows("null")
+    assert not allows("null", query_string=b"ticket=abc")
+    assert "no list can allow it" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        r"https://evil.example\.apps.example",
+        "https://evil.example@a.apps.example",
+        "https://a.apps.example/path",
+        "https://a.apps.example?",
+        "https://evil\t.apps.example",
+        "https://A.apps.example",
+        "https://b\xfccher.apps.example",
+        "https://evilapps.example",
+        "https://a.apps.example:444",
+    ],
+)
+def test_a_wildcard_takes_only_what_a_browser_sends(site: Settings, origin: str) -> None:
+    site.REALTIME = {"ALLOWED_ORIGINS": ["https://*.apps.example"]}
+    assert not allows(origin)
 
 
 @pytest.mark.parametrize(
@@ -90,13 +161,24 @@ def test_the_scheme_behind_a_proxy_follows_djangos_setting(site: Settings) -> No
         (b"origin", b"https://shop.example"),
     ]
 
-    assert allows(None, headers=headers)
+    assert allows("ignored", headers=headers)
     assert not allows("https://shop.example")
 
 
 def test_the_scheme_wss_is_https() -> None:
     assert allows("https://shop.example", scheme="wss")
     assert not allows("http://shop.example", scheme="wss")
+
+
+def test_many_refusals_are_counted_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    def number() -> float:
+        return metrics.limited.labels(limit="ALLOWED_ORIGINS")._value.get()
+
+    before = number()
+    for _ in range(50):
+        assert not allows("http://evil.example")
+    assert number() - before == 50
+    assert len(caplog.records) == 1
 
 
 def test_a_refusal_names_the_setting_to_change(caplog: pytest.LogCaptureFixture) -> None:
@@ -131,7 +213,8 @@ async def test_an_allowed_handshake_keeps_the_servers_callables() -> None:
     async def application(*arguments: object) -> None:
         given.extend(arguments)
 
-    scope = {"type": "websocket", "path": "/ws/", "headers": [(b"host", b"shop.example")]}
+    headers = [(b"host", b"shop.example"), (b"origin", b"http://shop.example")]
+    scope = {"type": "websocket", "path": "/ws/", "headers": headers}
     receive, send = object(), object()
     await OriginCheck(application)(scope, receive, send)
 

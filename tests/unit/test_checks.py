@@ -248,5 +248,20 @@ def test_a_grace_that_a_restart_exceeds(realtime: Any, expected: list[str]) -> N
         assert ids(checks.check_grace(None)) == expected
 
 
+@pytest.mark.parametrize(
+    ("proxies", "expected"),
+    [
+        ([], []),
+        (["10.0.0.0/8", "unix"], []),
+        (["0.0.0.0/0"], ["realtime.W013"]),
+        (["10.0.0.0/8", "::/0"], ["realtime.W013"]),
+        (["no address"], []),
+    ],
+)
+def test_proxies_that_include_all_clients(proxies: list[str], expected: list[str]) -> None:
+    with override_settings(REALTIME={"TRUSTED_PROXIES": proxies}):
+        assert ids(checks.check_proxies(None)) == expected
+
+
 def test_this_project_passes_all_checks() -> None:
     assert django_checks.run_checks(tags=["realtime"]) == []

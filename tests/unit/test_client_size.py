@@ -65,4 +65,4 @@ def test_the_limit_counts_what_is_left(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_the_client_is_within_its_limit(capsys: pytest.CaptureFixture[str]) -> None:
     assert client_size.main() == 0
-    assert "bytes of 6,144" in capsys.readouterr().out
+    assert "bytes of 6,400" in capsys.readouterr().out

@@ -35,8 +35,8 @@ def test_the_text_is_one_sentence(reason):
 
 
 def test_all_reasons_differ():
-    assert len(set(CloseReason)) == len(CloseReason.__members__) == 20
-    assert len({reason.text for reason in CloseReason}) == 20
+    assert len(set(CloseReason)) == len(CloseReason.__members__) == 21
+    assert len({reason.text for reason in CloseReason}) == 21
 
 
 @pytest.mark.parametrize(

@@ -46,9 +46,16 @@ export function groupStore<T extends Item>(
     if (detail.group === group) reload().catch(report);
   }
 
+  function onRemoved({ detail }: RealtimeEventMap["removed"]) {
+    if (detail.group !== group) return;
+    loads += 1; // A load that is under way changes nothing.
+    replace(new Map()); // The user may not see the items any more.
+  }
+
   function start() {
     connection.addEventListener("message", onMessage);
     connection.addEventListener("reset", onReset);
+    connection.addEventListener("removed", onRemoved);
     // First the group, then the state: what is published between the two arrives as a message.
     connection.join(group).then(reload).catch(report);
   }
@@ -56,6 +63,7 @@ export function groupStore<T extends Item>(
   function stop() {
     connection.removeEventListener("message", onMessage);
     connection.removeEventListener("reset", onReset);
+    connection.removeEventListener("removed", onRemoved);
     connection.leave(group).catch(report);
   }
 

@@ -18,7 +18,7 @@ export interface Position {
 export interface Close {
   /** The close code; null if the client ended the socket itself. */
   readonly code: number | null;
-  /** The reason of the server, or `silent`, `never_opened`, `closed_here`, or "". */
+  /** The reason of the server, or `silent`, `never_opened`, `no_ticket`, `closed_here`, or "". */
   readonly reason: string;
   /** `Date.now()` */
   readonly at: number;
@@ -110,6 +110,13 @@ export interface RealtimeEventMap {
   /** Data that server code sent to the user of this connection. */
   notification: CustomEvent<{ readonly data: unknown }>;
   groups: CustomEvent<{ readonly groups: readonly string[] }>;
+  /**
+   * The server removed this connection from a group. The client does not join it again by itself. The reason
+   * `forbidden` says that the user may not be in it any more.
+   */
+  removed: CustomEvent<{ readonly group: string; readonly reason: string }>;
+  /** The right to this connection ends in `within` seconds. The client is already renewing it. */
+  refresh: CustomEvent<{ readonly within: number }>;
   ping: CustomEvent<{ readonly n: number }>;
   goodbye: CustomEvent<{ readonly reason: string; readonly reconnect: boolean; readonly retry_after?: number }>;
   /** An error that no promise reports. */
@@ -145,6 +152,11 @@ export interface Options {
   remember?: boolean | string;
   /** Lets publishes wait for the connection: at most `size` (100), each at most `ttl` seconds (60). */
   queue?: boolean | { size?: number; ttl?: number };
+  /**
+   * Returns a new ticket. It is called before each attempt to connect, and when the server asks for a refresh. If it
+   * rejects, the client tries again later; if the error has a true property `stop`, the client closes.
+   */
+  ticket?: () => string | Promise<string>;
   /** The constructor of sockets. */
   WebSocket?: new (url: string, protocols: string[]) => WebSocketLike;
 }
@@ -156,6 +168,8 @@ export type ErrorCode =
   | "forbidden"
   | "internal"
   | "no_presence"
+  | "too_many_groups"
+  | "bad_ticket"
   | "not_joined"
   | "rate_limited"
   | "unknown_type"

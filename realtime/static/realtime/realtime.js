@@ -79,6 +79,8 @@ const REMEMBER_EVERY = 1;
  * @property {string} [epoch]
  * @property {number} [offset]
  * @property {boolean} [recovered]
+ * @property {string} [ticket]
+ * @property {number} [within]
  * @property {any} [presence]  `true` asks for the users in a group; the answer has them: a Present.
  * @property {string[]} [users]
  * @property {string[]} [joined]
@@ -94,7 +96,7 @@ const REMEMBER_EVERY = 1;
  * @typedef {object} Close  How the last socket ended.
  * @property {number | null} code  The close code; null if this client ended the socket itself.
  * @property {string} reason  The first of these that exists: the reason in the server's goodbye, the reason in the
- *   close frame, our own reason (`silent`, `never_opened`, `closed_here`), "".
+ *   close frame, our own reason (`silent`, `never_opened`, `no_ticket`, `closed_here`), "".
  * @property {number} at
  *
  * @typedef {object} Options  Durations in seconds.
@@ -104,10 +106,13 @@ const REMEMBER_EVERY = 1;
  *   needs to accept a client in a connection storm (Daphne gives up after 20 s). Otherwise clients that give up and
  *   try again would feed the storm.
  * @property {number} answerTimeout  If the server does not answer a question within this time, the socket is dead.
- * @property {boolean | string} remember  Keeps the positions in `sessionStorage`, so that a reloaded page recovers.
+ * @property {boolean | string} [remember]  Keeps the positions in `sessionStorage`, so that a reloaded page recovers.
  *   Connections to the same URL in one page need names of their own: pass a string.
- * @property {boolean | { size?: number, ttl?: number }} queue  Publishes wait for the connection: at most `size`
+ * @property {boolean | { size?: number, ttl?: number }} [queue]  Publishes wait for the connection: at most `size`
  *   (100), each at most `ttl` seconds (60).
+ * @property {() => string | Promise<string>} [ticket]  Called before each attempt, and when the server asks for a
+ *   refresh. It returns a new ticket. If it rejects, the client tries again later; if the error has a true property
+ *   `stop`, it does not.
  * @property {new (url: string, protocols: string[]) => any} [WebSocket]  The constructor of sockets, for example that
  *   of the package `ws`.
  */
@@ -118,8 +123,6 @@ const DEFAULTS = {
   backoffCap: 30,
   connectTimeout: 30,
   answerTimeout: 5,
-  remember: false,
-  queue: false,
 };
 
 /** A command that the server refused (`code` comes from the error frame) or that could not be delivered. */
@@ -176,7 +179,7 @@ function backoff(attempt, base, cap) {
  * @property {Deferred<Frame>} answer
  * @property {number} until  When it is too old to be sent.
  * @property {boolean} sent  True if it was sent on an earlier socket, which broke before the answer.
- * @property {ReturnType<typeof setTimeout> | undefined} timer
+ * @property {ReturnType<typeof setTimeout>} [timer]
  *
  * @typedef {object} Command
  * @property {string} type
@@ -215,8 +218,7 @@ function readPosition(value) {
  * Each message is delivered once and in order. If that cannot be, the application is told `reset`.
  */
 class Place {
-  /** @type {EventTarget} */ #connection;
-  /** @type {string} */ #group;
+  /** @type {(name: string, detail: object) => void} */ #tell;
   /** @type {() => void} */ #ask;
 
   /** The last message that was delivered, or after which to begin. @type {Position | null} */ since = null;
@@ -238,13 +240,11 @@ class Place {
   #told = { users: new Set() };
 
   /**
-   * @param {EventTarget} connection  Where events are dispatched.
-   * @param {string} group
+   * @param {(name: string, detail: object) => void} tell  Dispatches an event about this group.
    * @param {() => void} ask  Sends a join with `since`.
    */
-  constructor(connection, group, ask) {
-    this.#connection = connection;
-    this.#group = group;
+  constructor(tell, ask) {
+    this.#tell = tell;
     this.#ask = ask;
   }
 
@@ -345,7 +345,7 @@ class Place {
     // First, because a listener may leave the group or close the connection.
     if (position) this.since = position;
     if (this.#end) this.#count += 1;
-    emit(this.#connection, "message", this.#end ? { ...frame, recovered: true } : frame);
+    this.#tell("message", this.#end ? { ...frame, recovered: true } : frame);
     this.#finish();
   }
 
@@ -354,7 +354,7 @@ class Place {
     // The same message in the newer epoch, which the server remembers for longer.
     if (this.since.offset === this.#end.offset) this.since = this.#end;
     this.#end = null;
-    if (this.#whole) emit(this.#connection, "recovered", { group: this.#group, messages: this.#count });
+    if (this.#whole) this.#tell("recovered", { messages: this.#count });
     this.#release();
   }
 
@@ -408,13 +408,13 @@ class Place {
     const left = [...before.users].filter((user) => !users.has(user));
     this.#told = { users, anonymous, total };
     if (joined.length || left.length || anonymous !== before.anonymous || total !== before.total) {
-      emit(this.#connection, "presence", { group: this.#group, users: [...users], joined, left, anonymous, total });
+      this.#tell("presence", { users: [...users], joined, left, anonymous, total });
     }
   }
 
   /** @param {"refused" | "reset"} reason */
   #reset(reason) {
-    emit(this.#connection, "reset", { group: this.#group, reason, position: this.since });
+    this.#tell("reset", { reason, position: this.since });
   }
 }
 
@@ -426,10 +426,10 @@ class Place {
  * and must not get events of the old one.
  */
 class Link {
-  /** @type {WebSocket} */ #socket;
+  /** While a ticket is fetched there is none. @type {WebSocket | undefined} */ #socket;
   /** @type {Options} */ #options;
   /** @type {(frame: Frame) => void} */ #onFrame;
-  /** @type {(code: number | null, reason: string) => void} */ #onOver;
+  /** @type {(code: number | null, reason: string, final?: boolean) => void} */ #onOver;
   /** @type {ReturnType<typeof setInterval>} */ #timer;
   #over = false;
 
@@ -454,19 +454,47 @@ class Link {
    * @param {string} url
    * @param {Options} options
    * @param {(frame: Frame) => void} onFrame
-   * @param {(code: number | null, reason: string) => void} onOver  Called once, synchronously, by end().
+   * @param {(code: number | null, reason: string, final?: boolean) => void} onOver  Called once, synchronously, by
+   *   end().
    */
   constructor(url, options, onFrame, onOver) {
     this.#options = options;
     this.#onFrame = onFrame;
     this.#onOver = onOver;
     this.#deadline = Date.now() + options.connectTimeout * 1000;
-    this.#socket = new (options.WebSocket ?? WebSocket)(url, [SUBPROTOCOL]);
-    this.#socket.onmessage = (event) => this.#hear(event.data);
-    // A close event follows. The package `ws` throws an error that has no listener.
-    this.#socket.onerror = () => {};
-    this.#socket.onclose = (event) => this.end(event.code, event.reason);
     this.#timer = setInterval(() => this.look(), LOOK_EVERY * 1000);
+    if (options.ticket) this.#present(url);
+    else this.#dial(url, []);
+  }
+
+  /**
+   * Fetches a ticket and connects with it. The ticket goes nowhere else: an error of a socket would quote it.
+   *
+   * @param {string} url
+   */
+  async #present(url) {
+    try {
+      // Wait first, because end() must not be called before the constructor has returned.
+      await null;
+      const ticket = /** @type {any} */ (await this.#options.ticket?.()).trim(); // If there is no text, this throws.
+      // The time for the attempt may be over, or the application may have closed the connection.
+      if (!this.#over) this.#dial(url, [`realtime.ticket.${ticket}`]);
+    } catch (/** @type {any} */ error) {
+      this.end(null, "no_ticket", error?.stop);
+    }
+  }
+
+  /**
+   * @param {string} url
+   * @param {string[]} tickets
+   */
+  #dial(url, tickets) {
+    const socket = new (this.#options.WebSocket ?? WebSocket)(url, [SUBPROTOCOL, ...tickets]);
+    socket.onmessage = (/** @type {MessageEvent} */ event) => this.#hear(event.data);
+    // A close event follows. The package `ws` throws an error that has no listener.
+    socket.onerror = () => {};
+    socket.onclose = (/** @type {CloseEvent} */ event) => this.end(event.code, event.reason);
+    this.#socket = socket;
   }
 
   /**
@@ -543,15 +571,16 @@ class Link {
    *
    * @param {number | null} code
    * @param {string} reason
+   * @param {boolean} [final]  True if no other link may follow by itself.
    */
-  end(code, reason) {
+  end(code, reason, final) {
     if (this.#over) return;
     this.#over = true;
     clearInterval(this.#timer);
-    this.#socket.close();
+    this.#socket?.close();
     for (const ping of this.#pings.values()) ping.reject(disconnected());
     this.#pings.clear();
-    this.#onOver(code, reason);
+    this.#onOver(code, reason, final);
   }
 
   /** @param {unknown} payload */
@@ -585,7 +614,7 @@ class Link {
 
   /** @param {Frame} frame */
   #write(frame) {
-    if (this.#socket.readyState === OPEN) this.#socket.send(JSON.stringify(frame));
+    if (this.#socket?.readyState === OPEN) this.#socket.send(JSON.stringify(frame));
   }
 }
 
@@ -594,13 +623,13 @@ class Link {
  * @returns {Frame | null}  null if the payload is not a frame: binary, not JSON, not an object with a type.
  */
 function decode(payload) {
-  if (typeof payload !== "string") return null;
   try {
-    const frame = JSON.parse(payload);
-    return typeof frame?.type === "string" ? frame : null;
+    const frame = typeof payload === "string" && JSON.parse(payload);
+    if (typeof frame?.type === "string") return frame;
   } catch {
-    return null;
+    // Not JSON.
   }
+  return null;
 }
 
 /**
@@ -617,8 +646,12 @@ function decode(payload) {
  * - `presence`: `detail` is `{group, users, joined, left, anonymous, total}`: the users in a group that was joined with
  *   `presence`, and how they differ from the last event.
  * - `groups`: `detail` is `{groups}`, the groups that the server has confirmed.
+ * - `removed`: `detail` is the frame: `{group, reason}`: the server removed this connection from the group, which is not
+ *   joined again by itself. The reason `forbidden` says that the user may not be in it any more.
  * - `notification`: `detail` is the frame: `{data}`, which server code sent to the user of this connection.
  * - `ping`: `detail` is the frame: `{n}`; the ping is already answered.
+ * - `refresh`: `detail` is the frame: `{within}`: the right to this connection ends in so many seconds. The client is
+ *   already renewing it.
  * - `goodbye`: `detail` is the frame: `{reason, reconnect, retry_after}`; the close follows.
  * - `error`: `detail` is `{code, detail, ref?, group?}`: an error that none of your promises reports.
  */
@@ -752,7 +785,7 @@ export class RealtimeConnection extends EventTarget {
   /** Closes until connect() is called again; the groups are remembered. */
   close() {
     if (this.#state === "closed") return;
-    if (this.#link) this.#link.end(null, "closed_here");
+    if (this.#link) this.#link.end(null, "closed_here", true);
     else this.#stop();
   }
 
@@ -828,7 +861,7 @@ export class RealtimeConnection extends EventTarget {
     // A copy, because the application may change its object before it is sent.
     const frame = { type: "publish", group, data: JSON.parse(text), id };
     /** @type {Queued} */
-    const queued = { frame, answer: deferred(), until: Date.now() + ttl * 1000, sent: false, timer: undefined };
+    const queued = { frame, answer: deferred(), until: Date.now() + ttl * 1000, sent: false };
     if (this.#state === "open") this.#sendQueued(queued);
     else this.#enqueue(queued);
     return queued.answer.promise;
@@ -865,7 +898,7 @@ export class RealtimeConnection extends EventTarget {
       this.#address + this.#client,
       this.#options,
       (frame) => this.#receive(frame),
-      (code, reason) => this.#lost(code, reason),
+      (code, reason, final) => this.#lost(code, reason, final),
     );
     this.#enter("connecting");
   }
@@ -886,6 +919,8 @@ export class RealtimeConnection extends EventTarget {
       // falls through
       case "ping":
       case "notification":
+      case "refresh":
+        if (frame.type === "refresh") this.#refresh();
         return emit(this, frame.type, frame);
       default: // Answers, changes of presence, and unknown types, which are for newer clients.
         return this.#answered(frame);
@@ -931,13 +966,15 @@ export class RealtimeConnection extends EventTarget {
       this.#rememberSoon();
     }
     if (type === "published" && position) this.#repeatable.add(group);
-    if (type === "left") {
-      // Without a ref, the server removed this connection from the group, so do not join it again.
-      if (!command) this.#wanted.delete(group);
+    if (type === "left" || type === "removed") {
+      // Without a ref, the server removed this connection from the group, so do not join it again. A join that waits
+      // has an answer of its own.
+      if (!command && !this.#joins.has(group)) this.#wanted.delete(group);
       this.#joined.delete(group);
       // The application may have joined again.
       if (!this.#wanted.has(group)) this.#forget(group);
       this.#emitGroups();
+      if (type === "removed") emit(this, type, frame);
     }
     if (type === "presence" && !command) this.#places.get(group)?.see(frame);
     command?.answer?.resolve(frame);
@@ -979,15 +1016,41 @@ export class RealtimeConnection extends EventTarget {
    * @param {number} tries
    */
   #rejoinLater(group, tries) {
-    const link = this.#link;
-    const wait = backoff(tries, this.#options.backoffBase, this.#options.backoffCap);
-    setTimeout(() => {
-      // On a newer socket, the welcome has already joined the group.
-      if (this.#link !== link) return;
+    // On a newer socket, the welcome has already joined the group.
+    this.#later(tries, () => {
       const missing = this.#wanted.has(group) && !this.#joined.has(group);
       const place = this.#place(group);
       if (missing || place.asked || place.looked) this.#sendJoin(group, tries + 1);
-    }, wait * 1000);
+    });
+  }
+
+  /**
+   * Renews the right to the current socket, and tries again until the socket ends.
+   *
+   * @param {number} [tries]
+   */
+  async #refresh(tries = 0) {
+    const link = this.#link;
+    try {
+      const ticket = this.#options.ticket && (await this.#options.ticket()).trim();
+      if (this.#link === link) await this.#command({ type: "refresh", ticket });
+    } catch (/** @type {any} */ error) {
+      if (this.#link !== link) return;
+      if (error instanceof RealtimeError) emit(this, "error", { code: error.code, detail: error.message });
+      if (!error?.stop) this.#later(tries, () => this.#refresh(tries + 1));
+    }
+  }
+
+  /**
+   * Does something after a back-off, unless the socket ends before.
+   *
+   * @param {number} tries
+   * @param {() => void} again
+   */
+  #later(tries, again) {
+    const link = this.#link;
+    const wait = backoff(tries, this.#options.backoffBase, this.#options.backoffCap);
+    setTimeout(() => this.#link === link && again(), wait * 1000);
   }
 
   /**
@@ -995,19 +1058,19 @@ export class RealtimeConnection extends EventTarget {
    *
    * @param {number | null} code
    * @param {string} reason
+   * @param {boolean} [final]  True if the connection must not come back, whatever the code.
    */
-  #lost(code, reason) {
+  #lost(code, reason, final) {
     const link = this.#link;
     const goodbye = this.#goodbye;
-    const closedHere = code === null && reason === "closed_here"; // A close frame always has a code.
     this.#link = null;
     this.#id = null;
     this.#lastClose = { code, reason: goodbye?.reason || reason, at: Date.now() };
-    // The server closed the current socket for one that it took for newer: a late attempt of this client, which it had
-    // given up. Under a new id, the client comes back and takes no other for its own.
-    if (code === 4509) this.#client &&= newId();
-    const final =
-      closedHere || (code === 4509 ? !this.#client : !mayReconnect(code) || goodbye?.reconnect === false);
+    // 4509: the server closed the current socket for one that it took for newer: a late attempt of this client, which it
+    // had given up. Under a new id, the client comes back and takes no other for its own.
+    // 4501: with another ticket, the server may let the client in.
+    const allowed = mayReconnect(code) ? goodbye?.reconnect !== false : code === 4501 && this.#options.ticket;
+    final ||= !(code === 4509 ? (this.#client &&= newId()) : allowed);
     for (const place of this.#places.values()) place.lost();
     /** @type {Queued[]} */
     const again = [];
@@ -1116,7 +1179,10 @@ export class RealtimeConnection extends EventTarget {
   #place(group) {
     let place = this.#places.get(group);
     if (!place) {
-      place = new Place(this, group, () => this.#sendJoin(group));
+      place = new Place(
+        (name, detail) => emit(this, name, { group, ...detail }),
+        () => this.#sendJoin(group),
+      );
       this.#places.set(group, place);
     }
     return place;
@@ -1208,7 +1274,7 @@ export class RealtimeConnection extends EventTarget {
   }
 
   /**
-   * @param {Frame & { group: string }} frame
+   * @param {Frame} frame
    * @returns {Promise<Frame>}
    */
   async #command(frame) {
@@ -1220,7 +1286,7 @@ export class RealtimeConnection extends EventTarget {
   }
 
   /**
-   * @param {Frame & { group: string }} frame
+   * @param {any} frame  A Frame. All commands but a refresh have a group.
    * @param {Deferred<Frame> | null} answer
    * @param {number} [tries]
    * @param {Queued} [queued]

@@ -15,6 +15,7 @@ PROCESSES = "admin:realtime_process_changelist"
 PROCESS = "admin:realtime_process_change"
 USERS = "admin:realtime_presentuser_changelist"
 USER = "admin:realtime_presentuser_change"
+LIST = "/admin/realtime/connection/"
 NOTHING = "\N{EN DASH}"
 HOSTILE = "\"'><script>alert(1)</script>{{ 7|add:7 }}%s"
 
@@ -64,3 +65,20 @@ def queries_of(client, name: str, *arguments: object, **query: str) -> list[str]
     with CaptureQueriesContext(connection) as captured:
         assert client.get(reverse(name, args=arguments), query).status_code == 200
     return [query["sql"] for query in captured]
+
+
+def post(client, ids, address: str = LIST, *, follow: bool = False, **more: str):
+    selected = {"action": "disconnect_selected", "_selected_action": [str(id) for id in ids]}
+    return client.post(address, {**selected, **more}, follow=follow)
+
+
+def confirm(client, response, address: str = LIST) -> list[str]:
+    """Send the form of the confirmation, and return the messages of the next page."""
+    page = response.content.decode()
+    form = re.search(r'<form method="post">(.*?)</form>', page, re.DOTALL).group(1)
+    fields: dict[str, list[str]] = {}
+    for name, value in re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', form):
+        fields.setdefault(name, []).append(html.unescape(value))
+    del fields["csrfmiddlewaretoken"]
+    done = client.post(address, fields, follow=True)
+    return [str(message) for message in done.context["messages"]]

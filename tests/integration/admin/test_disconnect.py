@@ -19,11 +19,11 @@ from django.urls import path, reverse
 
 from realtime.admin import ConnectionAdmin, ProcessAdmin, disconnect
 from realtime.closing import CloseReason
-from realtime.errors import LayerUnavailable
 from realtime.layers import groups, messages
 from realtime.models import Connection, Process
 from realtime.process import background_loop
 from realtime.records import connection_rows
+from tests.integration.admin.pages import confirm, post
 from tests.support.doubles.rows import USER_KEY, a_process, closings, make_lost, open_connections
 
 pytestmark = pytest.mark.django_db
@@ -43,38 +43,6 @@ rooms.register(Connection, RoomAdmin)
 rooms.register(Process, ProcessAdmin)
 #: With `urls = __name__`, these are the addresses of the project.
 urlpatterns = [path("admin/", admin.site.urls), path("rooms/", rooms.urls)]
-
-
-@pytest.fixture
-def told(monkeypatch):
-    """The kicks that were sent: the channel of each process and the connections in the message."""
-    kicks = []
-
-    async def tell(address, kick):
-        assert kick == messages.Kick(kick.connections, [], "kicked")
-        if address.endswith("unreachable"):
-            raise LayerUnavailable("The channel layer failed to kick (it is full).")
-        kicks.append((address, sorted(map(str, kick.connections))))
-
-    monkeypatch.setattr(groups, "tell", tell)
-    return kicks
-
-
-def post(client, ids, address: str = LIST, *, follow: bool = False, **more: str):
-    selected = {"action": "disconnect_selected", "_selected_action": [str(id) for id in ids]}
-    return client.post(address, {**selected, **more}, follow=follow)
-
-
-def confirm(client, response, address: str = LIST) -> list[str]:
-    """Send the form of the confirmation, and return the messages of the next page."""
-    page = response.content.decode()
-    form = re.search(r'<form method="post">(.*?)</form>', page, re.DOTALL).group(1)
-    fields: dict[str, list[str]] = {}
-    for name, value in re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', form):
-        fields.setdefault(name, []).append(html.unescape(value))
-    del fields["csrfmiddlewaretoken"]
-    done = client.post(address, fields, follow=True)
-    return [str(message) for message in done.context["messages"]]
 
 
 def words(response) -> str:

@@ -22,7 +22,7 @@ from realtime.fleet.mailbox import Mailbox
 from realtime.fleet.rounds import PATIENCE, Reaper, Report, run_enough_rounds, run_rounds
 from realtime.layers import groups, messages
 from realtime.models import Connection, Membership, Process
-from realtime.records import connection_rows, process_rows
+from realtime.records import connection_rows, detail_rows, process_rows
 from realtime.records.entries import Closing, Join, Opening
 
 pytestmark = pytest.mark.usefixtures("memory_layer")
@@ -512,6 +512,54 @@ async def test_deleting_old_records_takes_a_bounded_part_of_a_round(
     reaper.keep_closed = 1.0
     report = await next_round(reaper)
     assert 500 <= report.purged <= 2500
+
+
+async def test_rounds_reduce_details_from_before_the_setting(processes: Callable[..., Any]) -> None:
+    process = await processes()
+    held = [await process.hold("g") for _ in range(3)]
+    await Connection.objects.all().aupdate(
+        remote_address="192.0.2.77",
+        user_agent="Mozilla/5.0",
+        opened_at=timezone.now() - timedelta(days=2),
+    )
+
+    # Without KEEP_CLOSED, nothing is deleted, and details are reduced all the same.
+    reaper = Reaper(interval=0.2, timeout=0.15, misses_allowed=1, client_details="network")
+    report = await next_round(reaper)
+    again = await next_round(reaper)
+    await reaper.close()
+
+    assert (report.reduced, report.purged, report.repaired) == (len(held), 0, False)
+    assert report.line().endswith("the client's details in 3 records reduced")
+    assert again.reduced == 0
+    assert {(each.remote_address, each.user_agent) async for each in Connection.objects.all()} == {
+        ("192.0.2.0", "")
+    }
+
+
+async def test_rounds_visit_no_details_if_all_may_be_kept(
+    reaper: Reaper, processes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await (await processes()).hold("g")
+    monkeypatch.setattr(detail_rows, "reduce_details", one_slow_batch)
+
+    assert (await next_round(reaper)).reduced == 0
+
+
+async def test_reducing_details_takes_a_bounded_part_of_a_round(
+    reaper: Reaper, processes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visits = []
+
+    def one_slow_visit(*_: object) -> detail_rows.Visit:
+        visits.append(time.sleep(0.05))
+        return detail_rows.Visit(500, 500, None)
+
+    reaper.purge_time = 0.2
+    reaper.client_details = "none"
+    monkeypatch.setattr(detail_rows, "reduce_details", one_slow_visit)
+    report = await next_round(reaper)
+    assert 500 <= report.reduced == 500 * len(visits) <= 2500
 
 
 # -- a channel layer that no longer exists -------------------------------------------------------------

@@ -102,7 +102,15 @@ async def is_settled(connection: Connection) -> None:
 
 
 @pytest.mark.acceptance  # for the real Redis, and its seconds
-@pytest.mark.parametrize("ending", [ends, ends_with_its_process, is_kicked, is_settled])
+@pytest.mark.parametrize(
+    "ending",
+    [
+        ends,
+        pytest.param(ends_with_its_process, marks=pytest.mark.matrix),
+        pytest.param(is_kicked, marks=pytest.mark.matrix),
+        pytest.param(is_settled, marks=pytest.mark.matrix),
+    ],
+)
 async def test_the_loop_goes_on_while_very_many_groups_are_left(
     layer: str, ending: Callable[[Connection], Awaitable[None]]
 ) -> None:

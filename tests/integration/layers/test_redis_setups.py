@@ -22,6 +22,7 @@ from realtime.history.retention import Retention
 from realtime.layers import groups
 from realtime.layers.messages import Ask, GroupMessage, encode
 from realtime.layers.redis_pool import Sentinels
+from realtime.limits.shared_counts import COUNT, KEY, REGISTER, RENEW, count_arguments
 from tests.support.assertions.eventually import eventually_async
 from tests.support.clients.numbers import BACKENDS
 from tests.support.programs import rights
@@ -262,6 +263,51 @@ async def test_a_missing_right_is_an_error_that_names_the_command(
     warnings = [each for each in caplog.records if each.levelno >= logging.WARNING]
     assert len(warnings) <= 4, caplog.text
     assert "Traceback" not in caplog.text
+
+
+# -- a user with few rights, and limits ------------------------------------------------------------
+
+
+async def count_connections(url: str, backend: str) -> None:
+    async with layer_on(backend, {"address": url}) as layer:
+        await layer.run_script(REGISTER, KEY, ("process-one-0000", "process-two-0000", 60_000))
+        await layer.run_script(RENEW, KEY, ("process-one-0000", 60_000))
+        for number in (0, 1, 0):
+            arguments = count_arguments("process-one-0000", 60, [("u:1", number)], [[("u:1", 5)]])
+            assert await layer.run_script(COUNT, KEY, arguments) == [0]
+
+
+@BOTH
+async def test_the_documented_rights_suffice_for_limits(backend: str, server: RedisServer) -> None:
+    with server.client() as client:
+        # Other tests of this Redis try fewer rights.
+        client.acl_log_reset()
+    with restricted(server, backend, *rights.limits()) as url:
+        await count_connections(url, backend)
+    with server.client() as client:
+        refused = [each for each in client.acl_log() if each["username"] == rights.USER]
+    assert {each["object"] for each in refused} <= {"client|setinfo"}, refused
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(each, marks=() if each == "hincrby" else pytest.mark.matrix)
+        for each in rights.commands(rights.limits())
+        # It is used only if there is another process.
+        if each != "exists"
+    ],
+)
+async def test_a_missing_right_for_limits_is_named(command: str, server: RedisServer) -> None:
+    with server.client() as client:
+        # It knows the scripts of other tests.
+        client.script_flush()
+    with (
+        restricted(server, "pubsub", *rights.limits(), f"-{command}") as url,
+        pytest.raises(NoPermissionError) as refused,
+    ):
+        await count_connections(url, "pubsub")
+    assert command in str(refused.value).lower()
 
 
 # -- a user with few rights, and history -----------------------------------------------------------

@@ -15,6 +15,7 @@ REPEATED = [
     "records/test_client_rows.py",
     "records/test_process_rows.py",
     "records/test_batch.py",
+    "records/test_detail_rows.py",
     "records/test_presence_rows.py",
     "records/test_presence_model.py",
     "records/test_query_plans.py",

@@ -302,7 +302,7 @@ def _lost_commit():
 @pytest.mark.django_db
 def test_presence_agrees_with_a_simple_model():
     quick = settings(
-        max_examples=40,
+        max_examples=20,
         stateful_step_count=30,
         deadline=None,
         suppress_health_check=list(HealthCheck),

@@ -20,6 +20,7 @@ from realtime.errors import ConnectionGone, LayerUnavailable, RecordsUnavailable
 from realtime.hub.connection import Connection
 from realtime.hub.hub import Hub
 from realtime.layers import groups, messages
+from realtime.limits.subjects import address_of
 from realtime.models import Connection as Record
 from realtime.models import Membership, Process
 from realtime.records import connection_rows, process_rows
@@ -58,6 +59,7 @@ async def test_records_and_logs_keep_only_the_set_client_details(
     realtime_settings(CLIENT_DETAILS=details)
     peer = Peer()
     peer.connection.scope |= {"client": [address, 5], "headers": [(b"user-agent", b"Firefox")]}
+    peer.connection.address = address_of(peer.connection.scope)
     await peer.open()
     record = await peer.record()
     assert (record.remote_address, record.user_agent) == (kept, agent)

@@ -39,11 +39,15 @@ class Client:
         url: The address.
         plain: The client does not offer `realtime.v1`.
         headers: More headers of the handshake.
+        ticket: A ticket that the client presents as a subprotocol.
     """
 
-    def __init__(self, url: str, *, plain: bool = False, headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, url: str, *, plain: bool = False, headers: dict[str, str] | None = None, ticket: str = ""
+    ) -> None:
         self.url = url
         self.plain = plain
+        self.offered = [*([] if plain else [SUBPROTOCOL]), *([f"realtime.ticket.{ticket}"] if ticket else [])]
         self.headers = headers
         self.answers_pings = True
         self.answers_after = 0.0
@@ -71,7 +75,7 @@ class Client:
         """
         self._socket = await connect(
             self.url,
-            subprotocols=None if self.plain else [SUBPROTOCOL],  # type: ignore[list-item]
+            subprotocols=self.offered or None,  # type: ignore[arg-type]
             additional_headers=self.headers,
             user_agent_header=None if self.headers and "User-Agent" in self.headers else "tests",
             compression=None,

@@ -61,6 +61,13 @@ for (const socket of server.server.clients) {
 }
 await settled(["0 loaded", "1 loaded"]);
 
+// A user who may not be in the group any more sees nothing of it.
+for (const socket of server.server.clients) {
+  socket.send(JSON.stringify({ type: "removed", group: GROUP, reason: "forbidden" }));
+}
+await settled([]);
+await connection.join(GROUP);
+
 const left = once(connection, "groups", ({ groups }) => !groups.includes(GROUP));
 await rendering(() => root.unmount());
 await left;

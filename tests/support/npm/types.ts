@@ -22,6 +22,8 @@ new RealtimeConnection(new URL("wss://example.com/ws/"), { queue: true, remember
 new RealtimeConnection();
 new RealtimeConnection("/ws/", { WebSocket });
 new RealtimeConnection("/ws/", { WebSocket: NodeWebSocket });
+new RealtimeConnection("/ws/", { ticket: async () => "text" });
+new RealtimeConnection("/ws/", { ticket: () => "text" });
 
 connection.addEventListener("message", function ({ detail }) {
   same<typeof detail, Message>(true);
@@ -41,6 +43,8 @@ connection.addEventListener("presence", ({ detail: { group, users, joined, left,
   console.log(group, users.includes("7"), (anonymous + total).toFixed());
 });
 connection.addEventListener("notification", ({ detail }) => same<typeof detail.data, unknown>(true));
+connection.addEventListener("removed", ({ detail: { group, reason } }) => same<typeof group | typeof reason, string>(true));
+connection.addEventListener("refresh", ({ detail }) => console.log(detail.within.toFixed()));
 connection.addEventListener("state", ({ detail }) => same<typeof detail.state, State>(true), { once: true });
 connection.addEventListener("error", { handleEvent: ({ detail }) => console.log(detail.code) });
 connection.addEventListener("of another library", (event: Event) => console.log(event.type));
@@ -66,6 +70,8 @@ void new RealtimeError("a code of the application", "text");
 
 // @ts-expect-error - there is no such option
 new RealtimeConnection("/ws/", { remembers: true });
+// @ts-expect-error - a ticket is a text
+new RealtimeConnection("/ws/", { ticket: async () => ({ ticket: "text" }) });
 // @ts-expect-error - offsets are numbers
 void connection.join("public.a", { since: { epoch: "e", offset: "1" } });
 // @ts-expect-error - presence is asked for, or not

@@ -21,6 +21,13 @@ def history() -> list[str]:
     return line.split()
 
 
+def limits() -> list[str]:
+    """Return the page's rules that are added for the limits on connections."""
+    page = (CHECKOUT / "docs/howto/run-redis.md").read_text()
+    (line,) = [line for line in page.splitlines() if line.startswith("~asgi:realtime.limits* ")]
+    return line.split()
+
+
 def commands(rules: list[str]) -> list[str]:
     """Return the commands that these rules allow."""
     return [rule.removeprefix("+") for rule in rules if rule.startswith("+")]

@@ -23,6 +23,8 @@ from realtime.layers.messages import (
     Notified,
     Notify,
     PresenceChanges,
+    Recheck,
+    Revoke,
 )
 
 CORE = RedisChannelLayer()
@@ -55,6 +57,13 @@ all_messages = st.one_of(
         pages=numbers,
     ),
     st.builds(PresenceChanges, began=stays, ended=stays),
+    st.builds(Revoke, user=texts, session=texts),
+    st.builds(
+        Recheck,
+        users=st.none() | st.lists(texts, max_size=3),
+        groups=st.none() | st.lists(texts, max_size=3),
+        changed_only=st.booleans(),
+    ),
     st.builds(EchoPart, number=numbers, part=numbers),
     st.builds(GroupMessage, text=texts),
     st.builds(GroupMessage, text=texts, epoch=texts, offset=numbers),
@@ -142,6 +151,14 @@ RECORDED: list[tuple[dict[str, Any], AnyMessage]] = [
             "taken": True,
         },
         Notified("6a1c", UUID("5b7d0a3c-0d6f-4f0e-9a57-0f4f0e1f2a3b"), True),
+    ),
+    (
+        {"type": "realtime.revoke", "user": "42", "session": "5b7d0a3c0d6f4f0e9a570f4f0e1f2a3b"},
+        Revoke("42", "5b7d0a3c0d6f4f0e9a570f4f0e1f2a3b"),
+    ),
+    (
+        {"type": "realtime.recheck", "users": ["42"], "groups": None, "changed_only": False},
+        Recheck(["42"]),
     ),
     ({"type": "realtime.echo", "number": 3, "part": 1}, EchoPart(3, 1)),
     (

@@ -47,11 +47,18 @@ class Server:
     def __init__(self) -> None:
         self.dataBuffer, self.offset, self._tempDataLen = b"", 0, 0
         self.socket = Socket()
+        self.reads = True
 
     def write(self, data: bytes) -> None:
         self.dataBuffer += data
 
     def abortConnection(self) -> None: ...
+
+    def pauseProducing(self) -> None:
+        self.reads = False
+
+    def resumeProducing(self) -> None:
+        self.reads = True
 
 
 Server.__module__ = "twisted.internet.tcp"
@@ -429,6 +436,24 @@ def test_any_other_read_goes_to_autobahn(data: bytes) -> None:
     opened.protocol.dataReceived(data)
     assert (opened.watcher.pongs, opened.watcher.v1_pongs) == ([], [])
     assert opened.protocol.received == data
+
+
+async def test_a_flooder_that_was_closed_is_read_no_more() -> None:
+    opened = Opened()
+    opened.protocol.dataReceived(frame(b"{}", TEXT))
+    opened.transport.close({"type": "websocket.close", "code": CloseReason.RATE_LIMITED.code})
+    assert not opened.protocol.transport.reads
+    assert "dataReceived" not in vars(opened.protocol)
+
+
+async def test_after_another_close_only_a_little_is_parsed() -> None:
+    opened = Opened()
+    opened.transport.close({"type": "websocket.close", "code": CloseReason.PROTOCOL_ERROR.code})
+    opened.protocol.dataReceived(b"x" * 1000)
+    assert len(opened.protocol.received) == 1000
+    opened.protocol.dataReceived(b"x" * 100_000)
+    assert len(opened.protocol.received) == 1000
+    assert not opened.protocol.transport.reads
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ client_frames = st.one_of(
     st.builds(Leave, group=groups, ref=refs),
     st.builds(Publish, group=groups, data=raws, ref=refs, id=st.none() | publish_ids),
     st.builds(frames.ClientPresence, group=groups, ref=refs),
-    st.builds(frames.ClientRefresh, ref=st.none() | refs),
+    st.builds(frames.ClientRefresh, ref=refs, ticket=st.none() | st.text(min_size=1, max_size=40)),
 )
 server_frames = st.one_of(
     st.builds(
@@ -120,7 +120,9 @@ server_frames = st.one_of(
         joined=users,
         left=users,
     ),
-    st.just(frames.Refresh()),
+    st.builds(frames.Refresh, within=seconds),
+    st.builds(frames.Refreshed, ref=refs, expires_in=st.none() | seconds),
+    st.builds(frames.Removed, group=groups, reason=st.text()),
 )
 unknown_fields = st.dictionaries(st.text(min_size=1).map("x-{}".format), json_values, max_size=3)
 
@@ -161,7 +163,7 @@ def test_every_type_of_frame_makes_the_round_trip():
     assert tags(frames.ClientFrame) == {"pong", "ping", "join", "leave", "publish", "presence", "refresh"}
     assert tags(frames.ServerFrame) == {
         "welcome", "ping", "message", "joined", "left", "published", "error", "pong", "goodbye",
-        "reset", "presence", "notification", "refresh",
+        "reset", "presence", "notification", "refresh", "refreshed", "removed",
     }  # fmt: skip
 
 
@@ -242,7 +244,7 @@ def test_a_publish_id_has_1_to_64_characters(id_):
 def test_the_error_codes_are_those_of_the_protocol():
     assert [str(code) for code in ErrorCode] == [
         "bad_frame", "unknown_type", "forbidden", "bad_group", "rate_limited", "not_joined", "no_presence",
-        "internal",
+        "too_many_groups", "bad_ticket", "internal",
     ]  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from websockets.frames import Frame, Opcode
 from websockets.streams import StreamReader
 
 from realtime.wire import rfc6455
+from tests.support.clients.raw import frame as client_frame
 
 
 def read(wire: bytes, count: int) -> list[Frame]:
@@ -80,3 +81,27 @@ def test_bytes_other_than_one_short_frame_are_not_read(wire: bytes) -> None:
 def test_a_ping_is_a_ping() -> None:
     (frame,) = read(rfc6455.frame(rfc6455.PING, b"17"), 1)
     assert (frame.opcode, frame.data) == (Opcode.PING, b"17")
+
+
+@given(parts=st.lists(st.tuples(payloads, st.booleans()), max_size=6), data=st.data())
+@settings(deadline=None)
+def test_frames_are_counted_however_they_are_cut(
+    parts: list[tuple[bytes, bool]], data: st.DataObject
+) -> None:
+    wire = b"".join(client_frame(payload, masked=masked) for payload, masked in parts)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(wire)), max_size=8)))
+    counter, frames, size = rfc6455.FrameCounter(), 0, 0
+    for begin, end in zip([0, *cuts], [*cuts, len(wire)], strict=True):
+        more, payload = counter.feed(wire[begin:end])
+        frames, size = frames + more, size + payload
+    assert (frames, size) == (len(parts), sum(len(payload) for payload, _ in parts))
+
+
+@given(st.lists(st.binary(max_size=40), max_size=10))
+def test_any_bytes_can_be_counted(pieces: list[bytes]) -> None:
+    counter = rfc6455.FrameCounter()
+    for piece in pieces:
+        frames, size = counter.feed(piece)
+        # A header has two bytes at least.
+        assert 0 <= frames <= len(piece) // 2 + 1
+        assert size >= 0
