@@ -291,12 +291,16 @@ async def test_the_pages_of_users_online_show_text(admin: Page, prepared: Prepar
         "presentuser/{}/change/",
     ],
 )
-async def test_a_hostile_address_of_the_admin_shows_text(admin: Page, address: str) -> None:
+async def test_a_hostile_address_of_the_admin_shows_text(admin: Page, watch: Watch, address: str) -> None:
     text = (hostile("query") + LONG).replace("/", "%2F").replace("?", "%3F").replace("#", "%23")
     answer = await admin.goto(f"/admin/realtime/{address.replace('{}', text)}")
     assert answer is not None
     assert answer.status < 500
     await admin.wait_for_load_state("networkidle")
+    if answer.status == 400:
+        # With DEBUG, Django's own page of an error has inline styles and scripts, which the policy stops. A
+        # script of the address that ran would still be seen.
+        watch.seen[:] = [each for each in watch.seen if not each.startswith("CSP stopped")]
 
 
 async def test_the_demo_page_shows_payloads_as_text(page: Page, opened: Client) -> None:
