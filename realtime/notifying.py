@@ -17,7 +17,7 @@ from realtime.fleet.mailbox import Mailbox
 from realtime.layers import groups, messages
 from realtime.layers.stamped import LAYER_ERRORS, Layer
 from realtime.process import background_loop, tasks
-from realtime.records import connection_rows, transactions
+from realtime.records import connection_rows, rows, transactions
 from realtime.records.connection_rows import Held
 from realtime.wire import frames
 from realtime.wire.payload import encode_data
@@ -122,9 +122,7 @@ class _Outcome:
 
 
 def _notification(user: Any, data: object, confirm: bool, timeout: float | None) -> _Notification:
-    key = getattr(user, "pk", user)
-    if key is None or not (user_id := str(key)):
-        raise ValueError("A notification needs a user: anonymous users have no primary key.")
+    user_id = rows.user_key(user)
     if timeout is None:
         timeout = ANSWER_TIMEOUT + (conf.get().PONG_TIMEOUT if confirm else 0.0)
     if not timeout > 0:

@@ -8,7 +8,6 @@ room in a table of yours.
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 from uuid import UUID
 
 from realtime.closing import CloseReason
@@ -16,7 +15,7 @@ from realtime.errors import LayerUnavailable, NoSuchLayer
 from realtime.layers import groups, messages
 from realtime.layers.stamped import LAYER_ERRORS
 from realtime.process import background_loop
-from realtime.records import connection_rows, process_rows, transactions
+from realtime.records import connection_rows, process_rows, rows, transactions
 from realtime.records.connection_rows import Held
 
 __all__ = ["adisconnect", "arecheck", "disconnect", "recheck"]
@@ -169,22 +168,7 @@ def _chosen(
     if connection is not None:
         found = connection if isinstance(connection, UUID) else UUID(str(connection))
     groups.layer()
-    return None if user is None else user_key(user), group, found
-
-
-def user_key(user: Any) -> str:
-    """Return the primary key of a user as text.
-
-    Args:
-        user: A user, or the primary key of one.
-
-    Raises:
-        ValueError: The user is anonymous or not saved, or the key is empty.
-    """
-    key = getattr(user, "pk", user)
-    if key is None or not (text := str(key)):
-        raise ValueError("A user is needed that has a primary key: anonymous users have none.")
-    return text
+    return None if user is None else rows.user_key(user), group, found
 
 
 def _recheck(user: object, group: str | None) -> messages.Recheck:
@@ -192,7 +176,7 @@ def _recheck(user: object, group: str | None) -> messages.Recheck:
         groups.require_valid(group)
     groups.layer()
     return messages.Recheck(
-        users=None if user is None else [user_key(user)], groups=None if group is None else [group]
+        users=None if user is None else [rows.user_key(user)], groups=None if group is None else [group]
     )
 
 

@@ -6,20 +6,18 @@ Private: docs/reference.md lists the public names.
 """
 
 import time
-from collections import OrderedDict
 from typing import Any
 
 from realtime import conf, metrics
 from realtime.closing import CloseReason
 from realtime.limits import refusals, subjects
 from realtime.limits.buckets import TokenBucket
+from realtime.limits.recent import Recent
 
 #: The key in the ASGI scope that says that a handshake was counted.
 COUNTED = "realtime.handshake_counted"
 #: Networks that are remembered. Of more, the one that connected least recently is forgotten.
 MAX_NETWORKS = 10_000
-#: Full buckets at the old end that each handshake removes.
-_REMOVED_TOGETHER = 2
 
 
 class Rates:
@@ -30,8 +28,7 @@ class Rates:
     """
 
     def __init__(self, size: int) -> None:
-        self._size = size
-        self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
+        self._buckets: Recent[TokenBucket] = Recent(size, TokenBucket.is_full)
 
     def __len__(self) -> int:
         return len(self._buckets)
@@ -45,27 +42,11 @@ class Rates:
             burst: Handshakes that may come together.
             now: The time in seconds, on a clock that never goes back.
         """
-        bucket = self._buckets.get(network)
-        if bucket is None:
-            self._remove_old(now)
-            bucket = self._buckets[network] = TokenBucket(rate, burst, now)
-        else:
-            self._buckets.move_to_end(network)
-        return bucket.take(1, now)
+        return self._buckets.of(network, now, lambda: TokenBucket(rate, burst, now)).take(1, now)
 
     def clear(self) -> None:
         """Forget all networks."""
         self._buckets.clear()
-
-    def _remove_old(self, now: float) -> None:
-        """Make room for one network."""
-        for _ in range(_REMOVED_TOGETHER):
-            if not self._buckets:
-                break
-            oldest = next(iter(self._buckets.values()))
-            if len(self._buckets) < self._size and not oldest.is_full(now):
-                break
-            self._buckets.popitem(last=False)
 
 
 _rates = Rates(MAX_NETWORKS)

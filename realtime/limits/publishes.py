@@ -11,7 +11,6 @@ import logging
 import math
 import time
 import weakref
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from realtime.layers.stamped import LAYER_ERRORS
 from realtime.limits.buckets import TokenBucket
 from realtime.limits.leases import Decision, Lease, portion
 from realtime.limits.rates import BURST
+from realtime.limits.recent import Recent
 from realtime.limits.shared_counts import KEY
 from realtime.process import tasks
 from realtime.scripts import Argument, KeyScript, Script
@@ -33,8 +33,6 @@ PATIENCE = 1.0
 RETRY = 1.0
 #: Users whose portions a process remembers. Of more, the one that published least recently is forgotten.
 MAX_USERS = 10_000
-#: Lapsed portions at the old end that each new one removes.
-_REMOVED_TOGETHER = 2
 
 # KEYS: the bucket. ARGV: the prefix, the rate per second, the burst, the portion. Returns what it grants.
 _TAKE = Script(
@@ -86,7 +84,7 @@ class Publishes:
 
     def __init__(self, alias: str) -> None:
         self._alias = alias
-        self._leases: OrderedDict[str, Lease] = OrderedDict()
+        self._leases: Recent[Lease] = Recent(MAX_USERS, Lease.lapsed)
         self._asking: dict[str, asyncio.Task[None]] = {}
         # Only while Redis does not answer: what this process counts itself.
         self._local: dict[str, TokenBucket] = {}
@@ -100,7 +98,7 @@ class Publishes:
             user: The user, or what stands for an anonymous one.
             rate: MAX_PUBLISHES_PER_SECOND.
         """
-        lease = self._lease(user, time.monotonic())
+        lease = self._leases.of(user, time.monotonic(), Lease)
         while True:
             now = time.monotonic()
             match lease.take(now):
@@ -115,21 +113,6 @@ class Publishes:
                 return self._without_redis(user, rate, now)
             # One question for all publishes of the user that wait. Each of them looks again then.
             await tasks.shielded(self._ask(user, lease, rate))
-
-    def _lease(self, user: str, now: float) -> Lease:
-        lease = self._leases.get(user)
-        if lease is not None:
-            self._leases.move_to_end(user)
-            return lease
-        for _ in range(_REMOVED_TOGETHER):
-            if not self._leases:
-                break
-            oldest = next(iter(self._leases.values()))
-            if len(self._leases) < MAX_USERS and not oldest.lapsed(now):
-                break
-            self._leases.popitem(last=False)
-        self._leases[user] = lease = Lease()
-        return lease
 
     def _ask(self, user: str, lease: Lease, rate: int) -> "asyncio.Task[None]":
         """Return the task that asks Redis for a portion. The first call starts it."""

@@ -213,6 +213,21 @@ def _length(model: type[models.Model], field: str) -> int | None:
     return cast("models.CharField[str, str]", model._meta.get_field(field)).max_length
 
 
+def user_key(user: Any) -> str:
+    """Return the primary key of a user as text, as records have it.
+
+    Args:
+        user: A user, or the primary key of one.
+
+    Raises:
+        ValueError: The user is anonymous or not saved, or the key is empty.
+    """
+    key = getattr(user, "pk", user)
+    if key is None or not (text := str(key)):
+        raise ValueError("A user is needed: anonymous users have no primary key.")
+    return text
+
+
 def cut(text: str, model: type[models.Model], field: str) -> str:
     """Return a text that every database stores in the column of a field.
 

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -38,19 +38,6 @@ def site(request: pytest.FixtureRequest, start_shared_site: StartSite) -> Site:
         REFRESH_BEFORE=3.0,
         POLICY="tests.support.applications.permitted.policy",
     )
-
-
-@pytest.fixture(scope="module")
-def servers(site: Site) -> list[WebServer]:
-    servers = [site.serve(), site.serve()]
-    site.reaper("--interval", str(INTERVAL), "--timeout", str(INTERVAL / 2)).wait_for_a_round()
-    return servers
-
-
-@pytest.fixture(scope="module")
-def actor(site: Site, servers: list[WebServer]) -> Iterator[Actor]:
-    with Actor(site) as running:
-        yield running
 
 
 class User:

@@ -3,7 +3,6 @@
 import asyncio
 import time
 import urllib.request
-from collections.abc import Iterator
 
 import pytest
 from websockets.exceptions import InvalidStatus
@@ -34,19 +33,6 @@ def site(request: pytest.FixtureRequest, start_shared_site: StartSite) -> Site:
     return start_shared_site(
         request.param, ALLOW_MISSING_ORIGIN=False, ROUND_INTERVAL=INTERVAL, ROUND_TIMEOUT=INTERVAL / 2
     )
-
-
-@pytest.fixture(scope="module")
-def servers(site: Site) -> list[WebServer]:
-    servers = [site.serve(), site.serve()]
-    site.reaper("--interval", str(INTERVAL), "--timeout", str(INTERVAL / 2)).wait_for_a_round()
-    return servers
-
-
-@pytest.fixture(scope="module")
-def actor(site: Site, servers: list[WebServer]) -> Iterator[Actor]:
-    with Actor(site) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
